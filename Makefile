@@ -1,0 +1,50 @@
+# make demo    install into .venv and tune the digits preset
+# make test    install into .venv and run the tests
+# make lint    ruff and mypy
+# make bench   measurements; each ends in one line of JSON
+# make clean   remove what was built here; says what it leaves
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed
+	@$(BIN)/studyhall run digits
+	@echo
+	@echo 'The study is kept: `make demo` again goes on where it was interrupted, or shows the result.'
+	@echo 'Type next, after: source $(BIN)/activate'
+	@echo '  studyhall best digits --format json    the parameters, for a script'
+	@echo '  studyhall trials digits                every trial'
+	@echo '  studyhall finalize digits              retrain the best and test it, once'
+	@echo '  studyhall delete digits                to start afresh'
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -n $${STUDYHALL_TEST_PROCESSES:-2} $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.installed-dev
+	@for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo 'Kept: your studies and downloaded data, in STUDYHALL_HOME, else ~/.local/share/studyhall (root: /var/lib/studyhall).'
+	@echo 'To remove those as well: studyhall db stop, then delete that folder.'
+
+# Reinstalled only where pyproject.toml has changed: the package itself is installed in place.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Studyhall needs Python 3.11 or newer, and $(PYTHON) is {v}; name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,172 @@
+"""Optuna's samplers and pruners by their short names, built from a spec's options."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from studies.errors import nearest
+
+if TYPE_CHECKING:
+    from studies.space import CategoricalParameter, FloatParameter, IntParameter
+
+SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "bruteforce": optuna.samplers.BruteForceSampler,
+    "cmaes": optuna.samplers.CmaEsSampler,
+    "gp": optuna.samplers.GPSampler,
+    "grid": optuna.samplers.GridSampler,
+    "nsgaii": optuna.samplers.NSGAIISampler,
+    "nsgaiii": optuna.samplers.NSGAIIISampler,
+    "partialfixed": optuna.samplers.PartialFixedSampler,
+    "qmc": optuna.samplers.QMCSampler,
+    "random": optuna.samplers.RandomSampler,
+    "tpe": optuna.samplers.TPESampler,
+}
+PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
+    "hyperband": optuna.pruners.HyperbandPruner,
+    "median": optuna.pruners.MedianPruner,
+    "none": optuna.pruners.NopPruner,
+    "patient": optuna.pruners.PatientPruner,
+    "percentile": optuna.pruners.PercentilePruner,
+    "successivehalving": optuna.pruners.SuccessiveHalvingPruner,
+    "threshold": optuna.pruners.ThresholdPruner,
+    "wilcoxon": optuna.pruners.WilcoxonPruner,
+}
+# Options that are a sampler or pruner themselves: { name = …, options = {…} }.
+_NESTED = ("base_sampler", "independent_sampler", "wrapped_pruner")
+# What a TOML file cannot say, or what the spec says elsewhere.
+_HIDDEN = frozenset(
+    [
+        "self",
+        "seed",
+        "search_space",
+        "x0",
+        "source_trials",
+        "gamma",
+        "weights",
+        "constraints_func",
+        "mutation",
+        "crossover",
+        "reference_points",
+        "elite_population_selection_strategy",
+        "child_generation_strategy",
+        "after_trial_strategy",
+        "args",
+        "kwargs",
+    ]
+)
+
+
+def build_sampler(
+    name: str,
+    options: Mapping[str, Any],
+    space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter],
+    study_seed: int,
+    trial_seed: int,
+) -> optuna.samplers.BaseSampler:
+    """The sampler ``name`` for one trial.
+
+    Raises:
+        ValueError: unknown name or option, or a value that Optuna refuses; the message says which.
+    """
+    options = dict(options)
+    if "base_sampler" in options:
+        base = _nested("sampler.options.base_sampler", options["base_sampler"])
+        options["base_sampler"] = build_sampler(*base, space, study_seed, trial_seed)
+    if "independent_sampler" in options:
+        independent = _nested("sampler.options.independent_sampler", options["independent_sampler"])
+        options["independent_sampler"] = build_sampler(*independent, space, study_seed, trial_seed)
+    extra: dict[str, Any] = {}
+    if name == "grid":
+        extra["search_space"] = _grid(space)
+    # The points of a quasi-random sequence are told apart by the trial's number, so all draw from one.
+    if name != "partialfixed":
+        extra["seed"] = study_seed if name == "qmc" else trial_seed
+    sampler: optuna.samplers.BaseSampler = _build("sampler", SAMPLERS, name, options, extra)
+    return sampler
+
+
+def build_pruner(name: str, options: Mapping[str, Any]) -> optuna.pruners.BasePruner:
+    """The pruner ``name``.
+
+    Raises:
+        ValueError: unknown name or option, or a value that Optuna refuses; the message says which.
+    """
+    options = dict(options)
+    if "wrapped_pruner" in options:
+        options["wrapped_pruner"] = build_pruner(
+            *_nested("pruner.options.wrapped_pruner", options["wrapped_pruner"])
+        )
+    elif name == "patient":
+        options["wrapped_pruner"] = None
+    pruner: optuna.pruners.BasePruner = _build("pruner", PRUNERS, name, options, {})
+    return pruner
+
+
+def _build(
+    kind: str,
+    known: Mapping[str, Callable[..., Any]],
+    name: str,
+    options: Mapping[str, Any],
+    extra: dict[str, Any],
+) -> Any:
+    if name not in known:
+        raise ValueError(f"{kind}.name: {name!r} is unknown; {nearest(name, known)}; all: {', '.join(known)}")
+    parameters = inspect.signature(known[name]).parameters
+    legal = [option for option in parameters if option not in _HIDDEN]
+    for option, value in options.items():
+        if option not in legal:
+            raise ValueError(
+                f"{kind}.options.{option}: {name!r} has no such option; {nearest(option, legal)}"
+            )
+        if not _fits(value, str(parameters[option].annotation)):
+            raise ValueError(
+                f"{kind}.options.{option} = {value!r}: should be {parameters[option].annotation}"
+            )
+    with warnings.catch_warnings():
+        # "Experimental" is Optuna's word to programmers; whoever names a sampler in a file has chosen it.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            return known[name](**options, **extra)
+        except (TypeError, ValueError, AssertionError) as error:
+            shown = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+            raise ValueError(
+                f"{kind}.options: {name!r} refuses {shown or 'no options'}: {_line(error)}"
+            ) from None
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether ``value`` is what Optuna's annotation says; true where that is no plain type."""
+    plain = {"int": int, "float": int | float, "bool": bool, "str": str, "None": type(None)}
+    types = [part.strip() for part in annotation.replace("'", "").split("|")]
+    if not all(part in plain for part in types):
+        return True
+    return any(
+        isinstance(value, plain[part]) and isinstance(value, bool) <= (part == "bool") for part in types
+    )
+
+
+def _nested(key: str, value: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(value, Mapping) or not set(value) <= {"name", "options"} or "name" not in value:
+        raise ValueError(f"{key}: {value!r} is not {{ name = …, options = {{…}} }}")
+    return value["name"], dict(value.get("options", {}))
+
+
+def _grid(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter]) -> dict[str, list[Any]]:
+    if not space:
+        raise ValueError("sampler.name: 'grid' needs a [space]; add one or choose another sampler")
+    grid = {name: parameter.grid() for name, parameter in space.items()}
+    for name, values in grid.items():
+        if values is None:
+            raise ValueError(
+                f"sampler.name: 'grid' needs a step for the real number space.{name}; add step = …"
+            )
+    return {name: values for name, values in grid.items() if values is not None}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,72 @@
+"""The command line, ``studyhall``: the one place that reads the environment, prints and exits.
+
+Only light modules are imported here and at the top of its siblings, so that ``studyhall --help`` is
+quick; Optuna is imported by the commands that need it, PyTorch by the workers alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from studies.cli import change, db, finalize, look, run
+from studies.cli.common import report_error
+from studies.errors import StudyhallError
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order in which a newcomer needs them."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="Begin with: studyhall run digits",
+)
+@click.version_option(package_name="studyhall")
+def studyhall() -> None:
+    """Tune models with many workers on one PostgreSQL study.
+
+    Studies live in a PostgreSQL that comes with Studyhall and is started when needed, or in the
+    one that --storage (or STUDYHALL_STORAGE) names.
+    """
+
+
+for _command in (
+    run.run,
+    run.create,
+    run.work,
+    look.list_studies,
+    look.status,
+    look.best,
+    look.trials,
+    look.show,
+    finalize.finalize,
+    change.extend,
+    change.delete,
+    db.db,
+):
+    studyhall.add_command(_command)
+
+
+def main() -> None:
+    """The command ``studyhall``: runs it and exits with its status."""
+    try:
+        sys.exit(studyhall(standalone_mode=False, prog_name="studyhall") or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has enough. Nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except StudyhallError as error:
+        sys.exit(report_error(error))

@@ -1,0 +1,89 @@
+"""The commands that change a study: extend, delete."""
+
+from __future__ import annotations
+
+import click
+
+from studies.cli.common import Common, common_options, counted, say, study_argument
+from studies.cli.look import status_line
+
+
+def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[bool, int] | None:
+    """``+50`` → (True, 50), ``50`` → (False, 50)."""
+    if text is None:
+        return None
+    if not text.removeprefix("+").isdecimal() or int(text) == 0:
+        raise click.BadParameter(f"{text!r} is neither a whole number above 0, nor + and one: 150, +50")
+    return text.startswith("+"), int(text)
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    from studies.spec import parse_seconds
+
+    if text is None:
+        return None
+    try:
+        seconds = float(str(parse_seconds(text)))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if seconds <= 0:
+        raise click.BadParameter(f"{text!r} is no time; it must be above 0")
+    return seconds
+
+
+@click.command()
+@study_argument
+@click.option("--trials", metavar="N|+N", callback=_count, help="So many trials, or so many more.")
+@click.option(
+    "--timeout", metavar="TIME", callback=_seconds, help="Time in which trials may begin: 90s, 30m, 2h."
+)
+@click.option("--target", type=float, help="Stop when a trial reaches this value.")
+@click.option("--max-failures", type=click.IntRange(min=1), help="FAILed trials before the study stops.")
+@common_options
+def extend(
+    common: Common,
+    name: str,
+    trials: tuple[bool, int] | None,
+    timeout: float | None,
+    target: float | None,
+    max_failures: int | None,
+) -> None:
+    """Change a study's budget; workers obey with their next trial."""
+    if trials is None and timeout is None and target is None and max_failures is None:
+        raise click.UsageError("nothing to change; give --trials +50, --timeout, --target or --max-failures")
+    with common.open() as storage:
+        record = storage.find_study(name)
+        relative, count = trials or (False, None)
+        storage.extend(
+            record,
+            trials=None if relative else count,
+            more_trials=count if relative and count else 0,
+            timeout=timeout,
+            target=target,
+            max_failures=max_failures,
+        )
+        record = storage.find_study(name)
+        say(status_line(storage.status(record), record))
+
+
+@click.command()
+@study_argument
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@common_options
+def delete(common: Common, name: str, yes: bool) -> None:
+    """Delete a study with all its trials."""
+    from studies.errors import StudyBusy
+
+    with common.open() as storage:
+        record = storage.find_study(name)
+        now = storage.status(record)
+        if now.workers:
+            raise StudyBusy(
+                f"{counted(len(now.workers), 'worker')} of study {name!r} were seen in the last two minutes; "
+                f"stop them first, see: studyhall status {name}"
+            )
+        total = sum(now.trials.values())
+        if not yes:
+            click.confirm(f"Delete study {name!r} with its {counted(total, 'trial')}?", abort=True, err=True)
+        storage.delete(record)
+    say(f"deleted study {name!r} with its {counted(total, 'trial')}")

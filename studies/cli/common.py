@@ -1,0 +1,119 @@
+"""What the commands share: their common options, the storage they open, how they print and fail."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from studies.errors import StudyhallError
+
+if TYPE_CHECKING:
+    from studies.storage.postgres import PostgresStorage
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(kw_only=True)
+class Common:
+    """The options that every command takes."""
+
+    storage_url: str | None
+    debug: bool
+
+    def open(self, *, create: bool = False) -> closing[PostgresStorage]:
+        """The storage of this command, as a context manager.
+
+        Args:
+            create: make the tables where they are missing.
+        """
+        from studies.storage import open_storage
+
+        where = None if self.storage_url else home()
+        return closing(open_storage(self.storage_url, home=where, create=create))
+
+
+def home() -> Path:
+    """What Studyhall keeps on this machine: ``STUDYHALL_HOME``, else the user's data directory."""
+    from studies.storage.embedded import default_home
+
+    chosen = os.environ.get("STUDYHALL_HOME")
+    return Path(chosen).expanduser().absolute() if chosen else default_home(is_root=os.geteuid() == 0)
+
+
+def common_options(command: F) -> F:
+    """Give ``command`` the options of every command, as its first argument, a :class:`Common`."""
+
+    @click.option(
+        "--storage",
+        "storage_url",
+        envvar="STUDYHALL_STORAGE",
+        metavar="URL",
+        help="A PostgreSQL server instead of the embedded one. [env: STUDYHALL_STORAGE]",
+    )
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(command)
+    def wrapped(storage_url: str | None, debug: bool, **options: Any) -> Any:
+        logging.basicConfig(format="%(message)s", level=logging.DEBUG if debug else logging.WARNING)
+        try:
+            return command(Common(storage_url=storage_url or None, debug=debug), **options)
+        except StudyhallError as error:
+            if debug:
+                traceback.print_exc()
+            raise click.exceptions.Exit(report_error(error)) from error
+
+    return wrapped  # type: ignore[return-value]  # click's decorators keep the callable, not its type
+
+
+data_dir_option = click.option(
+    "--data-dir",
+    envvar="STUDYHALL_DATA",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where data sets are, or are downloaded to once. [env: STUDYHALL_DATA]",
+)
+study_argument = click.argument("name", metavar="NAME")
+
+
+def data_dir_or_default(data_dir: Path | None) -> Path:
+    """``--data-dir``, else ``data`` in the home of Studyhall."""
+    return data_dir.absolute() if data_dir else home() / "data"
+
+
+def report_error(error: StudyhallError) -> int:
+    """Print the one line of ``error``, and return its exit status."""
+    say(f"error: {' '.join(str(error).split())}")
+    return error.exit_code
+
+
+def say(text: str = "") -> None:
+    """Print to standard error: everything that is not data."""
+    click.echo(text, err=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """``35 ms``, ``48 s``, ``3:20``, ``2:03:20``: as short as it stays clear."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float | None) -> str:
+    """``value`` to six significant digits, for people."""
+    return "–" if value is None else f"{value:.6g}"

@@ -1,0 +1,75 @@
+"""The command finalize."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import click
+
+from studies.cli.common import (
+    Common,
+    common_options,
+    counted,
+    data_dir_option,
+    data_dir_or_default,
+    number,
+    say,
+    study_argument,
+)
+from studies.cli.formats import echo
+from studies.errors import StudyhallError
+
+
+@click.command()
+@study_argument
+@click.option("--out", type=click.Path(path_type=Path), help="The folder to make; default: NAME-final.")
+@click.option("--again", is_flag=True, help="Look at the test data once more; the number of looks is stored.")
+@data_dir_option
+@common_options
+def finalize(common: Common, name: str, out: Path | None, again: bool, data_dir: Path | None) -> None:
+    """Retrain the best trial, and test it once.
+
+    Trains on all but the test data, writes weights, configuration and metrics to a folder, and
+    stores the metrics in the study. Test data answer honestly once: a second look is refused
+    without --again.
+    """
+    from studies import finalize as final
+    from studies.objective import build
+    from studies.worker import devices
+
+    directory = (out or Path(re.sub(r"[^\w.-]", "_", name) + "-final")).absolute()
+    with common.open() as storage:
+        record = storage.find_study(name)
+        trial = storage.best(record)
+        if record.spec is None:
+            raise StudyhallError(
+                f"study {name!r} was made by Optuna, not by studyhall: its objective is not known"
+            )
+        before = final.stored(storage, record)
+        if before and not again:
+            shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())
+            raise StudyhallError(
+                f"study {name!r} was finalized with trial {before['trial']} ({shown}); "
+                "test data that choose become training data; if you must: --again"
+            )
+        device = devices.choose(1, os.environ.get("CUDA_VISIBLE_DEVICES"))[0]
+        os.environ.update(device.environment)  # before the objective imports PyTorch
+        objective = build(
+            record.spec.objective.path,
+            record.spec.objective.args,
+            space=tuple(record.spec.space),
+            data_dir=data_dir_or_default(data_dir),
+        )
+        say(f"retraining trial {trial.number} of {name} on training and validation data ({device.label})")
+        metrics = final.finalize(
+            storage, record, record.spec, trial, objective,
+            device=device.torch, directory=directory, progress=_show,
+        )  # fmt: skip
+    echo("\n".join(f"{key} {number(value)}" for key, value in metrics.items()))
+    say(f"wrote {directory}" + (f"; this was look {before['looks'] + 1} at the test data" if before else ""))
+
+
+def _show(done: int, total: int) -> None:
+    click.echo(f"\r{counted(done, 'epoch')} of {total}" + ("\n" if done == total else ""), err=True, nl=False)

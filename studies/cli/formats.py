@@ -1,0 +1,127 @@
+"""Trials and studies as data: for scripts in several formats, for people in columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from studies.cli.common import number
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+BEST_FORMATS = ("table", "json", "yaml", "toml", "env", "args")
+
+
+def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Mapping[str, float]) -> str:
+    """The best trial in the format ``kind``, one of :data:`BEST_FORMATS`."""
+    data = {
+        "study": study,
+        "number": trial.number,
+        "value": plain(trial.value),
+        "params": trial.params,
+        "metrics": {name: plain(value) for name, value in metrics.items()},
+    }
+    if kind == "json":
+        return to_json(data)
+    if kind == "yaml":
+        import yaml
+
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
+    if kind == "toml":
+        import tomli_w
+
+        return tomli_w.dumps(_without_none(data)).rstrip()
+    if kind == "env":
+        return "\n".join(f"{_variable(name)}={shlex.quote(text(v))}" for name, v in trial.params.items())
+    if kind == "args":
+        return " ".join(
+            shlex.quote(part) for name, v in trial.params.items() for part in (f"--{name}", text(v))
+        )
+    lines = [f"best of {study}: trial {trial.number} with {metric} = {number(trial.value)}", ""]
+    width = max((len(name) for name in [*trial.params, *metrics]), default=0)
+    lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
+    if metrics:
+        lines += ["", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
+    return "\n".join(lines)
+
+
+def to_json(data: Any) -> str:
+    """``data`` as one line of JSON, in which every number is finite."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV as RFC 4180 has it, but with line feeds alone."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    return buffer.getvalue().rstrip("\n")
+
+
+def print_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()
+) -> None:
+    """Print a table without lines to standard output; in a terminal no wider than that."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in header:
+        last = name == header[-1]
+        table.add_column(
+            name,
+            justify="right" if name in numeric else "left",
+            no_wrap=not last,
+            overflow="fold" if last else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*row)
+    # Through a pipe every line is whole: nothing is wrapped for a terminal that is not there.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(table)
+    echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def text(value: Any) -> str:
+    """A parameter's exact value, for scripts."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def readable(value: Any) -> str:
+    """A parameter's value, for people: real numbers to four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else text(value)
+
+
+def plain(value: float | None) -> float | None:
+    """``value``, or ``None`` where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def echo(data: str) -> None:
+    """Print data to standard output."""
+    click.echo(data)
+
+
+def _variable(name: str) -> str:
+    """A shell variable named after a parameter: ``weight_decay`` → ``WEIGHT_DECAY``."""
+    variable = re.sub(r"\W", "_", name, flags=re.ASCII).upper()
+    return f"_{variable}" if variable[:1].isdigit() else variable
+
+
+def _without_none(data: Any) -> Any:
+    """``data`` without the values that TOML cannot say."""
+    if isinstance(data, dict):
+        return {key: _without_none(value) for key, value in data.items() if value is not None}
+    return data

@@ -1,0 +1,254 @@
+"""The commands that look: ls, status, best, trials, show."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument
+from studies.cli.formats import BEST_FORMATS, best_as, echo, plain, print_columns, readable, to_csv, to_json
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
+
+
+@click.command("ls")
+@click.option("--format", "kind", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@common_options
+def list_studies(common: Common, kind: str) -> None:
+    """List the studies."""
+    with common.open() as storage:
+        rows = storage.list_studies()
+    if kind == "json":
+        keys = ("name", "budget", "complete", "pruned", "running", "waiting", "fail", "workers")
+        echo(to_json([{key: row[key] for key in keys} for row in rows]))
+    elif not rows:
+        say("no studies yet; begin one with: studyhall run digits")
+    else:
+        print_columns(
+            ["study", "done", "budget", "pruned", "running", "failed", "workers", "began"],
+            [
+                [
+                    row["name"],
+                    str(row["complete"] + row["pruned"]),
+                    "–" if row["budget"] is None else str(row["budget"]),
+                    *(str(row[key]) for key in ("pruned", "running", "fail", "workers")),
+                    "–" if row["seconds_ago"] is None else f"{duration(row['seconds_ago'])} ago",
+                ]
+                for row in rows
+            ],
+            numeric=["done", "budget", "pruned", "running", "failed", "workers"],
+        )
+
+
+@click.command()
+@study_argument
+@click.option("--format", "kind", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@common_options
+def status(common: Common, name: str, kind: str) -> None:
+    """Show how far a study is, and who works on it."""
+    with common.open() as storage:
+        record = storage.find_study(name)
+        now = storage.status(record)
+        metrics = storage.last_metrics([now.best]) if now.best else {}
+    if kind == "json":
+        best = now.best and best_as("json", name, now.best, "", metrics[now.best.number])
+        data = {
+            "study": name,
+            "budget": now.budget and now.budget.trials,
+            "trials": dict(now.trials),
+            "ended": now.ended,
+            "best": None,
+            "workers": [asdict(worker) for worker in now.workers],
+        }
+        echo(to_json(data).replace('"best": null', f'"best": {best or "null"}', 1))
+        return
+    echo(status_line(now, record))
+    if now.best:
+        echo(f"best: {number(now.best.value)} in trial {now.best.number} (studyhall best {name})")
+    if now.workers:
+        echo("")
+        print_columns(
+            ["worker", "pid", "device", "trial", "step", "seen"],
+            [
+                [w.host, str(w.pid), w.device, "–" if w.trial is None else str(w.trial),
+                 "–" if w.step is None else str(w.step), f"{duration(w.seen_seconds_ago)} ago"]
+                for w in now.workers
+            ],
+            numeric=["pid", "trial", "step"],
+        )  # fmt: skip
+
+
+def status_line(now: Status, record: StudyRecord) -> str:
+    """The state of a study in one line."""
+    of = f" of {now.budget.trials}" if now.budget else ""
+    counts = ", ".join(
+        f"{now.trials[key]} {'failed' if key == 'fail' else key}"
+        for key in ("complete", "pruned", "running", "waiting", "fail")
+        if now.trials[key] or key == "complete"
+    )
+    ended = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended else ""
+    return f"{record.name}: {now.finished}{of} trials done ({counts}){ended}"
+
+
+#: Why a study is over, in words.
+END_WORDS = {
+    "complete": "the budget is spent",
+    "failures": "stopped after too many failed trials",
+    "timeout": "its time is up",
+    "target": "the target is reached",
+    "stopped": "stopped by its objective or sampler",
+    "deleted": "the study was deleted",
+}
+
+
+@click.command()
+@study_argument
+@click.option("--format", "kind", type=click.Choice(BEST_FORMATS), default="table", show_default=True)
+@common_options
+def best(common: Common, name: str, kind: str) -> None:
+    """Print the best trial.
+
+    json, yaml and toml hold study, number, value, params and metrics; env and args hold the
+    parameters alone: LR=0.01 and --lr 0.01. Of equal trials the one with the lowest number is best.
+    """
+    with common.open() as storage:
+        record = storage.find_study(name)
+        trial = storage.best(record)
+        metrics = storage.last_metrics([trial])[trial.number]
+    metric = record.spec.metric_names[0] if record.spec else "value"
+    echo(best_as(kind, name, trial, metric, metrics))
+
+
+@click.command()
+@study_argument
+@click.option(
+    "--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
+)
+@common_options
+def trials(common: Common, name: str, kind: str) -> None:
+    """List a study's trials."""
+    with common.open() as storage:
+        record = storage.find_study(name)
+        found = storage.trials(record)
+        metrics = storage.last_metrics(found)
+        attempts = storage.attempts(record)
+    if kind == "json":
+        echo(to_json([_trial_data(trial, metrics[trial.number], attempts) for trial in found]))
+    elif kind == "csv":
+        echo(_trials_csv(found, metrics, attempts))
+    elif not found:
+        say(f"study {name!r} has no trials yet; run it with: studyhall work {name}")
+    else:
+        print_columns(
+            ["#", "state", "value", "steps", "time", "parameters"],
+            [
+                [
+                    str(trial.number),
+                    trial.state.name.lower(),
+                    " ".join(number(value) for value in trial.values or []) or "–",
+                    str(len(trial.intermediate_values)),
+                    "–" if trial.duration is None else duration(trial.duration.total_seconds()),
+                    " ".join(f"{key}={readable(value)}" for key, value in trial.params.items()),
+                ]
+                for trial in found
+            ],
+            numeric=["#", "value", "steps", "time"],
+        )
+
+
+def _trial_data(
+    trial: FrozenTrial, metrics: dict[str, float], attempts: dict[int, tuple[str, int]]
+) -> dict[str, Any]:
+    worker, times = attempts.get(trial.number, (None, None))
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": plain(trial.values[0]) if trial.values and len(trial.values) == 1 else None,
+        "values": [plain(value) for value in trial.values or []],
+        "params": trial.params,
+        "metrics": {name: plain(value) for name, value in metrics.items()},
+        "steps": {str(step): plain(value) for step, value in trial.intermediate_values.items()},
+        "start": trial.datetime_start and trial.datetime_start.astimezone().isoformat(),
+        "complete": trial.datetime_complete and trial.datetime_complete.astimezone().isoformat(),
+        "worker": worker,
+        "attempts": times,
+        "error": trial.user_attrs.get("error"),
+    }
+
+
+def _trials_csv(
+    found: list[FrozenTrial], metrics: dict[int, dict[str, float]], attempts: dict[int, tuple[str, int]]
+) -> str:
+    params = list(dict.fromkeys(name for trial in found for name in trial.params))
+    names = sorted({name for values in metrics.values() for name in values})
+    header = ["number", "state", "value", "steps", "start", "complete", "worker", "attempts", "error"]
+    rows = []
+    for trial in found:
+        data = _trial_data(trial, metrics[trial.number], attempts) | {"steps": len(trial.intermediate_values)}
+        rows.append(
+            [data[key] for key in header]
+            + [trial.params.get(name) for name in params]
+            + [metrics[trial.number].get(name) for name in names]
+        )
+    return to_csv(
+        header + [f"params_{name}" for name in params] + [f"metrics_{name}" for name in names], rows
+    )
+
+
+@click.command()
+@study_argument
+@click.argument("trial_number", metavar="[NUMBER]", type=int, required=False)
+@common_options
+def show(common: Common, name: str, trial_number: int | None) -> None:
+    """Show a study's spec, or one of its trials.
+
+    The spec is printed as a study file; a trial with its parameters, its curve and its error.
+    """
+    with common.open() as storage:
+        record = storage.find_study(name)
+        if trial_number is None:
+            _show_study(storage, record)
+        else:
+            _show_trial(storage, record, trial_number)
+
+
+def _show_study(storage: PostgresStorage, record: StudyRecord) -> None:
+    say(status_line(storage.status(record), record))
+    if record.spec is None:
+        say("it was made by Optuna, not by studyhall, so there is no spec")
+        return
+    import tomli_w
+
+    echo(tomli_w.dumps(record.spec.model_copy(update={"budget": record.budget}).to_file()).rstrip())
+
+
+def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int) -> None:
+    trial = storage.trial(record, trial_number)
+    metrics = storage.metrics(trial)
+    worker, times = storage.attempts(record).get(trial_number, ("–", 0))
+    echo(f"trial {trial.number} of {record.name}: {trial.state.name.lower()}")
+    facts = {
+        "value": " ".join(number(value) for value in trial.values or []) or "–",
+        "began": str(trial.datetime_start or "–").partition(".")[0],
+        "took": duration(trial.duration.total_seconds()) if trial.duration else "–",
+        "worker": f"{worker} ({counted(times, 'attempt')})" if times > 1 else worker,
+        **{name: readable(value) for name, value in trial.params.items()},
+    }
+    width = max(map(len, facts))
+    echo("\n".join(f"  {key:<{width}}  {value}" for key, value in facts.items()))
+    if trial.intermediate_values:
+        names = sorted({name for values in metrics.values() for name in values})
+        echo("")
+        # Where named metrics tell what was reported, the bare value would say it twice.
+        rows = [
+            [str(step), *([number(metrics.get(step, {}).get(name)) for name in names] or [number(value)])]
+            for step, value in sorted(trial.intermediate_values.items())
+        ]
+        print_columns(["step", *(names or ["value"])], rows, numeric=["step", *(names or ["value"])])
+    if "error" in trial.user_attrs:
+        echo(f"\n{str(trial.user_attrs.get('traceback') or trial.user_attrs['error']).rstrip()}")

@@ -1,0 +1,102 @@
+"""A study's progress on standard error: two live lines in a terminal, else plain lines now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from studies.cli.common import duration, number
+
+if TYPE_CHECKING:
+    from studies.storage.postgres import Status, StudyRecord
+
+#: Seconds between two plain lines.
+PLAIN_EVERY = 5.0
+
+
+class Progress:
+    """Shows a :class:`Status` after another. A context manager: its end leaves the terminal as it was."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._began = time.monotonic()
+        self._finished_before: int | None = None
+        self._printed = (-1, 0.0)
+
+    def __enter__(self) -> Progress:
+        self._began = time.monotonic()
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def print(self, line: str) -> None:
+        """Print a line above the live ones; from any thread."""
+        self._console.print(line, style="dim")
+
+    def update(self, now: Status, record: StudyRecord) -> None:
+        """Show where the study stands."""
+        if self._finished_before is None:
+            self._finished_before = now.finished
+        if self._live:
+            self._live.update(self._picture(now, record))
+            return
+        if now.finished != self._printed[0] and time.monotonic() - self._printed[1] > PLAIN_EVERY:
+            self._printed = (now.finished, time.monotonic())
+            print(
+                f"{record.name}: {now.finished}{_of(now)} trials done, {self._facts(now)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _picture(self, now: Status, record: StudyRecord) -> Group:
+        total = now.budget.trials if now.budget else None
+        line = Table.grid(padding=(0, 1))
+        line.add_column(no_wrap=True, max_width=30)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True)
+        line.add_row(
+            Text(record.name, "bold"),
+            ProgressBar(
+                total=total, completed=now.finished, width=max(10, min(40, self._console.width - 45))
+            ),
+            Text(f"{now.finished}{_of(now)} trials"),
+        )
+        return Group(line, Text(f"  {self._facts(now)}", overflow="ellipsis", no_wrap=True))
+
+    def _facts(self, now: Status) -> str:
+        facts = [f"{now.trials['running']} running", f"{now.trials['pruned']} pruned"]
+        if now.trials["waiting"]:
+            facts.append(f"{now.trials['waiting']} waiting")
+        if now.trials["fail"]:
+            facts.append(f"{now.trials['fail']} failed")
+        if now.best:
+            facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
+        left = self._seconds_left(now)
+        if left is not None:
+            facts.append(f"{duration(left)} left")
+        return ", ".join(facts)
+
+    def _seconds_left(self, now: Status) -> float | None:
+        """By the pace since this command began; ``None`` until a trial has finished."""
+        done = now.finished - (self._finished_before or 0)
+        if now.budget is None or done <= 0 or now.finished >= now.budget.trials:
+            return None
+        return (now.budget.trials - now.finished) * (time.monotonic() - self._began) / done
+
+
+def _of(now: Status) -> str:
+    return f" of {now.budget.trials}" if now.budget else ""

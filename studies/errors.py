@@ -1,0 +1,91 @@
+"""Every error that Studyhall raises on purpose.
+
+StudyhallError
+├── SpecError               the study file, a preset's name or a --set is wrong
+├── SpecMismatch            the study exists and was created from another spec
+├── ObjectiveError          the objective does not import, cannot be called, or refuses its args
+├── StorageError            the database cannot do what was asked
+│   ├── StorageURLError     the storage URL cannot be understood
+│   ├── StorageUnreachable  no answer, or the server refused us
+│   └── EmbeddedServerError the embedded PostgreSQL cannot start or stop
+├── StudyNotFound           no study of that name in this storage
+├── TrialNotFound           the study has no trial of that number
+├── NothingFinished         the study has no finished trial to choose from
+├── StudyBusy               workers are at work on the study
+└── WorkerError             the workers cannot start, or keep dying
+
+A message is one line: what was given, what is legal, what to do next. It never holds a password.
+``exit_code`` is what the command line returns: 2 for what the user typed, 1 for what went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class StudyhallError(Exception):
+    """The base of every error that Studyhall raises on purpose."""
+
+    exit_code = 1
+
+
+class SpecError(StudyhallError):
+    """The study file, a preset's name or a ``--set`` is wrong."""
+
+    exit_code = 2
+
+
+class SpecMismatch(StudyhallError):
+    """The study exists and was created from another spec."""
+
+
+class ObjectiveError(StudyhallError):
+    """The objective does not import, cannot be called, or refuses its args."""
+
+
+class StorageError(StudyhallError):
+    """The database cannot do what was asked."""
+
+
+class StorageURLError(StorageError):
+    """The storage URL cannot be understood."""
+
+    exit_code = 2
+
+
+class StorageUnreachable(StorageError):
+    """No answer from the server, or it refused us."""
+
+
+class EmbeddedServerError(StorageError):
+    """The embedded PostgreSQL cannot start or stop."""
+
+
+class StudyNotFound(StudyhallError):
+    """No study of that name in this storage."""
+
+
+class TrialNotFound(StudyhallError):
+    """The study has no trial of that number."""
+
+
+class NothingFinished(StudyhallError):
+    """The study has no finished trial to choose from."""
+
+
+class StudyBusy(StudyhallError):
+    """Workers are at work on the study."""
+
+
+class WorkerError(StudyhallError):
+    """The workers cannot start, or keep dying."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown ``word``: the nearest known one, or all of them."""
+    known = sorted(known)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}" if known else "there is none"

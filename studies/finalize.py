@@ -1,0 +1,104 @@
+"""The honest last word: the best parameters retrained on all but the test data, tested once.
+
+An objective that can do so has a method::
+
+    finalize(params, *, seed, device, directory, progress) -> dict[str, float]
+
+which trains with ``params`` on training and validation data, looks at the test data once, writes its
+weights into ``directory``, calls ``progress(done, total)`` now and then, and returns its metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from studies.errors import ObjectiveError, StudyhallError
+from studies.objective import Objective
+from studies.spec import StudySpec
+from studies.storage.postgres import PostgresStorage, StudyRecord
+
+#: The study's attribute under which the last word is stored.
+ATTRIBUTE = "final"
+
+
+def stored(storage: PostgresStorage, record: StudyRecord) -> dict[str, Any] | None:
+    """What an earlier :func:`finalize` stored: trial, metrics, at, looks; ``None`` where there was none."""
+    found: dict[str, Any] | None = storage.get_study_user_attrs(record.study_id).get(ATTRIBUTE)
+    return found
+
+
+def finalize(
+    storage: PostgresStorage,
+    record: StudyRecord,
+    spec: StudySpec,
+    trial: FrozenTrial,
+    objective: Objective,
+    *,
+    device: str,
+    directory: Path,
+    progress: Callable[[int, int], None],
+) -> Mapping[str, float]:
+    """Retrain ``trial``, test it, write the folder, and store the metrics in the study.
+
+    Args:
+        storage: where the study is.
+        record: the study.
+        spec: its spec.
+        trial: whose parameters are retrained.
+        objective: the study's, built.
+        device: the PyTorch name of the device.
+        directory: the folder to make; it appears when it is complete.
+        progress: is called with (done, total).
+
+    Returns:
+        The metrics, as the objective returned them.
+
+    Raises:
+        ObjectiveError: the objective has no ``finalize``.
+        StudyhallError: the folder exists, or cannot be written.
+    """
+    retrain = getattr(objective, "finalize", None)
+    if retrain is None:
+        raise ObjectiveError(
+            f"objective {spec.objective.path!r} has no method finalize; only one that has can be"
+        )
+    if directory.exists():
+        raise StudyhallError(f"{str(directory)!r} exists; name another folder with --out")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    except OSError as error:
+        raise StudyhallError(
+            f"cannot write {str(directory)!r}: {error.strerror}; name another folder with --out"
+        ) from error
+    try:
+        metrics: dict[str, float] = retrain(
+            trial.params, seed=spec.seed_of(trial.number), device=device, directory=beside, progress=progress
+        )
+        final = {
+            "trial": trial.number,
+            "metrics": metrics,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "looks": (stored(storage, record) or {"looks": 0})["looks"] + 1,
+        }
+        _write(beside / "config.json", {"study": record.name, "trial": trial.number, "params": trial.params,
+                                        "spec": json.loads(spec.to_json())})  # fmt: skip
+        _write(beside / "metrics.json", {"study": record.name, "value": trial.value, **final})
+        beside.chmod(0o755)
+        beside.rename(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
+    storage.set_study_user_attr(record.study_id, ATTRIBUTE, final)
+    return metrics
+
+
+def _write(file: Path, data: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,361 @@
+"""The study file: TOML, validated as a whole, turned into Optuna's sampler, pruner and parameters.
+
+A spec is read from a file, a preset or a stored study; ``--set`` changes single keys before it is
+validated. What is stored in the study is its canonical JSON: every key, defaults included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from studies.errors import SpecError, SpecMismatch, nearest
+from studies.space import Parameter, check_conditions, suggestion_order
+
+if TYPE_CHECKING:
+    import optuna
+
+MAX_NAME = 128
+Direction = Literal["minimize", "maximize"]
+
+
+def parse_seconds(value: object) -> object:
+    """``"1h30m"`` or ``"90"`` as seconds; whatever else it is, pydantic judges it."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", value.strip())
+    if not found or not any(found.groups()):
+        raise ValueError(f"{value!r} is not a time; write seconds or 45s, 30m, 2h, 1d, 1h30m")
+    return sum(float(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
+
+
+Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+
+
+class Section(BaseModel):
+    """A table of the study file: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ObjectiveSpec(Section):
+    """What a trial runs."""
+
+    path: str = Field(description="package.module:callable or path/to/file.py:callable")
+    args: dict[str, Any] = Field(default={}, description="keyword arguments of a class; none for a function")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not re.fullmatch(r"[^:]+:[A-Za-z_][\w.]*", self.path):
+            raise ValueError(f"path {self.path!r} is not package.module:callable or path/to/file.py:callable")
+        return self
+
+
+class BudgetSpec(Section):
+    """How much the study may spend, over all its workers."""
+
+    trials: int = Field(default=100, gt=0, description="COMPLETE + PRUNED trials, never one more")
+    max_failures: int = Field(default=10, gt=0, description="FAILed trials before the study stops")
+    timeout: Seconds | None = Field(
+        default=None, gt=0, description="seconds after the first trial began in which trials may begin"
+    )
+    target: float | None = Field(default=None, description="stop when a trial reaches this value")
+
+
+class NamedSpec(Section):
+    """A sampler or pruner of Optuna's: its short name and keyword arguments."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class StudySpec(Section):
+    """A study: what to run, how often, and how its parameters are chosen.
+
+    Every constructor raises :exc:`studies.errors.SpecError`, which names the key, the value and what
+    is legal.
+    """
+
+    name: str = Field(description=f"1 to {MAX_NAME} printable characters")
+    direction: Direction | None = None
+    directions: list[Direction] | None = Field(default=None, min_length=1)
+    metric: str | list[str] = Field(default="value", description="what the objective returns")
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    objective: ObjectiveSpec
+    budget: BudgetSpec = BudgetSpec()
+    sampler: NamedSpec = NamedSpec(name="tpe")
+    pruner: NamedSpec = NamedSpec(name="median")
+    space: dict[str, Parameter] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_name(self.name)
+        if self.direction and self.directions:
+            raise ValueError("direction and directions are both given; keep one")
+        if self.budget.target is not None and len(self.all_directions) > 1:
+            raise ValueError("budget.target needs a single objective; this study has several directions")
+        if isinstance(self.metric, list) and len(self.metric) != len(self.all_directions):
+            raise ValueError(
+                f"metric has {len(self.metric)} names for {len(self.all_directions)} directions; "
+                "give one each"
+            )
+        check_conditions(self.space)
+        # Built once here, so that a wrong option is an error of the file and not of a worker.
+        self.to_sampler(0)
+        self.to_pruner()
+        return self
+
+    # Reading and writing
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str = "spec") -> Self:
+        """The spec in ``data``; ``source`` begins the message where it is wrong."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SpecError(f"{source}: {_explain(error, cls)}") from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The spec as :meth:`to_json` wrote it."""
+        return cls.from_dict(json.loads(text), "the stored spec")
+
+    def to_json(self) -> str:
+        """Canonical JSON: every key, defaults included, in the order of the fields and of the space."""
+        return self.model_dump_json(exclude_none=True)
+
+    def to_file(self) -> dict[str, Any]:
+        """What a study file would say: a dict without defaults, whose parameters begin with their type."""
+        data = self.model_dump(exclude_none=True, exclude_defaults=True)
+        data["space"] = {
+            name: {"type": parameter.type, **parameter.model_dump(exclude_none=True, exclude_defaults=True)}
+            for name, parameter in self.space.items()
+        }
+        return {key: value for key, value in data.items() if value != {}}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the study what it is: all keys but the budget, which may be extended."""
+        return self.model_dump(mode="json", exclude={"budget"}, exclude_none=True)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of :attr:`identity`, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    def require_same(self, given: StudySpec, budget: BudgetSpec) -> None:
+        """Raise :exc:`SpecMismatch`, showing the difference, unless ``given`` is this, the stored, study.
+
+        The order of the space counts as little as the order of keys in a file. The budget may be as it
+        was when the study was created, so that the same command goes on after ``studyhall extend``, or
+        ``budget``, as it stands now.
+        """
+        accepted = {"budget": given.budget} if given.budget in (self.budget, budget) else {"budget": budget}
+        stored = self.model_copy(update=accepted)
+        differences = dict(_differences(stored.model_dump(mode="json"), given.model_dump(mode="json")))
+        if differences:
+            shown = list(differences.values())
+            more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
+            way_out = "give this one another --name"
+            if all(key.startswith("budget.") for key in differences):
+                way_out = f"change it with: studyhall extend {self.name}"
+            raise SpecMismatch(
+                f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}"
+            )
+
+    # To Optuna
+
+    @property
+    def all_directions(self) -> list[Direction]:
+        """One direction per objective; Optuna's default is to minimize."""
+        return self.directions or [self.direction or "minimize"]
+
+    @property
+    def metric_names(self) -> list[str]:
+        """One name per objective."""
+        if isinstance(self.metric, list):
+            return self.metric
+        count = len(self.all_directions)
+        return [self.metric] if count == 1 else [f"{self.metric}_{i}" for i in range(count)]
+
+    def seed_of(self, number: int) -> int:
+        """The seed of trial ``number``, 32 bits: a function of (study seed, number), never of the worker."""
+        digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
+    def to_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """The sampler that draws trial ``number``.
+
+        A new one for each trial, seeded by it, so that two workers never draw the same values and a
+        trial is drawn alike on any worker.
+        """
+        from studies.catalog import build_sampler
+
+        return build_sampler(
+            self.sampler.name, self.sampler.options, self.space, self.seed, self.seed_of(number)
+        )
+
+    def to_pruner(self) -> optuna.pruners.BasePruner:
+        """The pruner of every trial."""
+        from studies.catalog import build_pruner
+
+        return build_pruner(self.pruner.name, self.pruner.options)
+
+    def suggest(self, trial: optuna.trial.Trial) -> None:
+        """Sample the space into ``trial.params``, parents before what depends on them."""
+        for name in suggestion_order(self.space):
+            parameter = self.space[name]
+            if parameter.applies(trial.params):
+                parameter.suggest(trial, name)
+
+
+def check_name(name: str) -> None:
+    """Raise :exc:`ValueError` unless ``name`` may name a study."""
+    if not name.strip():
+        raise ValueError("name is empty; a study needs one of 1 to 128 characters")
+    if len(name) > MAX_NAME:
+        raise ValueError(f"name {name[:20] + '…'!r} has {len(name)} characters; at most {MAX_NAME} are legal")
+    if not name.isprintable():
+        raise ValueError(f"name {name!r} holds a control character; only printable ones are legal")
+    if name != name.strip() or name.startswith("-"):
+        raise ValueError(f"name {name!r} begins or ends with a space, or begins with '-'; remove that")
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package, sorted."""
+    folder = resources.files("studies") / "presets"
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def read_target(target: str) -> dict[str, Any]:
+    """The unvalidated spec that ``target`` stands for.
+
+    A preset's name, a path ending in ``.toml``, or a callable (``file.py:callable``,
+    ``package.module:callable``) that suggests its parameters for itself and is named after it.
+
+    Raises:
+        SpecError: no such preset or file, or TOML that does not parse.
+    """
+    if target in preset_names():
+        return _parse_toml((resources.files("studies") / "presets" / f"{target}.toml").read_text(), target)
+    if target.endswith(".toml"):
+        try:
+            return _parse_toml(Path(target).read_text(encoding="utf-8"), target)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise SpecError(f"cannot read the study file {target!r}: {reason}") from None
+    file, colon, attribute = target.rpartition(":")
+    if colon and file:
+        if file.endswith(".py"):
+            # The whole path: the same script gives the same study from any directory.
+            return {
+                "name": f"{Path(file).stem}-{attribute}",
+                "objective": {"path": f"{Path(file).expanduser().resolve()}:{attribute}"},
+            }
+        return {"name": f"{file.rpartition('.')[2]}-{attribute}", "objective": {"path": target}}
+    raise SpecError(
+        f"{target!r} is neither a preset ({', '.join(preset_names())}), nor a study file (….toml), "
+        f"nor a callable (file.py:callable, package.module:callable); {nearest(target, preset_names())}"
+    )
+
+
+def override(data: dict[str, Any], setting: str) -> None:
+    """Apply ``--set KEY=VALUE`` to ``data`` in place.
+
+    The value is read as TOML (``3``, ``1e-3``, ``true``, ``[1, 2]``, ``"text"``) and else taken as text.
+
+    Raises:
+        SpecError: no ``=``, an empty part of the key, or a key below something that is no table.
+    """
+    key, equals, text = setting.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise SpecError(f"--set {setting!r} is not KEY=VALUE; for example --set budget.trials=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table: Any = data
+    for depth, part in enumerate(parts[:-1], start=1):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise SpecError(f"--set {setting!r}: {'.'.join(parts[:depth])} is a value, not a table of keys")
+    table[parts[-1]] = value
+
+
+def _parse_toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{source}: not TOML: {error}") from None
+
+
+def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, description) of each leaf in which two dumped specs differ."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for part in [*stored, *(k for k in given if k not in stored)]:
+            yield from _differences(stored.get(part), given.get(part), f"{key}.{part}" if key else part)
+    elif stored != given or type(stored) is not type(given):
+        yield key, f"{key} is {_show(stored)}, not {_show(given)}"
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Pydantic's first error as ``key: what is wrong, what is legal``; and how many more there are."""
+    errors = error.errors(include_url=False)
+    # An unknown key says more than the keys that are missing because of it.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    location = [str(part) for part in first["loc"]]
+    # The tag of a parameter's type is pydantic's, not a key of the file.
+    if location[:1] == ["space"] and len(location) > 2 and location[2] in ("int", "float", "categorical"):
+        del location[2]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        text = f"{key}: unknown key; {nearest(location[-1], _known_keys(model, first['loc']))}"
+    elif first["type"] == "missing":
+        text = f"{key}: missing"
+    elif first["type"] == "union_tag_not_found":
+        text = f'{key}: no type; write type = "int", "float" or "categorical"'
+    elif first["type"] == "union_tag_invalid":
+        given = first["ctx"]["tag"]
+        text = f"{key}.type: {given!r} is unknown; {nearest(given, ['int', 'float', 'categorical'])}"
+    elif first["type"] == "value_error":
+        text = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    else:
+        text = f"{key} = {_show_given(first['input'])}: {first['msg'].replace('Input ', '')}"
+    return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+def _show_given(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The legal keys of the table in which an unknown key stands."""
+    from studies.space import CategoricalParameter, FloatParameter, IntParameter
+
+    sections: dict[str, type[BaseModel]] = {
+        "objective": ObjectiveSpec,
+        "budget": BudgetSpec,
+        "sampler": NamedSpec,
+        "pruner": NamedSpec,
+        "int": IntParameter,
+        "float": FloatParameter,
+        "categorical": CategoricalParameter,
+    }
+    table = model if len(location) == 1 else sections[str(location[-2])]
+    return list(table.model_fields)

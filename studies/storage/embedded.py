@@ -1,0 +1,277 @@
+"""The embedded server: one PostgreSQL for all processes of a user on a machine, started when one needs it.
+
+Three lock files, all flock, which the kernel drops when a process dies, however it dies:
+
+``start.lock``   exclusive, held for moments: whoever starts, stops, joins or counts holds it, so that none of
+                 these ever meets another.
+``users.lock``   shared, held by every process that uses the server, for as long as it does.
+``server.lock``  held by the server's own processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fcntl
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from studies.errors import EmbeddedServerError
+from studies.storage.binaries import INSTEAD, default_home
+from studies.storage.cluster import PATIENCE, Cluster, open_lock, try_lock
+from studies.storage.url import StorageURL
+
+__all__ = ["EmbeddedServer", "default_home"]
+
+_TURN: Final = 2 * PATIENCE
+"""Seconds to wait for other starters: one of them may be recovering, after one that was stopping."""
+_log = logging.getLogger(__name__)
+
+
+class EmbeddedServer:
+    """A share in the server whose data is in ``home``; thread-safe.
+
+    The server runs as long as one process uses it, or until :meth:`stop` once it is kept. A user that is
+    killed is a user no more, but it stops nothing: then the server stays until the next user ends.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.absolute()
+        directory = self.home / "postgresql"
+        self._cluster = Cluster(directory)
+        self._start_lock = directory / "start.lock"
+        self._users_lock = directory / "users.lock"
+        self._kept = directory / "kept"
+        self._host = directory / "host"
+        self._mutex = threading.Lock()
+        self._share: int | None = None  # a descriptor with a shared lock on users.lock
+        self._pid = os.getpid()
+
+    def start(self) -> StorageURL:
+        """Use the server: join it if it runs, start it if not. A second call heals a killed server.
+
+        Raises:
+            EmbeddedServerError: it cannot start, or runs on another host.
+        """
+        with self._mutex, self._explained("start"):
+            self._cluster.prepare()
+            with self._turn() as turn:
+                self._refuse_other_host()
+                joined = self._share is None
+                self._join()
+                try:
+                    self._ensure(turn)
+                except BaseException as exc:
+                    if joined:
+                        self._leave()
+                    if not isinstance(exc, Exception):
+                        self._stop_unused()  # Ctrl-C: the server may be on its way up
+                    raise
+        return self._cluster.url
+
+    def keep(self) -> StorageURL:
+        """Start the server if need be, and let it run, also without users, until :meth:`stop`."""
+        url = self.start()
+        with self._explained("be kept"), self._turn():
+            self._kept.touch(mode=0o600)
+        return url
+
+    def close(self) -> None:
+        """Give up the share; the last user stops the server, unless it is kept. Also done at exit."""
+        if os.getpid() != self._pid:
+            # A forked child: its copy of the share goes, the parent's stays. No mutex, which a thread of
+            # the parent may have held at the fork.
+            self._drop()
+            return
+        with self._mutex:
+            if self._share is None:
+                return
+            with self._explained("stop"):
+                self._leave()
+                with self._turn():
+                    self._stop_unused()
+
+    def stop(self, force: bool = False) -> bool:
+        """Stop the server, kept or not; this object's own share does not count.
+
+        Returns:
+            Whether it was running.
+
+        Raises:
+            EmbeddedServerError: it is in use and ``force`` is false, or it runs on another host.
+        """
+        with self._mutex, self._explained("stop"):
+            if not self._start_lock.parent.is_dir():
+                return False
+            with self._turn():
+                self._refuse_other_host()
+                shared = self._share is not None
+                self._leave()
+                running = self._cluster.alive()
+                if running and not force and (who := self._users()):
+                    if shared:
+                        self._join()
+                    raise EmbeddedServerError(
+                        f"the embedded server is in use by {who}: end them first, or stop it with --force"
+                    )
+                self._kept.unlink(missing_ok=True)
+                if running:
+                    self._shut_down()
+                return running
+
+    def fileno(self) -> int:
+        """The share's descriptor: a child process that inherits it (``pass_fds``) is a user of its own."""
+        if self._share is None:
+            raise EmbeddedServerError("the embedded server is not in use here: call start() first")
+        return self._share
+
+    def __enter__(self) -> StorageURL:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- with the start lock held ----------------------------------------------------------------------
+
+    def _ensure(self, turn: int) -> None:
+        # A server on its way down or up, whose starter was killed, is waited for here.
+        if not self._cluster.settled():
+            self._host.write_text(f"{socket.gethostname()}\n{_boot_id()}\n")
+            _log.debug("starting PostgreSQL in %s", self.home)
+            self._cluster.launch(turn)
+
+    def _join(self) -> None:
+        if self._share is None:
+            descriptor = os.open(self._users_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(
+                descriptor, fcntl.LOCK_SH
+            )  # at once: an exclusive lock on it needs the start lock too
+            self._share, self._pid = descriptor, os.getpid()
+            atexit.register(self._close_at_exit)
+
+    def _leave(self) -> None:
+        if self._share is not None:
+            atexit.unregister(self._close_at_exit)
+            self._drop()
+
+    def _drop(self) -> None:
+        # Closed, not unlocked: unlocking would take the lock from children that inherited it, too.
+        descriptor, self._share = self._share, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _unused(self) -> bool:
+        # Through a new descriptor, so that a child with an inherited share counts as a user.
+        with open_lock(self._users_lock) as lock:
+            return try_lock(lock, fcntl.LOCK_EX)
+
+    def _stop_unused(self) -> None:
+        if self._unused() and not self._kept.exists() and self._cluster.alive():
+            _log.debug("stopping PostgreSQL in %s: nobody uses it any more", self.home)
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        self._cluster.stop()
+        self._host.unlink(missing_ok=True)
+
+    def _users(self) -> str:
+        """Who uses the server, for people; empty if nobody does."""
+        if self._unused():
+            return _connections(self._cluster.url)
+        held = self._users_lock.resolve()
+        pids = set()
+        for descriptors in Path("/proc").glob("[0-9]*/fd"):
+            with suppress(OSError):  # ended meanwhile, or another user's
+                if any(link.readlink() == held for link in descriptors.iterdir()):
+                    pids.add(int(descriptors.parent.name))
+        if not pids:
+            return "another process"
+        return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, sorted(pids)))}"
+
+    def _refuse_other_host(self) -> None:
+        # flock may not reach other machines of a shared home directory, and process numbers never do.
+        if not (self._cluster.data / "postmaster.pid").exists():
+            return
+        with suppress(FileNotFoundError):
+            name, boot = (self._host.read_text() + "\n").split("\n")[:2]
+            # The same kernel under another name is another container here: flock reaches there.
+            if name != socket.gethostname() and not (boot and boot == _boot_id()):
+                raise EmbeddedServerError(
+                    f"the embedded server of {self.home} runs on host {name!r}, and serves only that one: "
+                    f"{INSTEAD}, or set STUDYHALL_HOME to a local disk; "
+                    f"if {name!r} is gone, remove {self._host}"
+                )
+
+    # -- around ----------------------------------------------------------------------------------------
+
+    def _close_at_exit(self) -> None:
+        try:
+            self.close()
+        except EmbeddedServerError as exc:  # no traceback after the last word of the program
+            _log.warning("%s", exc)
+
+    @contextmanager
+    def _turn(self) -> Iterator[int]:
+        with open_lock(self._start_lock) as lock:
+            deadline = time.monotonic() + _TURN
+            while not try_lock(lock, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise EmbeddedServerError(
+                        f"another process has been starting or stopping the embedded server for "
+                        f"{_TURN:.0f} s: see {self._cluster.log}"
+                    )
+                time.sleep(0.005)
+            try:
+                yield lock
+            finally:
+                # Unlocked, not only closed: a process that another thread forked meanwhile has a copy.
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            reason = f"{exc.strerror} ({exc.filename})" if exc.filename else str(exc.strerror)
+            if exc.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                reason = "its file system has no file locks"
+            raise EmbeddedServerError(
+                f"the embedded server in {self.home} cannot {what}: {reason}; "
+                f"set STUDYHALL_HOME to a local directory that you can write, or {INSTEAD}"
+            ) from exc
+
+
+def _connections(url: StorageURL) -> str:
+    """Clients that came by URL alone: psql, a dashboard."""
+    import psycopg2
+
+    with suppress(psycopg2.Error):
+        connection = psycopg2.connect(**url.libpq)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT count(*), string_agg(DISTINCT application_name, ', ')"
+                    " FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                )
+                count, names = cursor.fetchone() or (0, "")
+        finally:
+            connection.close()
+        if count:
+            return f"{count} connection{'s' if count > 1 else ''} ({names})"
+    return ""
+
+
+def _boot_id() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""

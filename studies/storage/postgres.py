@@ -1,0 +1,356 @@
+"""PostgresStorage: Optuna's storage, and what a study service needs beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.errors import NothingFinished, SpecMismatch, StorageError, StudyNotFound, TrialNotFound, nearest
+from studies.spec import BudgetSpec, StudySpec
+from studies.storage import schema
+from studies.storage.database import Database
+from studies.storage.url import StorageURL
+
+if TYPE_CHECKING:
+    from studies.storage.embedded import EmbeddedServer
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """A study in the storage."""
+
+    study_id: int
+    name: str
+    spec: StudySpec | None
+    """As the study was created; ``None`` where stock Optuna made it."""
+    budget: BudgetSpec | None
+    """As it stands now; ``None`` where stock Optuna made the study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """A worker that was seen in the last two minutes."""
+
+    id: str
+    host: str
+    pid: int
+    device: str
+    trial: int | None
+    step: int | None
+    seen_seconds_ago: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """A study at one moment."""
+
+    study: str
+    budget: BudgetSpec | None
+    trials: Mapping[str, int]
+    """How many are complete, pruned, running, waiting, fail."""
+    ended: str | None
+    """Why no more trials begin: complete, failures, timeout, target, or the words of who stopped it."""
+    best: FrozenTrial | None
+    workers: Sequence[Worker]
+
+    @property
+    def finished(self) -> int:
+        """COMPLETE + PRUNED: what counts toward the budget."""
+        return self.trials["complete"] + self.trials["pruned"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's answer to "what now?": a trial, or the reason why there is none."""
+
+    trial_id: int | None
+    number: int | None
+    reason: str | None
+    """``wait`` while others run the last trials; else why the study is over."""
+
+
+class PostgresStorage(RDBStorage):
+    """Optuna's storage on PostgreSQL; works wherever Optuna takes a storage.
+
+    Trials are read and written by Optuna's own code. Budgets, leases, workers and metrics stand in
+    the schema ``studyhall`` of the same database.
+
+    Args:
+        url: a PostgreSQL URL (see :class:`studies.storage.url.StorageURL`).
+        create: make the tables where they are missing.
+        server: the embedded server behind the URL, given up by :meth:`close`.
+
+    Raises:
+        StorageURLError: the URL cannot be understood.
+        StorageUnreachable: the server does not answer, or refuses us.
+        StorageError: the tables are missing, or of another version.
+    """
+
+    def __init__(
+        self, url: str | StorageURL, *, create: bool = True, server: EmbeddedServer | None = None
+    ) -> None:
+        self.server = server
+        self.location = url if isinstance(url, StorageURL) else StorageURL.parse(url)
+        self.database = Database(self.location)
+        schema.require(self.database, create=create)
+        try:
+            super().__init__(
+                self.location.sqlalchemy,
+                # With the one above, two connections for each worker.
+                engine_kwargs={"pool_size": 1, "pool_pre_ping": True},
+                skip_table_creation=True,
+            )
+        except RuntimeError as error:
+            raise StorageError(f"{self.location.display}: {' '.join(str(error).split())}") from error
+
+    def close(self) -> None:
+        """Close all connections, and give up the embedded server."""
+        self.database.close()
+        self.engine.dispose()
+        if self.server:
+            self.server.close()
+
+    # Studies
+
+    def create_study(self, spec: StudySpec) -> tuple[StudyRecord, bool]:
+        """Create the study that ``spec`` defines, or join the one that exists.
+
+        Returns:
+            The study, and whether it is new.
+
+        Raises:
+            SpecMismatch: it exists with another spec.
+        """
+        created = self.database.row(
+            "create_study",
+            name=spec.name,
+            directions=spec.all_directions,
+            spec=spec.to_json(),
+            sha256=spec.sha256,
+            metric_names=spec.metric_names,
+            **spec.budget.model_dump(exclude={"timeout"}),
+            timeout_seconds=spec.budget.timeout,
+        )
+        record = self.find_study(spec.name)
+        if not created:
+            self.require_same(record, spec)
+        return record, created is not None
+
+    def require_same(self, record: StudyRecord, spec: StudySpec) -> None:
+        """Raise :exc:`SpecMismatch` unless the stored study is the one that ``spec`` defines."""
+        if record.spec is None:
+            raise SpecMismatch(
+                f"study {record.name!r} exists and was not made by studyhall; give this one another --name"
+            )
+        record.spec.require_same(spec, record.budget or record.spec.budget)
+
+    def find_study(self, name: str) -> StudyRecord:
+        """The study ``name``; raises :exc:`StudyNotFound` with the nearest names."""
+        row = self.database.row("find_study", name=name)
+        if row is None:
+            names = [r["name"] for r in self.database.rows("study_names")]
+            raise StudyNotFound(f"no study {name!r} in {self.location.display}; {nearest(name, names)}")
+        return StudyRecord(
+            study_id=row["study_id"],
+            name=row["name"],
+            spec=StudySpec.from_json(row["spec"]) if row["spec"] else None,
+            budget=row["budget"] and BudgetSpec(**row["budget"]),
+        )
+
+    def list_studies(self) -> list[dict[str, Any]]:
+        """One row for each study: name, budget, trials by state, workers, when it began."""
+        return self.database.rows("list_studies")
+
+    def load_study(self, record: StudyRecord) -> optuna.Study:
+        """The Optuna study of ``record``."""
+        return optuna.load_study(study_name=record.name, storage=self)
+
+    def status(self, record: StudyRecord) -> Status:
+        """The study's trials, best and workers now."""
+        row = self.database.rows("status", study_id=record.study_id)[0]
+        ended = row.pop("ended")
+        return Status(
+            study=record.name,
+            budget=self.find_study(record.name).budget,
+            trials=row,
+            ended=ended,
+            best=self.find_best(record),
+            workers=[Worker(**w) for w in self.database.rows("workers", study_id=record.study_id)],
+        )
+
+    def find_best(self, record: StudyRecord) -> FrozenTrial | None:
+        """The best COMPLETE trial, of equal ones the lowest number; ``None`` where there is none."""
+        row = self.database.row("best", study_id=record.study_id)
+        best = self.get_trial(row["trial_id"]) if row else None
+        if best and not _is_feasible(best):
+            # Constraints are rare, and stand in JSON that may hold infinities: sort them out here.
+            complete = self.get_all_trials(record.study_id, deepcopy=False, states=(TrialState.COMPLETE,))
+            sign = 1 if self.get_study_directions(record.study_id)[0] == StudyDirection.MINIMIZE else -1
+            feasible = [trial for trial in complete if _is_feasible(trial)]
+            best = min(
+                feasible,
+                key=lambda trial: (sign * (trial.values or [math.inf])[0], trial.number),
+                default=None,
+            )
+        return best
+
+    def best(self, record: StudyRecord) -> FrozenTrial:
+        """Like :meth:`find_best`.
+
+        Raises:
+            NothingFinished: there is none.
+            StorageError: the study has several objectives, so that no trial is the best.
+        """
+        if record.spec and len(record.spec.all_directions) > 1:
+            raise StorageError(
+                f"study {record.name!r} has {len(record.spec.all_directions)} objectives, so no best trial; "
+                f"see: studyhall trials {record.name}"
+            )
+        best = self.find_best(record)
+        if best is None:
+            counts = self.database.rows("status", study_id=record.study_id)[0]
+            shown = ", ".join(
+                f"{counts[state]} {state}" for state in ("pruned", "running", "waiting", "fail")
+            )
+            raise NothingFinished(
+                f"study {record.name!r} has no complete trial yet ({shown}); "
+                f"see: studyhall status {record.name}"
+            )
+        return best
+
+    def trials(self, record: StudyRecord) -> list[FrozenTrial]:
+        """Every trial, by number."""
+        return self.get_all_trials(record.study_id, deepcopy=False)
+
+    def trial(self, record: StudyRecord, number: int) -> FrozenTrial:
+        """Trial ``number``; raises :exc:`TrialNotFound`."""
+        try:
+            return self.get_trial(self.get_trial_id_from_study_id_trial_number(record.study_id, number))
+        except KeyError:
+            count = self.get_n_trials(record.study_id)
+            legal = f"its trials are 0 to {count - 1}" if count else "it has none yet"
+            raise TrialNotFound(f"study {record.name!r} has no trial {number}; {legal}") from None
+
+    def metrics(self, trial: FrozenTrial) -> dict[int, dict[str, float]]:
+        """Every metric of every step: ``{step: {name: value}}``."""
+        steps: dict[int, dict[str, float]] = {}
+        for row in self.database.rows("metrics", trial_id=trial._trial_id):
+            steps.setdefault(row["step"], {})[row["name"]] = row["value"]
+        return steps
+
+    def last_metrics(self, trials: Iterable[FrozenTrial]) -> dict[int, dict[str, float]]:
+        """The metrics of each trial's last step: ``{number: {name: value}}``."""
+        numbers = {trial._trial_id: trial.number for trial in trials}
+        last: dict[int, dict[str, float]] = {number: {} for number in numbers.values()}
+        for row in self.database.rows("last_metrics", trial_ids=list(numbers)):
+            last[numbers[row["trial_id"]]][row["name"]] = row["value"]
+        return last
+
+    def attempts(self, record: StudyRecord) -> dict[int, tuple[str, int]]:
+        """Who ran each trial last, and how often it was begun: ``{number: (worker, times)}``."""
+        rows = self.database.rows("leases", study_id=record.study_id)
+        return {row["number"]: (row["worker_id"], row["epoch"]) for row in rows}
+
+    def extend(
+        self,
+        record: StudyRecord,
+        *,
+        trials: int | None = None,
+        more_trials: int = 0,
+        max_failures: int | None = None,
+        timeout: float | None = None,
+        target: float | None = None,
+    ) -> None:
+        """Change what may change of the budget, and let a stopped study go on.
+
+        Args:
+            record: the study.
+            trials: so many trials in all.
+            more_trials: so many on top of that.
+            max_failures: FAILed trials before the study stops.
+            timeout: seconds after the first trial began.
+            target: the value to stop at.
+        """
+        self.database.rows(
+            "extend",
+            study_id=record.study_id,
+            trials=trials,
+            more_trials=more_trials,
+            max_failures=max_failures,
+            timeout=timeout,
+            target=target,
+        )
+
+    def stop(self, record: StudyRecord, reason: str) -> None:
+        """Let no more trials begin."""
+        self.database.rows("stop_study", study_id=record.study_id, reason=reason)
+
+    def delete(self, record: StudyRecord) -> None:
+        """Delete the study with all its trials."""
+        self.database.rows("delete_study", study_id=record.study_id)
+
+    # Workers
+
+    def register_worker(
+        self, record: StudyRecord, *, worker_id: str, host: str, pid: int, device: str
+    ) -> None:
+        """A worker begins."""
+        self.database.rows(
+            "register_worker",
+            study_id=record.study_id,
+            worker_id=worker_id,
+            host=host,
+            pid=pid,
+            device=device,
+        )
+
+    def forget_worker(self, worker_id: str) -> None:
+        """A worker has ended."""
+        self.database.rows("forget_worker", worker_id=worker_id)
+
+    def claim(self, record: StudyRecord, worker_id: str, lease_seconds: float) -> Claim:
+        """The next trial for a worker: one that waits, else a new one if the budget has room."""
+        row = self.database.rows(
+            "claim", study_id=record.study_id, worker_id=worker_id, lease_seconds=lease_seconds
+        )[0]
+        return Claim(**row)
+
+    def renew(self, worker_id: str, trial_id: int | None, step: int | None, lease_seconds: float) -> bool:
+        """Show that a worker lives, and keep the lease of its trial; false where that is gone."""
+        row = self.database.rows(
+            "renew", worker_id=worker_id, trial_id=trial_id, step=step, lease_seconds=lease_seconds
+        )[0]
+        return bool(row["kept"])
+
+    def add_metrics(self, trial_id: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Store the metrics of one step; one that was reported before keeps its first value."""
+        self.database.rows(
+            "add_metrics", trial_id=trial_id, step=step, names=list(metrics), values=list(metrics.values())
+        )
+
+    def give_back(self, worker_ids: Sequence[str], *, died: bool) -> None:
+        """Return the running trials of these workers to those that wait.
+
+        Args:
+            died: the workers died on them: a trial that this happens to three times fails.
+        """
+        self.database.rows("give_back", worker_ids=list(worker_ids), died=died)
+
+
+def _is_feasible(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` keeps its constraints, as Optuna counts: each is at most 0."""
+    return all(constraint <= 0 for constraint in trial.system_attrs.get("constraints") or ())
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """``value``, or ``None`` where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,69 @@
+"""Which devices this machine offers to workers: its GPUs, else its cores."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where one worker trains."""
+
+    label: str
+    """What people see: ``cuda:1`` or ``cpu``."""
+    torch: str
+    """What PyTorch calls it in the worker, which sees only its own GPU: ``cuda`` or ``cpu``."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the worker's environment must hold before PyTorch is imported."""
+
+
+# Two threads for one small model are no faster than one, and many times slower when the other core is busy.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def choose(workers: int | None, visible_gpus: str | None) -> list[Device]:
+    """The device of each worker: one worker per GPU, else one per core; or ``workers``, going round.
+
+    Args:
+        workers: how many to start, or ``None`` for what the machine offers.
+        visible_gpus: ``CUDA_VISIBLE_DEVICES``, or ``None`` where it is not set.
+    """
+    gpus = _gpus(visible_gpus)
+    offered = [
+        Device(label=f"cuda:{i}", torch="cuda", environment={"CUDA_VISIBLE_DEVICES": gpu} | _ONE_THREAD)
+        for i, gpu in enumerate(gpus)
+    ] or [Device(label="cpu", torch="cpu", environment=_ONE_THREAD)] * cores()
+    return [offered[i % len(offered)] for i in range(workers or len(offered))]
+
+
+def cores() -> int:
+    """The CPU cores that this process may use: its affinity, and the quota of its cgroup (containers)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count  # no cgroup v2 here
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+def _gpus(visible: str | None) -> list[str]:
+    """The GPUs by index or UUID, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    if visible is not None:
+        return [gpu for gpu in (part.strip() for part in visible.split(",")) if gpu and gpu != "-1"]
+    if not shutil.which("nvidia-smi"):
+        return []
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []  # the tool without its driver: no GPU to use
+    # The slices of a GPU in MIG mode take its place.
+    slices = re.findall(r"\(UUID: (MIG-[^)]+)\)", listing)
+    return slices or re.findall(r"\(UUID: (GPU-[^)]+)\)", listing)

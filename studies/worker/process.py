@@ -1,0 +1,141 @@
+"""A worker process: ``python -m studies.worker.process``, started by :mod:`studies.worker.supervisor`.
+
+It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
+writes events, one line of JSON each, to its standard output:
+
+- ``{"event": "ready"}`` when the objective is built, before anything is known of the storage;
+- ``{"event": "over", "reason": …}`` when there is nothing more to do;
+- ``{"event": "error", "message": …}`` before it exits with 1.
+
+The end of its standard input means that the supervisor is gone: the worker gives its trial back and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from studies import objective
+from studies.errors import StudyhallError
+from studies.objective import Objective, one_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a worker needs to build the objective."""
+
+    worker_id: str
+    device: str
+    label: str
+    path: str
+    args: Mapping[str, Any]
+    space: tuple[str, ...]
+    data_dir: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a worker needs to run trials. Given on standard input: the URL may hold a password."""
+
+    storage: str
+    study: str
+    lease_seconds: float
+
+
+def main() -> int:
+    """Be a worker. Returns the exit status."""
+    events = _take_stdout()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", module="optuna")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        setup = Setup(**json.loads(sys.stdin.readline()))
+        built = objective.build(
+            setup.path, setup.args, space=tuple(setup.space), data_dir=Path(setup.data_dir)
+        )
+        _tell(events, event="ready")
+        line = sys.stdin.readline()
+        if line:
+            _tell(events, event="over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
+    except Exception as error:
+        known = isinstance(error, StudyhallError)
+        message = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
+        _tell(
+            events,
+            event="error",
+            message=message,
+            kind=type(error).__name__,
+            traceback=traceback.format_exc(),
+        )
+        return 1
+    return 0
+
+
+def _work(setup: Setup, assignment: Assignment, built: Objective, stop: threading.Event) -> str:
+    # Imported here: the objective's own imports come first, so that their errors do.
+    from studies.storage.postgres import PostgresStorage
+    from studies.worker.loop import Worker
+
+    threading.Thread(target=_stop_with_supervisor, args=(stop,), daemon=True).start()
+    storage = PostgresStorage(assignment.storage)
+    try:
+        record = storage.find_study(assignment.study)
+        storage.register_worker(
+            record, worker_id=setup.worker_id, host=socket.gethostname(), pid=os.getpid(), device=setup.label
+        )
+        worker = Worker(
+            storage,
+            record,
+            built,
+            worker_id=setup.worker_id,
+            device=setup.device,
+            lease_seconds=assignment.lease_seconds,
+            stop=stop,
+        )
+        reason = worker.run()
+        storage.forget_worker(setup.worker_id)
+        return reason
+    finally:
+        storage.close()
+
+
+def _stop_with_supervisor(stop: threading.Event) -> None:
+    # The buffer below sys.stdin: a thread that waits in sys.stdin itself would hold its lock at exit.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    stop.set()
+
+
+def _take_stdout() -> TextIO:
+    """Keep standard output for events; what an objective prints goes to standard error."""
+    events = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return events
+
+
+def _tell(events: TextIO, **event: Any) -> None:
+    with suppress(BrokenPipeError):  # no supervisor is left to read it
+        print(json.dumps(event), file=events, flush=True)
+
+
+def as_line(message: Setup | Assignment) -> str:
+    """``message`` as the line that a worker reads."""
+    return json.dumps(asdict(message)) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

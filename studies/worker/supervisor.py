@@ -1,0 +1,256 @@
+"""The workers of one machine: started together, watched, restarted, and stopped in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import IO, Any
+
+from studies.errors import ObjectiveError, WorkerError
+from studies.spec import StudySpec
+from studies.storage.postgres import PostgresStorage
+from studies.worker.devices import Device
+from studies.worker.process import Assignment, Setup, as_line
+
+#: How often a worker may die in a row before its supervisor gives up.
+MAX_DEATHS = 3
+#: Seconds after which a worker that dies was a good one: its death counts as the first.
+PROVEN = 60.0
+
+
+class _Process:
+    """One worker process, with a thread for each of its two pipes."""
+
+    def __init__(
+        self,
+        slot: int,
+        setup: Setup,
+        environment: Mapping[str, str],
+        output: Callable[[str], None],
+        inherit: Sequence[int],
+    ) -> None:
+        self.slot = slot
+        self.id = setup.worker_id
+        self.began = time.monotonic()
+        self.events: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "studies.worker.process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=inherit,
+            # Out of the terminal's reach: Ctrl-C goes to the supervisor alone, which stops them in order.
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+        self._output = output
+        self._readers = [
+            threading.Thread(target=self._read_events, args=(self.popen.stdout,), daemon=True),
+            threading.Thread(target=self._read_output, args=(self.popen.stderr,), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+        self.send(setup)
+
+    def send(self, message: Setup | Assignment) -> None:
+        assert self.popen.stdin is not None  # it is a pipe
+        with suppress(BrokenPipeError):  # it died; whoever polls it learns why
+            self.popen.stdin.write(as_line(message))
+            self.popen.stdin.flush()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)  # does nothing where the process has ended
+
+    def wait(self) -> int:
+        """Wait for its end and for the last it had to say."""
+        status = self.popen.wait()
+        for reader in self._readers:
+            reader.join(timeout=1)  # a grandchild may hold the pipe open
+        for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # the line it never read
+                pipe.close()
+        return status
+
+    def _read_events(self, pipe: IO[str]) -> None:
+        for line in pipe:
+            self.events.put(json.loads(line))
+
+    def _read_output(self, pipe: IO[str]) -> None:
+        for line in pipe:
+            self._output(f"worker {self.slot} | {line.rstrip()}")
+
+
+class Supervisor:
+    """Starts one worker per device and keeps them alive.
+
+    Args:
+        spec: the study, for its objective and the names of its space.
+        devices: one for each worker.
+        data_dir: where this machine keeps data sets.
+        environment: what the workers' environment is made from.
+        output: is given each line that a worker writes, from any thread.
+        inherit: open files for the workers to hold, such as the embedded server's lock.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        devices: Sequence[Device],
+        *,
+        data_dir: Path,
+        environment: Mapping[str, str],
+        output: Callable[[str], None],
+        inherit: Sequence[int] = (),
+    ) -> None:
+        self._spec = spec
+        self._devices = devices
+        self._data_dir = data_dir
+        self._environment = environment
+        self._output = output
+        self._inherit = inherit
+        self._assignment: Assignment | None = None
+        self._storage: PostgresStorage | None = None
+        self._stopping = False
+        self._deaths = [0] * len(devices)
+        self._processes: list[_Process] = []
+        self._resting: dict[int, float] = {}  # slot → when its next worker starts (monotonic clock)
+        #: Why the study is over, as a worker said; ``None`` while it goes on.
+        self.reason: str | None = None
+
+    def __enter__(self) -> Supervisor:
+        self._processes = [self._start(slot) for slot in range(len(self._devices))]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def alive(self) -> int:
+        """How many workers there are, with those about to be started again."""
+        return len(self._processes) + len(self._resting)
+
+    def wait_until_ready(self) -> None:
+        """Wait until a worker has built the objective, so that what is wrong with it is known.
+
+        Raises:
+            ObjectiveError: it does not import, or refuses its arguments or data.
+            WorkerError: the workers die before they can say why.
+        """
+        first = self._processes[0]
+        while True:
+            try:
+                event = first.events.get(timeout=0.2)
+            except Empty:
+                if first.popen.poll() is None or not first.events.empty():
+                    continue
+                raise WorkerError(
+                    f"worker 0 ended with status {first.popen.returncode} while it started"
+                ) from None
+            if event["event"] == "ready":
+                return
+            raise ObjectiveError(event["message"])
+
+    def assign(self, storage: PostgresStorage, study: str, lease_seconds: float) -> None:
+        """Let the workers run the trials of ``study``."""
+        self._storage = storage
+        self._assignment = Assignment(
+            storage=storage.location.sqlalchemy, study=study, lease_seconds=lease_seconds
+        )
+        for process in self._processes:
+            process.send(self._assignment)
+
+    def poll(self) -> None:
+        """Look after the workers; call it about twice a second.
+
+        Raises:
+            WorkerError: a worker died :data:`MAX_DEATHS` times in a row, each time young.
+        """
+        for slot in [slot for slot, due in self._resting.items() if due <= time.monotonic()]:
+            del self._resting[slot]
+            successor = self._start(slot)
+            assert self._assignment is not None  # poll() comes after assign()
+            successor.send(self._assignment)
+            self._processes.append(successor)
+        for process in [p for p in self._processes if p.popen.poll() is not None]:
+            status = process.wait()
+            self._processes.remove(process)
+            events = _drain(process.events)
+            over = next((event["reason"] for event in events if event["event"] == "over"), None)
+            if over is not None:
+                self.reason = self.reason or over
+            elif not self._stopping:
+                self._bury(process, status, events)
+
+    def stop(self) -> None:
+        """Ask the workers to give their trials back at the next step, and to end."""
+        self._stopping = True
+        self._resting.clear()
+        for process in self._processes:
+            process.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the workers now, and give their trials back."""
+        self._stopping = True
+        self._resting.clear()
+        for process in self._processes:
+            process.signal(signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+        if self._processes and self._storage:
+            self._storage.give_back([process.id for process in self._processes], died=False)
+            for process in self._processes:
+                self._storage.forget_worker(process.id)
+        self._processes = []
+
+    def _start(self, slot: int) -> _Process:
+        device = self._devices[slot]
+        setup = Setup(
+            worker_id=f"{os.uname().nodename}-{uuid.uuid4().hex[:12]}",
+            device=device.torch,
+            label=device.label,
+            path=self._spec.objective.path,
+            args=self._spec.objective.args,
+            space=tuple(self._spec.space),
+            data_dir=str(self._data_dir),
+        )
+        return _Process(slot, setup, {**self._environment, **device.environment}, self._output, self._inherit)
+
+    def _bury(self, process: _Process, status: int, events: list[dict[str, Any]]) -> None:
+        assert self._storage is not None  # poll() comes after assign()
+        error = next((event for event in events if event["event"] == "error"), None)
+        why = error["message"] if error else f"it was ended by {_status_name(status)}"
+        self._storage.give_back([process.id], died=True)
+        self._storage.forget_worker(process.id)
+        if time.monotonic() - process.began > PROVEN:
+            self._deaths[process.slot] = 0
+        self._deaths[process.slot] += 1
+        if self._deaths[process.slot] >= MAX_DEATHS:
+            raise WorkerError(f"worker {process.slot} died {MAX_DEATHS} times, last because {why}")
+        self._output(f"worker {process.slot} | died: {why}; starting it again")
+        self._resting[process.slot] = time.monotonic() + 2 ** (self._deaths[process.slot] - 1)
+
+
+def _drain(events: SimpleQueue[dict[str, Any]]) -> list[dict[str, Any]]:
+    drained = []
+    while not events.empty():
+        drained.append(events.get())
+    return drained
+
+
+def _status_name(status: int) -> str:
+    if status < 0:
+        return f"signal {-status} ({signal.Signals(-status).name})"
+    return f"exit status {status}"

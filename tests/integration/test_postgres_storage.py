@@ -1,0 +1,371 @@
+"""PostgresStorage on a real PostgreSQL, embedded and separate: budgets, leases, workers, what is read."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from studies import PostgresStorage, StudySpec
+from studies.errors import NothingFinished, SpecMismatch, StorageError, StudyNotFound, TrialNotFound
+from studies.storage.postgres import StudyRecord
+from studies.storage.url import StorageURL
+
+LEASE = 30.0
+
+
+def spec(name: str = "study", **budget: Any) -> StudySpec:
+    return StudySpec.from_dict(
+        {
+            "name": name,
+            "direction": "maximize",
+            "metric": "accuracy",
+            "objective": {"path": "package.module:callable"},
+            "budget": {"trials": 3, **budget},
+        }
+    )
+
+
+def created(storage: PostgresStorage, name: str = "study", **budget: Any) -> StudyRecord:
+    return storage.create_study(spec(name, **budget))[0]
+
+
+def begin(storage: PostgresStorage, record: StudyRecord, worker: str, lease: float = LEASE) -> int:
+    """Register ``worker`` and let it claim a trial."""
+    storage.register_worker(record, worker_id=worker, host="host", pid=1, device="cpu")
+    claim = storage.claim(record, worker, lease)
+    assert claim.trial_id is not None
+    return claim.trial_id
+
+
+def states(storage: PostgresStorage, record: StudyRecord) -> list[str]:
+    return [trial.state.name for trial in storage.trials(record)]
+
+
+def test_a_study_is_created_once_with_its_spec(storage: PostgresStorage) -> None:
+    record, is_new = storage.create_study(spec())
+    again, is_new_again = storage.create_study(spec())
+    assert (is_new, is_new_again) == (True, False)
+    assert record == again
+    assert record.spec == spec()
+    study = optuna.load_study(study_name="study", storage=storage)
+    assert study.user_attrs["spec_sha256"] == spec().sha256
+    assert study.user_attrs["spec"]["budget"] == {"trials": 3, "max_failures": 10}
+    assert study.metric_names == ["accuracy"]
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+
+def test_a_study_of_another_spec_is_refused_and_stays(storage: PostgresStorage) -> None:
+    created(storage)
+    with pytest.raises(SpecMismatch, match=r"budget\.trials is 3, not 4"):
+        storage.create_study(spec(trials=4))
+    assert storage.find_study("study").spec == spec()
+
+
+def test_a_study_made_by_optuna_is_no_study_of_ours_but_can_be_read(storage: PostgresStorage) -> None:
+    study = optuna.create_study(storage=storage, study_name="study")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    record = storage.find_study("study")
+    assert (record.spec, record.budget) == (None, None)
+    assert storage.status(record).trials["complete"] == 2
+    assert storage.best(record).number == study.best_trial.number
+    with pytest.raises(SpecMismatch, match="was not made by studyhall"):
+        storage.create_study(spec())
+
+
+def test_a_missing_study_names_the_nearest(storage: PostgresStorage) -> None:
+    created(storage, "mnist")
+    with pytest.raises(StudyNotFound, match="no study 'mnits' in .*; did you mean 'mnist'"):
+        storage.find_study("mnits")
+
+
+def test_a_missing_trial_names_those_that_are_there(storage: PostgresStorage) -> None:
+    record = created(storage)
+    with pytest.raises(TrialNotFound, match="no trial 5; it has none yet"):
+        storage.trial(record, 5)
+    begin(storage, record, "a")
+    with pytest.raises(TrialNotFound, match="no trial 5; its trials are 0 to 0"):
+        storage.trial(record, 5)
+
+
+def test_no_table_is_made_where_only_to_look(empty_database: StorageURL) -> None:
+    with pytest.raises(StorageError, match="holds no studies yet"):
+        PostgresStorage(empty_database, create=False)
+    with pytest.raises(StorageError, match="holds no studies yet"):
+        PostgresStorage(empty_database, create=False)
+
+
+def test_tables_of_a_newer_version_are_refused(storage: PostgresStorage) -> None:
+    storage.database.execute("insert into studyhall.version values (999, now())")
+    with pytest.raises(StorageError, match="version 999, this studyhall knows 1; upgrade it: pip install"):
+        PostgresStorage(storage.location)
+
+
+def test_eight_processes_meet_on_an_empty_database(empty_database: StorageURL) -> None:
+    code = (
+        "import sys; from studies import PostgresStorage, StudySpec; s = PostgresStorage(sys.stdin.readline().strip()); "
+        "s.create_study(StudySpec.from_dict({'name': 'study', 'objective': {'path': 'a:b'}})); s.close()"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    # All of them have started before the first learns where to.
+    for process in processes:
+        assert process.stdin
+        process.stdin.write(empty_database.sqlalchemy + "\n")
+        process.stdin.flush()
+    ends = [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
+    assert [status for _, status in ends] == [0] * 8, ends
+    storage = PostgresStorage(empty_database)
+    assert [row["name"] for row in storage.list_studies()] == ["study"]
+    storage.close()
+
+
+# The budget
+
+
+def test_no_more_trials_run_than_the_budget_holds(storage: PostgresStorage) -> None:
+    record = created(storage, trials=2)
+    first, second = begin(storage, record, "a"), begin(storage, record, "b")
+    assert first != second
+    assert storage.claim(record, "c", LEASE).reason == "wait"
+    storage.set_trial_state_values(first, TrialState.COMPLETE, [1.0])
+    assert storage.claim(record, "c", LEASE).reason == "wait"
+    storage.set_trial_state_values(second, TrialState.PRUNED)
+    assert storage.claim(record, "c", LEASE).reason == "complete"
+    assert [trial.number for trial in storage.trials(record)] == [0, 1]
+
+
+def test_a_failed_trial_leaves_its_place_to_another(storage: PostgresStorage) -> None:
+    record = created(storage, trials=1)
+    storage.set_trial_state_values(begin(storage, record, "a"), TrialState.FAIL)
+    assert storage.claim(record, "a", LEASE).number == 1
+
+
+def test_too_many_failures_end_the_study(storage: PostgresStorage) -> None:
+    record = created(storage, max_failures=2)
+    for worker in "ab":
+        storage.set_trial_state_values(begin(storage, record, worker), TrialState.FAIL)
+    assert storage.claim(record, "a", LEASE).reason == "failures"
+    storage.extend(record, max_failures=3)
+    assert storage.claim(record, "a", LEASE).trial_id is not None
+
+
+def test_the_target_ends_the_study(storage: PostgresStorage) -> None:
+    record = created(storage, target=0.9)
+    storage.set_trial_state_values(begin(storage, record, "a"), TrialState.COMPLETE, [0.89])
+    storage.set_trial_state_values(begin(storage, record, "b"), TrialState.COMPLETE, [0.9])
+    assert storage.claim(record, "a", LEASE).reason == "target"
+
+
+def test_the_time_ends_the_study(storage: PostgresStorage) -> None:
+    record = created(storage, timeout=3600)
+    trial_id = begin(storage, record, "a")
+    assert storage.status(record).ended is None
+    storage.database.execute(f"update trials set datetime_start = datetime_start - interval '1 h' where trial_id = {trial_id}")
+    assert storage.claim(record, "b", LEASE).reason == "timeout"
+
+
+def test_a_stopped_study_goes_on_when_extended(storage: PostgresStorage) -> None:
+    record = created(storage)
+    storage.stop(record, "stopped")
+    assert storage.claim(record, "a", LEASE).reason == "stopped"
+    storage.extend(record, more_trials=2)
+    assert storage.find_study("study").budget == spec(trials=5).budget
+    assert storage.claim(record, "a", LEASE).trial_id is not None
+
+
+def test_twelve_threads_spend_the_budget_exactly(storage: PostgresStorage) -> None:
+    record = created(storage, trials=40)
+
+    def work(worker: int) -> int:
+        own = PostgresStorage(storage.location)
+        done = 0
+        try:
+            while True:
+                claim = own.claim(record, f"w{worker}", LEASE)
+                if claim.trial_id is not None:
+                    own.set_trial_state_values(claim.trial_id, TrialState.COMPLETE, [float(worker)])
+                    done += 1
+                elif claim.reason != "wait":
+                    return done
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(12) as pool:
+        assert sum(pool.map(work, range(12))) == 40
+    assert [trial.number for trial in storage.trials(record)] == list(range(40))
+
+
+def test_trials_of_stock_optuna_count_toward_the_budget(storage: PostgresStorage) -> None:
+    record = created(storage, trials=2)
+    study = optuna.load_study(study_name="study", storage=storage)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    study.ask()
+    assert storage.claim(record, "a", LEASE).reason == "wait"
+
+
+# Leases
+
+
+def test_an_expired_lease_gives_the_trial_to_another_worker(storage: PostgresStorage) -> None:
+    record = created(storage)
+    trial_id = begin(storage, record, "dead", lease=0)
+    claim = storage.claim(record, "b", LEASE)
+    assert (claim.trial_id, claim.number) == (trial_id, 0)
+    assert storage.attempts(record) == {0: ("b", 2)}
+    assert not storage.renew("dead", trial_id, 1, LEASE)
+    assert storage.renew("b", trial_id, 1, LEASE)
+
+
+def test_a_renewed_lease_does_not_expire(storage: PostgresStorage) -> None:
+    record = created(storage)
+    trial_id = begin(storage, record, "a", lease=0)
+    assert storage.renew("a", trial_id, None, LEASE)
+    assert storage.claim(record, "b", LEASE).number == 1
+
+
+def test_a_trial_of_stock_optuna_is_never_taken_away(storage: PostgresStorage) -> None:
+    record = created(storage)
+    optuna.load_study(study_name="study", storage=storage).ask()
+    assert storage.claim(record, "a", LEASE).number == 1
+
+
+def test_a_trial_given_back_keeps_its_number_parameters_and_reports(storage: PostgresStorage) -> None:
+    record = created(storage)
+    trial_id = begin(storage, record, "a")
+    distribution = optuna.distributions.FloatDistribution(0, 1)
+    storage.set_trial_param(trial_id, "x", 0.25, distribution)
+    storage.set_trial_intermediate_value(trial_id, 0, 0.5)
+    storage.give_back(["a"], died=False)
+    assert states(storage, record) == ["WAITING"]
+    claim = storage.claim(record, "b", LEASE)
+    trial = storage.get_trial(trial_id)
+    assert (claim.trial_id, trial.params, trial.intermediate_values) == (trial_id, {"x": 0.25}, {0: 0.5})
+
+
+def test_a_trial_on_which_three_workers_died_fails_with_that_reason(storage: PostgresStorage) -> None:
+    record = created(storage)
+    for worker in "abc":
+        begin(storage, record, worker)
+        storage.give_back([worker], died=True)
+    trial = storage.trial(record, 0)
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["error"] == "3 workers died on this trial, the last on host"
+    assert trial.datetime_complete is not None
+
+
+def test_a_trial_given_back_on_purpose_never_fails_of_that(storage: PostgresStorage) -> None:
+    record = created(storage)
+    for worker in "abcde":
+        begin(storage, record, worker)
+        storage.give_back([worker], died=False)
+    assert states(storage, record) == ["WAITING"]
+
+
+def test_waiting_trials_come_first_and_lowest_number_first(storage: PostgresStorage) -> None:
+    record = created(storage)
+    study = optuna.load_study(study_name="study", storage=storage)
+    study.enqueue_trial({"x": 0.5})
+    study.enqueue_trial({"x": 0.75})
+    assert [storage.claim(record, worker, LEASE).number for worker in "abc"] == [0, 1, 2]
+
+
+# What is read
+
+
+def test_the_best_of_equals_has_the_lowest_number(storage: PostgresStorage) -> None:
+    record = created(storage)
+    study = optuna.load_study(study_name="study", storage=storage)
+    for value in (0.5, 0.9, 0.7, 0.9, -math.inf):
+        study.add_trial(create_trial(value=value))
+    assert storage.best(record).number == 1
+    study.add_trial(create_trial(value=math.inf))
+    assert storage.best(record).number == 5
+
+
+def test_the_best_keeps_its_constraints(storage: PostgresStorage) -> None:
+    record = created(storage)
+    study = optuna.load_study(study_name="study", storage=storage)
+    for value, constraint in ((0.9, 1.0), (0.5, 0.0), (0.7, -1.0)):
+        study.add_trial(create_trial(value=value, system_attrs={"constraints": [constraint]}))
+    assert storage.best(record).number == study.best_trial.number == 2
+
+
+def test_without_a_complete_trial_there_is_no_best(storage: PostgresStorage) -> None:
+    record = created(storage)
+    begin(storage, record, "a")
+    with pytest.raises(NothingFinished, match=r"no complete trial yet \(0 pruned, 1 running, 0 waiting, 0 fail\)"):
+        storage.best(record)
+
+
+def test_a_study_of_two_objectives_has_no_best(storage: PostgresStorage) -> None:
+    record, _ = storage.create_study(
+        StudySpec.from_dict({"name": "two", "directions": ["minimize", "maximize"], "objective": {"path": "a:b"}})
+    )
+    with pytest.raises(StorageError, match="has 2 objectives, so no best trial; see: studyhall trials two"):
+        storage.best(record)
+
+
+def test_metrics_keep_the_first_value_of_a_step(storage: PostgresStorage) -> None:
+    record = created(storage)
+    trial_id = begin(storage, record, "a")
+    storage.add_metrics(trial_id, 1, {"loss": 0.5, "accuracy": 0.25})
+    storage.add_metrics(trial_id, 2, {"loss": math.inf})
+    storage.add_metrics(trial_id, 1, {"loss": 99.0})
+    trial = storage.get_trial(trial_id)
+    assert storage.metrics(trial) == {1: {"loss": 0.5, "accuracy": 0.25}, 2: {"loss": math.inf}}
+    assert storage.last_metrics([trial]) == {0: {"loss": math.inf}}
+
+
+def test_the_status_shows_trials_best_and_workers(storage: PostgresStorage) -> None:
+    record = created(storage)
+    storage.set_trial_state_values(begin(storage, record, "a"), TrialState.COMPLETE, [0.5])
+    trial_id = begin(storage, record, "b")
+    storage.renew("b", trial_id, 7, LEASE)
+    now = storage.status(record)
+    assert now.trials == {"complete": 1, "pruned": 0, "running": 1, "waiting": 0, "fail": 0}
+    assert now.best is not None
+    assert now.best.value == 0.5
+    worker = next(worker for worker in now.workers if worker.id == "b")
+    assert (worker.host, worker.device, worker.trial, worker.step) == ("host", "cpu", 1, 7)
+    assert 0 <= worker.seen_seconds_ago < 60
+
+
+def test_a_deleted_study_leaves_nothing_and_the_others_alone(storage: PostgresStorage) -> None:
+    record, other = created(storage, "doomed"), created(storage, "kept")
+    for each, worker in ((record, "a"), (other, "b")):
+        trial_id = begin(storage, each, worker)
+        storage.set_trial_param(trial_id, "x", 0.5, optuna.distributions.FloatDistribution(0, 1))
+        storage.set_trial_intermediate_value(trial_id, 0, 1.0)
+        storage.set_trial_user_attr(trial_id, "key", "value")
+        storage.set_trial_system_attr(trial_id, "key", "value")
+        storage.record_heartbeat(trial_id)
+        storage.add_metrics(trial_id, 0, {"loss": 1.0})
+        storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
+    counts = "select (select count(*) from {}) as n"
+    tables = [
+        *("studies", "study_directions", "study_user_attributes", "trials", "trial_params", "trial_values"),
+        *("trial_user_attributes", "trial_system_attributes", "trial_intermediate_values", "trial_heartbeats"),
+        *("studyhall.budgets", "studyhall.workers", "studyhall.leases", "studyhall.metrics"),
+    ]
+    before = {table: storage.database.execute(counts.format(table))[0]["n"] for table in tables}
+    storage.delete(record)
+    after = {table: storage.database.execute(counts.format(table))[0]["n"] for table in tables}
+    assert after == {table: n // 2 for table, n in before.items()}
+    assert all(n > 0 for n in after.values())
+    assert [row["name"] for row in storage.list_studies()] == ["kept"]
+    assert storage.claim(record, "a", LEASE).reason == "deleted"
+
+
+def test_a_storage_works_wherever_optuna_takes_one(storage: PostgresStorage) -> None:
+    study = optuna.create_study(storage=storage, study_name="plain")
+    study.optimize(lambda trial: (trial.suggest_float("x", -1, 1) - 0.5) ** 2, n_trials=5)
+    assert len(optuna.load_study(study_name="plain", storage=storage).trials) == 5

@@ -1,0 +1,81 @@
+"""The rules of the design that no single module can keep: who imports whom, and when."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Each layer may import from itself and from those after it.
+LAYERS = (
+    "studies.cli",
+    "studies.worker",
+    "studies.finalize",
+    "studies.storage",
+    "studies.trial",
+    "studies.objective",
+    "studies.spec",
+    "studies.catalog",
+    "studies.space",
+    "studies.errors",
+)
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that ``file`` names in an import, at any depth but under TYPE_CHECKING."""
+    names = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text()))
+    return names
+
+
+def layer(module: str) -> int | None:
+    return next((i for i, name in enumerate(LAYERS) if module == name or module.startswith(f"{name}.")), None)
+
+
+FILES = sorted([*(ROOT / "studies").rglob("*.py"), *(ROOT / "objectives").rglob("*.py")])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_run_one_way(file: Path) -> None:
+    module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    package = module.partition(".")[0]
+    forbidden = {"studies": ("torch", "torchvision", "objectives"), "objectives": ("studies", "click", "mlflow", "optuna")}
+    named = imports(file)
+    assert not [name for name in named if name.partition(".")[0] in forbidden[package]]
+    own = layer(module)
+    if own is not None:
+        assert not [name for name in named if (other := layer(name)) is not None and other < own]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_loads_neither_torch_nor_optuna_nor_mlflow(arguments: list[str]) -> None:
+    code = (
+        "import sys, atexit; from studies.cli import main; sys.argv[1:] = {!r}; "
+        "atexit.register(lambda: print([m for m in ('torch', 'optuna', 'mlflow', 'sqlalchemy') if m in sys.modules]))"
+    ).format(arguments)
+    done = subprocess.run([sys.executable, "-c", code + "; main()"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_the_public_names_are_these() -> None:
+    import studies
+
+    assert studies.__all__ == ["PostgresStorage", "StudySpec", "open_storage"]
+    for name in studies.__all__:
+        assert getattr(studies, name).__name__ == name

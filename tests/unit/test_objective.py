@@ -1,0 +1,123 @@
+"""Importing and building objectives: what works, and what is said where it does not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from studies.errors import ObjectiveError
+from studies.objective import build, is_allowed
+from studies.trial import as_values
+
+SCRIPT = """
+import helper_beside_the_script
+
+number = 3
+
+def objective(trial):
+    return helper_beside_the_script.VALUE
+
+class Net:
+    parameters = frozenset({"lr", "width"})
+
+    def __init__(self, epochs: int, *, data_dir=None):
+        if epochs < 1:
+            raise ValueError(f"epochs = {epochs}; at least 1")
+        self.epochs, self.data_dir = epochs, data_dir
+
+    def __call__(self, trial):
+        return self.epochs
+
+class NotCallable:
+    pass
+
+class Broken:
+    def __init__(self):
+        raise OSError("disk on fire")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "helper_beside_the_script.py").write_text("VALUE = 42\n")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return str(tmp_path / "script.py")
+
+
+def test_a_function_in_a_file_imports_what_lies_beside_it(script: str, tmp_path: Path) -> None:
+    assert build(f"{script}:objective", {}, data_dir=tmp_path)(None) == 42
+
+
+def test_a_module_in_the_current_folder_is_found(script: str, tmp_path: Path) -> None:
+    assert build("script:objective", {}, data_dir=tmp_path)(None) == 42
+
+
+def test_a_class_is_built_with_its_args_and_given_the_data_directory(script: str, tmp_path: Path) -> None:
+    net = build(f"{script}:Net", {"epochs": 5}, space=("lr",), data_dir=tmp_path)
+    assert (net.epochs, net.data_dir) == (5, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "args", "message"),
+    [
+        ("{}:objectiv", {}, "has no 'objectiv'; did you mean 'objective'?"),
+        ("{}:number", {}, "is not callable but 3; name a function or a class"),
+        ("{}:objective", {"epochs": 1}, "is a function, which takes no objective.args (epochs)"),
+        ("{}:NotCallable", {}, "are not callable; give the class a __call__(self, trial)"),
+        ("{}:Net", {}, "does not accept objective.args: missing a required argument: 'epochs'; it takes: epochs"),
+        ("{}:Net", {"epoch": 1}, "did you mean 'epochs'?"),
+        ("{}:Net", {"epochs": 0}, "epochs = 0; at least 1"),
+        ("{}:Broken", {}, "OSError: disk on fire"),
+        ("/nowhere/x.py:f", {}, "no file '/nowhere/x.py' for the objective"),
+        ("nowhere.at.all:f", {}, "no module 'nowhere' for objective 'nowhere.at.all'; install it here"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    script: str, tmp_path: Path, path: str, args: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ObjectiveError) as caught:
+        build(path.format(script), args, data_dir=tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("def f(:", "SyntaxError"), ("1 / 0", "ZeroDivisionError: division by zero"), ("import nowhere_at_all", "nowhere_at_all")],
+)
+def test_a_file_that_does_not_import_says_why(script: str, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(ObjectiveError, match="does not import") as caught:
+        build(f"{tmp_path}/broken.py:f", {}, data_dir=tmp_path)
+    assert message in str(caught.value)
+
+
+def test_a_space_with_a_name_that_the_objective_does_not_know_is_refused(script: str, tmp_path: Path) -> None:
+    with pytest.raises(ObjectiveError, match=r"no parameter 'widht' \(space.widht\); did you mean 'width'"):
+        build(f"{script}:Net", {"epochs": 5}, space=("lr", "widht"), data_dir=tmp_path)
+
+
+def test_a_study_may_choose_only_what_the_operator_allows() -> None:
+    assert is_allowed("objectives.mlp:MLP", ())
+    assert not is_allowed("objectivesx:f", ())
+    assert not is_allowed("os:system", ())
+    assert is_allowed("lab.nets:Net", ("lab",))
+    assert is_allowed("lab.nets:Net", ("lab.",))
+    assert not is_allowed("labour:f", ("lab",))
+    assert is_allowed("/srv/script.py:f", ("/srv/script.py",))
+    assert is_allowed("/srv/script.py:f", ("/srv/script.py:f",))
+    assert not is_allowed("anything:f", ("",))
+
+
+def test_what_an_objective_returns_is_numbers_or_a_reason() -> None:
+    assert as_values(1, 1) == [1.0]
+    assert as_values((1, 2.5), 2) == [1.0, 2.5]
+    assert as_values(float("nan"), 1) == "the objective returned nan"
+    assert as_values(None, 1) == "the objective returned None, which is not a number"
+    assert as_values("x", 1) == "the objective returned 'x', which is not a number"
+    assert as_values(1.0, 2) == "the objective returned 1 values for 2 directions"

@@ -1,0 +1,286 @@
+"""The study file: what is legal, what is refused and how, and what it becomes in Optuna."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import tomli_w
+
+from studies.errors import SpecError, SpecMismatch
+from studies.spec import BudgetSpec, StudySpec, override, parse_seconds, preset_names, read_target
+
+BASE: dict[str, Any] = {
+    "name": "study",
+    "direction": "maximize",
+    "objective": {"path": "package.module:callable", "args": {"epochs": 5}},
+    "budget": {"trials": 10},
+    "sampler": {"name": "tpe"},
+    "pruner": {"name": "median"},
+    "space": {
+        "momentum": {"type": "float", "low": 0.0, "high": 0.9, "when": {"optimizer": ["sgd"]}},
+        "lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
+        "width": {"type": "int", "low": 32, "high": 512, "log": True},
+        "optimizer": {"type": "categorical", "choices": ["adamw", "sgd"]},
+    },
+}
+
+
+def spec_with(*settings: str) -> StudySpec:
+    data = copy.deepcopy(BASE)
+    for setting in settings:
+        override(data, setting)
+    return StudySpec.from_dict(data, "my.toml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("budget.trails=3", "budget.trails: unknown key; did you mean 'trials'?"),
+        ("bugdet.trials=3", "bugdet: unknown key; did you mean 'budget'?"),
+        ("objective.arg={}", "objective.arg: unknown key; did you mean 'args'?"),
+        ("space.lr.lo=1", "space.lr.lo: unknown key; did you mean 'low'?"),
+        ("space.optimizer.choice=[1]", "space.optimizer.choice: unknown key; did you mean 'choices'?"),
+        ("budget.trials=0", "budget.trials = 0: should be greater than 0"),
+        ("budget.trials=-3", "budget.trials = -3: should be greater than 0"),
+        ("budget.trials=2.5", "budget.trials = 2.5: should be a valid integer"),
+        ("budget.max_failures=0", "budget.max_failures = 0: should be greater than 0"),
+        ("budget.timeout=2x", "budget.timeout: '2x' is not a time; write seconds or 45s, 30m, 2h, 1d, 1h30m"),
+        ("budget.timeout=0", "budget.timeout = 0: should be greater than 0"),
+        ("budget.target=nan", "budget.target = nan: should be a finite number"),
+        ("space.lr.low=1", "space.lr: low = 1.0 is above high = 0.1; low must not exceed high"),
+        ("space.width.low=1000", "space.width: low = 1000 is above high = 512; low must not exceed high"),
+        ("space.lr.low=0", "space.lr: low = 0.0 with log = true; a logarithmic range begins above 0"),
+        ("space.lr.low=-1", "space.lr: low = -1.0 with log = true; a logarithmic range begins above 0"),
+        ("space.lr.low=nan", "space.lr: low = nan is not a finite number"),
+        ("space.lr.high=inf", "space.lr: high = inf is not a finite number"),
+        ("space.lr.step=0.1", "space.lr: step = 0.1 with log = true; give one of the two"),
+        ("space.momentum.step=0.4", "space.momentum: high = 0.9 is no whole number of steps of 0.4; 0.8 is"),
+        ("space.momentum.step=-1", "space.momentum: step = -1.0; a step is above 0"),
+        ("space.optimizer.choices=[]", "space.optimizer: choices is empty; give at least one"),
+        ("space.optimizer.choices=['a', 'a']", "space.optimizer: choices holds 'a' twice; each must differ"),
+        ("space.optimizer.choices=[1, 1.0]", "space.optimizer: choices holds 1.0 twice; each must differ"),
+        ("space.lr.type=flot", "space.lr.type: 'flot' is unknown; did you mean 'float'?"),
+        ("space.new={low=1}", 'space.new: no type; write type = "int", "float" or "categorical"'),
+        ("space.momentum.when={opt=['sgd']}", "space.momentum.when names the unknown parameter 'opt'; known: lr,"),
+        ("space.momentum.when={optimizer=['sg']}", "space.momentum.when.optimizer lists 'sg', which 'optimizer' never"),
+        ("space.momentum.when={optimizer=[]}", "space.momentum.when.optimizer is empty; list the values"),
+        ("space.optimizer.when={momentum=[0.5]}", "space: the conditions go round: "),
+        ("sampler.name=tep", "sampler.name: 'tep' is unknown; did you mean 'tpe'?; all: bruteforce, cmaes, gp, grid"),
+        ("sampler.options={n_startup=3}", "sampler.options.n_startup: 'tpe' has no such option; did you mean"),
+        ("sampler.options={n_startup_trials='x'}", "sampler.options.n_startup_trials = 'x': should be int"),
+        ("sampler.options={seed=3}", "sampler.options.seed: 'tpe' has no such option"),
+        ("sampler.name=grid", "sampler.name: 'grid' needs a step for the real number space.momentum; add step"),
+        ("pruner.name=medain", "pruner.name: 'medain' is unknown; did you mean 'median'?"),
+        ("pruner={name='hyperband',options={max_resource='x'}}", "pruner.options: 'hyperband' refuses max_resource"),
+        ("pruner={name='percentile',options={percentile=200}}", "Percentile must be between 0 and 100"),
+        ("pruner={name='patient',options={patience=1,wrapped_pruner='median'}}", "is not { name = …, options = {…} }"),
+        ("name=''", "name is empty; a study needs one of 1 to 128 characters"),
+        ("name='   '", "name is empty; a study needs one of 1 to 128 characters"),
+        ('name="a\\u0007b"', "name 'a\\x07b' holds a control character; only printable ones are legal"),
+        ('name="a\\nb"', "name 'a\\nb' holds a control character"),
+        (f"name={'x' * 129}", "has 129 characters; at most 128 are legal"),
+        ("name=-x", "begins or ends with a space, or begins with '-'; remove that"),
+        ("direction=max", "direction = 'max': should be 'minimize' or 'maximize'"),
+        ("directions=['minimize']", "direction and directions are both given; keep one"),
+        ("metric=['a', 'b']", "metric has 2 names for 1 directions; give one each"),
+        ("objective.path=nowhere", "objective: path 'nowhere' is not package.module:callable or path/to/file.py"),
+        ("seed=-1", "seed = -1: should be greater than or equal to 0"),
+        ("space=3", "space = 3: should be a valid dictionary"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_value_and_what_is_legal(setting: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_with(setting)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("my.toml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_several_mistakes_are_counted() -> None:
+    with pytest.raises(SpecError, match=r"\(and 1 more\)"):
+        spec_with("budget.trials=0", "seed=-1")
+
+
+@pytest.mark.parametrize("setting", ["budget.trials", "=3", "budget..trials=3", ".=3"])
+def test_a_setting_that_is_not_key_and_value_is_refused(setting: str) -> None:
+    with pytest.raises(SpecError, match="is not KEY=VALUE"):
+        override({}, setting)
+
+
+def test_a_setting_below_a_value_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"objective\.path is a value, not a table"):
+        override(copy.deepcopy(BASE), "objective.path.x=3")
+
+
+def test_settings_are_read_as_toml_and_else_as_text() -> None:
+    data: dict[str, Any] = {}
+    for setting in ("a.b=3", "a.c=1e-3", "a.d=[1, 2]", "a.e=true", "a.f=plain text", "a.g='3'", "a.h=x=y"):
+        override(data, setting)
+    assert data["a"] == {"b": 3, "c": 1e-3, "d": [1, 2], "e": True, "f": "plain text", "g": "3", "h": "x=y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("45s", 45), ("30m", 1800), ("1h30m", 5400), ("2h", 7200), ("1d", 86400)]
+)
+def test_times_are_written_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_legal_and_named_like_its_file(name: str) -> None:
+    assert StudySpec.from_dict(read_target(name), name).name == name
+
+
+def test_a_study_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text(tomli_w.dumps(BASE))
+    assert StudySpec.from_dict(read_target(str(file)), str(file)) == spec_with()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"name = ", "not TOML: Invalid value"), (b"\xff\xfe", "not UTF-8 text"), (b"[a]\n[a]", "not TOML")],
+)
+def test_a_malformed_study_file_is_refused_with_its_name(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_bytes(content)
+    with pytest.raises(SpecError, match=message) as caught:
+        read_target(str(file))
+    assert "bad.toml" in str(caught.value)
+
+
+def test_a_missing_study_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"cannot read the study file '.*none\.toml': No such file"):
+        read_target(str(tmp_path / "none.toml"))
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(SpecError, match="did you mean 'digits'"):
+        read_target("digit")
+
+
+def test_a_callable_is_a_study_named_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_target("script.py:objective") == {
+        "name": "script-objective",
+        "objective": {"path": f"{tmp_path}/script.py:objective"},
+    }
+    assert read_target("package.module:f")["name"] == "module-f"
+
+
+def test_the_stored_spec_reads_back_equal_and_keeps_the_order_of_the_space() -> None:
+    spec = spec_with("budget.timeout=2h", "sampler.options={n_startup_trials=3}")
+    again = StudySpec.from_json(spec.to_json())
+    assert again == spec
+    assert list(again.space) == list(spec.space)
+    assert again.sha256 == spec.sha256
+
+
+def test_a_spec_written_as_a_file_reads_back_equal() -> None:
+    spec = spec_with("budget.timeout=2h")
+    assert StudySpec.from_dict(tomllib.loads(tomli_w.dumps(spec.to_file()))) == spec
+
+
+def test_the_hash_is_that_of_the_study_not_of_its_budget() -> None:
+    assert spec_with().sha256 == spec_with("budget.trials=99").sha256
+    assert spec_with().sha256 != spec_with("seed=1").sha256
+
+
+def test_another_spec_is_refused_with_the_difference() -> None:
+    stored, given = spec_with(), spec_with("objective.args.epochs=7", "space.lr.high=0.5")
+    with pytest.raises(SpecMismatch) as caught:
+        stored.require_same(given, stored.budget)
+    assert "objective.args.epochs is 5, not 7" in str(caught.value)
+    assert "space.lr.high is 0.1, not 0.5" in str(caught.value)
+    assert "--name" in str(caught.value)
+
+
+def test_a_budget_may_be_given_as_it_was_or_as_it_is_now() -> None:
+    stored, now = spec_with(), BudgetSpec(trials=60)
+    stored.require_same(spec_with(), now)
+    stored.require_same(spec_with("budget.trials=60"), now)
+    with pytest.raises(SpecMismatch, match=r"budget\.trials is 60, not 61; change it with: studyhall extend study"):
+        stored.require_same(spec_with("budget.trials=61"), now)
+
+
+def test_the_order_of_the_space_makes_no_other_study() -> None:
+    turned = dict(reversed(BASE["space"].items()))
+    spec_with().require_same(StudySpec.from_dict({**BASE, "space": turned}), spec_with().budget)
+
+
+def test_seeds_are_of_the_trial_and_all_different() -> None:
+    spec = spec_with()
+    seeds = [spec.seed_of(number) for number in range(1000)]
+    assert len(set(seeds)) == 1000
+    assert seeds[7] == spec_with().seed_of(7)
+    assert seeds[7] != spec_with("seed=1").seed_of(7)
+
+
+def sampled(spec: StudySpec, number: int) -> dict[str, Any]:
+    """The parameters of trial ``number`` of an empty study."""
+    study = optuna.create_study(direction="maximize", sampler=spec.to_sampler(number), pruner=spec.to_pruner())
+    trial = study.ask()
+    spec.suggest(trial)
+    return trial.params
+
+
+def test_two_trials_never_draw_the_same_and_one_trial_draws_alike_on_any_worker() -> None:
+    spec = spec_with()
+    assert sampled(spec, 0) == sampled(spec, 0)
+    assert sampled(spec, 0)["lr"] != sampled(spec, 1)["lr"]
+
+
+def test_a_parameter_is_sampled_only_when_its_condition_holds() -> None:
+    spec = spec_with()
+    drawn = [sampled(spec, number) for number in range(20)]
+    assert {params["optimizer"] for params in drawn} == {"adamw", "sgd"}
+    for params in drawn:
+        assert ("momentum" in params) == (params["optimizer"] == "sgd")
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "cmaes", "qmc", "nsgaii", "nsgaiii", "bruteforce", "gp"])
+def test_every_sampler_is_built_by_its_short_name(name: str) -> None:
+    if name == "gp":
+        pytest.importorskip("torch")
+    spec = StudySpec.from_dict(
+        {**BASE, "space": {"x": {"type": "int", "low": 0, "high": 9}}, "sampler": {"name": name}}
+    )
+    assert 0 <= sampled(spec, 0)["x"] <= 9
+
+
+def test_a_grid_is_made_of_the_space() -> None:
+    space = {"x": {"type": "float", "low": 0, "high": 1, "step": 0.5}, "y": {"type": "categorical", "choices": "ab"}}
+    space["y"]["choices"] = ["a", "b"]
+    spec = StudySpec.from_dict({**BASE, "space": space, "sampler": {"name": "grid"}})
+    assert len(spec.to_sampler(0)._all_grids) == 6
+
+
+def test_a_sampler_may_hold_another() -> None:
+    options = "{fixed_params={width=64},base_sampler={name='random'}}"
+    spec = spec_with(f"sampler={{name='partialfixed',options={options}}}")
+    assert sampled(spec, 3)["width"] == 64
+
+
+@pytest.mark.parametrize("name", ["none", "median", "hyperband", "successivehalving", "wilcoxon"])
+def test_every_pruner_is_built_by_its_short_name(name: str) -> None:
+    assert isinstance(spec_with(f"pruner.name={name}").to_pruner(), optuna.pruners.BasePruner)
+
+
+def test_a_pruner_may_hold_another() -> None:
+    spec = spec_with("pruner={name='patient',options={patience=2,wrapped_pruner={name='median'}}}")
+    assert isinstance(spec.to_pruner(), optuna.pruners.PatientPruner)
+
+
+def test_several_directions_name_a_metric_each() -> None:
+    data = {key: value for key, value in BASE.items() if key != "direction"}
+    spec = StudySpec.from_dict({**data, "directions": ["minimize", "maximize"], "metric": ["loss", "accuracy"]})
+    assert spec.metric_names == ["loss", "accuracy"]
+    assert json.loads(spec.to_json())["directions"] == ["minimize", "maximize"]
+    with pytest.raises(SpecError, match=r"budget\.target needs a single objective"):
+        StudySpec.from_dict({**data, "directions": ["minimize", "maximize"], "budget": {"target": 1.0}})
