@@ -83,9 +83,9 @@ def build_sampler(
     extra: dict[str, Any] = {}
     if name == "grid":
         extra["search_space"] = _grid(space)
-    # The points of a quasi-random sequence are told apart by the trial's number, so all draw from one.
+    # The points of a grid or a quasi-random sequence are told apart by the trial's number: all draw from one.
     if name != "partialfixed":
-        extra["seed"] = study_seed if name == "qmc" else trial_seed
+        extra["seed"] = study_seed if name in ("grid", "qmc") else trial_seed
     sampler: optuna.samplers.BaseSampler = _build("sampler", SAMPLERS, name, options, extra)
     return sampler
 

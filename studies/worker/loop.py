@@ -102,9 +102,9 @@ class Worker:
     def _run_trial(self, trial_id: int, number: int) -> None:
         self._trial_id, self._lease_lost = trial_id, False
         try:
-            self._study._thread_local.cached_all_trials = (
-                None  # as Study.ask does: see what others did meanwhile
-            )
+            # As Study.ask does: see what others did meanwhile. Optuna's cache learns the claimed trial, too.
+            self._study._thread_local.cached_all_trials = None
+            self._study.get_trials(deepcopy=False)
             self._study.sampler = self._spec.to_sampler(number)
             trial = Trial(self._study, trial_id, reporter=self, seed=self._spec.seed_of)
             self._finish(trial, *self._call(trial))

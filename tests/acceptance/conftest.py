@@ -1,0 +1,121 @@
+"""A person's session: a terminal with the installed command, and a storage of one's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from studies import PostgresStorage
+from studies.storage.url import StorageURL
+from tests.conftest import Server
+
+SCRIPT = """
+import os
+import time
+
+import optuna
+
+
+def objective(trial):
+    x = trial.suggest_float("x", -10, 10)
+    for step in range(5):
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+        trial.report((x - 2) ** 2 + 5 - step, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned()
+    return (x - 2) ** 2
+
+
+def failing(trial):
+    raise RuntimeError("no luck today")
+
+
+def diverging(trial):
+    return float("nan") if trial.number < 2 else 1.0
+
+
+def talkative(trial):
+    print("hello from the objective")
+    return 1.0
+
+
+def dying(trial):
+    if trial.number == 1:
+        os.kill(os.getpid(), 9)
+    return 1.0
+
+
+def equal(trial):
+    trial.suggest_float("x", -10, 10)
+    return 1.0
+"""
+
+
+class Shell:
+    """Runs ``studyhall`` with one storage, in one folder."""
+
+    def __init__(self, url: StorageURL, folder: Path, home: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "STUDYHALL_STORAGE": url.sqlalchemy,
+            "STUDYHALL_HOME": str(home),
+            "COLUMNS": "80",
+        }
+        self.command = str(Path(sys.executable).with_name("studyhall"))
+
+    def run(self, *args: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        with self.start(*args, **environment) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def start(self, *args: str | Path, **environment: str) -> subprocess.Popen[str]:
+        """Start the command."""
+        return subprocess.Popen(
+            [self.command, *map(str, args)],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def data(self, *args: str | Path) -> str:
+        """The standard output of a command that must succeed."""
+        done = self.run(*args)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def shell(separate_server: Server, tmp_path: Path, home: Path) -> Iterator[Shell]:
+    """A shell in an empty folder but for ``script.py``, on an empty database of a separate server."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with separate_server.database() as url:
+        yield Shell(url, tmp_path, home)
+
+
+@pytest.fixture
+def look(shell: Shell) -> Iterator[Callable[[], PostgresStorage]]:
+    """Open the shell's storage, to see what a command left there."""
+    opened: list[PostgresStorage] = []
+
+    def look() -> PostgresStorage:
+        opened.append(PostgresStorage(shell.url))
+        return opened[-1]
+
+    yield look
+    for storage in opened:
+        storage.close()

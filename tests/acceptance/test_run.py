@@ -1,0 +1,207 @@
+"""Running studies as a person does: to the end, twice at once, interrupted, killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from studies import PostgresStorage
+from tests.acceptance.conftest import Shell
+
+Look = Callable[[], PostgresStorage]
+
+
+def eventually(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+
+
+def states(storage: PostgresStorage, study: str = "script-objective") -> list[str]:
+    return [trial.state.name for trial in storage.trials(storage.find_study(study))]
+
+
+def running(storage: PostgresStorage) -> bool:
+    """Whether two trials run and have reported."""
+    rows = [row for row in storage.list_studies() if row["running"] == 2]
+    if not rows:
+        return False
+    trials = storage.trials(storage.find_study(rows[0]["name"]))
+    return sum(bool(trial.intermediate_values) for trial in trials) >= 2
+
+
+def worker_pids(process: subprocess.Popen[str]) -> list[int]:
+    return [child.pid for child in psutil.Process(process.pid).children() if "studies.worker.process" in child.cmdline()]
+
+
+def test_an_unchanged_optuna_script_runs(shell: Shell) -> None:
+    done = shell.run("run", "script.py:objective", "--trials", "12")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("best of script-objective: trial ")
+    assert "study 'script-objective' begins: " in done.stderr
+    assert "12 of 12 trials done" in done.stderr
+    best = json.loads(shell.data("best", "script-objective", "--format", "json"))
+    assert set(best) == {"study", "number", "value", "params", "metrics"}
+    assert best["value"] == pytest.approx((best["params"]["x"] - 2) ** 2)
+
+
+def test_a_module_is_found_in_the_current_folder(shell: Shell) -> None:
+    done = shell.run("run", "script:objective", "--trials", "2", "--workers", "1", "--set", "direction=maximize")
+    assert done.returncode == 0, done.stderr
+    assert "direction = \"maximize\"" in shell.data("show", "script-objective")
+
+
+def test_the_same_command_shows_a_finished_study_at_once(shell: Shell) -> None:
+    first = shell.run("run", "script.py:objective", "--trials", "3", "--workers", "1")
+    second = shell.run("run", "script.py:objective", "--trials", "3", "--workers", "1")
+    assert second.returncode == 0
+    assert second.stdout == first.stdout
+    assert "begins" not in second.stderr
+
+
+def test_an_extended_study_goes_on_with_the_same_command(shell: Shell, look: Look) -> None:
+    command = ("run", "script.py:objective", "--trials", "2", "--workers", "1", "--set", "pruner.name=none")
+    shell.run(*command)
+    assert "2 of 4 trials done" in shell.run("extend", "script-objective", "--trials", "+2").stderr
+    done = shell.run(*command)
+    assert done.returncode == 0, done.stderr
+    assert states(look()) == ["COMPLETE"] * 4
+
+
+def test_two_terminals_run_one_study_from_an_empty_database(shell: Shell, look: Look) -> None:
+    runs = [shell.start("run", "script.py:objective", "--trials", "30", "--workers", "4") for _ in range(2)]
+    ends = [(process.communicate(timeout=120), process.returncode) for process in runs]
+    assert [status for _, status in ends] == [0, 0], ends
+    storage = look()
+    assert [trial.number for trial in storage.trials(storage.find_study("script-objective"))] == list(range(30))
+    assert set(states(storage)) <= {"COMPLETE", "PRUNED"}
+    assert sorted("begins" in err for (_, err), _ in ends) == [False, True]
+
+
+def test_ctrl_c_gives_running_trials_back_and_the_same_command_goes_on(shell: Shell, look: Look) -> None:
+    command = ("run", "script.py:objective", "--trials", "4", "--workers", "2", "--set", "pruner.name=none")
+    process = shell.start(*command, STEP_SECONDS="0.5")
+    storage = PostgresStorage(shell.url)
+    eventually(lambda: running(storage))
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    assert process.returncode == 130
+    assert "stopping: running trials are given back at their next step; Ctrl-C again: now" in err
+    assert "interrupted: script-objective: " in err
+    assert "Traceback" not in err
+    before = storage.trials(storage.find_study("script-objective"))
+    assert "RUNNING" not in states(storage)
+    assert "WAITING" in states(storage)
+    storage.close()
+    assert shell.run(*command).returncode == 0
+    after = look().trials(look().find_study("script-objective"))
+    assert [trial.state.name for trial in after] == ["COMPLETE"] * 4
+    assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_still_gives_trials_back(shell: Shell, look: Look) -> None:
+    process = shell.start("run", "script.py:objective", "--trials", "4", "--workers", "2", STEP_SECONDS="60")
+    storage = look()
+    eventually(lambda: any(row["running"] == 2 for row in storage.list_studies()))
+    workers = worker_pids(process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 130, err
+    assert states(storage) == ["WAITING"] * 2
+    assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_finished(shell: Shell, look: Look) -> None:
+    process = shell.start(
+        "run", "script.py:objective", "--trials", "4", "--workers", "2", "--set", "pruner.name=none", STEP_SECONDS="0.3"
+    )
+    storage = look()
+    eventually(lambda: running(storage))
+    psutil.Process(worker_pids(process)[0]).kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "died: it was ended by signal 9 (SIGKILL); starting it again" in err
+    assert states(storage) == ["COMPLETE"] * 4
+    assert 2 in [times for _, times in storage.attempts(storage.find_study("script-objective")).values()]
+
+
+def test_workers_end_with_a_killed_supervisor_and_their_trials_come_back(shell: Shell, look: Look) -> None:
+    process = shell.start("run", "script.py:objective", "--trials", "4", "--workers", "2", STEP_SECONDS="0.5")
+    storage = look()
+    eventually(lambda: running(storage))
+    workers = worker_pids(process)
+    process.kill()
+    process.communicate()
+    eventually(lambda: not any(psutil.pid_exists(pid) for pid in workers))
+    assert "RUNNING" not in states(storage)
+    assert "FAIL" not in states(storage)
+
+
+def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(shell: Shell, look: Look) -> None:
+    done = shell.run("run", "script.py:dying", "--trials", "4", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    storage = look()
+    trials = storage.trials(storage.find_study("script-dying"))
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert trials[1].user_attrs["error"].startswith("3 workers died on this trial")
+
+
+def test_failing_trials_end_the_study_with_the_last_error(shell: Shell) -> None:
+    done = shell.run("run", "script.py:failing", "--trials", "5", "--set", "budget.max_failures=2", "--workers", "1")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: study 'script-failing' stopped: 2 trials failed, the last (1) with: RuntimeError: no luck")
+    assert "studyhall extend script-failing --max-failures N" in last
+    shown = shell.data("show", "script-failing", "1")
+    assert 'raise RuntimeError("no luck today")' in shown
+
+
+def test_nan_fails_its_trial_and_the_study_goes_on(shell: Shell, look: Look) -> None:
+    assert shell.run("run", "script.py:diverging", "--trials", "2", "--workers", "1").returncode == 0
+    assert states(look(), "script-diverging") == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_what_an_objective_prints_is_shown_and_is_no_data(shell: Shell) -> None:
+    done = shell.run("run", "script.py:talkative", "--trials", "1", "--workers", "1")
+    assert "worker 0 | hello from the objective" in done.stderr
+    assert "hello" not in done.stdout
+
+
+def test_another_machine_joins_a_created_study_if_it_allows_the_objective(shell: Shell, look: Look) -> None:
+    assert shell.run("create", "script.py:objective", "--trials", "3", "--name", "shared").returncode == 0
+    refused = shell.run("work", "shared")
+    assert refused.returncode == 1
+    assert "which this machine does not allow; if you trust it: --allow" in refused.stderr
+    joined = shell.run("work", "shared", "--allow", shell.folder / "script.py", "--workers", "1")
+    assert joined.returncode == 0, joined.stderr
+    assert len(states(look(), "shared")) == 3
+
+
+def test_the_embedded_server_serves_without_any_setting(shell: Shell, tmp_path: Path, home: Path) -> None:
+    del shell.environment["STUDYHALL_STORAGE"]
+    name = f"embedded-{tmp_path.name}"
+    done = shell.run("run", "script.py:objective", "--trials", "2", "--workers", "1", "--name", name)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(shell.data("status", name, "--format", "json"))["trials"]["fail"] == 0
+    url = shell.data("db", "url").strip()
+    assert url.startswith("postgresql+psycopg2://")
+    assert name in subprocess.run(
+        [Path(sys.executable).with_name("optuna"), "studies", "--storage", url],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert shell.run("delete", name, "--yes").returncode == 0

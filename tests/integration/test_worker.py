@@ -1,0 +1,226 @@
+"""A worker's loop on a real database: what becomes of a trial, however its objective ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from studies import PostgresStorage, StudySpec
+from studies.trial import Interrupted, Trial
+from studies.worker.loop import Worker
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(storage: PostgresStorage) -> Run:
+    """Run a worker with an objective until the study is over; returns why it is."""
+
+    def run(objective: Callable[[Any], Any], *, stop: threading.Event | None = None, lease: float = 30, **spec: Any) -> str:
+        data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 3}, **spec}
+        record, _ = storage.create_study(StudySpec.from_dict(data))
+        storage.forget_worker("w")
+        storage.register_worker(record, worker_id="w", host="host", pid=1, device="cpu")
+        return Worker(
+            storage, record, objective, worker_id="w", device="cpu", lease_seconds=lease, stop=stop or threading.Event()
+        ).run()
+
+    return run
+
+
+def trials(storage: PostgresStorage) -> list[optuna.trial.FrozenTrial]:
+    return storage.trials(storage.find_study("study"))
+
+
+def test_a_worker_spends_the_budget_and_says_why_it_ended(storage: PostgresStorage, run: Run) -> None:
+    assert run(lambda trial: trial.suggest_float("x", 0, 1)) == "complete"
+    assert [trial.state for trial in trials(storage)] == [TrialState.COMPLETE] * 3
+    assert len({trial.params["x"] for trial in trials(storage)}) == 3
+
+
+def test_the_space_is_sampled_before_the_objective_is_called(storage: PostgresStorage, run: Run) -> None:
+    space = {"x": {"type": "int", "low": 1, "high": 9}}
+    run(lambda trial: trial.params["x"], space=space)
+    assert all(trial.value == trial.params["x"] for trial in trials(storage))
+
+
+def test_reports_and_metrics_of_every_step_are_stored(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        for step in (1, 2):
+            trial.report(step / 2, step, loss=1 / step)
+        return 1.0
+
+    run(objective, budget={"trials": 1})
+    (trial,) = trials(storage)
+    assert trial.intermediate_values == {1: 0.5, 2: 1.0}
+    assert storage.metrics(trial) == {1: {"loss": 1.0}, 2: {"loss": 0.5}}
+
+
+def test_a_pruned_trial_counts_toward_the_budget(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        trial.report(trial.number, 0)
+        raise trial.Pruned
+
+    assert run(objective) == "complete"
+    assert [(trial.state, trial.value) for trial in trials(storage)] == [(TrialState.PRUNED, n) for n in (0, 1, 2)]
+
+
+def test_an_objective_that_raises_fails_its_trial_with_the_traceback_and_the_worker_goes_on(
+    storage: PostgresStorage, run: Run
+) -> None:
+    def objective(trial: Trial) -> float:
+        if trial.number == 0:
+            raise RuntimeError("no\nluck")
+        return 1.0
+
+    assert run(objective) == "complete"
+    first, *others = trials(storage)
+    assert first.state == TrialState.FAIL
+    assert first.user_attrs["error"] == "RuntimeError: no luck"
+    assert 'raise RuntimeError("no\\nluck")' in first.user_attrs["traceback"]
+    assert [trial.state for trial in others] == [TrialState.COMPLETE] * 3
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        (float("nan"), "the objective returned nan"),
+        (None, "the objective returned None, which is not a number"),
+        ("text", "the objective returned 'text', which is not a number"),
+        ([1.0, 2.0], "the objective returned 2 values for 1 directions"),
+    ],
+)
+def test_what_is_no_number_fails_the_trial_with_that_reason(
+    storage: PostgresStorage, run: Run, returned: Any, reason: str
+) -> None:
+    assert run(lambda _: returned, budget={"trials": 1, "max_failures": 1}) == "failures"
+    assert [(trial.state, trial.user_attrs["error"]) for trial in trials(storage)] == [(TrialState.FAIL, reason)]
+
+
+def test_a_stopping_worker_gives_its_trial_back(storage: PostgresStorage, run: Run) -> None:
+    stop = threading.Event()
+
+    def objective(trial: Trial) -> float:
+        trial.suggest_float("x", 0, 1)
+        trial.report(0.5, 0)
+        stop.set()
+        trial.should_prune()
+        pytest.fail("a stopping worker goes on with its trial")
+
+    assert run(objective, stop=stop) == "interrupted"
+    (trial,) = trials(storage)
+    assert trial.state == TrialState.WAITING
+    assert trial.intermediate_values == {0: 0.5}
+    x = trial.params["x"]
+    assert run(lambda trial: trial.suggest_float("x", 0, 1)) == "complete"
+    assert trials(storage)[0].value == x
+    assert len(trials(storage)) == 3
+
+
+def test_an_error_while_stopping_says_nothing_about_the_trial(storage: PostgresStorage, run: Run) -> None:
+    stop = threading.Event()
+
+    def objective(trial: Trial) -> float:
+        stop.set()
+        raise BrokenPipeError
+
+    assert run(objective, stop=stop) == "interrupted"
+    assert [trial.state for trial in trials(storage)] == [TrialState.WAITING]
+
+
+def test_an_objective_cannot_swallow_its_interruption(storage: PostgresStorage, run: Run) -> None:
+    stop = threading.Event()
+
+    def objective(trial: Trial) -> float:
+        stop.set()
+        try:
+            trial.should_prune()
+        except Exception:
+            return 1.0
+        return 2.0
+
+    assert issubclass(Interrupted, BaseException)
+    assert run(objective, stop=stop) == "interrupted"
+    assert [trial.state for trial in trials(storage)] == [TrialState.WAITING]
+
+
+def test_a_trial_that_was_taken_over_is_dropped_and_the_worker_goes_on(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        if trial.number == 0 and not taken.is_set():
+            taken.set()
+            # Another worker holds the lease now, and finishes the trial.
+            storage.database.execute(f"update studyhall.leases set worker_id = 'other' where trial_id = {trial._trial_id}")
+            trial.report(0.1, 0)
+            assert trial.stop_requested
+            storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [42.0])
+            return -1.0
+        return 1.0
+
+    taken = threading.Event()
+    assert run(objective) == "complete"
+    assert [trial.value for trial in trials(storage)] == [42.0, 1.0, 1.0]
+
+
+def test_a_step_longer_than_the_lease_keeps_its_trial(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        time.sleep(1.5)
+        assert storage.claim(record, "other", 30).number is None
+        return 1.0
+
+    record, _ = storage.create_study(
+        StudySpec.from_dict({"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 1}})
+    )
+    assert run(objective, lease=0.6, budget={"trials": 1}) == "complete"
+    assert storage.attempts(record) == {0: ("w", 1)}
+
+
+def test_an_objective_may_stop_its_study(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        trial.study.stop()
+        return 1.0
+
+    assert run(objective) == "stopped"
+    assert len(trials(storage)) == 1
+
+
+def test_a_grid_ends_the_study_when_it_is_exhausted(storage: PostgresStorage, run: Run) -> None:
+    space = {"x": {"type": "int", "low": 1, "high": 2}, "y": {"type": "categorical", "choices": ["a", "b"]}}
+    reason = run(lambda trial: trial.params["x"], space=space, sampler={"name": "grid"}, budget={"trials": 100})
+    assert reason == "stopped"
+    drawn = [(trial.params["x"], trial.params["y"]) for trial in trials(storage)]
+    assert sorted(drawn) == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
+
+
+def test_trials_know_their_seed_and_device(storage: PostgresStorage, run: Run) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def objective(trial: Trial) -> float:
+        seen.append((trial.seed, trial.device))
+        return 1.0
+
+    run(objective)
+    spec = storage.find_study("study").spec
+    assert spec is not None
+    assert seen == [(spec.seed_of(number), "cpu") for number in range(3)]
+
+
+def test_the_pruner_of_the_spec_prunes(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        trial.report(trial.number, 0)
+        if trial.should_prune():
+            raise trial.Pruned
+        return float(trial.number)
+
+    run(objective, pruner={"name": "threshold", "options": {"upper": 0.5}})
+    assert [trial.state.name for trial in trials(storage)] == ["COMPLETE", "PRUNED", "PRUNED"]
+
+
+def test_two_objectives_are_stored(storage: PostgresStorage, run: Run) -> None:
+    run(lambda trial: (1.0, trial.suggest_float("x", 0, 1)), directions=["minimize", "maximize"])
+    assert all(len(trial.values) == 2 for trial in trials(storage))
