@@ -30,7 +30,8 @@ class Raw:
 def read_npz(file: Path) -> Raw:
     """The arrays X, y and, where there are, X_test, y_test."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here: numpy leaves a file that is no archive open.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("is not an .npz file; write one with numpy.savez(file, X=…, y=…)")
             found = {name: archive[name] for name in archive.files if name in ("X", "y", "X_test", "y_test")}

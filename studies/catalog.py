@@ -98,9 +98,7 @@ def build_pruner(name: str, options: Mapping[str, Any]) -> optuna.pruners.BasePr
     """
     options = dict(options)
     if "wrapped_pruner" in options:
-        options["wrapped_pruner"] = build_pruner(
-            *_nested("pruner.options.wrapped_pruner", options["wrapped_pruner"])
-        )
+        options["wrapped_pruner"] = build_pruner(*_nested("pruner.options.wrapped_pruner", options["wrapped_pruner"]))
     elif name == "patient":
         options["wrapped_pruner"] = None
     pruner: optuna.pruners.BasePruner = _build("pruner", PRUNERS, name, options, {})
@@ -120,13 +118,9 @@ def _build(
     legal = [option for option in parameters if option not in _HIDDEN]
     for option, value in options.items():
         if option not in legal:
-            raise ValueError(
-                f"{kind}.options.{option}: {name!r} has no such option; {nearest(option, legal)}"
-            )
+            raise ValueError(f"{kind}.options.{option}: {name!r} has no such option; {nearest(option, legal)}")
         if not _fits(value, str(parameters[option].annotation)):
-            raise ValueError(
-                f"{kind}.options.{option} = {value!r}: should be {parameters[option].annotation}"
-            )
+            raise ValueError(f"{kind}.options.{option} = {value!r}: should be {parameters[option].annotation}")
     with warnings.catch_warnings():
         # "Experimental" is Optuna's word to programmers; whoever names a sampler in a file has chosen it.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -134,9 +128,7 @@ def _build(
             return known[name](**options, **extra)
         except (TypeError, ValueError, AssertionError) as error:
             shown = ", ".join(f"{key} = {value!r}" for key, value in options.items())
-            raise ValueError(
-                f"{kind}.options: {name!r} refuses {shown or 'no options'}: {_line(error)}"
-            ) from None
+            raise ValueError(f"{kind}.options: {name!r} refuses {shown or 'no options'}: {_line(error)}") from None
 
 
 def _fits(value: Any, annotation: str) -> bool:
@@ -145,9 +137,7 @@ def _fits(value: Any, annotation: str) -> bool:
     types = [part.strip() for part in annotation.replace("'", "").split("|")]
     if not all(part in plain for part in types):
         return True
-    return any(
-        isinstance(value, plain[part]) and isinstance(value, bool) <= (part == "bool") for part in types
-    )
+    return any(isinstance(value, plain[part]) and isinstance(value, bool) <= (part == "bool") for part in types)
 
 
 def _nested(key: str, value: Any) -> tuple[str, dict[str, Any]]:
@@ -162,9 +152,7 @@ def _grid(space: Mapping[str, FloatParameter | IntParameter | CategoricalParamet
     grid = {name: parameter.grid() for name, parameter in space.items()}
     for name, values in grid.items():
         if values is None:
-            raise ValueError(
-                f"sampler.name: 'grid' needs a step for the real number space.{name}; add step = …"
-            )
+            raise ValueError(f"sampler.name: 'grid' needs a step for the real number space.{name}; add step = …")
     return {name: values for name, values in grid.items() if values is not None}
 
 

@@ -67,9 +67,7 @@ def finalize(
     """
     retrain = getattr(objective, "finalize", None)
     if retrain is None:
-        raise ObjectiveError(
-            f"objective {spec.objective.path!r} has no method finalize; only one that has can be"
-        )
+        raise ObjectiveError(f"objective {spec.objective.path!r} has no method finalize; only one that has can be")
     if directory.exists():
         raise StudyhallError(f"{str(directory)!r} exists; name another folder with --out")
     try:

@@ -57,9 +57,7 @@ def build(path: str, args: Mapping[str, Any], *, space: tuple[str, ...] = (), da
     """
     target = import_objective(path)
     if not callable(target):
-        raise ObjectiveError(
-            f"objective {path!r} is not callable but {_kind(target)}; name a function or a class"
-        )
+        raise ObjectiveError(f"objective {path!r} is not callable but {_kind(target)}; name a function or a class")
     objective: Any = target
     if inspect.isclass(target):
         objective = _construct(path, target, args, data_dir)
@@ -75,9 +73,7 @@ def build(path: str, args: Mapping[str, Any], *, space: tuple[str, ...] = (), da
     known = getattr(objective, "parameters", None)
     for name in space:
         if known is not None and name not in known:
-            raise ObjectiveError(
-                f"objective {path!r} has no parameter {name!r} (space.{name}); {nearest(name, known)}"
-            )
+            raise ObjectiveError(f"objective {path!r} has no parameter {name!r} (space.{name}); {nearest(name, known)}")
     built: Objective = objective
     return built
 
@@ -116,9 +112,7 @@ def _import_module(name: str) -> ModuleType:
 
 def _import_file(file: Path) -> ModuleType:
     if not file.is_file():
-        raise ObjectiveError(
-            f"no file {str(file)!r} for the objective; give the path of a Python file on this machine"
-        )
+        raise ObjectiveError(f"no file {str(file)!r} for the objective; give the path of a Python file on this machine")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None  # a .py file always has a loader
     assert spec.loader is not None
@@ -148,9 +142,7 @@ def _construct(path: str, cls: type, args: Mapping[str, Any], data_dir: Path) ->
         legal = [name for name in signature.parameters if name != "data_dir"]
         unknown = [name for name in args if name not in legal]
         hint = nearest(unknown[0], legal) if unknown else f"it takes: {', '.join(legal)}"
-        raise ObjectiveError(
-            f"objective {path!r} does not accept objective.args: {one_line(error)}; {hint}"
-        ) from None
+        raise ObjectiveError(f"objective {path!r} does not accept objective.args: {one_line(error)}; {hint}") from None
     try:
         return cls(**given)
     except Exception as error:

@@ -78,9 +78,7 @@ class FloatParameter(_Range):
 
     def contains(self, value: Choice) -> bool:
         """Whether it can take ``value``."""
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
-        )
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
 class IntParameter(_Range):
@@ -145,18 +143,12 @@ def check_conditions(space: Mapping[str, FloatParameter | IntParameter | Categor
             raise ValueError(f"space holds the name {name!r}; a parameter's name is printable and not empty")
         for parent, values in parameter.when.items():
             if parent not in space:
-                raise ValueError(
-                    f"space.{name}.when names the unknown parameter {parent!r}; {nearest(parent, space)}"
-                )
+                raise ValueError(f"space.{name}.when names the unknown parameter {parent!r}; {nearest(parent, space)}")
             if not values:
-                raise ValueError(
-                    f"space.{name}.when.{parent} is empty; list the values of {parent!r} to sample for"
-                )
+                raise ValueError(f"space.{name}.when.{parent} is empty; list the values of {parent!r} to sample for")
             for value in values:
                 if not space[parent].contains(value):
-                    raise ValueError(
-                        f"space.{name}.when.{parent} lists {value!r}, which {parent!r} never takes"
-                    )
+                    raise ValueError(f"space.{name}.when.{parent} lists {value!r}, which {parent!r} never takes")
     try:
         suggestion_order(space)
     except CycleError as error:

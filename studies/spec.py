@@ -104,8 +104,7 @@ class StudySpec(Section):
             raise ValueError("budget.target needs a single objective; this study has several directions")
         if isinstance(self.metric, list) and len(self.metric) != len(self.all_directions):
             raise ValueError(
-                f"metric has {len(self.metric)} names for {len(self.all_directions)} directions; "
-                "give one each"
+                f"metric has {len(self.metric)} names for {len(self.all_directions)} directions; give one each"
             )
         check_conditions(self.space)
         # Built once here, so that a wrong option is an error of the file and not of a worker.
@@ -167,9 +166,7 @@ class StudySpec(Section):
             way_out = "give this one another --name"
             if all(key.startswith("budget.") for key in differences):
                 way_out = f"change it with: studyhall extend {self.name}"
-            raise SpecMismatch(
-                f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}"
-            )
+            raise SpecMismatch(f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}")
 
     # To Optuna
 
@@ -199,9 +196,7 @@ class StudySpec(Section):
         """
         from studies.catalog import build_sampler
 
-        return build_sampler(
-            self.sampler.name, self.sampler.options, self.space, self.seed, self.seed_of(number)
-        )
+        return build_sampler(self.sampler.name, self.sampler.options, self.space, self.seed, self.seed_of(number))
 
     def to_pruner(self) -> optuna.pruners.BasePruner:
         """The pruner of every trial."""
@@ -232,9 +227,7 @@ def check_name(name: str) -> None:
 def preset_names() -> list[str]:
     """The presets that ship with the package, sorted."""
     folder = resources.files("studies") / "presets"
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def read_target(target: str) -> dict[str, Any]:

@@ -36,9 +36,7 @@ class Trial(optuna.trial.Trial):
     Pruned = optuna.TrialPruned
     Interrupted = Interrupted
 
-    def __init__(
-        self, study: optuna.Study, trial_id: int, *, reporter: Reporter, seed: Callable[[int], int]
-    ) -> None:
+    def __init__(self, study: optuna.Study, trial_id: int, *, reporter: Reporter, seed: Callable[[int], int]) -> None:
         super().__init__(study, trial_id)
         self._reporter = reporter
         #: A seed of 32 bits, from (study seed, trial number): the same on any worker.

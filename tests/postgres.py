@@ -101,9 +101,7 @@ class Postgres:
 
 
 @contextmanager
-def start_postgres(
-    bin_dir: Path | None = None, *, auth: str = "scram-sha-256", **settings: str
-) -> Iterator[Postgres]:
+def start_postgres(bin_dir: Path | None = None, *, auth: str = "scram-sha-256", **settings: str) -> Iterator[Postgres]:
     """A new cluster with a running server, gone at the end.
 
     Args:

@@ -34,9 +34,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
 @click.command()
 @study_argument
 @click.option("--trials", metavar="N|+N", callback=_count, help="So many trials, or so many more.")
-@click.option(
-    "--timeout", metavar="TIME", callback=_seconds, help="Time in which trials may begin: 90s, 30m, 2h."
-)
+@click.option("--timeout", metavar="TIME", callback=_seconds, help="Time in which trials may begin: 90s, 30m, 2h.")
 @click.option("--target", type=float, help="Stop when a trial reaches this value.")
 @click.option("--max-failures", type=click.IntRange(min=1), help="FAILed trials before the study stops.")
 @common_options

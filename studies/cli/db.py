@@ -59,6 +59,4 @@ def stop(common: Common, force: bool) -> None:
 
 def _refuse_storage(common: Common) -> None:
     if common.storage_url:
-        raise click.UsageError(
-            "--storage (or STUDYHALL_STORAGE) names another server, which studyhall does not run"
-        )
+        raise click.UsageError("--storage (or STUDYHALL_STORAGE) names another server, which studyhall does not run")

@@ -44,9 +44,7 @@ def finalize(common: Common, name: str, out: Path | None, again: bool, data_dir:
         record = storage.find_study(name)
         trial = storage.best(record)
         if record.spec is None:
-            raise StudyhallError(
-                f"study {name!r} was made by Optuna, not by studyhall: its objective is not known"
-            )
+            raise StudyhallError(f"study {name!r} was made by Optuna, not by studyhall: its objective is not known")
         before = final.stored(storage, record)
         if before and not again:
             shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())

@@ -44,9 +44,7 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Map
     if kind == "env":
         return "\n".join(f"{_variable(name)}={shlex.quote(text(v))}" for name, v in trial.params.items())
     if kind == "args":
-        return " ".join(
-            shlex.quote(part) for name, v in trial.params.items() for part in (f"--{name}", text(v))
-        )
+        return " ".join(shlex.quote(part) for name, v in trial.params.items() for part in (f"--{name}", text(v)))
     lines = [f"best of {study}: trial {trial.number} with {metric} = {number(trial.value)}", ""]
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
     lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
@@ -69,9 +67,7 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def print_columns(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()
-) -> None:
+def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()) -> None:
     """Print a table without lines to standard output; in a terminal no wider than that."""
     from rich.console import Console
     from rich.table import Table

@@ -126,9 +126,7 @@ def best(common: Common, name: str, kind: str) -> None:
 
 @click.command()
 @study_argument
-@click.option(
-    "--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True
-)
+@click.option("--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @common_options
 def trials(common: Common, name: str, kind: str) -> None:
     """List a study's trials."""
@@ -161,9 +159,7 @@ def trials(common: Common, name: str, kind: str) -> None:
         )
 
 
-def _trial_data(
-    trial: FrozenTrial, metrics: dict[str, float], attempts: dict[int, tuple[str, int]]
-) -> dict[str, Any]:
+def _trial_data(trial: FrozenTrial, metrics: dict[str, float], attempts: dict[int, tuple[str, int]]) -> dict[str, Any]:
     worker, times = attempts.get(trial.number, (None, None))
     return {
         "number": trial.number,
@@ -195,9 +191,7 @@ def _trials_csv(
             + [trial.params.get(name) for name in params]
             + [metrics[trial.number].get(name) for name in names]
         )
-    return to_csv(
-        header + [f"params_{name}" for name in params] + [f"metrics_{name}" for name in names], rows
-    )
+    return to_csv(header + [f"params_{name}" for name in params] + [f"metrics_{name}" for name in names], rows)
 
 
 @click.command()

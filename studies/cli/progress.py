@@ -70,9 +70,7 @@ class Progress:
         line.add_column(no_wrap=True)
         line.add_row(
             Text(record.name, "bold"),
-            ProgressBar(
-                total=total, completed=now.finished, width=max(10, min(40, self._console.width - 45))
-            ),
+            ProgressBar(total=total, completed=now.finished, width=max(10, min(40, self._console.width - 45))),
             Text(f"{now.finished}{_of(now)} trials"),
         )
         return Group(line, Text(f"  {self._facts(now)}", overflow="ellipsis", no_wrap=True))

@@ -41,9 +41,7 @@ spec_options: Sequence[Callable[[Any], Any]] = (
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the spec."),
 )
 worker_options: Sequence[Callable[[Any], Any]] = (
-    click.option(
-        "--workers", type=click.IntRange(1, 1024), metavar="N", help="Default: one per GPU, else per core."
-    ),
+    click.option("--workers", type=click.IntRange(1, 1024), metavar="N", help="Default: one per GPU, else per core."),
     data_dir_option,
     click.option(
         "--lease",
@@ -110,9 +108,7 @@ def run(
 @click.command()
 @_options(spec_options)
 @common_options
-def create(
-    common: Common, target: str, name: str | None, trials: int | None, settings: tuple[str, ...]
-) -> None:
+def create(common: Common, target: str, name: str | None, trials: int | None, settings: tuple[str, ...]) -> None:
     """Create a study without running it.
 
     The objective is not imported: its data and GPUs may be on other machines, where
@@ -155,9 +151,7 @@ def work(
         record = storage.find_study(name)
         spec = record.spec
         if spec is None:
-            raise StudyhallError(
-                f"study {name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
-            )
+            raise StudyhallError(f"study {name!r} was made by Optuna, not by studyhall: no worker knows what it runs")
         if not is_allowed(spec.objective.path, allow):
             raise StudyhallError(
                 f"study {name!r} runs {spec.objective.path!r}, which this machine does not allow; "
@@ -234,9 +228,7 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
     say(status_line(now, record) + (f" after {duration(seconds)}" if seconds else ""))
     if now.best:
         metric = record.spec.metric_names[0] if record.spec else "value"
-        echo(
-            best_as("table", record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number])
-        )
+        echo(best_as("table", record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number]))
         say(f"\nnext: studyhall best {record.name} --format json | studyhall trials {record.name}")
     if now.ended == "failures":
         failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
@@ -247,9 +239,7 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
             f"go on with: studyhall extend {record.name} --max-failures N"
         )
     if now.ended not in END_WORDS or now.ended == "deleted":
-        raise StudyhallError(
-            f"study {record.name!r} did not end: its workers are gone; go on with the same command"
-        )
+        raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")
 
 
 class _Interrupts:
@@ -274,9 +264,7 @@ class _Interrupts:
         if self.count > self._applied:
             self._applied = self.count
             if self.count == 1:
-                progress.print(
-                    "stopping: running trials are given back at their next step; Ctrl-C again: now"
-                )
+                progress.print("stopping: running trials are given back at their next step; Ctrl-C again: now")
                 supervisor.stop()
             else:
                 supervisor.kill()

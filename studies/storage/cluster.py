@@ -66,18 +66,14 @@ class Cluster:
         with open_lock(self._server_lock) as lock:
             return not try_lock(lock, fcntl.LOCK_SH)
 
-    def settled(self, patience: float = PATIENCE) -> bool:
-        """Wait until the server takes connections (True) or is gone (False).
-
-        Raises:
-            EmbeddedServerError: neither happened in ``patience`` seconds.
-        """
-        deadline = time.monotonic() + patience
+    def settled(self) -> bool:
+        """Wait until the server takes connections (True) or is gone (False), or else raise."""
+        deadline = time.monotonic() + PATIENCE
         while self.alive():
             if self._recorded(7) == "ready" and self._peer() is not None:
                 return True
             if time.monotonic() > deadline:
-                raise self._failure(f"it is not ready after {patience:.0f} s; try again in a while")
+                raise self._failure(f"it is not ready after {PATIENCE:.0f} s; try again in a while")
             time.sleep(0.01)
         return False
 
@@ -109,10 +105,9 @@ class Cluster:
                 if Path(f"/proc/{recorded}/cwd").readlink() == self.data.resolve():
                     return int(recorded)
             return None
-        shown = subprocess.run(
-            ["ps", "-o", "command=", "-p", recorded], capture_output=True, text=True, check=False
-        )
-        return int(recorded) if "postgres" in shown.stdout else None
+        argv = ["ps", "-o", "command=", "-p", recorded]
+        shown = subprocess.run(argv, capture_output=True, check=False).stdout
+        return int(recorded) if b"postgres" in shown else None
 
     # -- create, start, stop ---------------------------------------------------------------------------
 
@@ -121,17 +116,20 @@ class Cluster:
         if self.directory.is_dir():
             return
         if "\n" in str(self.directory):
-            raise EmbeddedServerError(
-                f"a directory's name cannot hold a line break here: {str(self.directory)!r}"
-            )
-        account = account_for(self.data)
+            raise EmbeddedServerError(f"a home's path cannot hold a line break: {str(self.directory)!r}")
+        gid = account_for(self.data).gid
         missing = [path for path in self.directory.parents if not path.exists()]
         for path in [*reversed(missing), self.directory]:
-            with suppress(FileExistsError):  # another starter was faster
-                path.mkdir(mode=0o700)
-                if os.geteuid() == 0:  # the server's account has to pass through, and nobody else
-                    os.chown(path, 0, account.gid)
-                    path.chmod(0o710)
+            new = Path(tempfile.mkdtemp(prefix=".studyhall-", dir=path.parent))
+            if os.geteuid() == 0:  # the server's account has to pass through, and nobody else
+                os.chown(new, 0, gid)
+                new.chmod(0o710)
+            try:
+                new.rename(path)  # made elsewhere, so that nobody finds it closed; replaces an empty one only
+            except OSError:
+                new.rmdir()
+                if not path.is_dir():
+                    raise
 
     def launch(self, start_lock: int) -> None:
         """Start the server, creating the cluster first if need be; returns when it takes connections."""
@@ -151,13 +149,15 @@ class Cluster:
 
     def stop(self) -> None:
         """End every session and stop the server cleanly; returns when its last process is gone."""
-        pid = self._peer() or self._recorded_postmaster()
-        if pid is None:
-            raise self._failure("its process is not visible from here (another container?)", "stop")
-        os.kill(pid, signal.SIGINT)  # PostgreSQL's "fast shutdown"
-        deadline = time.monotonic() + PATIENCE
+        pid, since = None, time.monotonic()
         while self.alive():
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - since
+            if pid is None and (pid := self._peer() or self._recorded_postmaster()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)  # PostgreSQL's "fast shutdown"
+            elif pid is None and waited > 5:  # it may be so young that it has not said its number
+                raise self._failure("its process is not visible from here (another container?)", "stop")
+            elif waited > PATIENCE:
                 raise self._failure(f"process {pid} is still writing after {PATIENCE:.0f} s", "stop")
             time.sleep(0.01)
         with suppress(OSError):
@@ -166,9 +166,7 @@ class Cluster:
 
     def _create(self, account: Account, binaries: Path, log: IO[bytes], start_lock: int) -> None:
         if self.data.exists() and any(self.data.iterdir()):
-            raise EmbeddedServerError(
-                f"{self.data} exists but is no PostgreSQL cluster: move it away, or {INSTEAD}"
-            )
+            raise EmbeddedServerError(f"{self.data} exists but is no PostgreSQL cluster: move it away, or {INSTEAD}")
         said = log.tell()
         for torn in self.directory.glob("new-*"):  # its maker was killed: we hold the start lock
             shutil.rmtree(torn, ignore_errors=True)
@@ -180,10 +178,9 @@ class Cluster:
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         access = [f"--username={NAME}", "--auth-local=trust", "--auth-host=reject"]
         sizes = ["--set=max_connections=100", "--set=shared_buffers=64MB"]
-        zone = ["--set=timezone=UTC", "--set=log_timezone=UTC"]
-        quick = ["--no-sync", "--no-instructions"]
+        zone = ["--no-instructions", "--set=timezone=UTC", "--set=log_timezone=UTC"]
         steps: list[tuple[list[str | Path], str]] = [
-            ([binaries / "initdb", "-D", new, *locale, *access, *sizes, *zone, *quick], ""),
+            ([binaries / "initdb", "-D", new, *locale, *access, *sizes, *zone, "--no-sync"], ""),
             ([binaries / "postgres", "--single", "-D", new, "postgres"], f"CREATE DATABASE {NAME}\n"),
             ([binaries / "initdb", "-D", new, "--sync-only"], ""),
         ]
@@ -200,20 +197,17 @@ class Cluster:
         for left in directory.glob(".s.PGSQL.*"):  # a killed server's, whose number may live on as a zombie
             left.unlink()
         sockets = str(directory).replace('"', '""')
-        fixed = {  # not in postgresql.conf, where somebody might open the trusting server to the network
-            "listen_addresses": "",
-            "port": str(PORT),
-            "unix_socket_directories": f'"{sockets}"',
-            "unix_socket_permissions": "0700",
-        }
-        argv = [str(binaries / "postgres"), "-D", str(self.data)]
-        for name, value in fixed.items():
-            argv += ["-c", f"{name}={value}"]
+        argv = [
+            *(str(binaries / "postgres"), "-D", str(self.data)),
+            # Not in postgresql.conf, where somebody might open the trusting server to the network.
+            "--listen_addresses=",
+            f"--port={PORT}",
+            f'--unix_socket_directories="{sockets}"',
+            "--unix_socket_permissions=0700",
+        ]
         with open_lock(self._server_lock) as lock:
             if not try_lock(lock, fcntl.LOCK_EX):
-                raise self._failure(
-                    "processes of a killed server still hold the cluster; try again in a while"
-                )
+                raise self._failure("processes of a killed server still hold the cluster; try again in a while")
             # The shell leaves the server to init: we never have to reap it, and it outlives us. Its own
             # session keeps Ctrl-C and a closing terminal away from it.
             subprocess.run(
@@ -245,9 +239,7 @@ class Cluster:
     def _clear_pid_file(self) -> None:
         """Remove a postmaster.pid whose process number another program has by now: PostgreSQL minds it."""
         if self._recorded_postmaster():
-            raise self._failure(
-                f"process {self._recorded(0)}, started by other means, serves it: stop that one"
-            )
+            raise self._failure(f"process {self._recorded(0)}, started by other means, serves it: stop that one")
         with suppress(FileNotFoundError, ValueError, TypeError, ProcessLookupError, PermissionError):
             os.kill(int(self._recorded(0) or ""), 0)
             # Only now: where the process is gone, PostgreSQL reads the file to make sure of the rest.
@@ -256,10 +248,8 @@ class Cluster:
     def _check_version(self) -> None:
         version = (self.data / "PG_VERSION").read_text().strip()
         if version != MAJOR:
-            raise EmbeddedServerError(
-                f"{self.data} is a cluster of PostgreSQL {version}, and this Studyhall has {MAJOR}: "
-                f"move it away, or {INSTEAD}"
-            )
+            told = f"{self.data} is a cluster of PostgreSQL {version}, and this Studyhall has {MAJOR}"
+            raise EmbeddedServerError(f"{told}: move it away, or {INSTEAD}")
 
     def _failure(self, reason: str, what: str = "start") -> EmbeddedServerError:
         return EmbeddedServerError(f"the embedded PostgreSQL cannot {what}: {reason} (log: {self.log})")
@@ -269,8 +259,10 @@ class Cluster:
         with self.log.open("rb") as log:
             log.seek(said)
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        telling = [line for line in lines if re.search(r"(FATAL|PANIC|error): ", line)] or lines
-        return re.sub(r"^.*?(FATAL|PANIC|error): +", "", telling[-1]) if telling else "it says nothing"
+        # The first failure is the cause; clients that knock too early are none.
+        failure = re.compile(r"^.*?(?:FATAL|PANIC|error): +(?!the database system is)(.*)")
+        causes = [found[1] for line in lines if (found := failure.search(line))]
+        return (causes[:1] or lines[-1:] or ["it says nothing"])[0]
 
 
 def _fits(directory: Path) -> bool:

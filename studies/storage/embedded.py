@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -153,9 +153,7 @@ class EmbeddedServer:
     def _join(self) -> None:
         if self._share is None:
             descriptor = os.open(self._users_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(
-                descriptor, fcntl.LOCK_SH
-            )  # at once: an exclusive lock on it needs the start lock too
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # at once: an exclusive lock on it needs the start lock too
             self._share, self._pid = descriptor, os.getpid()
             atexit.register(self._close_at_exit)
 
@@ -252,23 +250,24 @@ class EmbeddedServer:
 
 
 def _connections(url: StorageURL) -> str:
-    """Clients that came by URL alone: psql, a dashboard."""
+    """Clients that came by URL alone: psql, a dashboard; not one that is just leaving."""
     import psycopg2
 
-    with suppress(psycopg2.Error):
-        connection = psycopg2.connect(**url.libpq)
-        try:
+    count, names = 0, ""
+    with suppress(psycopg2.Error), closing(psycopg2.connect(**url.libpq)) as connection:
+        connection.autocommit = True
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:
             with connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT count(*), string_agg(DISTINCT application_name, ', ')"
                     " FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
                 )
                 count, names = cursor.fetchone() or (0, "")
-        finally:
-            connection.close()
-        if count:
-            return f"{count} connection{'s' if count > 1 else ''} ({names})"
-    return ""
+            if not count:
+                return ""
+            time.sleep(0.02)
+    return f"{count} connection{'s' if count > 1 else ''} ({names})" if count else ""
 
 
 def _boot_id() -> str:

@@ -95,9 +95,7 @@ class PostgresStorage(RDBStorage):
         StorageError: the tables are missing, or of another version.
     """
 
-    def __init__(
-        self, url: str | StorageURL, *, create: bool = True, server: EmbeddedServer | None = None
-    ) -> None:
+    def __init__(self, url: str | StorageURL, *, create: bool = True, server: EmbeddedServer | None = None) -> None:
         self.server = server
         self.location = url if isinstance(url, StorageURL) else StorageURL.parse(url)
         self.database = Database(self.location)
@@ -218,12 +216,9 @@ class PostgresStorage(RDBStorage):
         best = self.find_best(record)
         if best is None:
             counts = self.database.rows("status", study_id=record.study_id)[0]
-            shown = ", ".join(
-                f"{counts[state]} {state}" for state in ("pruned", "running", "waiting", "fail")
-            )
+            shown = ", ".join(f"{counts[state]} {state}" for state in ("pruned", "running", "waiting", "fail"))
             raise NothingFinished(
-                f"study {record.name!r} has no complete trial yet ({shown}); "
-                f"see: studyhall status {record.name}"
+                f"study {record.name!r} has no complete trial yet ({shown}); see: studyhall status {record.name}"
             )
         return best
 
@@ -300,9 +295,7 @@ class PostgresStorage(RDBStorage):
 
     # Workers
 
-    def register_worker(
-        self, record: StudyRecord, *, worker_id: str, host: str, pid: int, device: str
-    ) -> None:
+    def register_worker(self, record: StudyRecord, *, worker_id: str, host: str, pid: int, device: str) -> None:
         """A worker begins."""
         self.database.rows(
             "register_worker",
@@ -319,9 +312,7 @@ class PostgresStorage(RDBStorage):
 
     def claim(self, record: StudyRecord, worker_id: str, lease_seconds: float) -> Claim:
         """The next trial for a worker: one that waits, else a new one if the budget has room."""
-        row = self.database.rows(
-            "claim", study_id=record.study_id, worker_id=worker_id, lease_seconds=lease_seconds
-        )[0]
+        row = self.database.rows("claim", study_id=record.study_id, worker_id=worker_id, lease_seconds=lease_seconds)[0]
         return Claim(**row)
 
     def renew(self, worker_id: str, trial_id: int | None, step: int | None, lease_seconds: float) -> bool:

@@ -45,9 +45,7 @@ def require(database: Database, *, create: bool) -> None:
                 "upgrade it: pip install -U studyhall"
             )
     if not create:
-        raise StorageError(
-            f"{database.url.display} holds no studies yet; begin one with: studyhall run digits"
-        )
+        raise StorageError(f"{database.url.display} holds no studies yet; begin one with: studyhall run digits")
     _create(database.url)
 
 
@@ -65,9 +63,7 @@ def _create(url: StorageURL) -> None:
             optuna_storage = RDBStorage(url.sqlalchemy)
             optuna_storage.engine.dispose()
             cursor.execute("create schema if not exists studyhall")
-            cursor.execute(
-                "create table if not exists studyhall.version (version integer primary key, at timestamptz)"
-            )
+            cursor.execute("create table if not exists studyhall.version (version integer primary key, at timestamptz)")
             cursor.execute("select coalesce(max(version), 0) from studyhall.version")
             (applied,) = cursor.fetchone() or (0,)
             for number, sql in migrations().items():

@@ -21,7 +21,6 @@ _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")
 _REFUSED = {
     "sqlite": "SQLite cannot be shared between machines and locks up under many workers",
     "mysql": "MySQL is not supported: budgets and leases are held by PostgreSQL itself",
-    "mariadb": "MariaDB is not supported: budgets and leases are held by PostgreSQL itself",
     "redis": "Redis is not supported: studies live in PostgreSQL",
     "jdbc": "a JDBC URL is for Java: leave out the leading jdbc:",
 }
@@ -67,29 +66,24 @@ class StorageURL:
         """
         scheme, rest = _split_scheme(text.strip())
         rest, query = _split_query(rest)
-        userinfo, at, address = rest.rpartition("@")  # a raw password may hold @ too: the last one counts
+        userinfo, _, address = rest.rpartition("@")  # a raw password may hold @ too: the last one counts
         if not query:
             address, _, query = address.partition("?")
-        hostpart, slash, database = address.partition("/")
-        user, colon, password = userinfo.partition(":")
+        hosts, _, database = address.partition("/")
+        user, _, password = userinfo.partition(":")
         # libpq leaves + alone in a query; SQLAlchemy reads, and writes, it as a space.
         options = _read_query(query, plus_is_space=scheme == "postgresql+psycopg2")
-        hosts = options.pop("host", None)
-        ports = options.pop("port", None)
-        addresses = _split_hosts(_decode(hostpart) if hosts is None else hosts, ports)
         url = cls(
-            user=options.pop("user", _decode(user) if at and user else None),
-            password=options.pop("password", _decode(password) if at and colon and password else None),
-            hosts=addresses,
-            database=options.pop("dbname", _decode(database) if slash and database else None),
+            user=options.pop("user", _decode(user)) or None,
+            password=options.pop("password", _decode(password)) or None,
+            hosts=_split_hosts(options.pop("host", _decode(hosts)), options.pop("port", None)),
+            database=options.pop("dbname", _decode(database)) or None,
             options=tuple(sorted(options.items())),
         )
         return url._checked()
 
     def _checked(self) -> StorageURL:
-        values = [self.user, self.password, self.database, *(host for host, _ in self.hosts)]
-        values += [value for _, value in self.options]
-        if any("\0" in value for value in values if value):
+        if "\0" in "".join(map(str, self.libpq.values())):
             raise _refusal("it holds a NUL character (%00), which PostgreSQL cannot take")
         if not self.database and "service" not in dict(self.options):
             # PostgreSQL would take the user's name, and the studies would land where nobody looks.
@@ -117,7 +111,7 @@ class StorageURL:
 
     @property
     def where(self) -> str:
-        """The server, as a message names it: ``db.example:5432``."""
+        """The server, as a message names it: ``db.example port 5432``."""
         if not self.hosts:
             return "the default address"
         return ", ".join(f"{host or 'the default address'} port {port or 5432}" for host, port in self.hosts)
@@ -156,8 +150,7 @@ def connection_error(url: StorageURL, exc: Exception) -> StorageUnreachable:
     told = str(getattr(exc, "orig", None) or exc).strip()
     for pattern, advice in _ADVICE.items():
         if found := re.search(pattern, told):
-            named = {key: value or "?" for key, value in found.groupdict().items()}
-            return StorageUnreachable(advice.format(where=url.where, url=url.display, **named))
+            return StorageUnreachable(advice.format(where=url.where, url=url.display, **found.groupdict()))
     return StorageUnreachable(f"cannot use PostgreSQL at {url.where}: {_without_secrets(url, told)}")
 
 
@@ -166,9 +159,7 @@ _ADVICE: Final = {
         "password authentication failed for user {user!r} at {where}: "
         "set the right password in the URL, PGPASSWORD or ~/.pgpass"
     ),
-    r"no password supplied": (
-        "the server at {where} asks for a password: set it in the URL, PGPASSWORD or ~/.pgpass"
-    ),
+    r"no password supplied": ("the server at {where} asks for a password: set it in the URL, PGPASSWORD or ~/.pgpass"),
     r'database "(?P<name>.*?)" does not exist': (
         "database {name!r} does not exist at {where}: create it (createdb {name}), or correct {url}"
     ),
@@ -249,9 +240,7 @@ def _read_query(query: str, plus_is_space: bool) -> dict[str, str]:
         if key not in _OPTIONS:
             # After an unencoded & in a password, the "key" would be a part of the password.
             shown = "" if "password" in query or not re.fullmatch(r"\w+", key) else f" {key!r}"
-            raise _refusal(
-                f"the option{shown} is unknown" + (f" ({nearest(key, _OPTIONS)})" if shown else "")
-            )
+            raise _refusal(f"the option{shown} is unknown" + (f" ({nearest(key, _OPTIONS)})" if shown else ""))
         value = _decode(value.replace("+", " ") if plus_is_space else value)
         # SQLAlchemy lists several hosts by repeating the option.
         again = key in ("host", "port") and key in options

@@ -59,9 +59,7 @@ def _gpus(visible: str | None) -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     try:
-        listing = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []  # the tool without its driver: no GPU to use
     # The slices of a GPU in MIG mode take its place.

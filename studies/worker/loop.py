@@ -48,9 +48,7 @@ class Worker:
         stop: threading.Event,
     ) -> None:
         if record.spec is None:
-            raise StorageError(
-                f"study {record.name!r} was not made by studyhall, so no worker knows what it runs"
-            )
+            raise StorageError(f"study {record.name!r} was not made by studyhall, so no worker knows what it runs")
         self.device = device
         self._storage = storage
         self._record = record
@@ -140,9 +138,7 @@ class Worker:
 
     def _finish(self, trial: Trial, state: TrialState, values: list[float] | None) -> None:
         if not self._renew(None):
-            log.warning(
-                "trial %d was taken over while this worker was silent; its result is dropped", trial.number
-            )
+            log.warning("trial %d was taken over while this worker was silent; its result is dropped", trial.number)
             return
         self._study.tell(trial, values, state)
 

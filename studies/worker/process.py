@@ -64,9 +64,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         setup = Setup(**json.loads(sys.stdin.readline()))
-        built = objective.build(
-            setup.path, setup.args, space=tuple(setup.space), data_dir=Path(setup.data_dir)
-        )
+        built = objective.build(setup.path, setup.args, space=tuple(setup.space), data_dir=Path(setup.data_dir))
         _tell(events, event="ready")
         line = sys.stdin.readline()
         if line:

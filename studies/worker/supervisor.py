@@ -156,9 +156,7 @@ class Supervisor:
             except Empty:
                 if first.popen.poll() is None or not first.events.empty():
                     continue
-                raise WorkerError(
-                    f"worker 0 ended with status {first.popen.returncode} while it started"
-                ) from None
+                raise WorkerError(f"worker 0 ended with status {first.popen.returncode} while it started") from None
             if event["event"] == "ready":
                 return
             raise ObjectiveError(event["message"])
@@ -166,9 +164,7 @@ class Supervisor:
     def assign(self, storage: PostgresStorage, study: str, lease_seconds: float) -> None:
         """Let the workers run the trials of ``study``."""
         self._storage = storage
-        self._assignment = Assignment(
-            storage=storage.location.sqlalchemy, study=study, lease_seconds=lease_seconds
-        )
+        self._assignment = Assignment(storage=storage.location.sqlalchemy, study=study, lease_seconds=lease_seconds)
         for process in self._processes:
             process.send(self._assignment)
 

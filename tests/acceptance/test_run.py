@@ -41,7 +41,9 @@ def running(storage: PostgresStorage) -> bool:
 
 
 def worker_pids(process: subprocess.Popen[str]) -> list[int]:
-    return [child.pid for child in psutil.Process(process.pid).children() if "studies.worker.process" in child.cmdline()]
+    return [
+        child.pid for child in psutil.Process(process.pid).children() if "studies.worker.process" in child.cmdline()
+    ]
 
 
 def test_an_unchanged_optuna_script_runs(shell: Shell) -> None:
@@ -58,7 +60,7 @@ def test_an_unchanged_optuna_script_runs(shell: Shell) -> None:
 def test_a_module_is_found_in_the_current_folder(shell: Shell) -> None:
     done = shell.run("run", "script:objective", "--trials", "2", "--workers", "1", "--set", "direction=maximize")
     assert done.returncode == 0, done.stderr
-    assert "direction = \"maximize\"" in shell.data("show", "script-objective")
+    assert 'direction = "maximize"' in shell.data("show", "script-objective")
 
 
 def test_the_same_command_shows_a_finished_study_at_once(shell: Shell) -> None:
@@ -165,7 +167,9 @@ def test_failing_trials_end_the_study_with_the_last_error(shell: Shell) -> None:
     done = shell.run("run", "script.py:failing", "--trials", "5", "--set", "budget.max_failures=2", "--workers", "1")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: study 'script-failing' stopped: 2 trials failed, the last (1) with: RuntimeError: no luck")
+    assert last.startswith(
+        "error: study 'script-failing' stopped: 2 trials failed, the last (1) with: RuntimeError: no luck"
+    )
     assert "studyhall extend script-failing --max-failures N" in last
     shown = shell.data("show", "script-failing", "1")
     assert 'raise RuntimeError("no luck today")' in shown

@@ -62,9 +62,7 @@ def test_a_missing_password_says_where_to_set_it(server: Postgres, tmp_path: Pat
 
 def test_a_missing_database_says_how_to_create_it(server: Postgres) -> None:
     said = refusal(server.url_with(database="studies"))
-    assert said.startswith(
-        f"database 'studies' does not exist at 127.0.0.1 port {server.port}: create it (createdb"
-    )
+    assert said.startswith(f"database 'studies' does not exist at 127.0.0.1 port {server.port}: create it (createdb")
     assert said.endswith(f"or correct postgresql://postgres:***@127.0.0.1:{server.port}/studies")
 
 
@@ -105,9 +103,7 @@ def test_a_stopped_server_says_that_none_answers(server: Postgres) -> None:
 
 
 def test_a_socket_directory_without_a_server_says_that_none_answers(tmp_path: Path) -> None:
-    assert refusal(f"postgresql:///d?host={tmp_path}").startswith(
-        f"no PostgreSQL answers at {tmp_path} port 5432"
-    )
+    assert refusal(f"postgresql:///d?host={tmp_path}").startswith(f"no PostgreSQL answers at {tmp_path} port 5432")
 
 
 def test_an_unknown_host_is_named() -> None:

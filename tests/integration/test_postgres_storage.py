@@ -169,7 +169,9 @@ def test_the_time_ends_the_study(storage: PostgresStorage) -> None:
     record = created(storage, timeout=3600)
     trial_id = begin(storage, record, "a")
     assert storage.status(record).ended is None
-    storage.database.execute(f"update trials set datetime_start = datetime_start - interval '1 h' where trial_id = {trial_id}")
+    storage.database.execute(
+        f"update trials set datetime_start = datetime_start - interval '1 h' where trial_id = {trial_id}"
+    )
     assert storage.claim(record, "b", LEASE).reason == "timeout"
 
 
@@ -353,7 +355,12 @@ def test_a_deleted_study_leaves_nothing_and_the_others_alone(storage: PostgresSt
     counts = "select (select count(*) from {}) as n"
     tables = [
         *("studies", "study_directions", "study_user_attributes", "trials", "trial_params", "trial_values"),
-        *("trial_user_attributes", "trial_system_attributes", "trial_intermediate_values", "trial_heartbeats"),
+        *(
+            "trial_user_attributes",
+            "trial_system_attributes",
+            "trial_intermediate_values",
+            "trial_heartbeats",
+        ),
         *("studyhall.budgets", "studyhall.workers", "studyhall.leases", "studyhall.metrics"),
     ]
     before = {table: storage.database.execute(counts.format(table))[0]["n"] for table in tables}

@@ -22,13 +22,25 @@ Run = Callable[..., str]
 def run(storage: PostgresStorage) -> Run:
     """Run a worker with an objective until the study is over; returns why it is."""
 
-    def run(objective: Callable[[Any], Any], *, stop: threading.Event | None = None, lease: float = 30, **spec: Any) -> str:
+    def run(
+        objective: Callable[[Any], Any],
+        *,
+        stop: threading.Event | None = None,
+        lease: float = 30,
+        **spec: Any,
+    ) -> str:
         data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 3}, **spec}
         record, _ = storage.create_study(StudySpec.from_dict(data))
         storage.forget_worker("w")
         storage.register_worker(record, worker_id="w", host="host", pid=1, device="cpu")
         return Worker(
-            storage, record, objective, worker_id="w", device="cpu", lease_seconds=lease, stop=stop or threading.Event()
+            storage,
+            record,
+            objective,
+            worker_id="w",
+            device="cpu",
+            lease_seconds=lease,
+            stop=stop or threading.Event(),
         ).run()
 
     return run
@@ -155,7 +167,9 @@ def test_a_trial_that_was_taken_over_is_dropped_and_the_worker_goes_on(storage: 
         if trial.number == 0 and not taken.is_set():
             taken.set()
             # Another worker holds the lease now, and finishes the trial.
-            storage.database.execute(f"update studyhall.leases set worker_id = 'other' where trial_id = {trial._trial_id}")
+            storage.database.execute(
+                f"update studyhall.leases set worker_id = 'other' where trial_id = {trial._trial_id}"
+            )
             trial.report(0.1, 0)
             assert trial.stop_requested
             storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [42.0])

@@ -55,7 +55,10 @@ FILES = sorted([*(ROOT / "studies").rglob("*.py"), *(ROOT / "objectives").rglob(
 def test_imports_run_one_way(file: Path) -> None:
     module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     package = module.partition(".")[0]
-    forbidden = {"studies": ("torch", "torchvision", "objectives"), "objectives": ("studies", "click", "mlflow", "optuna")}
+    forbidden = {
+        "studies": ("torch", "torchvision", "objectives"),
+        "objectives": ("studies", "click", "mlflow", "optuna"),
+    }
     named = imports(file)
     assert not [name for name in named if name.partition(".")[0] in forbidden[package]]
     own = layer(module)

@@ -88,7 +88,11 @@ def test_what_is_wrong_is_said_in_one_line(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("def f(:", "SyntaxError"), ("1 / 0", "ZeroDivisionError: division by zero"), ("import nowhere_at_all", "nowhere_at_all")],
+    [
+        ("def f(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import nowhere_at_all", "nowhere_at_all"),
+    ],
 )
 def test_a_file_that_does_not_import_says_why(script: str, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "broken.py").write_text(text)

@@ -229,9 +229,7 @@ def test_a_url_is_a_value() -> None:
 def test_a_url_is_read_without_sqlalchemy() -> None:
     code = "from studies.storage.url import *; StorageURL.parse('postgresql://h/d').sqlalchemy"
     code = f"import sys; {code}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"sqlalchemy", "optuna", "psycopg2"} & set(loaded)
 
 

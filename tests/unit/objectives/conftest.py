@@ -1,0 +1,56 @@
+"""A trial that only records, for training without a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+
+class Pruned(Exception):
+    """The trial was pruned."""
+
+
+class Interrupted(BaseException):
+    """The trial was left."""
+
+
+@dataclass
+class RecordingTrial:
+    """Does what the objective's ``Trial`` protocol says, and remembers it."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "cpu"
+    prune_at: int | None = None
+    stop_after: int | None = None
+    """How often ``stop_requested`` is false."""
+    reports: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
+    asked: int = 0
+    Pruned = Pruned
+    Interrupted = Interrupted
+
+    @property
+    def stop_requested(self) -> bool:
+        self.asked += 1
+        return self.stop_after is not None and self.asked > self.stop_after
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:  # noqa: ARG002
+        return self.params.setdefault(name, low)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:  # noqa: ARG002
+        return self.params.setdefault(name, low)
+
+    def report(self, value: float, step: int, **metrics: float) -> None:
+        self.reports.append((step, value, metrics))
+
+    def should_prune(self) -> bool:
+        return self.prune_at is not None and self.reports[-1][0] >= self.prune_at
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """As in a CPU worker."""
+    torch.set_num_threads(1)

@@ -1,0 +1,306 @@
+"""Data sets: how they are read, split and standardised, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from objectives.data import DataError, Dataset, load
+
+SEED = 12345
+
+
+def write_npz(folder: Path, **arrays: Any) -> str:
+    rng = np.random.default_rng(SEED)
+    content = {"X": rng.normal(5, 3, (60, 4)), "y": np.arange(60) % 3, **arrays}
+    file = folder / "own.npz"
+    np.savez(file, **{name: array for name, array in content.items() if array is not None})
+    return str(file)
+
+
+def write_csv(folder: Path, rows: list[str], name: str = "own.csv") -> str:
+    (folder / name).write_text("\n".join(rows) + "\n")
+    return str(folder / name)
+
+
+CSV = ["a,b,label", *(f"{i},{i * 0.5},{'cat' if i % 2 else 'dog'}" for i in range(40))]
+
+
+def rows_of(data: Dataset) -> list[set[tuple[float, ...]]]:
+    """The examples of each part."""
+    return [{tuple(row.tolist()) for row in part.x_NF} for part in (data.train, data.validation, data.test)]
+
+
+def test_digits_come_without_a_download(tmp_path: Path) -> None:
+    data = load("digits", data_dir=tmp_path / "nowhere")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [1293, 144, 360]
+    assert data.n_features == 64
+    assert data.classes == tuple("0123456789")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_parts_are_disjoint_stratified_and_seeded(tmp_path: Path) -> None:
+    data = load("digits", data_dir=tmp_path)
+    train, validation, test = rows_of(data)
+    assert not train & validation
+    assert not (train | validation) & test
+    shares = torch.bincount(data.train.y_N) / len(data.train)
+    for part in (data.validation, data.test):
+        assert torch.allclose(torch.bincount(part.y_N) / len(part), shares, atol=0.02)
+    again, other = load("digits", data_dir=tmp_path), load("digits", data_dir=tmp_path, split_seed=1)
+    assert torch.equal(again.validation.x_NF, data.validation.x_NF)
+    assert rows_of(other)[1] != validation
+
+
+def test_the_training_part_alone_standardises(tmp_path: Path) -> None:
+    data = load(write_npz(tmp_path), data_dir=tmp_path)
+    assert torch.allclose(data.train.x_NF.mean(0), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(data.train.x_NF.std(0, correction=0), torch.ones(4), atol=1e-5)
+    assert not torch.allclose(data.test.x_NF.mean(0), torch.zeros(4), atol=1e-3)
+
+
+def test_a_constant_feature_becomes_zero(tmp_path: Path) -> None:
+    x = np.ones((60, 2))
+    x[:, 1] = np.arange(60)
+    data = load(write_npz(tmp_path, X=x), data_dir=tmp_path)
+    assert torch.equal(data.train.x_NF[:, 0], torch.zeros(len(data.train)))
+
+
+def test_images_are_flattened_and_share_one_mean(tmp_path: Path) -> None:
+    x = np.random.default_rng(SEED).integers(0, 256, (60, 2, 3), dtype=np.uint8)
+    assert load(write_npz(tmp_path, X=x), data_dir=tmp_path).n_features == 6
+    assert load("digits", data_dir=tmp_path).mean_F.shape == (1,)
+
+
+@pytest.mark.parametrize("labels", [np.array([7, -3, 1000]), np.array(["x", "z", "y"]), np.array([0.5, 2.5, 1.5])])
+def test_labels_of_any_kind_become_0_to_c(tmp_path: Path, labels: np.ndarray) -> None:
+    data = load(write_npz(tmp_path, y=labels[np.arange(60) % 3]), data_dir=tmp_path)
+    assert data.classes == tuple(str(label) for label in np.sort(labels))
+    assert torch.unique(data.train.y_N).tolist() == [0, 1, 2]
+
+
+def test_a_test_set_of_ones_own_is_used(tmp_path: Path) -> None:
+    file = write_npz(tmp_path, X_test=np.full((5, 4), 5.0), y_test=np.array([0, 1, 2, 0, 1]))
+    data = load(file, data_dir=tmp_path)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (60, 5)
+
+
+def test_a_csv_is_read_by_its_target(tmp_path: Path) -> None:
+    data = load(write_csv(tmp_path, CSV), data_dir=tmp_path, target="label")
+    assert (data.n_features, data.classes) == (2, ("cat", "dog"))
+    assert len(data.train) + len(data.validation) + len(data.test) == 40
+
+
+def test_a_relative_path_is_sought_below_the_data_directory_too(tmp_path: Path) -> None:
+    write_csv(tmp_path, CSV)
+    assert load("own.csv", data_dir=tmp_path, target="label").n_features == 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"X": None}, "has no array X; it needs X (examples first) and y, and holds: y"),
+        ({"y": None}, "has no array y; it needs X (examples first) and y, and holds: X"),
+        ({"y": np.arange(59) % 3}, "X has 60 examples and y 59 labels; they must agree"),
+        ({"X": np.zeros((0, 4)), "y": np.zeros(0)}, "X is empty"),
+        ({"X": np.zeros(60)}, "X has shape (60,) and y (60,); they should be (examples, features…) and (examples,)"),
+        ({"X": np.full((60, 4), "text")}, "which are no numbers"),
+        ({"X": np.where(np.arange(240).reshape(60, 4) == 9, np.nan, 1.0)}, "X[2, 1] is nan; every feature must be"),
+        ({"X": np.where(np.arange(240).reshape(60, 4) == 9, np.inf, 1.0)}, "X[2, 1] is inf; every feature must be"),
+        ({"y": np.where(np.arange(60) == 7, np.nan, 1.0)}, "y[7] is nan; every label must be finite"),
+        ({"y": np.zeros(60)}, "all labels are 0.0; a classifier needs at least two classes"),
+        (
+            {"y": (np.arange(60) == 3).astype(int)},
+            "class 1 has 1 of 60 examples; each of the 2 classes needs at least 13",
+        ),
+        ({"X": np.array([[{}]] * 60, dtype=object)}, "holds Python objects, which are never unpickled"),
+        ({"X_test": np.zeros((3, 4))}, "has only one of X_test and y_test; give both or neither"),
+        ({"X_test": np.zeros((3, 5)), "y_test": np.arange(3)}, "X_test has 5 features and X has 4; they must agree"),
+        ({"X_test": np.zeros((3, 4)), "y_test": np.arange(3) + 1}, "y_test holds the label 3, which y does not"),
+    ],
+)
+def test_a_bad_npz_is_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    file = write_npz(tmp_path, **arrays)
+    with pytest.raises(DataError) as caught:
+        load(file, data_dir=tmp_path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"data set {file!r}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([""], "is empty; it needs a header and rows"),
+        (["a,b,label"], "has a header but no rows"),
+        (["label", *["x", "y"] * 20], "has no column but the target 'label'"),
+        ([*CSV, "1,2"], "row 42 has 2 cells, and the header 3"),
+        ([*CSV, "1,2,cat,9"], "row 42 has 4 cells, and the header 3"),
+        ([*CSV, "1,two,cat"], "row 42, column 'b' is 'two', which is no number"),
+        ([*CSV, "1,,cat"], "row 42, column 'b' is empty"),
+        ([*CSV, "nan,2,cat"], "row 42, column 'a' is nan; every feature must be finite"),
+        ([*CSV, "inf,2,cat"], "row 42, column 'a' is inf; every feature must be finite"),
+        (["a,b,lable", "1,2,x"], "has no column 'label'; did you mean 'lable'? its columns: a, b, lable"),
+        (["a,a,label", "1,2,x"], "has the column 'a' twice; each needs a name of its own"),
+        (["a,label", *["1,x"] * 40], "all labels are x; a classifier needs at least two classes"),
+        (["a,label", *["1,x"] * 40, "2,y"], "class y has 1 of 41 examples; each of the 2 classes needs at least 13"),
+    ],
+)
+def test_a_bad_csv_is_refused(tmp_path: Path, rows: list[str], message: str) -> None:
+    file = write_csv(tmp_path, rows)
+    with pytest.raises(DataError) as caught:
+        load(file, data_dir=tmp_path, target="label")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "target", "message"),
+    [
+        ("mnits", None, "dataset = 'mnits' is unknown; did you mean 'mnist'? known: digits, mnist, fashion-mnist"),
+        ("digits", "label", "target = 'label' names a column of a .csv, and 'digits' is none; leave it out"),
+        ("none.csv", "label", "no such file: neither "),
+        ("none.npz", None, "no such file: neither "),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path: Path, dataset: str, target: str | None, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load(dataset, data_dir=tmp_path, target=target)
+    assert message in str(caught.value)
+
+
+def test_a_csv_without_a_target_lists_its_columns(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"needs objective\.args\.target = .*; its columns: a, b, label"):
+        load(write_csv(tmp_path, CSV), data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04torn", b"no archive at all"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "bad.npz"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.npz"):
+        load(str(file), data_dir=tmp_path)
+
+
+def test_a_csv_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "bad.csv"
+    file.write_bytes(b"a,label\n\xff\xfe,x\n")
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        load(str(file), data_dir=tmp_path, target="label")
+
+
+# torchvision's
+
+
+def idx_files(folder: Path) -> None:
+    """MNIST's four files in small: 40 training and 20 test images of 28 × 28."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(SEED)
+    for part, count in (("train", 40), ("t10k", 20)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 2).astype(np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
+
+
+def test_files_that_are_there_are_read_without_writing(tmp_path: Path) -> None:
+    idx_files(tmp_path / "MNIST" / "raw")
+    data = load("mnist", data_dir=tmp_path)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [36, 4, 20]
+    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
+
+
+def test_a_torn_file_is_an_error_that_names_its_folder(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    idx_files(raw)
+    images = raw / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"its files in .*MNIST are incomplete or corrupted .*delete that folder"):
+        load("mnist", data_dir=tmp_path)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A server on this machine with MNIST's files in small, gzipped; and their checksums."""
+    idx_files(tmp_path / "served")
+    checksums = {}
+    for file in list((tmp_path / "served").iterdir()):
+        packed = file.with_name(f"{file.name}.gz")
+        packed.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+        checksums[packed.name] = hashlib.md5(packed.read_bytes()).hexdigest()
+    requests: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            requests.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "served")) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", checksums
+        server.shutdown()
+        thread.join()
+    # Each file once, and torchvision's HEAD request before it, however many asked.
+    assert len(requests) <= 2 * len(set(requests))
+
+
+LOADER = """
+import sys, json
+from pathlib import Path
+import torchvision
+from objectives.data import load, DataError
+mirror, checksums, folder = json.loads(sys.argv[1])
+torchvision.datasets.MNIST.mirrors = [mirror]
+torchvision.datasets.MNIST.resources = list(checksums.items())
+try:
+    print(len(load("mnist", data_dir=Path(folder)).train))
+except DataError as error:
+    print(error)
+"""
+
+
+def loading(mirror: str, checksums: dict[str, str], folder: Path) -> subprocess.Popen[str]:
+    import json
+
+    arguments = json.dumps([mirror, checksums, str(folder)])
+    return subprocess.Popen(
+        [sys.executable, "-c", LOADER, arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_eight_processes_download_once(tmp_path: Path, mirror: tuple[str, dict[str, str]]) -> None:
+    processes = [loading(*mirror, tmp_path / "data") for _ in range(8)]
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [out.split()[-1] for out, _ in ends] == ["36"] * 8, ends
+
+
+def test_a_wrong_checksum_is_explained(tmp_path: Path, mirror: tuple[str, dict[str, str]]) -> None:
+    url, checksums = mirror
+    out, err = loading(url, dict.fromkeys(checksums, "0" * 32), tmp_path / "data").communicate(timeout=120)
+    assert "cannot be downloaded: " in out, err
+    assert "name their folder with --data-dir" in out
+
+
+def test_an_unreachable_mirror_is_explained(tmp_path: Path) -> None:
+    out, err = loading("http://127.0.0.1:9/", {"x.gz": "0" * 32}, tmp_path / "data").communicate(timeout=120)
+    assert "is not in " in out, err
+    assert "put torchvision's files of MNIST there" in out
+
+
+def test_the_real_mnist_is_read(real_data: Path) -> None:
+    data = load("mnist", data_dir=real_data)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [54_000, 6_000, 10_000]
+    assert data.n_features == 784
+    assert float(data.train.x_NF.mean()) == pytest.approx(0, abs=1e-4)

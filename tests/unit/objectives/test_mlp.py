@@ -1,0 +1,204 @@
+"""The MLP: what it learns, reports and keeps, and how it is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from objectives.data import load
+from objectives.mlp import MLP, Hyperparameters, Perceptron, load_model
+from objectives.training import Diverged, Training, evaluate
+from tests.unit.objectives.conftest import Interrupted, Pruned, RecordingTrial
+
+GOOD = {"width": 128, "dropout": 0.1, "weight_decay": 1e-4, "lr": 5e-3}
+
+
+@pytest.fixture(scope="module")
+def mlp() -> MLP:
+    return MLP("digits", epochs=3, data_dir="unused")
+
+
+def test_it_learns_digits() -> None:
+    assert MLP("digits", epochs=12, data_dir="unused")(RecordingTrial(params=GOOD)) >= 0.95
+
+
+def test_it_reports_every_epoch_with_its_metrics(mlp: MLP) -> None:
+    trial = RecordingTrial(params=GOOD)
+    last = mlp(trial)
+    assert [step for step, _, _ in trial.reports] == [1, 2, 3]
+    assert trial.reports[-1][1] == last
+    for _, value, metrics in trial.reports:
+        assert set(metrics) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
+        assert value == metrics["val_accuracy"]
+    assert trial.reports[-1][2]["train_loss"] < trial.reports[0][2]["train_loss"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(mlp: MLP) -> None:
+    first, again, other = (RecordingTrial(params=GOOD, seed=seed) for seed in (7, 7, 8))
+    for trial in (first, other, again):
+        mlp(trial)
+    assert first.reports == again.reports
+    assert first.reports != other.reports
+
+
+def test_the_test_data_change_nothing_in_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(80, 4)), np.arange(80) % 2
+    reports = []
+    for value in (0.0, 1e6):
+        np.savez(tmp_path / "own.npz", X=x, y=y, X_test=np.full((6, 4), value), y_test=np.arange(6) % 2)
+        trial = RecordingTrial(params=GOOD)
+        MLP("own.npz", epochs=2, data_dir=tmp_path)(trial)
+        reports.append(trial.reports)
+    assert reports[0] == reports[1]
+
+
+def test_a_pruned_trial_is_left_after_its_report(mlp: MLP) -> None:
+    trial = RecordingTrial(params=GOOD, prune_at=2)
+    with pytest.raises(Pruned):
+        mlp(trial)
+    assert [step for step, _, _ in trial.reports] == [1, 2]
+
+
+def test_an_interrupted_trial_is_left_at_the_next_batch(mlp: MLP) -> None:
+    trial = RecordingTrial(params=GOOD, stop_after=4)
+    with pytest.raises(Interrupted):
+        mlp(trial)
+    assert trial.asked == 5
+    assert trial.reports == []
+
+
+def test_without_a_space_it_suggests_its_own(mlp: MLP) -> None:
+    trial = RecordingTrial()
+    mlp(trial)
+    assert set(trial.params) == {"width", "dropout", "weight_decay", "lr"} <= MLP.parameters
+
+
+def test_a_diverging_training_says_so() -> None:
+    data = load("digits", data_dir=Path("unused"))
+    hyperparameters = Hyperparameters(lr=1e30, optimizer="sgd")
+    training = Training(
+        Perceptron(64, 10, hyperparameters),
+        data.train,
+        settings=hyperparameters.optimizer_settings,
+        batch_size=128,
+        epochs=2,
+        seed=0,
+    )
+    with pytest.raises(Diverged, match=r"the training loss is (nan|inf) after 11 steps \(lr = 1e\+30\)"):
+        training.run_epoch(lambda: False)
+
+
+def test_the_learning_rate_falls_along_half_a_cosine(mlp: MLP) -> None:
+    trial = RecordingTrial(params=GOOD)
+    mlp(trial)
+    assert [metrics["lr"] / GOOD["lr"] for _, _, metrics in trial.reports] == pytest.approx([0.75, 0.25, 0.0])
+
+
+def test_a_last_batch_of_one_example_is_trained_and_evaluated() -> None:
+    data = load("digits", data_dir=Path("unused"))
+    hyperparameters = Hyperparameters(batch_size=len(data.train) - 1)
+    training = Training(
+        Perceptron(64, 10, hyperparameters),
+        data.train,
+        settings=hyperparameters.optimizer_settings,
+        batch_size=hyperparameters.batch_size,
+        epochs=1,
+        seed=0,
+    )
+    assert training.run_epoch(lambda: False) is not None
+    assert training.step == training.total_steps == 2
+
+
+def test_an_evaluation_does_not_depend_on_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load("digits", data_dir=Path("unused"))
+    torch.manual_seed(0)
+    model = Perceptron(64, 10, Hyperparameters(dropout=0.5))
+    whole = evaluate(model, data.validation)
+    monkeypatch.setattr("objectives.training.EVALUATION_BATCH", 7)
+    assert evaluate(model, data.validation) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
+def test_every_optimizer_and_activation_trains(mlp: MLP, optimizer: str, activation: str) -> None:
+    trial = RecordingTrial(params={"optimizer": optimizer, "activation": activation, "depth": 1, "lr": 1e-2})
+    assert mlp(trial) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"width": 0}, "width = 0; it must be a whole number above 0"),
+        ({"width": 1.5}, "width = 1.5; it must be a whole number above 0"),
+        ({"depth": -1}, "depth = -1; it must be a whole number above 0"),
+        ({"dropout": 1.0}, "dropout = 1.0; it must be at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout = -0.1; it must be at least 0 and below 1"),
+        ({"lr": 0}, "lr = 0; it must be above 0"),
+        ({"lr": float("nan")}, "lr = nan; it must be above 0"),
+        ({"weight_decay": -1}, "weight_decay = -1; it must be at least 0"),
+        ({"batch_size": 0}, "batch_size = 0; it must be a whole number above 0"),
+        ({"optimizer": "adma"}, "optimizer = 'adma'; it must be one of adamw, adam, sgd"),
+        ({"activation": "relo"}, "activation = 'relo'; it must be one of relu, gelu, silu, tanh"),
+        ({"momentum": 1}, "momentum = 1; it must be at least 0 and below 1"),
+    ],
+)
+def test_a_hyperparameter_that_is_not_legal_is_named(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="it must be") as caught:
+        Hyperparameters(**params)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"epochs": 0}, "epochs = 0; it must be a whole number above 0"),
+        ({"epochs": 2.5}, "epochs = 2.5; it must be a whole number above 0"),
+        ({"dataset": 3}, "dataset = 3; it must be a name or a path"),
+        ({"split_seed": -1}, "split_seed = -1; it must be a whole number from 0"),
+    ],
+)
+def test_an_argument_that_is_not_legal_is_named(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="it must be") as caught:
+        MLP(**{"dataset": "digits", "data_dir": "unused", **args})
+    assert message in str(caught.value)
+
+
+def test_finalize_keeps_a_model_that_predicts_from_the_data_as_they_are(tmp_path: Path) -> None:
+    mlp = MLP("digits", epochs=10, data_dir="unused")
+    seen: list[tuple[int, int]] = []
+    metrics = mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *done: seen.append(done))
+    assert set(metrics) == {"test_accuracy", "test_loss", "train_accuracy", "train_loss"}
+    assert metrics["test_accuracy"] > 0.9
+    assert seen == [(epoch, 10) for epoch in range(1, 11)]
+    data = load("digits", data_dir=Path("unused"))
+    raw = data.test.x_NF * data.std_F + data.mean_F
+    predicted = load_model(tmp_path)(raw).argmax(1)
+    assert float((predicted == data.test.y_N).float().mean()) == pytest.approx(metrics["test_accuracy"], abs=1e-6)
+
+
+def test_finalize_trains_on_the_validation_data_too_and_tests_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlp = MLP("digits", epochs=1, data_dir="unused")
+    looked: list[int] = []
+    trained: list[int] = []
+    real_evaluate, real_init = evaluate, Training.__init__
+
+    def counting_evaluate(model: torch.nn.Module, part: Any) -> tuple[float, float]:
+        looked.append(len(part))
+        return real_evaluate(model, part)
+
+    def counting_init(self: Training, model: torch.nn.Module, train: Any, **options: Any) -> None:
+        trained.append(len(train))
+        real_init(self, model, train, **options)
+
+    monkeypatch.setattr("objectives.mlp.evaluate", counting_evaluate)
+    monkeypatch.setattr(Training, "__init__", counting_init)
+    mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *_: None)
+    assert looked == [360]
+    assert trained == [1293 + 144]
