@@ -196,7 +196,7 @@ def test_another_machine_joins_a_created_study_if_it_allows_the_objective(shell:
     assert len(states(look(), "shared")) == 3
 
 
-def test_the_embedded_server_serves_without_any_setting(shell: Shell, tmp_path: Path, home: Path) -> None:
+def test_the_embedded_server_serves_without_any_setting(shell: Shell, tmp_path: Path) -> None:
     del shell.environment["STUDYHALL_STORAGE"]
     name = f"embedded-{tmp_path.name}"
     done = shell.run("run", "script.py:objective", "--trials", "2", "--workers", "1", "--name", name)

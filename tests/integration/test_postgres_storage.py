@@ -81,7 +81,7 @@ def test_a_study_made_by_optuna_is_no_study_of_ours_but_can_be_read(storage: Pos
 
 def test_a_missing_study_names_the_nearest(storage: PostgresStorage) -> None:
     created(storage, "mnist")
-    with pytest.raises(StudyNotFound, match="no study 'mnits' in .*; did you mean 'mnist'"):
+    with pytest.raises(StudyNotFound, match=r"no study 'mnits' in .*; did you mean 'mnist'"):
         storage.find_study("mnits")
 
 
@@ -109,7 +109,8 @@ def test_tables_of_a_newer_version_are_refused(storage: PostgresStorage) -> None
 
 def test_eight_processes_meet_on_an_empty_database(empty_database: StorageURL) -> None:
     code = (
-        "import sys; from studies import PostgresStorage, StudySpec; s = PostgresStorage(sys.stdin.readline().strip()); "
+        "import sys; from studies import PostgresStorage, StudySpec; "
+        "s = PostgresStorage(sys.stdin.readline().strip()); "
         "s.create_study(StudySpec.from_dict({'name': 'study', 'objective': {'path': 'a:b'}})); s.close()"
     )
     processes = [

@@ -138,7 +138,7 @@ def test_a_stopping_worker_gives_its_trial_back(storage: PostgresStorage, run: R
 def test_an_error_while_stopping_says_nothing_about_the_trial(storage: PostgresStorage, run: Run) -> None:
     stop = threading.Event()
 
-    def objective(trial: Trial) -> float:
+    def objective(_: Trial) -> float:
         stop.set()
         raise BrokenPipeError
 
@@ -182,7 +182,7 @@ def test_a_trial_that_was_taken_over_is_dropped_and_the_worker_goes_on(storage: 
 
 
 def test_a_step_longer_than_the_lease_keeps_its_trial(storage: PostgresStorage, run: Run) -> None:
-    def objective(trial: Trial) -> float:
+    def objective(_: Trial) -> float:
         time.sleep(1.5)
         assert storage.claim(record, "other", 30).number is None
         return 1.0

@@ -69,9 +69,9 @@ def test_imports_run_one_way(file: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_loads_neither_torch_nor_optuna_nor_mlflow(arguments: list[str]) -> None:
     code = (
-        "import sys, atexit; from studies.cli import main; sys.argv[1:] = {!r}; "
+        f"import sys, atexit; from studies.cli import main; sys.argv[1:] = {arguments!r}; "
         "atexit.register(lambda: print([m for m in ('torch', 'optuna', 'mlflow', 'sqlalchemy') if m in sys.modules]))"
-    ).format(arguments)
+    )
     done = subprocess.run([sys.executable, "-c", code + "; main()"], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 

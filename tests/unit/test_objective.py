@@ -53,7 +53,8 @@ def test_a_function_in_a_file_imports_what_lies_beside_it(script: str, tmp_path:
     assert build(f"{script}:objective", {}, data_dir=tmp_path)(None) == 42
 
 
-def test_a_module_in_the_current_folder_is_found(script: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("script")
+def test_a_module_in_the_current_folder_is_found(tmp_path: Path) -> None:
     assert build("script:objective", {}, data_dir=tmp_path)(None) == 42
 
 
@@ -94,7 +95,8 @@ def test_what_is_wrong_is_said_in_one_line(
         ("import nowhere_at_all", "nowhere_at_all"),
     ],
 )
-def test_a_file_that_does_not_import_says_why(script: str, tmp_path: Path, text: str, message: str) -> None:
+@pytest.mark.usefixtures("script")
+def test_a_file_that_does_not_import_says_why(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "broken.py").write_text(text)
     with pytest.raises(ObjectiveError, match="does not import") as caught:
         build(f"{tmp_path}/broken.py:f", {}, data_dir=tmp_path)
