@@ -1,0 +1,87 @@
+"""The main job on real data: tuning the MLP, and the last word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from objectives.data import load
+from objectives.mlp import load_model
+from tests.acceptance.conftest import Shell
+
+
+def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell) -> None:
+    done = shell.run("run", "digits", "--workers", "2", timeout=300)
+    assert done.returncode == 0, done.stderr
+    status = json.loads(shell.data("status", "digits", "--format", "json"))
+    trials = status["trials"]
+    assert trials["complete"] + trials["pruned"] == 40
+    assert trials["running"] == trials["waiting"] == 0
+    assert trials["pruned"] >= 10
+    assert status["best"]["value"] >= 0.97
+    assert set(status["best"]["metrics"]) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
+
+
+def test_the_best_digits_are_finalized_once(shell: Shell) -> None:
+    settings = ("--trials", "3", "--set", "objective.args.epochs=8", "--workers", "2")
+    assert shell.run("run", "digits", *settings).returncode == 0
+    done = shell.run("finalize", "digits", "--out", "final")
+    assert done.returncode == 0, done.stderr
+    final = shell.folder / "final"
+    assert sorted(path.name for path in final.iterdir()) == ["config.json", "metrics.json", "model.json", "weights.pt"]
+    metrics = json.loads((final / "metrics.json").read_text())
+    assert metrics["looks"] == 1
+    assert f"test_accuracy {metrics['metrics']['test_accuracy']:.6g}" in done.stdout
+    config = json.loads((final / "config.json").read_text())
+    assert config["params"] == json.loads(shell.data("best", "digits", "--format", "json"))["params"]
+    data = load("digits", data_dir=Path("unused"))
+    predicted = load_model(final)(data.test.x_NF * data.std_F + data.mean_F).argmax(1)
+    assert torch.isclose(
+        (predicted == data.test.y_N).float().mean(), torch.tensor(metrics["metrics"]["test_accuracy"]), atol=1e-6
+    )
+
+    refused = shell.run("finalize", "digits", "--out", "second")
+    assert refused.returncode == 1
+    assert "was finalized with trial" in refused.stderr
+    assert not (shell.folder / "second").exists()
+    again = shell.run("finalize", "digits", "--out", "second", "--again")
+    assert again.returncode == 0
+    assert "this was look 2 at the test data" in again.stderr
+    assert json.loads((shell.folder / "second" / "metrics.json").read_text())["metrics"] == metrics["metrics"]
+
+
+def test_a_folder_that_exists_is_not_written_to(shell: Shell) -> None:
+    settings = ("--trials", "1", "--set", "objective.args.epochs=1", "--workers", "1")
+    shell.run("run", "digits", *settings)
+    (shell.folder / "final").mkdir()
+    refused = shell.run("finalize", "digits", "--out", "final")
+    assert refused.returncode == 1
+    assert "exists; name another folder with --out" in refused.stderr
+    assert list((shell.folder / "final").iterdir()) == []
+    assert json.loads(shell.data("status", "digits", "--format", "json"))["trials"]["complete"] == 1
+
+
+def test_an_objective_without_finalize_says_so(shell: Shell) -> None:
+    shell.run("run", "script.py:objective", "--trials", "1", "--workers", "1")
+    refused = shell.run("finalize", "script-objective")
+    assert refused.returncode == 1
+    assert "has no method finalize" in refused.stderr
+
+
+def test_real_mnist_is_tuned(shell: Shell, real_data: Path) -> None:
+    settings = ("--trials", "2", "--workers", "2", "--set", "objective.args.epochs=1", "--set", "space.width.low=128")
+    settings = (*settings, "--set", "space.lr={type='float',low=1e-3,high=3e-3}")
+    done = shell.run("run", "mnist", "--data-dir", real_data, *settings)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(shell.data("best", "mnist", "--format", "json"))["value"] > 0.93
+
+
+def test_ones_own_table_is_tuned(shell: Shell) -> None:
+    rows = [f"{i % 7},{(i * 3) % 11},{'high' if (i % 7) > 3 else 'low'}" for i in range(300)]
+    (shell.folder / "own.csv").write_text("a,b,level\n" + "\n".join(rows) + "\n")
+    settings = ("--set", "objective.args={dataset='own.csv',target='level',epochs=10}", "--name", "own")
+    done = shell.run("run", "digits", *settings, "--trials", "3", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(shell.data("best", "own", "--format", "json"))["value"] > 0.9
