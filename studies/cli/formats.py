@@ -49,7 +49,7 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Map
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
     lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
     if metrics:
-        lines += ["", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
+        lines += ["", "at its last step:", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
     return "\n".join(lines)
 
 

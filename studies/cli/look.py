@@ -91,7 +91,8 @@ def status_line(now: Status, record: StudyRecord) -> str:
         for key in ("complete", "pruned", "running", "waiting", "fail")
         if now.trials[key] or key == "complete"
     )
-    ended = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended else ""
+    # That the budget is spent is what "40 of 40" says.
+    ended = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
     return f"{record.name}: {now.finished}{of} trials done ({counts}){ended}"
 
 

@@ -225,11 +225,11 @@ def _run_workers(
 def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | None) -> None:
     """Print how the study ended, the best trial, and what to type next."""
     now = storage.status(record)
-    say(status_line(now, record) + (f" after {duration(seconds)}" if seconds else ""))
+    say(status_line(now, record) + (f" in {duration(seconds)}" if seconds else ""))
     if now.best:
         metric = record.spec.metric_names[0] if record.spec else "value"
         echo(best_as("table", record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number]))
-        say(f"\nnext: studyhall best {record.name} --format json | studyhall trials {record.name}")
+        say(f"\nnext: studyhall trials {record.name}; for scripts: studyhall best {record.name} --format json")
     if now.ended == "failures":
         failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
         last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""
