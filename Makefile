@@ -41,6 +41,7 @@ clean:
 # Reinstalled only where pyproject.toml has changed: the package itself is installed in place.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Studyhall needs Python 3.11 or newer, and $(PYTHON) is {v}; name another: make PYTHON=python3.12")'
+	@echo 'Installing into $(VENV): about 5 GB, nearly all of it PyTorch. This takes a few minutes.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@

@@ -13,6 +13,7 @@ Axes: N examples, F features, C classes.
 from __future__ import annotations
 
 import fcntl
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from objectives.tables import Raw, read_csv, read_npz
+
+log = logging.getLogger(__name__)
 
 VALIDATION_FRACTION = 0.1
 TEST_FRACTION = 0.2
@@ -221,6 +224,7 @@ def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]
             raise _corrupted(place, error) from None
         try:
             with _lock(data_dir):  # whoever comes second finds what the first has downloaded
+                log.info("%s is not in %s; downloading it unless another worker has just done so", name, place)
                 return attempt(download=True)
         except (RuntimeError, AssertionError, ValueError, OSError, EOFError) as error:
             raise ValueError(

@@ -27,6 +27,7 @@ from studies.errors import StudyhallError, StudyNotFound
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from studies.cli.progress import Progress
     from studies.spec import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
     from studies.worker.supervisor import Supervisor
@@ -94,15 +95,7 @@ def run(
                 _conclude(storage, record, None)
                 return
 
-        def prepare(supervisor: Supervisor) -> StudyRecord:
-            # Nothing is written before the objective is known to be sound.
-            supervisor.wait_until_ready()
-            found, created = storage.create_study(spec)
-            begins = "begins" if created else "goes on"
-            say(f"study {found.name!r} {begins}: {counted(supervisor.alive, 'worker')}")
-            return found
-
-        _run_workers(storage, spec, prepare, workers=workers, data_dir=data_dir, lease=lease)
+        _run_workers(storage, spec, workers=workers, data_dir=data_dir, lease=lease)
 
 
 @click.command()
@@ -161,12 +154,7 @@ def work(
             _conclude(storage, record, None)
             return
 
-        def prepare(supervisor: Supervisor) -> StudyRecord:
-            supervisor.wait_until_ready()
-            say(f"study {name!r} is joined: {counted(supervisor.alive, 'worker')}")
-            return record
-
-        _run_workers(storage, spec, prepare, workers=workers, data_dir=data_dir, lease=lease)
+        _run_workers(storage, spec, workers=workers, data_dir=data_dir, lease=lease)
 
 
 def _read_spec(target: str, name: str | None, trials: int | None, settings: tuple[str, ...]) -> StudySpec:
@@ -183,15 +171,9 @@ def _read_spec(target: str, name: str | None, trials: int | None, settings: tupl
 
 
 def _run_workers(
-    storage: PostgresStorage,
-    spec: StudySpec,
-    prepare: Callable[[Supervisor], StudyRecord],
-    *,
-    workers: int | None,
-    data_dir: Path | None,
-    lease: float,
+    storage: PostgresStorage, spec: StudySpec, *, workers: int | None, data_dir: Path | None, lease: float
 ) -> None:
-    """Start workers, show progress until they are done, and print the best."""
+    """Start workers on the study of ``spec``, show progress until they are done, and print the best."""
     from studies.cli.progress import Progress
     from studies.worker import devices
     from studies.worker.supervisor import Supervisor
@@ -207,7 +189,11 @@ def _run_workers(
     )
     began = time.monotonic()
     with _Interrupts() as interrupts, supervisor:
-        record = prepare(supervisor)
+        # Nothing is written before the objective is known to be sound.
+        supervisor.wait_until_ready()
+        record, created = storage.create_study(spec)
+        say(f"study {record.name!r} {'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}")
+        interrupts.wait = True
         supervisor.assign(storage, record.name, lease)
         with progress:
             while supervisor.alive:
@@ -247,6 +233,8 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
+        #: Whether trials may be running, which are to be given back; until then a signal ends the command.
+        self.wait = False
         self._applied = 0
         self._before: dict[int, Any] = {}
 
@@ -259,7 +247,7 @@ class _Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def apply(self, supervisor: Supervisor, progress: Any) -> None:
+    def apply(self, supervisor: Supervisor, progress: Progress) -> None:
         """Do what was asked since the last call."""
         if self.count > self._applied:
             self._applied = self.count
@@ -270,4 +258,6 @@ class _Interrupts:
                 supervisor.kill()
 
     def _note(self, *_: object) -> None:
+        if not self.wait:
+            raise KeyboardInterrupt
         self.count += 1

@@ -57,7 +57,7 @@ class Assignment:
 def main() -> int:
     """Be a worker. Returns the exit status."""
     events = _take_stdout()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     warnings.filterwarnings("ignore", module="optuna")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -222,7 +222,9 @@ class Supervisor:
             space=tuple(self._spec.space),
             data_dir=str(self._data_dir),
         )
-        return _Process(slot, setup, {**self._environment, **device.environment}, self._output, self._inherit)
+        # A progress bar of the objective's would be a thousand lines here.
+        environment = {"TQDM_DISABLE": "1", **self._environment, **device.environment}
+        return _Process(slot, setup, environment, self._output, self._inherit)
 
     def _bury(self, process: _Process, status: int, events: list[dict[str, Any]]) -> None:
         assert self._storage is not None  # poll() comes after assign()

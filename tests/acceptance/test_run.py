@@ -209,3 +209,15 @@ def test_the_embedded_server_serves_without_any_setting(shell: Shell, tmp_path: 
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
     assert shell.run("delete", name, "--yes").returncode == 0
+
+
+def test_ctrl_c_while_workers_start_ends_the_command_and_writes_nothing(shell: Shell, look: Look) -> None:
+    (shell.folder / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    process = shell.start("run", "slow.py:objective", "--workers", "2")
+    eventually(lambda: len(worker_pids(process)) == 2)
+    workers = worker_pids(process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=15)
+    assert (process.returncode, err.strip()) == (130, "interrupted")
+    assert not any(psutil.pid_exists(pid) for pid in workers)
+    assert look().list_studies() == []
