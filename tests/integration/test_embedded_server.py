@@ -461,11 +461,13 @@ def test_a_home_that_is_a_file_is_refused(place: Path) -> None:
 def test_an_interrupted_start_leaves_no_server(home: Path) -> None:
     with EmbeddedServer(home):
         pass
-    for milliseconds in range(0, 60, 6):  # around the moment when the server comes up
+    interrupted = []
+    for milliseconds in range(0, 60, 6):  # around the moment when the server comes up, or just after
         user = User(home, start=f"import _thread, threading; threading.Timer({milliseconds / 1000}, lambda: "
                                 "_thread.interrupt_main()).start(); ")  # fmt: skip
-        assert "Interrupt" in user.end()
+        interrupted.append("Interrupt" in user.end())
         assert postmaster(home) is None
+    assert any(interrupted)
 
 
 def test_the_default_home_suits_the_user() -> None:
