@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def _few(values: np.ndarray) -> str:
 
 def _find(path: str, data_dir: Path) -> Path:
     """The user's own file: as given, else below ``data_dir``."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))  # noqa: PTH111  # unlike Path's, it never raises
     for candidate in (given, data_dir / given):
         if candidate.is_file():
             return candidate

@@ -6,7 +6,6 @@ Every function raises :exc:`ValueError` with one line; :func:`objectives.data.lo
 from __future__ import annotations
 
 import csv
-import math
 import zipfile
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,11 +26,15 @@ class Raw:
     """All features are of one kind and share one mean and standard deviation."""
 
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 def read_npz(file: Path) -> Raw:
     """The arrays X, y and, where there are, X_test, y_test."""
     try:
         # Opened here: numpy leaves a file that is no archive open.
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("is not an .npz file; write one with numpy.savez(file, X=…, y=…)")
             found = {name: archive[name] for name in archive.files if name in ("X", "y", "X_test", "y_test")}
@@ -64,9 +67,11 @@ def _check_arrays(x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> Non
         raise ValueError(f"{x_name} is empty")
     if x.dtype.kind not in "fiub":
         raise ValueError(f"{x_name} holds {x.dtype}, which are no numbers")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise ValueError(f"{x_name}{list(place)} is {x[place]}; every feature must be finite")
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(x.astype(np.float32))
+    if not is_finite.all():
+        place = tuple(int(i) for i in np.argwhere(~is_finite)[0])
+        raise ValueError(f"{x_name}{list(place)} is {x[place]}; every feature must be finite as a float32")
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         row = int(np.argwhere(~np.isfinite(y))[0][0])
         raise ValueError(f"{y_name}[{row}] is {y[row]}; every label must be finite")
@@ -87,6 +92,8 @@ def read_csv(file: Path, target: str | None) -> Raw:
                     continue  # a blank line, as at the end of many files
                 if len(row) != len(header):
                     raise ValueError(f"row {number} has {len(row)} cells, and the header {len(header)}")
+                if not row[column].strip():
+                    raise ValueError(f"row {number}, column {target!r} is empty; every row needs a label")
                 y.append(row[column])
                 x.append(
                     [_number(cell, number, name) for name, cell in zip(header, row, strict=True) if name != target]
@@ -122,6 +129,6 @@ def _number(cell: str, row: int, column: str) -> float:
     except ValueError:
         shown = "is empty" if not cell.strip() else f"is {cell[:40]!r}, which is no number"
         raise ValueError(f"row {row}, column {column!r} {shown}") from None
-    if not math.isfinite(value):
-        raise ValueError(f"row {row}, column {column!r} is {cell}; every feature must be finite")
+    if not abs(value) <= _FLOAT32_MAX:
+        raise ValueError(f"row {row}, column {column!r} is {cell}; every feature must be finite as a float32")
     return value

@@ -60,6 +60,11 @@ _HIDDEN = frozenset(
     ]
 )
 
+# The least value of a whole-numbered option, which Optuna looks at only when it is used; else 0.
+_LEAST = {"min_resource": 1, "reduction_factor": 2, "population_size": 2, "n_ei_candidates": 1, "interval_steps": 1}
+# Real-valued ones that may be written as a whole number below that, and a default of -1.
+_SIGNED = ("lower", "upper", "inc_popsize", "sigma0")
+
 
 def build_sampler(
     name: str,
@@ -121,6 +126,9 @@ def _build(
             raise ValueError(f"{kind}.options.{option}: {name!r} has no such option; {nearest(option, legal)}")
         if not _fits(value, str(parameters[option].annotation)):
             raise ValueError(f"{kind}.options.{option} = {value!r}: should be {parameters[option].annotation}")
+        least = _LEAST.get(option, 0)
+        if isinstance(value, int) and value < least and option not in _SIGNED:
+            raise ValueError(f"{kind}.options.{option} = {value}: should be at least {least}")
     with warnings.catch_warnings():
         # "Experimental" is Optuna's word to programmers; whoever names a sampler in a file has chosen it.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -141,9 +149,11 @@ def _fits(value: Any, annotation: str) -> bool:
 
 
 def _nested(key: str, value: Any) -> tuple[str, dict[str, Any]]:
-    if not isinstance(value, Mapping) or not set(value) <= {"name", "options"} or "name" not in value:
+    name = value.get("name") if isinstance(value, Mapping) else None
+    options = value.get("options", {}) if isinstance(value, Mapping) else None
+    if not isinstance(name, str) or not isinstance(options, Mapping) or not set(value) <= {"name", "options"}:
         raise ValueError(f"{key}: {value!r} is not {{ name = …, options = {{…}} }}")
-    return value["name"], dict(value.get("options", {}))
+    return name, dict(options)
 
 
 def _grid(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter]) -> dict[str, list[Any]]:

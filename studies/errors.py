@@ -7,6 +7,7 @@ StudyhallError
 ├── StorageError            the database cannot do what was asked
 │   ├── StorageURLError     the storage URL cannot be understood
 │   ├── StorageUnreachable  no answer, or the server refused us
+│   ├── NoTables            the database holds no studies yet
 │   └── EmbeddedServerError the embedded PostgreSQL cannot start or stop
 ├── StudyNotFound           no study of that name in this storage
 ├── TrialNotFound           the study has no trial of that number
@@ -20,6 +21,7 @@ A message is one line: what was given, what is legal, what to do next. It never 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -58,6 +60,10 @@ class StorageUnreachable(StorageError):
     """No answer from the server, or it refused us."""
 
 
+class NoTables(StorageError):
+    """The database holds no studies yet."""
+
+
 class EmbeddedServerError(StorageError):
     """The embedded PostgreSQL cannot start or stop."""
 
@@ -80,6 +86,11 @@ class StudyBusy(StudyhallError):
 
 class WorkerError(StudyhallError):
     """The workers cannot start, or keep dying."""
+
+
+def command(*words: str | int) -> str:
+    """A command of ours as a person can paste it: ``command("best", "my study")``."""
+    return "studyhall " + shlex.join(map(str, words))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

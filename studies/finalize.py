@@ -67,9 +67,11 @@ def finalize(
     """
     retrain = getattr(objective, "finalize", None)
     if retrain is None:
-        raise ObjectiveError(f"objective {spec.objective.path!r} has no method finalize; only one that has can be")
-    if directory.exists():
-        raise StudyhallError(f"{str(directory)!r} exists; name another folder with --out")
+        raise ObjectiveError(
+            f"objective {spec.objective.path!r} cannot be finalized: give its class a method finalize(), "
+            "as objectives.mlp:MLP has"
+        )
+    require_new(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -96,6 +98,18 @@ def finalize(
         shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
     storage.set_study_user_attr(record.study_id, ATTRIBUTE, final)
     return metrics
+
+
+def require_new(directory: Path) -> None:
+    """Raise :exc:`StudyhallError` if ``directory`` exists, or cannot be looked at."""
+    try:
+        exists = directory.exists()
+    except OSError as error:
+        raise StudyhallError(
+            f"cannot write {str(directory)!r}: {error.strerror}; name another folder with --out"
+        ) from error
+    if exists:
+        raise StudyhallError(f"{str(directory)!r} exists; name another folder with --out")
 
 
 def _write(file: Path, data: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,6 +43,15 @@ def is_allowed(path: str, prefixes: tuple[str, ...]) -> bool:
     )
 
 
+def require_allowed(path: str, prefixes: tuple[str, ...], study: str) -> None:
+    """Raise :exc:`ObjectiveError` unless the operator lets ``study`` choose the objective ``path``."""
+    if not is_allowed(path, prefixes):
+        raise ObjectiveError(
+            f"study {study!r} runs {path!r}, which this machine does not allow; "
+            f"if you trust it: --allow {shlex.quote(path)}"
+        )
+
+
 def build(path: str, args: Mapping[str, Any], *, space: tuple[str, ...] = (), data_dir: Path) -> Objective:
     """Import the objective ``path`` and build it.
 
@@ -57,7 +67,7 @@ def build(path: str, args: Mapping[str, Any], *, space: tuple[str, ...] = (), da
     """
     target = import_objective(path)
     if not callable(target):
-        raise ObjectiveError(f"objective {path!r} is not callable but {_kind(target)}; name a function or a class")
+        raise ObjectiveError(f"objective {path!r} is not callable (it is {_kind(target)}); name a function or a class")
     objective: Any = target
     if inspect.isclass(target):
         objective = _construct(path, target, args, data_dir)
@@ -71,11 +81,25 @@ def build(path: str, args: Mapping[str, Any], *, space: tuple[str, ...] = (), da
             f"instances of objective {path!r} are not callable; give the class a __call__(self, trial)"
         )
     known = getattr(objective, "parameters", None)
+    _check_takes_trial(path, objective)
     for name in space:
         if known is not None and name not in known:
             raise ObjectiveError(f"objective {path!r} has no parameter {name!r} (space.{name}); {nearest(name, known)}")
     built: Objective = objective
     return built
+
+
+def _check_takes_trial(path: str, objective: Any) -> None:
+    try:
+        signature = inspect.signature(objective)
+    except ValueError:
+        return  # some built-in callables have none
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise ObjectiveError(
+            f"objective {path!r} cannot be called with one trial: {one_line(error)}; it should be f(trial)"
+        ) from None
 
 
 def import_objective(path: str) -> Any:
@@ -106,7 +130,7 @@ def _import_module(name: str) -> ModuleType:
                 f"or name a file: path/to/file.py:callable"
             ) from None
         raise _import_failure(name, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failure(name, error) from error
 
 
@@ -122,12 +146,17 @@ def _import_file(file: Path) -> ModuleType:
     sys.modules.setdefault(file.stem, module)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failure(str(file), error) from error
     return module
 
 
-def _import_failure(name: str, error: Exception) -> ObjectiveError:
+def _import_failure(name: str, error: BaseException) -> ObjectiveError:
+    if isinstance(error, SystemExit):
+        return ObjectiveError(
+            f"objective {name!r} calls sys.exit({error.code!r}) when it is imported; "
+            'put what is a program under: if __name__ == "__main__":'
+        )
     return ObjectiveError(f"objective {name!r} does not import: {type(error).__name__}: {one_line(error)}")
 
 

@@ -117,7 +117,7 @@ class CategoricalParameter(_Parameter):
                 raise ValueError(f"choices holds {choice}, which is not a finite number")
             # Optuna finds a choice by ==, for which 1, 1.0 and true are one.
             if choice in self.choices[:i]:
-                raise ValueError(f"choices holds {choice!r} twice; each must differ")
+                raise ValueError(f"choices holds {choice!r} twice; each must differ (1, 1.0 and true are equal)")
         return self
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> None:

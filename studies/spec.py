@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from studies.errors import SpecError, SpecMismatch, nearest
+from studies.errors import SpecError, SpecMismatch, command, nearest
 from studies.space import Parameter, check_conditions, suggestion_order
 
 if TYPE_CHECKING:
@@ -46,11 +47,32 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+#: The largest integer and the longest time that PostgreSQL is asked to keep.
+MAX_COUNT = 2**31 - 1
+MAX_SECONDS = 10 * 365 * 86400.0
+
+
+def _as_json(value: Any, key: str = "") -> Any:
+    """``value``, if JSON can say it; raises :exc:`ValueError` with the key of what it cannot."""
+    if isinstance(value, dict):
+        return {name: _as_json(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_as_json(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} = {value} is not a finite number")
+    if not isinstance(value, str | int | float | bool | None):
+        raise ValueError(f"{key} = {value}: a date or time is written as text, in quotes")
+    return value
+
+
+JsonTable = Annotated[dict[str, Any], AfterValidator(_as_json)]
+
+
 class ObjectiveSpec(Section):
     """What a trial runs."""
 
     path: str = Field(description="package.module:callable or path/to/file.py:callable")
-    args: dict[str, Any] = Field(default={}, description="keyword arguments of a class; none for a function")
+    args: JsonTable = Field(default={}, description="keyword arguments of a class; none for a function")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -62,19 +84,26 @@ class ObjectiveSpec(Section):
 class BudgetSpec(Section):
     """How much the study may spend, over all its workers."""
 
-    trials: int = Field(default=100, gt=0, description="COMPLETE + PRUNED trials, never one more")
-    max_failures: int = Field(default=10, gt=0, description="FAILed trials before the study stops")
+    trials: int = Field(default=100, gt=0, le=MAX_COUNT, description="COMPLETE + PRUNED trials, never one more")
+    max_failures: int = Field(default=10, gt=0, le=MAX_COUNT, description="FAILed trials before the study stops")
     timeout: Seconds | None = Field(
-        default=None, gt=0, description="seconds after the first trial began in which trials may begin"
+        default=None, gt=0, le=MAX_SECONDS, description="seconds after the first trial began in which trials may begin"
     )
     target: float | None = Field(default=None, description="stop when a trial reaches this value")
 
 
-class NamedSpec(Section):
-    """A sampler or pruner of Optuna's: its short name and keyword arguments."""
+class SamplerSpec(Section):
+    """A sampler of Optuna's: its short name and keyword arguments."""
 
-    name: str
-    options: dict[str, Any] = {}
+    name: str = "tpe"
+    options: JsonTable = {}
+
+
+class PrunerSpec(Section):
+    """A pruner of Optuna's: its short name and keyword arguments."""
+
+    name: str = "median"
+    options: JsonTable = {}
 
 
 class StudySpec(Section):
@@ -91,8 +120,8 @@ class StudySpec(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     objective: ObjectiveSpec
     budget: BudgetSpec = BudgetSpec()
-    sampler: NamedSpec = NamedSpec(name="tpe")
-    pruner: NamedSpec = NamedSpec(name="median")
+    sampler: SamplerSpec = SamplerSpec()
+    pruner: PrunerSpec = PrunerSpec()
     space: dict[str, Parameter] = {}
 
     @model_validator(mode="after")
@@ -104,8 +133,11 @@ class StudySpec(Section):
             raise ValueError("budget.target needs a single objective; this study has several directions")
         if isinstance(self.metric, list) and len(self.metric) != len(self.all_directions):
             raise ValueError(
-                f"metric has {len(self.metric)} names for {len(self.all_directions)} directions; give one each"
+                f"metric holds {len(self.metric)} names, and there are {len(self.all_directions)} "
+                "directions; give one each"
             )
+        if not all(name.strip() for name in self.metric_names):
+            raise ValueError("metric is empty; name what the objective returns")
         check_conditions(self.space)
         # Built once here, so that a wrong option is an error of the file and not of a worker.
         self.to_sampler(0)
@@ -165,7 +197,12 @@ class StudySpec(Section):
             more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
             way_out = "give this one another --name"
             if all(key.startswith("budget.") for key in differences):
-                way_out = f"change it with: studyhall extend {self.name}"
+                changes = [
+                    word
+                    for key in differences
+                    for word in (f"--{key.removeprefix('budget.').replace('_', '-')}", _value_at(given, key))
+                ]
+                way_out = f"change it with: {command('extend', self.name, *changes)}"
             raise SpecMismatch(f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}")
 
     # To Optuna
@@ -243,17 +280,19 @@ def read_target(target: str) -> dict[str, Any]:
         return _parse_toml((resources.files("studies") / "presets" / f"{target}.toml").read_text(), target)
     if target.endswith(".toml"):
         try:
-            return _parse_toml(Path(target).read_text(encoding="utf-8"), target)
+            data = _parse_toml(Path(target).read_text(encoding="utf-8"), target)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise SpecError(f"cannot read the study file {target!r}: {reason}") from None
+        _resolve_script(data, Path(target).parent)
+        return data
     file, colon, attribute = target.rpartition(":")
     if colon and file:
         if file.endswith(".py"):
             # The whole path: the same script gives the same study from any directory.
             return {
                 "name": f"{Path(file).stem}-{attribute}",
-                "objective": {"path": f"{Path(file).expanduser().resolve()}:{attribute}"},
+                "objective": {"path": f"{Path(file).resolve()}:{attribute}"},
             }
         return {"name": f"{file.rpartition('.')[2]}-{attribute}", "objective": {"path": target}}
     raise SpecError(
@@ -283,6 +322,8 @@ def override(data: dict[str, Any], setting: str) -> None:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise SpecError(f"--set {setting!r}: {'.'.join(parts[:depth])} is a value, not a table of keys")
+    if key.strip() in ("sampler.name", "pruner.name") and table.get("name") != value:
+        table.pop("options", None)  # they were another's
     table[parts[-1]] = value
 
 
@@ -293,6 +334,15 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
         raise SpecError(f"{source}: not TOML: {error}") from None
 
 
+def _resolve_script(data: dict[str, Any], folder: Path) -> None:
+    """A script is sought beside the study file that names it, from whatever directory that is read."""
+    objective = data.get("objective")
+    path = objective.get("path") if isinstance(objective, dict) else None
+    file, colon, attribute = path.rpartition(":") if isinstance(path, str) else ("", "", "")
+    if colon and file.endswith(".py"):
+        data["objective"] = {**data["objective"], "path": f"{(folder / file).resolve()}:{attribute}"}
+
+
 def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """(key, description) of each leaf in which two dumped specs differ."""
     if isinstance(stored, dict) and isinstance(given, dict):
@@ -300,6 +350,12 @@ def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, 
             yield from _differences(stored.get(part), given.get(part), f"{key}.{part}" if key else part)
     elif stored != given or type(stored) is not type(given):
         yield key, f"{key} is {_show(stored)}, not {_show(given)}"
+
+
+def _value_at(spec: StudySpec, key: str) -> str:
+    """The value of ``budget.…`` in ``spec``, as the command line takes it."""
+    value = getattr(spec.budget, key.removeprefix("budget."))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _show(value: Any) -> str:
@@ -328,8 +384,19 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     elif first["type"] == "value_error":
         text = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     else:
-        text = f"{key} = {_show_given(first['input'])}: {first['msg'].replace('Input ', '')}"
+        if "choices" in location:
+            key = ".".join(location[: location.index("choices") + 2])  # behind it pydantic lists the types it tried
+        legal = _LEGAL.get(first["type"], first["msg"].replace("Input ", ""))
+        text = f"{key} = {_show_given(first['input'])}: {legal}"
+        errors = [e for e in errors if e["loc"][:3] != first["loc"][:3]] + [first]
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+# Where pydantic speaks of Python, what a person with a study file would say.
+_LEGAL = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "should be a table of keys") | {
+    "too_short": "should have at least one item",
+    **dict.fromkeys(("none_required", "bool_type"), "should be text, a number, true or false"),
+}
 
 
 def _show_given(value: Any) -> str:
@@ -344,8 +411,8 @@ def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[s
     sections: dict[str, type[BaseModel]] = {
         "objective": ObjectiveSpec,
         "budget": BudgetSpec,
-        "sampler": NamedSpec,
-        "pruner": NamedSpec,
+        "sampler": SamplerSpec,
+        "pruner": PrunerSpec,
         "int": IntParameter,
         "float": FloatParameter,
         "categorical": CategoricalParameter,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -64,6 +65,7 @@ class Trial(optuna.trial.Trial):
             TypeError: a value that is no number, or a step that is no integer.
             ValueError: a negative step.
         """
+        step = operator.index(step)  # NumPy's integers, too
         # First the named ones: a step that Optuna's tables show is complete.
         self._reporter.report(step, {name: float(number) for name, number in metrics.items()})
         super().report(value, step)
@@ -84,7 +86,7 @@ def as_values(returned: Any, count: int) -> list[float] | str:
     """What an objective returned as one finite number per direction, or the reason why it is not."""
     values = list(returned) if isinstance(returned, list | tuple) else [returned]
     if len(values) != count:
-        return f"the objective returned {len(values)} values for {count} directions"
+        return f"the objective returned {len(values)} values, and the study has {count} directions"
     numbers = []
     for value in values:
         try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from studies.cli.common import Common, common_options, counted, say, study_argument
 from studies.cli.look import status_line
+from studies.errors import StudyBusy, StudyhallError, command
 
 
 def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[bool, int] | None:
@@ -67,21 +70,28 @@ def extend(
 @click.command()
 @study_argument
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Even while workers are at work on it.")
 @common_options
-def delete(common: Common, name: str, yes: bool) -> None:
+def delete(common: Common, name: str, yes: bool, force: bool) -> None:
     """Delete a study with all its trials."""
-    from studies.errors import StudyBusy
-
     with common.open() as storage:
         record = storage.find_study(name)
         now = storage.status(record)
-        if now.workers:
+        if now.workers and not force:
             raise StudyBusy(
                 f"{counted(len(now.workers), 'worker')} of study {name!r} were seen in the last two minutes; "
-                f"stop them first, see: studyhall status {name}"
+                f"stop them, or delete it all the same with --force; see: {command('status', name)}"
             )
-        total = sum(now.trials.values())
+        total = counted(sum(now.trials.values()), "trial")
         if not yes:
-            click.confirm(f"Delete study {name!r} with its {counted(total, 'trial')}?", abort=True, err=True)
+            _confirm(f"Delete study {name!r} with its {total}?")
         storage.delete(record)
-    say(f"deleted study {name!r} with its {counted(total, 'trial')}")
+    say(f"deleted study {name!r} with its {total}")
+
+
+def _confirm(question: str) -> None:
+    """Return if the person says yes; else raise :exc:`StudyhallError`."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise StudyhallError("nothing deleted: there is no terminal to ask at; give --yes")
+    if not click.confirm(question, err=True):
+        raise StudyhallError("nothing deleted")

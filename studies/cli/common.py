@@ -7,7 +7,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,7 +46,7 @@ def home() -> Path:
     from studies.storage.embedded import default_home
 
     chosen = os.environ.get("STUDYHALL_HOME")
-    return Path(chosen).expanduser().absolute() if chosen else default_home(is_root=os.geteuid() == 0)
+    return Path(chosen).absolute() if chosen else default_home(is_root=os.geteuid() == 0)
 
 
 def common_options(command: F) -> F:
@@ -65,7 +65,9 @@ def common_options(command: F) -> F:
         logging.basicConfig(format="%(message)s", level=logging.DEBUG if debug else logging.WARNING)
         try:
             return command(Common(storage_url=storage_url or None, debug=debug), **options)
-        except StudyhallError as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
             if debug:
                 traceback.print_exc()
             raise click.exceptions.Exit(report_error(error)) from error
@@ -79,6 +81,12 @@ data_dir_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Where data sets are, or are downloaded to once. [env: STUDYHALL_DATA]",
 )
+allow_option = click.option(
+    "--allow",
+    multiple=True,
+    metavar="PREFIX",
+    help="An objective outside of objectives.* that this machine may import: lab. or /path/script.py",
+)
 study_argument = click.argument("name", metavar="NAME")
 
 
@@ -87,15 +95,20 @@ def data_dir_or_default(data_dir: Path | None) -> Path:
     return data_dir.absolute() if data_dir else home() / "data"
 
 
-def report_error(error: StudyhallError) -> int:
-    """Print the one line of ``error``, and return its exit status."""
-    say(f"error: {' '.join(str(error).split())}")
-    return error.exit_code
+def report_error(error: Exception) -> int:
+    """Print ``error`` as one line, and return its exit status."""
+    text = " ".join(str(error).split())
+    if isinstance(error, StudyhallError):
+        say(f"error: {text}")
+        return error.exit_code
+    say(f"error: {type(error).__name__}: {text}; this was not foreseen: run it again with --debug to see where")
+    return 1
 
 
 def say(text: str = "") -> None:
     """Print to standard error: everything that is not data."""
-    click.echo(text, err=True)
+    with suppress(BrokenPipeError):  # whoever read it has gone; the work goes on
+        click.echo(text, err=True)
 
 
 def counted(count: int, noun: str) -> str:
@@ -105,10 +118,10 @@ def counted(count: int, noun: str) -> str:
 
 def duration(seconds: float) -> str:
     """``35 ms``, ``48 s``, ``3:20``, ``2:03:20``: as short as it stays clear."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import click
 
 from studies.cli.common import (
     Common,
+    allow_option,
     common_options,
-    counted,
     data_dir_option,
     data_dir_or_default,
     number,
@@ -27,8 +28,11 @@ from studies.errors import StudyhallError
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to make; default: NAME-final.")
 @click.option("--again", is_flag=True, help="Look at the test data once more; the number of looks is stored.")
 @data_dir_option
+@allow_option
 @common_options
-def finalize(common: Common, name: str, out: Path | None, again: bool, data_dir: Path | None) -> None:
+def finalize(
+    common: Common, name: str, out: Path | None, again: bool, data_dir: Path | None, allow: tuple[str, ...]
+) -> None:
     """Retrain the best trial, and test it once.
 
     Trains on all but the test data, writes weights, configuration and metrics to a folder, and
@@ -36,7 +40,7 @@ def finalize(common: Common, name: str, out: Path | None, again: bool, data_dir:
     without --again.
     """
     from studies import finalize as final
-    from studies.objective import build
+    from studies.objective import build, require_allowed
     from studies.worker import devices
 
     directory = (out or Path(re.sub(r"[^\w.-]", "_", name) + "-final")).absolute()
@@ -52,6 +56,8 @@ def finalize(common: Common, name: str, out: Path | None, again: bool, data_dir:
                 f"study {name!r} was finalized with trial {before['trial']} ({shown}); "
                 "test data that choose become training data; if you must: --again"
             )
+        require_allowed(record.spec.objective.path, allow, name)
+        final.require_new(directory)
         device = devices.choose(1, os.environ.get("CUDA_VISIBLE_DEVICES"))[0]
         os.environ.update(device.environment)  # before the objective imports PyTorch
         objective = build(
@@ -70,4 +76,6 @@ def finalize(common: Common, name: str, out: Path | None, again: bool, data_dir:
 
 
 def _show(done: int, total: int) -> None:
-    click.echo(f"\r{counted(done, 'epoch')} of {total}" + ("\n" if done == total else ""), err=True, nl=False)
+    """A line that counts in a terminal, and is silent elsewhere."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{done} of {total}" + ("\n" if done == total else ""), err=True, nl=False)

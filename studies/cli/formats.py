@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from studies.cli.common import number
+from studies.errors import StudyhallError
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -42,9 +43,10 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Map
 
         return tomli_w.dumps(_without_none(data)).rstrip()
     if kind == "env":
-        return "\n".join(f"{_variable(name)}={shlex.quote(text(v))}" for name, v in trial.params.items())
+        return "\n".join(f"{name}={shlex.quote(text(v))}" for name, v in _variables(trial.params).items())
     if kind == "args":
-        return " ".join(shlex.quote(part) for name, v in trial.params.items() for part in (f"--{name}", text(v)))
+        given = {f"--{name}": text(value) for name, value in trial.params.items() if value is not None}
+        return shlex.join(part for pair in given.items() for part in pair)
     lines = [f"best of {study}: trial {trial.number} with {metric} = {number(trial.value)}", ""]
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
     lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
@@ -79,6 +81,8 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numer
             name,
             justify="right" if name in numeric else "left",
             no_wrap=not last,
+            # A long name gives way to the numbers beside it.
+            max_width=32 if name == header[0] and sys.stdout.isatty() else None,
             overflow="fold" if last else "ellipsis",
         )
     for row in rows:
@@ -96,8 +100,10 @@ def text(value: Any) -> str:
 
 
 def readable(value: Any) -> str:
-    """A parameter's value, for people: real numbers to four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else text(value)
+    """A parameter's value, for people: real numbers to four significant digits, odd text in quotes."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return shlex.quote(value) if isinstance(value, str) else text(value)
 
 
 def plain(value: float | None) -> float | None:
@@ -110,10 +116,18 @@ def echo(data: str) -> None:
     click.echo(data)
 
 
-def _variable(name: str) -> str:
-    """A shell variable named after a parameter: ``weight_decay`` → ``WEIGHT_DECAY``."""
-    variable = re.sub(r"\W", "_", name, flags=re.ASCII).upper()
-    return f"_{variable}" if variable[:1].isdigit() else variable
+def _variables(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Shell variables named after the parameters: ``weight_decay`` → ``WEIGHT_DECAY``; empty for None."""
+    names: dict[str, str] = {}
+    for name in params:
+        variable = re.sub(r"\W", "_", name, flags=re.ASCII).upper()
+        variable = f"_{variable}" if variable[:1].isdigit() else variable
+        if variable in names:
+            raise StudyhallError(
+                f"parameters {names[variable]!r} and {name!r} would both be the variable {variable}; use --format json"
+            )
+        names[variable] = name
+    return {variable: "" if params[name] is None else params[name] for variable, name in names.items()}
 
 
 def _without_none(data: Any) -> Any:

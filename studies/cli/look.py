@@ -9,6 +9,7 @@ import click
 
 from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument
 from studies.cli.formats import BEST_FORMATS, best_as, echo, plain, print_columns, readable, to_csv, to_json
+from studies.errors import NoTables, command
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 @common_options
 def list_studies(common: Common, kind: str) -> None:
     """List the studies."""
-    with common.open() as storage:
-        rows = storage.list_studies()
+    try:
+        with common.open() as storage:
+            rows = storage.list_studies()
+    except NoTables:
+        rows = []
     if kind == "json":
         keys = ("name", "budget", "complete", "pruned", "running", "waiting", "fail", "workers")
         echo(to_json([{key: row[key] for key in keys} for row in rows]))
@@ -69,7 +73,7 @@ def status(common: Common, name: str, kind: str) -> None:
         return
     echo(status_line(now, record))
     if now.best:
-        echo(f"best: {number(now.best.value)} in trial {now.best.number} (studyhall best {name})")
+        echo(f"best: {number(now.best.value)} in trial {now.best.number} ({command('best', name)})")
     if now.workers:
         echo("")
         print_columns(
@@ -141,7 +145,7 @@ def trials(common: Common, name: str, kind: str) -> None:
     elif kind == "csv":
         echo(_trials_csv(found, metrics, attempts))
     elif not found:
-        say(f"study {name!r} has no trials yet; run it with: studyhall work {name}")
+        say(f"study {name!r} has no trials yet; run it with: {command('work', name)}")
     else:
         print_columns(
             ["#", "state", "value", "steps", "time", "parameters"],
@@ -239,11 +243,18 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
     if trial.intermediate_values:
         names = sorted({name for values in metrics.values() for name in values})
         echo("")
-        # Where named metrics tell what was reported, the bare value would say it twice.
+        # The reported value, unless it is one of the named metrics and would stand there twice.
+        reported = dict(sorted(trial.intermediate_values.items()))
+        known = any(all(metrics.get(step, {}).get(name) == reported[step] for step in reported) for name in names)
+        header = ["step", *([] if known else ["value"]), *names]
         rows = [
-            [str(step), *([number(metrics.get(step, {}).get(name)) for name in names] or [number(value)])]
-            for step, value in sorted(trial.intermediate_values.items())
+            [
+                str(step),
+                *([] if known else [number(value)]),
+                *(number(metrics.get(step, {}).get(name)) for name in names),
+            ]
+            for step, value in reported.items()
         ]
-        print_columns(["step", *(names or ["value"])], rows, numeric=["step", *(names or ["value"])])
+        print_columns(header, rows, numeric=header)
     if "error" in trial.user_attrs:
         echo(f"\n{str(trial.user_attrs.get('traceback') or trial.user_attrs['error']).rstrip()}")

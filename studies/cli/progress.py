@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from studies.cli.common import duration, number
+from studies.cli.common import duration, number, say
 
 if TYPE_CHECKING:
     from studies.storage.postgres import Status, StudyRecord
@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 PLAIN_EVERY = 5.0
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read standard error has gone; the work goes on."""
+
+
 class Progress:
     """Shows a :class:`Status` after another. A context manager: its end leaves the terminal as it was."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live: Live | None = None
         self._began = time.monotonic()
         self._finished_before: int | None = None
@@ -43,6 +48,10 @@ class Progress:
             self._live.stop()
             self._live = None
 
+    def waiting(self, what: str) -> AbstractContextManager[object]:
+        """Show in a terminal that the command is busy with ``what``, and leave no trace of it."""
+        return self._console.status(what) if self._console.is_terminal else nullcontext()
+
     def print(self, line: str) -> None:
         """Print a line above the live ones; from any thread."""
         self._console.print(line, style="dim")
@@ -54,13 +63,9 @@ class Progress:
         if self._live:
             self._live.update(self._picture(now, record))
             return
-        if now.finished != self._printed[0] and time.monotonic() - self._printed[1] > PLAIN_EVERY:
+        if now.finished and now.finished != self._printed[0] and time.monotonic() - self._printed[1] > PLAIN_EVERY:
             self._printed = (now.finished, time.monotonic())
-            print(
-                f"{record.name}: {now.finished}{_of(now)} trials done, {self._facts(now)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{record.name}: {now.finished}{_of(now)} trials done, {self._facts(now)}")
 
     def _picture(self, now: Status, record: StudyRecord) -> Group:
         total = now.budget.trials if now.budget else None

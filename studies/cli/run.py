@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ import click
 
 from studies.cli.common import (
     Common,
+    allow_option,
     common_options,
     counted,
     data_dir_option,
@@ -22,7 +24,7 @@ from studies.cli.common import (
 )
 from studies.cli.formats import best_as, echo
 from studies.cli.look import END_WORDS, status_line
-from studies.errors import StudyhallError, StudyNotFound
+from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,6 +37,13 @@ if TYPE_CHECKING:
 #: Seconds between two looks at the study.
 POLL = 0.5
 
+
+def _not_nan(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    if math.isnan(value):
+        raise click.BadParameter("nan is not a number of seconds")
+    return value
+
+
 spec_options: Sequence[Callable[[Any], Any]] = (
     click.argument("target", metavar="TARGET"),
     click.option("--name", help="The study's name; default: the spec's."),
@@ -46,7 +55,8 @@ worker_options: Sequence[Callable[[Any], Any]] = (
     data_dir_option,
     click.option(
         "--lease",
-        type=click.FloatRange(min=3),
+        type=click.FloatRange(3, 86_400),
+        callback=_not_nan,
         default=30,
         show_default=True,
         metavar="SECONDS",
@@ -112,18 +122,13 @@ def create(common: Common, target: str, name: str | None, trials: int | None, se
         record, created = storage.create_study(spec)
     state = "created study" if created else "there is, with this spec, study"
     say(f"{state} {record.name!r} of {counted(spec.budget.trials, 'trial')}")
-    say(f"run it with: studyhall work {record.name}")
+    say(f"run it with: {command('work', record.name)}")
 
 
 @click.command()
 @study_argument
 @_options(worker_options)
-@click.option(
-    "--allow",
-    multiple=True,
-    metavar="PREFIX",
-    help="An objective outside of objectives.* that this machine may import: lab. or /path/script.py",
-)
+@allow_option
 @common_options
 def work(
     common: Common,
@@ -138,18 +143,14 @@ def work(
     The study says which objective is run; so that a database can't choose any code, only
     objectives.* is imported unless --allow says more.
     """
-    from studies.objective import is_allowed
+    from studies.objective import require_allowed
 
     with common.open() as storage:
         record = storage.find_study(name)
         spec = record.spec
         if spec is None:
             raise StudyhallError(f"study {name!r} was made by Optuna, not by studyhall: no worker knows what it runs")
-        if not is_allowed(spec.objective.path, allow):
-            raise StudyhallError(
-                f"study {name!r} runs {spec.objective.path!r}, which this machine does not allow; "
-                f"if you trust it: --allow {spec.objective.path}"
-            )
+        require_allowed(spec.objective.path, allow, name)
         if storage.status(record).ended:
             _conclude(storage, record, None)
             return
@@ -183,23 +184,35 @@ def _run_workers(
         spec,
         devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
         data_dir=data_dir_or_default(data_dir),
-        environment=os.environ,
+        # The URL, which may hold a password, is told over a pipe.
+        environment={name: value for name, value in os.environ.items() if name != "STUDYHALL_STORAGE"},
         output=progress.print,
         inherit=[storage.server.fileno()] if storage.server else [],
     )
     began = time.monotonic()
     with _Interrupts() as interrupts, supervisor:
         # Nothing is written before the objective is known to be sound.
-        supervisor.wait_until_ready()
+        with progress.waiting(f"starting {counted(supervisor.alive, 'worker')}"):
+            supervisor.wait_until_ready()
         record, created = storage.create_study(spec)
         say(f"study {record.name!r} {'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}")
         interrupts.wait = True
         supervisor.assign(storage, record.name, lease)
         with progress:
+            answered = time.monotonic()
             while supervisor.alive:
                 interrupts.apply(supervisor, progress)
-                supervisor.poll()
-                progress.update(storage.status(record), record)
+                try:
+                    supervisor.poll()
+                    progress.update(storage.status(record), record)
+                    answered = time.monotonic()
+                except StorageUnreachable as error:
+                    # As long as leases hold, nobody else has taken the trials: wait for the database.
+                    if time.monotonic() - answered > lease:
+                        raise
+                    progress.print(f"waiting for the database: {error}")
+                    if storage.server:
+                        storage.server.start()
                 time.sleep(POLL)
             progress.update(storage.status(record), record)
     if interrupts.count:
@@ -215,14 +228,16 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
     if now.best:
         metric = record.spec.metric_names[0] if record.spec else "value"
         echo(best_as("table", record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number]))
-        say(f"\nnext: studyhall trials {record.name}; for scripts: studyhall best {record.name} --format json")
+        say(f"\nnext: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
+    elif now.trials["complete"]:
+        say(f"\nit has several objectives, so no best trial; next: {command('trials', record.name)}")
     if now.ended == "failures":
         failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
         last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""
         raise StudyhallError(
             f"study {record.name!r} stopped: {counted(now.trials['fail'], 'trial')} failed{last}; "
-            f"see: studyhall show {record.name} NUMBER; "
-            f"go on with: studyhall extend {record.name} --max-failures N"
+            f"see: {command('show', record.name)} NUMBER; "
+            f"go on with: {command('extend', record.name)} --max-failures N"
         )
     if now.ended not in END_WORDS or now.ended == "deleted":
         raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")

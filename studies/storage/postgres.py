@@ -12,7 +12,16 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.errors import NothingFinished, SpecMismatch, StorageError, StudyNotFound, TrialNotFound, nearest
+from studies.errors import (
+    NothingFinished,
+    SpecError,
+    SpecMismatch,
+    StorageError,
+    StudyNotFound,
+    TrialNotFound,
+    command,
+    nearest,
+)
 from studies.spec import BudgetSpec, StudySpec
 from studies.storage import schema
 from studies.storage.database import Database
@@ -117,6 +126,11 @@ class PostgresStorage(RDBStorage):
         if self.server:
             self.server.close()
 
+    @property
+    def where(self) -> str:
+        """The storage, as a message names it."""
+        return f"the embedded database in {self.server.home}" if self.server else self.location.display
+
     # Studies
 
     def create_study(self, spec: StudySpec) -> tuple[StudyRecord, bool]:
@@ -153,10 +167,11 @@ class PostgresStorage(RDBStorage):
 
     def find_study(self, name: str) -> StudyRecord:
         """The study ``name``; raises :exc:`StudyNotFound` with the nearest names."""
-        row = self.database.row("find_study", name=name)
+        # What is no text, as a terminal may pass it on, is no study's name.
+        row = self.database.row("find_study", name=name.encode(errors="replace").decode())
         if row is None:
             names = [r["name"] for r in self.database.rows("study_names")]
-            raise StudyNotFound(f"no study {name!r} in {self.location.display}; {nearest(name, names)}")
+            raise StudyNotFound(f"no study {name!r} in {self.where}; {nearest(name, names)}")
         return StudyRecord(
             study_id=row["study_id"],
             name=row["name"],
@@ -208,10 +223,11 @@ class PostgresStorage(RDBStorage):
             NothingFinished: there is none.
             StorageError: the study has several objectives, so that no trial is the best.
         """
-        if record.spec and len(record.spec.all_directions) > 1:
+        objectives = len(self.get_study_directions(record.study_id))
+        if objectives > 1:
             raise StorageError(
-                f"study {record.name!r} has {len(record.spec.all_directions)} objectives, so no best trial; "
-                f"see: studyhall trials {record.name}"
+                f"study {record.name!r} has {objectives} objectives, so no best trial; "
+                f"see: {command('trials', record.name)}"
             )
         best = self.find_best(record)
         if best is None:
@@ -274,16 +290,21 @@ class PostgresStorage(RDBStorage):
             max_failures: FAILed trials before the study stops.
             timeout: seconds after the first trial began.
             target: the value to stop at.
+
+        Raises:
+            SpecError: a value is not legal; nothing is changed.
+            StorageError: the study was not made by studyhall.
         """
-        self.database.rows(
-            "extend",
-            study_id=record.study_id,
-            trials=trials,
-            more_trials=more_trials,
-            max_failures=max_failures,
-            timeout=timeout,
-            target=target,
-        )
+        if record.spec is None or record.budget is None:
+            raise StorageError(f"study {record.name!r} was made by Optuna, not by studyhall: it has no budget")
+        changes = {"trials": trials, "max_failures": max_failures, "timeout": timeout, "target": target}
+        budget = record.budget.model_dump() | {key: value for key, value in changes.items() if value is not None}
+        budget["trials"] += more_trials
+        StudySpec.from_dict({**record.spec.model_dump(exclude_none=True), "budget": budget}, record.name)
+        finished = self.status(record).finished
+        if budget["trials"] < finished:
+            raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: {finished} are done already")
+        self.database.rows("extend", study_id=record.study_id, more_trials=more_trials, **changes)
 
     def stop(self, record: StudyRecord, reason: str) -> None:
         """Let no more trials begin."""
@@ -328,13 +349,17 @@ class PostgresStorage(RDBStorage):
             "add_metrics", trial_id=trial_id, step=step, names=list(metrics), values=list(metrics.values())
         )
 
-    def give_back(self, worker_ids: Sequence[str], *, died: bool) -> None:
+    def give_back(self, worker_ids: Sequence[str], *, died_of: str | None) -> int:
         """Return the running trials of these workers to those that wait.
 
         Args:
-            died: the workers died on them: a trial that this happens to three times fails.
+            worker_ids: the workers.
+            died_of: why they died on them, which a trial survives twice; ``None`` where they did not.
+
+        Returns:
+            How many trials there were.
         """
-        self.database.rows("give_back", worker_ids=list(worker_ids), died=died)
+        return len(self.database.rows("give_back", worker_ids=list(worker_ids), died_of=died_of))
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:

@@ -72,13 +72,14 @@ select
 from trials where study_id = %(study_id)s
 
 -- name: best
--- The best COMPLETE trial by the first objective; of equal ones the lowest number.
+-- The best COMPLETE trial; of equal ones the lowest number. None where there are several objectives.
 select t.trial_id, t.number,
     case v.value_type when 'INF_POS' then 'infinity' when 'INF_NEG' then '-infinity' else v.value end as value
 from trials t
 join trial_values v using (trial_id)
 join study_directions d using (study_id, objective)
-where t.study_id = %(study_id)s and t.state = 'COMPLETE' and objective = 0
+where t.study_id = %(study_id)s and t.state = 'COMPLETE'
+    and not exists (select from study_directions where study_id = %(study_id)s and objective > 0)
 order by
     case d.direction when 'MINIMIZE' then 1 else -1 end
         * case v.value_type when 'INF_POS' then 'infinity' when 'INF_NEG' then '-infinity' else v.value end,
@@ -138,8 +139,8 @@ select %(trial_id)s, %(step)s, name, value from unnest(%(names)s::text[], %(valu
 on conflict do nothing
 
 -- name: give_back
--- Return the running trials of these workers; those that died count against the trial.
-select studyhall.requeue(t.trial_id, %(died)s) from trials t join studyhall.leases l using (trial_id)
+-- Return the running trials of these workers; those that died, and why, count against the trial.
+select studyhall.requeue(t.trial_id, %(died_of)s) from trials t join studyhall.leases l using (trial_id)
 where t.state = 'RUNNING' and l.worker_id = any(%(worker_ids)s)
 
 -- name: stop_study

@@ -7,7 +7,7 @@ from importlib import resources
 
 import psycopg2
 
-from studies.errors import StorageError
+from studies.errors import NoTables, StorageError
 from studies.storage.database import Database
 from studies.storage.url import StorageURL, connection_error
 
@@ -45,7 +45,7 @@ def require(database: Database, *, create: bool) -> None:
                 "upgrade it: pip install -U studyhall"
             )
     if not create:
-        raise StorageError(f"{database.url.display} holds no studies yet; begin one with: studyhall run digits")
+        raise NoTables(f"{database.url.display} holds no studies yet; begin one with: studyhall run digits")
     _create(database.url)
 
 

@@ -107,6 +107,7 @@ class StorageURL:
     def display(self) -> str:
         """The URL to show to a person: every secret is masked."""
         options = {key: MASK if key in _SECRET else value for key, value in self.options}
+        options = {key: value for key, value in options.items() if DEFAULTS.get(key) != value}
         return self._render("postgresql", MASK if self.password else "", options)
 
     @property

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from studies.errors import StorageError
@@ -57,6 +59,7 @@ class Worker:
         self._id = worker_id
         self._lease_seconds = lease_seconds
         self._stop = stop
+        self._pid = os.getpid()
         self._trial_id: int | None = None
         self._lease_lost = False
         self._study = storage.load_study(record)
@@ -108,22 +111,31 @@ class Worker:
             self._finish(trial, *self._call(trial))
         except Interrupted:
             if not self._lease_lost:
-                self._storage.give_back([self._id], died=False)
+                self._storage.give_back([self._id], died_of=None)
         finally:
             self._trial_id = None
         if self._study._stop_flag:
             self._storage.stop(self._record, "stopped")
 
     def _call(self, trial: Trial) -> tuple[TrialState, list[float] | None]:
-        """Sample and run the objective; whatever it raises but :exc:`Interrupted` is a result."""
+        """Sample and run the objective; what it raises is a result.
+
+        Not so :exc:`Interrupted`, and what is the storage's failure and not the trial's.
+        """
         try:
             self._spec.suggest(trial)
             returned = self._objective(trial)
+            self._end_if_forked(0)
+        except (Interrupted, StorageError, StorageInternalError):
+            self._end_if_forked(1)
+            raise
         except optuna.TrialPruned:
+            self._end_if_forked(0)
             return TrialState.PRUNED, None
-        except Exception as error:
-            if self.stop_requested:
-                # What breaks while everything is being taken down says nothing about the trial.
+        except BaseException as error:  # sys.exit() in an objective ends its trial, not its worker
+            self._end_if_forked(error.code if isinstance(error, SystemExit) else 1)
+            if self.stop_requested or not self._renew(None):
+                # What breaks while everything is taken down, or the trial away, says nothing about the trial.
                 raise Interrupted from error
             log.warning("trial %d failed: %s: %s", trial.number, type(error).__name__, one_line(error))
             trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}")
@@ -135,6 +147,14 @@ class Worker:
             trial.set_user_attr("error", values)
             return TrialState.FAIL, None
         return TrialState.COMPLETE, values
+
+    def _end_if_forked(self, code: object) -> None:
+        """End here if this is a child that the objective forked.
+
+        It shares the worker's connection, and must neither tell a result nor close it.
+        """
+        if os.getpid() != self._pid:
+            os._exit(code if isinstance(code, int) else int(code is not None))
 
     def _finish(self, trial: Trial, state: TrialState, values: list[float] | None) -> None:
         if not self._renew(None):

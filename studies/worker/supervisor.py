@@ -16,16 +16,17 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
-from studies.errors import ObjectiveError, WorkerError
+from studies.errors import ObjectiveError, StorageUnreachable, WorkerError
 from studies.spec import StudySpec
 from studies.storage.postgres import PostgresStorage
 from studies.worker.devices import Device
 from studies.worker.process import Assignment, Setup, as_line
 
-#: How often a worker may die in a row before its supervisor gives up.
+#: How often in a row a worker may die without a trial before its supervisor gives up. With one, the death
+#: counts against the trial, of which there is an end too.
 MAX_DEATHS = 3
-#: Seconds after which a worker that dies was a good one: its death counts as the first.
-PROVEN = 60.0
+#: Seconds until a worker that died is replaced; doubled with each death in a row.
+PATIENCE = 1.0
 
 
 class _Process:
@@ -41,8 +42,9 @@ class _Process:
     ) -> None:
         self.slot = slot
         self.id = setup.worker_id
-        self.began = time.monotonic()
         self.events: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.last_words: dict[str, dict[str, Any]] = {}
+        """The events by name, once :meth:`wait` has returned."""
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "studies.worker.process"],
             stdin=subprocess.PIPE,
@@ -82,6 +84,9 @@ class _Process:
             assert pipe is not None
             with suppress(BrokenPipeError):  # the line it never read
                 pipe.close()
+        while not self.events.empty():
+            event = self.events.get()
+            self.last_words[event["event"]] = event
         return status
 
     def _read_events(self, pipe: IO[str]) -> None:
@@ -127,8 +132,6 @@ class Supervisor:
         self._deaths = [0] * len(devices)
         self._processes: list[_Process] = []
         self._resting: dict[int, float] = {}  # slot → when its next worker starts (monotonic clock)
-        #: Why the study is over, as a worker said; ``None`` while it goes on.
-        self.reason: str | None = None
 
     def __enter__(self) -> Supervisor:
         self._processes = [self._start(slot) for slot in range(len(self._devices))]
@@ -172,7 +175,8 @@ class Supervisor:
         """Look after the workers; call it about twice a second.
 
         Raises:
-            WorkerError: a worker died :data:`MAX_DEATHS` times in a row, each time young.
+            WorkerError: a worker died :data:`MAX_DEATHS` times in a row without a trial.
+            StorageUnreachable: a worker died, and the storage cannot be told; to be called again.
         """
         for slot in [slot for slot, due in self._resting.items() if due <= time.monotonic()]:
             del self._resting[slot]
@@ -182,13 +186,9 @@ class Supervisor:
             self._processes.append(successor)
         for process in [p for p in self._processes if p.popen.poll() is not None]:
             status = process.wait()
+            if "over" not in process.last_words and not self._stopping:
+                self._bury(process, status)
             self._processes.remove(process)
-            events = _drain(process.events)
-            over = next((event["reason"] for event in events if event["event"] == "over"), None)
-            if over is not None:
-                self.reason = self.reason or over
-            elif not self._stopping:
-                self._bury(process, status, events)
 
     def stop(self) -> None:
         """Ask the workers to give their trials back at the next step, and to end."""
@@ -206,7 +206,7 @@ class Supervisor:
         for process in self._processes:
             process.wait()
         if self._processes and self._storage:
-            self._storage.give_back([process.id for process in self._processes], died=False)
+            self._storage.give_back([process.id for process in self._processes], died_of=None)
             for process in self._processes:
                 self._storage.forget_worker(process.id)
         self._processes = []
@@ -226,26 +226,23 @@ class Supervisor:
         environment = {"TQDM_DISABLE": "1", **self._environment, **device.environment}
         return _Process(slot, setup, environment, self._output, self._inherit)
 
-    def _bury(self, process: _Process, status: int, events: list[dict[str, Any]]) -> None:
+    def _bury(self, process: _Process, status: int) -> None:
+        """Give back the trial of a worker that died, and let it be replaced.
+
+        A worker that could say what went wrong, with its storage above all, does not count against its trial.
+        """
         assert self._storage is not None  # poll() comes after assign()
-        error = next((event for event in events if event["event"] == "error"), None)
-        why = error["message"] if error else f"it was ended by {_status_name(status)}"
-        self._storage.give_back([process.id], died=True)
+        error = process.last_words.get("error")
+        why = error["message"] if error else f"ended by {_status_name(status)}"
+        had_trial = self._storage.give_back([process.id], died_of=None if error else why)
         self._storage.forget_worker(process.id)
-        if time.monotonic() - process.began > PROVEN:
-            self._deaths[process.slot] = 0
-        self._deaths[process.slot] += 1
-        if self._deaths[process.slot] >= MAX_DEATHS:
-            raise WorkerError(f"worker {process.slot} died {MAX_DEATHS} times, last because {why}")
+        is_outage = error is not None and error["kind"] == StorageUnreachable.__name__
+        deaths = 0 if had_trial or is_outage else self._deaths[process.slot] + 1
+        if deaths >= MAX_DEATHS:
+            raise WorkerError(f"worker {process.slot} died {deaths} times in a row, last: {why}")
+        self._deaths[process.slot] = deaths
         self._output(f"worker {process.slot} | died: {why}; starting it again")
-        self._resting[process.slot] = time.monotonic() + 2 ** (self._deaths[process.slot] - 1)
-
-
-def _drain(events: SimpleQueue[dict[str, Any]]) -> list[dict[str, Any]]:
-    drained = []
-    while not events.empty():
-        drained.append(events.get())
-    return drained
+        self._resting[process.slot] = time.monotonic() + PATIENCE * 2**deaths
 
 
 def _status_name(status: int) -> str:

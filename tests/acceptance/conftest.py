@@ -39,6 +39,10 @@ def diverging(trial):
     return float("nan") if trial.number < 2 else 1.0
 
 
+def two(trial):
+    return 1.0, trial.suggest_float("x", 0, 1)
+
+
 def talkative(trial):
     print("hello from the objective")
     return 1.0

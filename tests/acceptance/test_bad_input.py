@@ -92,7 +92,7 @@ def test_a_spec_that_differs_from_the_stored_one(shell: Shell, look: Look, comma
         ("nowhere_at_all.module:f", [], "no module 'nowhere_at_all' for objective"),
         ("script.py:objectiv", [], "has no 'objectiv'; did you mean 'objective'?"),
         ("script.py:SCRIPT_IS_NO_NAME", [], "has no 'SCRIPT_IS_NO_NAME'"),
-        ("script.py:time", [], "is not callable but a module (time); name a function or a class"),
+        ("script.py:time", [], "is not callable (it is a module (time)); name a function or a class"),
         ("broken.py:f", [], "does not import: ZeroDivisionError: division by zero"),
         ("script.py:objective", ["objective.args.epochs=3"], "is a function, which takes no objective.args (epochs)"),
         ("digits", ["objective.args.epoch=3"], "does not accept objective.args: got an unexpected keyword argument"),

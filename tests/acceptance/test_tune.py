@@ -67,7 +67,10 @@ def test_an_objective_without_finalize_says_so(shell: Shell) -> None:
     shell.run("run", "script.py:objective", "--trials", "1", "--workers", "1")
     refused = shell.run("finalize", "script-objective")
     assert refused.returncode == 1
-    assert "has no method finalize" in refused.stderr
+    assert "which this machine does not allow" in refused.stderr
+    allowed = shell.run("finalize", "script-objective", "--allow", shell.folder / "script.py")
+    assert allowed.returncode == 1
+    assert "cannot be finalized: give its class a method finalize()" in allowed.stderr
 
 
 def test_real_mnist_is_tuned(shell: Shell, real_data: Path) -> None:

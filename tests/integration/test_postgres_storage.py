@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec
-from studies.errors import NothingFinished, SpecMismatch, StorageError, StudyNotFound, TrialNotFound
+from studies.errors import NothingFinished, SpecError, SpecMismatch, StorageError, StudyNotFound, TrialNotFound
 from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
 
@@ -247,7 +247,7 @@ def test_a_trial_given_back_keeps_its_number_parameters_and_reports(storage: Pos
     distribution = optuna.distributions.FloatDistribution(0, 1)
     storage.set_trial_param(trial_id, "x", 0.25, distribution)
     storage.set_trial_intermediate_value(trial_id, 0, 0.5)
-    storage.give_back(["a"], died=False)
+    storage.give_back(["a"], died_of=None)
     assert states(storage, record) == ["WAITING"]
     claim = storage.claim(record, "b", LEASE)
     trial = storage.get_trial(trial_id)
@@ -258,10 +258,10 @@ def test_a_trial_on_which_three_workers_died_fails_with_that_reason(storage: Pos
     record = created(storage)
     for worker in "abc":
         begin(storage, record, worker)
-        storage.give_back([worker], died=True)
+        storage.give_back([worker], died_of="a signal")
     trial = storage.trial(record, 0)
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs["error"] == "3 workers died on this trial, the last on host"
+    assert trial.user_attrs["error"] == "3 workers died on this trial, the last: a signal"
     assert trial.datetime_complete is not None
 
 
@@ -269,7 +269,7 @@ def test_a_trial_given_back_on_purpose_never_fails_of_that(storage: PostgresStor
     record = created(storage)
     for worker in "abcde":
         begin(storage, record, worker)
-        storage.give_back([worker], died=False)
+        storage.give_back([worker], died_of=None)
     assert states(storage, record) == ["WAITING"]
 
 
@@ -307,6 +307,48 @@ def test_without_a_complete_trial_there_is_no_best(storage: PostgresStorage) -> 
     begin(storage, record, "a")
     with pytest.raises(NothingFinished, match=r"no complete trial yet \(0 pruned, 1 running, 0 waiting, 0 fail\)"):
         storage.best(record)
+
+
+def test_a_study_of_two_objectives_made_by_optuna_has_no_best_either(storage: PostgresStorage) -> None:
+    study = optuna.create_study(storage=storage, study_name="two", directions=["minimize", "maximize"])
+    study.add_trial(create_trial(values=[1.0, 2.0]))
+    record = storage.find_study("two")
+    assert storage.status(record).best is None
+    with pytest.raises(StorageError, match="has 2 objectives, so no best trial"):
+        storage.best(record)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": math.nan}, "budget.target = nan: should be a finite number"),
+        ({"target": math.inf}, "budget.target = inf: should be a finite number"),
+        ({"more_trials": 2**31}, "budget.trials = 2147483651: should be less than or equal to 2147483647"),
+        ({"timeout": 1e300}, "budget.timeout = 1e+300: should be less than or equal to 315360000"),
+        ({"trials": 1}, "budget.trials = 1: 2 are done already"),
+    ],
+)
+def test_a_budget_that_is_not_legal_changes_nothing(
+    storage: PostgresStorage, change: dict[str, Any], message: str
+) -> None:
+    record = created(storage)
+    for worker in "ab":
+        storage.set_trial_state_values(begin(storage, record, worker), TrialState.COMPLETE, [0.5])
+    with pytest.raises(SpecError) as caught:
+        storage.extend(record, **change)
+    assert message in str(caught.value)
+    assert storage.find_study("study") == record
+
+
+def test_a_study_made_by_optuna_has_no_budget_to_extend(storage: PostgresStorage) -> None:
+    optuna.create_study(storage=storage, study_name="stock")
+    with pytest.raises(StorageError, match="was made by Optuna, not by studyhall: it has no budget"):
+        storage.extend(storage.find_study("stock"), trials=5)
+
+
+def test_a_name_that_is_no_text_is_no_study(storage: PostgresStorage) -> None:
+    with pytest.raises(StudyNotFound):
+        storage.find_study("\udcff")
 
 
 def test_a_study_of_two_objectives_has_no_best(storage: PostgresStorage) -> None:

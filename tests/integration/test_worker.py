@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from studies import PostgresStorage, StudySpec
+from studies.errors import StorageUnreachable
 from studies.trial import Interrupted, Trial
 from studies.worker.loop import Worker
 
@@ -105,7 +110,7 @@ def test_an_objective_that_raises_fails_its_trial_with_the_traceback_and_the_wor
         (float("nan"), "the objective returned nan"),
         (None, "the objective returned None, which is not a number"),
         ("text", "the objective returned 'text', which is not a number"),
-        ([1.0, 2.0], "the objective returned 2 values for 1 directions"),
+        ([1.0, 2.0], "the objective returned 2 values, and the study has 1 directions"),
     ],
 )
 def test_what_is_no_number_fails_the_trial_with_that_reason(
@@ -192,6 +197,78 @@ def test_a_step_longer_than_the_lease_keeps_its_trial(storage: PostgresStorage, 
     )
     assert run(objective, lease=0.6, budget={"trials": 1}) == "complete"
     assert storage.attempts(record) == {0: ("w", 1)}
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"), [(SystemExit("bye"), "SystemExit: bye"), (KeyboardInterrupt(), "KeyboardInterrupt: ")]
+)
+def test_an_objective_that_exits_fails_its_trial_alone(
+    storage: PostgresStorage, run: Run, raised: BaseException, error: str
+) -> None:
+    def objective(trial: Trial) -> float:
+        if trial.number == 0:
+            raise raised
+        return 1.0
+
+    assert run(objective) == "complete"
+    first, *others = trials(storage)
+    assert first.state == TrialState.FAIL
+    assert first.user_attrs["error"].startswith(error)
+    assert len(others) == 3
+
+
+def test_a_child_that_the_objective_forked_tells_nothing(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        child = os.fork()
+        if child == 0:
+            if trial.number == 0:
+                sys.exit(7)
+            return -1.0
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (7 if trial.number == 0 else 0)
+        return 1.0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which is the point
+        assert run(objective) == "complete"
+    assert [trial.value for trial in trials(storage)] == [1.0] * 3
+
+
+def test_steps_and_values_may_be_numpys(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        trial.report(np.float32(0.5), np.int64(3), loss=np.float64(0.25))
+        return np.float32(1.5)
+
+    assert run(objective) == "complete"
+    assert trials(storage)[0].intermediate_values == {3: 0.5}
+
+
+def test_a_storage_that_fails_is_no_failure_of_the_trial(storage: PostgresStorage, run: Run) -> None:
+    def objective(_: Trial) -> float:
+        raise StorageUnreachable("no answer")
+
+    with pytest.raises(StorageUnreachable):
+        run(objective)
+    assert [trial.state for trial in trials(storage)] == [TrialState.RUNNING]
+
+
+def test_a_study_deleted_under_a_worker_ends_it(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        storage.delete(storage.find_study("study"))
+        return trial.suggest_float("x", 0, 1)
+
+    assert run(objective) == "deleted"
+
+
+def test_cmaes_samples(run: Run) -> None:
+    space = {name: {"type": "float", "low": -5, "high": 5} for name in ("x", "y")}
+    sampler = {"name": "cmaes", "options": {"n_startup_trials": 2}}
+    reason = run(
+        lambda trial: trial.params["x"] ** 2 + trial.params["y"] ** 2,
+        space=space,
+        sampler=sampler,
+        budget={"trials": 6, "max_failures": 1},
+    )
+    assert reason == "complete"
 
 
 def test_an_objective_may_stop_its_study(storage: PostgresStorage, run: Run) -> None:

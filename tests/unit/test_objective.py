@@ -19,6 +19,9 @@ number = 3
 def objective(trial):
     return helper_beside_the_script.VALUE
 
+def takes_nothing():
+    return 1.0
+
 class Net:
     parameters = frozenset({"lr", "width"})
 
@@ -67,8 +70,13 @@ def test_a_class_is_built_with_its_args_and_given_the_data_directory(script: str
     ("path", "args", "message"),
     [
         ("{}:objectiv", {}, "has no 'objectiv'; did you mean 'objective'?"),
-        ("{}:number", {}, "is not callable but 3; name a function or a class"),
+        ("{}:number", {}, "is not callable (it is 3); name a function or a class"),
         ("{}:objective", {"epochs": 1}, "is a function, which takes no objective.args (epochs)"),
+        (
+            "{}:takes_nothing",
+            {},
+            "cannot be called with one trial: too many positional arguments; it should be f(trial)",
+        ),
         ("{}:NotCallable", {}, "are not callable; give the class a __call__(self, trial)"),
         ("{}:Net", {}, "does not accept objective.args: missing a required argument: 'epochs'; it takes: epochs"),
         ("{}:Net", {"epoch": 1}, "did you mean 'epochs'?"),
@@ -91,6 +99,7 @@ def test_what_is_wrong_is_said_in_one_line(
     ("text", "message"),
     [
         ("def f(:", "SyntaxError"),
+        ("raise SystemExit(2)", "calls sys.exit(2) when it is imported; put what is a program under: if __name__"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("import nowhere_at_all", "nowhere_at_all"),
     ],
@@ -98,7 +107,7 @@ def test_what_is_wrong_is_said_in_one_line(
 @pytest.mark.usefixtures("script")
 def test_a_file_that_does_not_import_says_why(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "broken.py").write_text(text)
-    with pytest.raises(ObjectiveError, match="does not import") as caught:
+    with pytest.raises(ObjectiveError) as caught:
         build(f"{tmp_path}/broken.py:f", {}, data_dir=tmp_path)
     assert message in str(caught.value)
 
@@ -126,4 +135,4 @@ def test_what_an_objective_returns_is_numbers_or_a_reason() -> None:
     assert as_values(float("nan"), 1) == "the objective returned nan"
     assert as_values(None, 1) == "the objective returned None, which is not a number"
     assert as_values("x", 1) == "the objective returned 'x', which is not a number"
-    assert as_values(1.0, 2) == "the objective returned 1 values for 2 directions"
+    assert as_values(1.0, 2) == "the objective returned 1 values, and the study has 2 directions"

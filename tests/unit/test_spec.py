@@ -88,10 +88,28 @@ def spec_with(*settings: str) -> StudySpec:
         ("name=-x", "begins or ends with a space, or begins with '-'; remove that"),
         ("direction=max", "direction = 'max': should be 'minimize' or 'maximize'"),
         ("directions=['minimize']", "direction and directions are both given; keep one"),
-        ("metric=['a', 'b']", "metric has 2 names for 1 directions; give one each"),
+        ("metric=['a', 'b']", "metric holds 2 names, and there are 1 directions; give one each"),
         ("objective.path=nowhere", "objective: path 'nowhere' is not package.module:callable or path/to/file.py"),
         ("seed=-1", "seed = -1: should be greater than or equal to 0"),
-        ("space=3", "space = 3: should be a valid dictionary"),
+        ("space=3", "space = 3: should be a table of keys"),
+        ("sampler=tpe", "sampler = 'tpe': should be a table of keys"),
+        ("space.lr=0.1", "space.lr = 0.1: should be a table of keys"),
+        (
+            "space.optimizer.choices=[['a']]",
+            "space.optimizer.choices.0 = ['a']: should be text, a number, true or false",
+        ),
+        ("directions=[]", "directions = []: should have at least one item"),
+        ("metric=''", "metric is empty; name what the objective returns"),
+        ("budget.trials=99999999999", "budget.trials = 99999999999: should be less than or equal to 2147483647"),
+        ("budget.timeout=1e300", "budget.timeout = 1e+300: should be less than or equal to 315360000"),
+        (
+            "objective.args.day=2024-01-01",
+            "objective.args: day = 2024-01-01: a date or time is written as text, in quotes",
+        ),
+        ("objective.args.x.y=[1, nan]", "objective.args: x.y[1] = nan is not a finite number"),
+        ("sampler.options.n_startup_trials=-5", "sampler.options.n_startup_trials = -5: should be at least 0"),
+        ("pruner={name='hyperband',options={min_resource=0}}", "pruner.options.min_resource = 0: should be at least 1"),
+        ("sampler={name='partialfixed',options={base_sampler={name=3}}}", "is not { name = …, options = {…} }"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_value_and_what_is_legal(setting: str, message: str) -> None:
@@ -116,6 +134,21 @@ def test_a_setting_that_is_not_key_and_value_is_refused(setting: str) -> None:
 def test_a_setting_below_a_value_is_refused() -> None:
     with pytest.raises(SpecError, match=r"objective\.path is a value, not a table"):
         override(copy.deepcopy(BASE), "objective.path.x=3")
+
+
+def test_another_sampler_or_pruner_drops_the_options_of_the_one_before() -> None:
+    assert spec_with("pruner.name=none").pruner.options == {}
+    data = {**BASE, "pruner": {"name": "hyperband", "options": {"min_resource": 3}}}
+    override(data, "pruner.name=hyperband")
+    assert data["pruner"]["options"] == {"min_resource": 3}
+    override(data, "pruner.name=none")
+    assert data["pruner"] == {"name": "none"}
+
+
+def test_a_script_is_sought_beside_the_study_file_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text(tomli_w.dumps({**BASE, "objective": {"path": "script.py:f"}}))
+    assert read_target(str(file))["objective"]["path"] == f"{tmp_path}/script.py:f"
 
 
 def test_settings_are_read_as_toml_and_else_as_text() -> None:
@@ -205,7 +238,9 @@ def test_a_budget_may_be_given_as_it_was_or_as_it_is_now() -> None:
     stored, now = spec_with(), BudgetSpec(trials=60)
     stored.require_same(spec_with(), now)
     stored.require_same(spec_with("budget.trials=60"), now)
-    with pytest.raises(SpecMismatch, match=r"budget\.trials is 60, not 61; change it with: studyhall extend study"):
+    with pytest.raises(
+        SpecMismatch, match=r"budget\.trials is 60, not 61; change it with: studyhall extend study --trials 61"
+    ):
         stored.require_same(spec_with("budget.trials=61"), now)
 
 

@@ -8,8 +8,8 @@ create table studyhall.budgets (
     study_id        integer primary key references studies on delete cascade,
     trials          integer not null check (trials > 0),        -- COMPLETE + PRUNED
     max_failures    integer not null check (max_failures > 0),  -- FAIL
-    timeout_seconds double precision check (timeout_seconds > 0),
-    target          double precision,
+    timeout_seconds double precision check (timeout_seconds > 0 and timeout_seconds < 1e9),
+    target          double precision check (target > '-infinity' and target < 'infinity'),
     stopped         text                                        -- why no more trials may begin
 );
 
@@ -45,20 +45,17 @@ create table studyhall.metrics (
 );
 
 -- Give a running trial back: RUNNING → WAITING, same row, same number, same parameters. Where its
--- worker died, it counts; a trial on which three workers died fails, so that it cannot take them all.
-create function studyhall.requeue(p_trial_id integer, p_died boolean) returns void
+-- worker died, of p_died_of, it counts; a trial on which three died fails, so that it cannot take them all.
+create function studyhall.requeue(p_trial_id integer, p_died_of text) returns void
 language plpgsql as $$
 declare
     times integer;
-    host text;
 begin
-    update studyhall.leases set lost = lost + p_died::integer, expires_at = now()
+    update studyhall.leases set lost = lost + (p_died_of is not null)::integer, expires_at = now()
         where trial_id = p_trial_id returning lost into times;
-    select w.host into host from studyhall.leases l join studyhall.workers w using (worker_id)
-        where l.trial_id = p_trial_id;
-    if p_died and times >= 3 then
+    if p_died_of is not null and times >= 3 then
         insert into trial_user_attributes (trial_id, key, value_json)
-            values (p_trial_id, 'error', to_json(format('%s workers died on this trial%s', times, ', the last on ' || host))::text)
+            values (p_trial_id, 'error', to_json(format('%s workers died on this trial, the last: %s', times, p_died_of))::text)
             on conflict (trial_id, key) do update set value_json = excluded.value_json;
         update trials set state = 'FAIL', datetime_complete = now() at time zone 'UTC'
             where trial_id = p_trial_id and state = 'RUNNING';
@@ -106,7 +103,7 @@ create function studyhall.claim(
 ) language plpgsql as $$
 #variable_conflict use_column
 declare
-    orphan integer;
+    orphan record;
     finished_or_running integer;
 begin
     perform from studies where study_id = p_study_id for no key update;
@@ -116,10 +113,12 @@ begin
     end if;
 
     for orphan in
-        select t.trial_id from trials t join studyhall.leases l on l.trial_id = t.trial_id
+        select t.trial_id, coalesce(w.host, l.worker_id) as host
+        from trials t join studyhall.leases l on l.trial_id = t.trial_id
+            left join studyhall.workers w on w.worker_id = l.worker_id
         where t.study_id = p_study_id and t.state = 'RUNNING' and l.expires_at < now()
     loop
-        perform studyhall.requeue(orphan, true);
+        perform studyhall.requeue(orphan.trial_id, 'no sign of life from ' || orphan.host);
     end loop;
 
     reason := studyhall.ended(p_study_id);

@@ -120,6 +120,7 @@ def test_a_relative_path_is_sought_below_the_data_directory_too(tmp_path: Path) 
         ({"X": np.full((60, 4), "text")}, "which are no numbers"),
         ({"X": np.where(np.arange(240).reshape(60, 4) == 9, np.nan, 1.0)}, "X[2, 1] is nan; every feature must be"),
         ({"X": np.where(np.arange(240).reshape(60, 4) == 9, np.inf, 1.0)}, "X[2, 1] is inf; every feature must be"),
+        ({"X": np.full((60, 4), 1e300)}, "X[0, 0] is 1e+300; every feature must be finite as a float32"),
         ({"y": np.where(np.arange(60) == 7, np.nan, 1.0)}, "y[7] is nan; every label must be finite"),
         ({"y": np.zeros(60)}, "all labels are 0.0; a classifier needs at least two classes"),
         (
@@ -148,6 +149,8 @@ def test_a_bad_npz_is_refused(tmp_path: Path, arrays: dict[str, Any], message: s
         (["a,b,label"], "has a header but no rows"),
         (["label", *["x", "y"] * 20], "has no column but the target 'label'"),
         ([*CSV, "1,2"], "row 42 has 2 cells, and the header 3"),
+        ([*CSV, "1,2,"], "row 42, column 'label' is empty; every row needs a label"),
+        ([*CSV, "1e300,2,cat"], "row 42, column 'a' is 1e300; every feature must be finite as a float32"),
         ([*CSV, "1,2,cat,9"], "row 42 has 4 cells, and the header 3"),
         ([*CSV, "1,two,cat"], "row 42, column 'b' is 'two', which is no number"),
         ([*CSV, "1,,cat"], "row 42, column 'b' is empty"),
@@ -192,6 +195,13 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> Non
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.npz"):
         load(str(file), data_dir=tmp_path)
+
+
+def test_an_npy_under_another_name_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "own.npz").open("wb") as file:
+        np.save(file, np.zeros((60, 4)))
+    with pytest.raises(DataError, match=r"is not an \.npz file; write one with numpy\.savez"):
+        load("own.npz", data_dir=tmp_path)
 
 
 def test_a_csv_that_is_no_text_is_refused(tmp_path: Path) -> None:
