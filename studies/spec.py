@@ -10,10 +10,7 @@ import hashlib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -259,88 +256,6 @@ def check_name(name: str) -> None:
         raise ValueError(f"name {name!r} holds a control character; only printable ones are legal")
     if name != name.strip() or name.startswith("-"):
         raise ValueError(f"name {name!r} begins or ends with a space, or begins with '-'; remove that")
-
-
-def preset_names() -> list[str]:
-    """The presets that ship with the package, sorted."""
-    folder = resources.files("studies") / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def read_target(target: str) -> dict[str, Any]:
-    """The unvalidated spec that ``target`` stands for.
-
-    A preset's name, a path ending in ``.toml``, or a callable (``file.py:callable``,
-    ``package.module:callable``) that suggests its parameters for itself and is named after it.
-
-    Raises:
-        SpecError: no such preset or file, or TOML that does not parse.
-    """
-    if target in preset_names():
-        return _parse_toml((resources.files("studies") / "presets" / f"{target}.toml").read_text(), target)
-    if target.endswith(".toml"):
-        try:
-            data = _parse_toml(Path(target).read_text(encoding="utf-8"), target)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise SpecError(f"cannot read the study file {target!r}: {reason}") from None
-        _resolve_script(data, Path(target).parent)
-        return data
-    file, colon, attribute = target.rpartition(":")
-    if colon and file:
-        if file.endswith(".py"):
-            # The whole path: the same script gives the same study from any directory.
-            return {
-                "name": f"{Path(file).stem}-{attribute}",
-                "objective": {"path": f"{Path(file).resolve()}:{attribute}"},
-            }
-        return {"name": f"{file.rpartition('.')[2]}-{attribute}", "objective": {"path": target}}
-    raise SpecError(
-        f"{target!r} is neither a preset ({', '.join(preset_names())}), nor a study file (….toml), "
-        f"nor a callable (file.py:callable, package.module:callable); {nearest(target, preset_names())}"
-    )
-
-
-def override(data: dict[str, Any], setting: str) -> None:
-    """Apply ``--set KEY=VALUE`` to ``data`` in place.
-
-    The value is read as TOML (``3``, ``1e-3``, ``true``, ``[1, 2]``, ``"text"``) and else taken as text.
-
-    Raises:
-        SpecError: no ``=``, an empty part of the key, or a key below something that is no table.
-    """
-    key, equals, text = setting.partition("=")
-    parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts):
-        raise SpecError(f"--set {setting!r} is not KEY=VALUE; for example --set budget.trials=20")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    table: Any = data
-    for depth, part in enumerate(parts[:-1], start=1):
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise SpecError(f"--set {setting!r}: {'.'.join(parts[:depth])} is a value, not a table of keys")
-    if key.strip() in ("sampler.name", "pruner.name") and table.get("name") != value:
-        table.pop("options", None)  # they were another's
-    table[parts[-1]] = value
-
-
-def _parse_toml(text: str, source: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{source}: not TOML: {error}") from None
-
-
-def _resolve_script(data: dict[str, Any], folder: Path) -> None:
-    """A script is sought beside the study file that names it, from whatever directory that is read."""
-    objective = data.get("objective")
-    path = objective.get("path") if isinstance(objective, dict) else None
-    file, colon, attribute = path.rpartition(":") if isinstance(path, str) else ("", "", "")
-    if colon and file.endswith(".py"):
-        data["objective"] = {**data["objective"], "path": f"{(folder / file).resolve()}:{attribute}"}
 
 
 def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -43,18 +41,6 @@ def real_data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder.resolve()
-
-
-def studyhall(*args: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed command to its end."""
-    return subprocess.run(
-        [Path(sys.executable).with_name("studyhall"), *map(str, args)],
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

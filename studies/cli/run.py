@@ -159,7 +159,8 @@ def work(
 
 
 def _read_spec(target: str, name: str | None, trials: int | None, settings: tuple[str, ...]) -> StudySpec:
-    from studies.spec import StudySpec, override, read_target
+    from studies.spec import StudySpec
+    from studies.target import override, read_target
 
     data = read_target(target)
     for setting in settings:

@@ -365,8 +365,3 @@ class PostgresStorage(RDBStorage):
 def _is_feasible(trial: FrozenTrial) -> bool:
     """Whether ``trial`` keeps its constraints, as Optuna counts: each is at most 0."""
     return all(constraint <= 0 for constraint in trial.system_attrs.get("constraints") or ())
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """``value``, or ``None`` where JSON has no number for it."""
-    return value if value is not None and math.isfinite(value) else None

@@ -40,7 +40,7 @@ def refuse(shell: Shell, *command: str | Path, status: int, message: str, **envi
     ("settings", "message"),
     [
         (["budget.trails=3"], "digits: budget.trails: unknown key; did you mean 'trials'?"),
-        (["space.lr.low=1"], "digits: space.lr: low = 1.0 is above high = 0.1; low must not exceed high"),
+        (["space.lr.low=1"], "digits: space.lr: low = 1.0 is above high = 0.03; low must not exceed high"),
         (["space.lr.low=0"], "with log = true; a logarithmic range begins above 0"),
         (["space.lr.high=nan"], "digits: space.lr: high = nan is not a finite number"),
         (["space.o={type='categorical',choices=[]}"], "digits: space.o: choices is empty; give at least one"),

@@ -19,6 +19,7 @@ LAYERS = (
     "studies.storage",
     "studies.trial",
     "studies.objective",
+    "studies.target",
     "studies.spec",
     "studies.catalog",
     "studies.space",

@@ -13,7 +13,8 @@ import pytest
 import tomli_w
 
 from studies.errors import SpecError, SpecMismatch
-from studies.spec import BudgetSpec, StudySpec, override, parse_seconds, preset_names, read_target
+from studies.spec import BudgetSpec, StudySpec, parse_seconds
+from studies.target import override, preset_names, read_target
 
 BASE: dict[str, Any] = {
     "name": "study",
