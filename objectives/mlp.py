@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from objectives.data import Dataset, Part, load
-from objectives.training import OPTIMIZERS, EpochMetrics, OptimizerSettings, Training, evaluate
+from objectives.training import OPTIMIZERS, EpochMetrics, OptimizerSettings, Training, evaluate, restore, save
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -115,6 +116,14 @@ class Standardize(nn.Module):
         return (x_BF.float() - self.mean_F) / self.std_F
 
 
+class Saved(Protocol):
+    """A checkpoint, of this attempt at the trial or an earlier one."""
+
+    step: int
+    """How many epochs were complete."""
+    state: bytes
+
+
 class Trial(Protocol):
     """What the objective asks of a trial."""
 
@@ -137,6 +146,12 @@ class Trial(Protocol):
     def should_prune(self) -> bool:
         """Whether to give up."""
 
+    def checkpoint(self, step: int, state: Callable[[], bytes]) -> None:
+        """Save ``state()`` if a checkpoint is due; costs nothing otherwise."""
+
+    def restore(self) -> Saved | None:
+        """The checkpoint to go on from; ``None`` on a fresh start."""
+
 
 class MLP:
     """The objective: the validation accuracy of a perceptron after ``epochs`` epochs.
@@ -144,6 +159,9 @@ class MLP:
     The last epoch's, not the best one's: the maximum over epochs is an optimistic estimate, the more so
     the longer and noisier a trial, and is not what retraining would give. One epoch is one step, counted
     from 1. The test data are not looked at.
+
+    A trial goes on from its checkpoint, on a CPU with the same bits as if it had never been left. An
+    instance keeps nothing of a trial: its tensors go when its call ends, be it for want of memory.
 
     Args:
         dataset: a name or file, see :func:`objectives.data.load`.
@@ -180,15 +198,28 @@ class MLP:
         self._on_device: dict[str, Dataset] = {}
 
     def __call__(self, trial: Trial) -> float:
-        """Train with the trial's parameters; returns the last validation accuracy."""
+        """Train with the trial's parameters; returns the last validation accuracy.
+
+        Raises:
+            StateError: the trial's checkpoint is damaged, or not of these parameters.
+        """
         if not trial.params:
             self._suggest(trial)
-        data = self._data_on(trial.device)
-        training = self._training(Hyperparameters(**trial.params), data.train, trial.seed)
-        val_accuracy = 0.0
-        for epoch in range(1, self.epochs + 1):
+        data, hyperparameters = self._data_on(trial.device), Hyperparameters(**trial.params)
+        saved = trial.restore()
+        training = self._training(hyperparameters, data.train, trial.seed)
+        if saved is not None:
+            restore(training, saved.state, of=hyperparameters)
+        state = partial(save, training, of=hyperparameters)
+        val_accuracy = math.nan
+        for epoch in range(training.epoch + 1, self.epochs + 1):
+            # Asked before an epoch, not after one: whoever goes on from a checkpoint asks again, since its
+            # writer may have died before it had the answer.
+            if epoch > 1 and trial.should_prune():
+                raise trial.Pruned
             trained = training.run_epoch(lambda: trial.stop_requested)
             if trained is None:
+                trial.checkpoint(training.epoch, state)
                 raise trial.Interrupted
             val_loss, val_accuracy = evaluate(training.model, data.validation)
             metrics = EpochMetrics(
@@ -199,9 +230,10 @@ class MLP:
                 lr=training.lr,
             )
             trial.report(val_accuracy, epoch, **dataclasses.asdict(metrics))
-            # There is nothing left to save after the last epoch.
-            if epoch < self.epochs and trial.should_prune():
-                raise trial.Pruned
+            # After the report: a checkpoint never holds an epoch whose report is missing. None after the
+            # last epoch, so that every checkpoint leaves an epoch to run, which gives the value.
+            if epoch < self.epochs:
+                trial.checkpoint(epoch, state)
         return val_accuracy
 
     def finalize(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.samplers._lazy_random_state import LazyRandomState
 
 from studies.errors import nearest
 
@@ -93,6 +94,21 @@ def build_sampler(
         extra["seed"] = study_seed if name in ("grid", "qmc") else trial_seed
     sampler: optuna.samplers.BaseSampler = _build("sampler", SAMPLERS, name, options, extra)
     return sampler
+
+
+def reseed(sampler: optuna.samplers.BaseSampler, seed: int) -> None:
+    """Let ``sampler`` draw as if it had been built with ``seed``, without losing what it has learned of the
+    study: building one anew for each trial costs it a walk over all trials.
+
+    Those that tell points apart by the trial's number, grid and qmc, keep their seed.
+    """
+    if isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.QMCSampler):
+        return
+    for part in vars(sampler).values():
+        if isinstance(part, LazyRandomState):
+            part.rng.seed(seed)
+        elif isinstance(part, optuna.samplers.BaseSampler):
+            reseed(part, seed)
 
 
 def build_pruner(name: str, options: Mapping[str, Any]) -> optuna.pruners.BasePruner:

@@ -8,11 +8,14 @@ StudyhallError
 │   ├── StorageURLError     the storage URL cannot be understood
 │   ├── StorageUnreachable  no answer, or the server refused us
 │   ├── NoTables            the database holds no studies yet
+│   ├── LeaseLost           a trial is no longer the worker's that writes to it
+│   ├── BudgetSpent         the study's budget has no room for one more trial
 │   └── EmbeddedServerError the embedded PostgreSQL cannot start or stop
 ├── StudyNotFound           no study of that name in this storage
 ├── TrialNotFound           the study has no trial of that number
 ├── NothingFinished         the study has no finished trial to choose from
 ├── StudyBusy               workers are at work on the study
+├── CheckpointError         checkpoints cannot be kept where the study says
 └── WorkerError             the workers cannot start, or keep dying
 
 A message is one line: what was given, what is legal, what to do next. It never holds a password.
@@ -64,6 +67,14 @@ class NoTables(StorageError):
     """The database holds no studies yet."""
 
 
+class LeaseLost(StorageError):
+    """A trial is no longer the worker's that writes to it; nothing was written."""
+
+
+class BudgetSpent(StorageError):
+    """The study's budget has no room for one more trial."""
+
+
 class EmbeddedServerError(StorageError):
     """The embedded PostgreSQL cannot start or stop."""
 
@@ -82,6 +93,10 @@ class NothingFinished(StudyhallError):
 
 class StudyBusy(StudyhallError):
     """Workers are at work on the study."""
+
+
+class CheckpointError(StudyhallError):
+    """Checkpoints cannot be kept where the study says."""
 
 
 class WorkerError(StudyhallError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from studies.checkpoints import validate_location
 from studies.errors import SpecError, SpecMismatch, command, nearest
 from studies.space import Parameter, check_conditions, suggestion_order
 
@@ -103,6 +104,15 @@ class PrunerSpec(Section):
     options: JsonTable = {}
 
 
+class CheckpointsSpec(Section):
+    """Where and how often trials save their work, if their objective does."""
+
+    store: Annotated[str, AfterValidator(validate_location)] = Field(
+        default="postgresql", description="postgresql, a directory that all machines share, or s3://bucket/prefix"
+    )
+    every: Seconds = Field(default=30.0, ge=0, le=MAX_SECONDS, description="seconds between two checkpoints of a trial")
+
+
 class StudySpec(Section):
     """A study: what to run, how often, and how its parameters are chosen.
 
@@ -119,6 +129,7 @@ class StudySpec(Section):
     budget: BudgetSpec = BudgetSpec()
     sampler: SamplerSpec = SamplerSpec()
     pruner: PrunerSpec = PrunerSpec()
+    checkpoints: CheckpointsSpec = CheckpointsSpec()
     space: dict[str, Parameter] = {}
 
     @model_validator(mode="after")
@@ -171,8 +182,8 @@ class StudySpec(Section):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes the study what it is: all keys but the budget, which may be extended."""
-        return self.model_dump(mode="json", exclude={"budget"}, exclude_none=True)
+        """What makes the study what it is: all keys but the budget, which may be extended, and the checkpoints."""
+        return self.model_dump(mode="json", exclude={"budget", "checkpoints"}, exclude_none=True)
 
     @property
     def sha256(self) -> str:
@@ -328,6 +339,7 @@ def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[s
         "budget": BudgetSpec,
         "sampler": SamplerSpec,
         "pruner": PrunerSpec,
+        "checkpoints": CheckpointsSpec,
         "int": IntParameter,
         "float": FloatParameter,
         "categorical": CategoricalParameter,

@@ -27,7 +27,7 @@ class Postgres:
 
     def __init__(self, bin_dir: Path, data: Path, account: Account, settings: Mapping[str, str]) -> None:
         self.data = data
-        self.port = _free_port()
+        self.port = free_port()
         self._account = account
         self._log = data.parent / "log"
         self._argv = [str(bin_dir / "postgres"), "-D", str(data), "-p", str(self.port)]
@@ -148,7 +148,7 @@ def _mkdir(path: Path) -> Path:
     return path
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -38,7 +38,7 @@ class Common:
         from studies.storage import open_storage
 
         where = None if self.storage_url else home()
-        return closing(open_storage(self.storage_url, home=where, create=create))
+        return closing(open_storage(self.storage_url, home=where, create=create, patience=0.0))
 
 
 def home() -> Path:

@@ -13,8 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from studies.cli.common import duration, number, say
+from studies.errors import command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from studies.storage.postgres import Status, StudyRecord
 
 #: Seconds between two plain lines.
@@ -33,8 +36,8 @@ class Progress:
         self._console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live: Live | None = None
         self._began = time.monotonic()
-        self._finished_before: int | None = None
-        self._printed = (-1, 0.0)
+        self._finished_before: dict[str, int] = {}  # by study, when this command began
+        self._printed: dict[str, tuple[int, float]] = {}
 
     def __enter__(self) -> Progress:
         self._began = time.monotonic()
@@ -56,16 +59,18 @@ class Progress:
         """Print a line above the live ones; from any thread."""
         self._console.print(line, style="dim")
 
-    def update(self, now: Status, record: StudyRecord) -> None:
-        """Show where the study stands."""
-        if self._finished_before is None:
-            self._finished_before = now.finished
+    def update(self, studies: Sequence[tuple[Status, StudyRecord]]) -> None:
+        """Show where the studies stand."""
+        for now, record in studies:
+            self._finished_before.setdefault(record.name, now.finished)
         if self._live:
-            self._live.update(self._picture(now, record))
+            self._live.update(Group(*(self._picture(now, record) for now, record in studies)))
             return
-        if now.finished and now.finished != self._printed[0] and time.monotonic() - self._printed[1] > PLAIN_EVERY:
-            self._printed = (now.finished, time.monotonic())
-            say(f"{record.name}: {now.finished}{_of(now)} trials done, {self._facts(now)}")
+        for now, record in studies:
+            finished, at = self._printed.get(record.name, (-1, 0.0))
+            if now.finished and now.finished != finished and time.monotonic() - at > PLAIN_EVERY:
+                self._printed[record.name] = (now.finished, time.monotonic())
+                say(f"{record.name}: {now.finished}{_of(now)} trials done, {self._facts(now)}")
 
     def _picture(self, now: Status, record: StudyRecord) -> Group:
         total = now.budget.trials if now.budget else None
@@ -89,13 +94,15 @@ class Progress:
         if now.best:
             facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
         left = self._seconds_left(now)
-        if left is not None:
+        if now.paused:
+            facts.append(f"paused; go on with: {command('resume', now.study)}")
+        elif left is not None:
             facts.append(f"{duration(left)} left")
         return ", ".join(facts)
 
     def _seconds_left(self, now: Status) -> float | None:
         """By the pace since this command began; ``None`` until a trial has finished."""
-        done = now.finished - (self._finished_before or 0)
+        done = now.finished - self._finished_before[now.study]
         if now.budget is None or done <= 0 or now.finished >= now.budget.trials:
             return None
         return (now.budget.trials - now.finished) * (time.monotonic() - self._began) / done

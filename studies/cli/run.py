@@ -19,8 +19,8 @@ from studies.cli.common import (
     data_dir_option,
     data_dir_or_default,
     duration,
+    home,
     say,
-    study_argument,
 )
 from studies.cli.formats import best_as, echo
 from studies.cli.look import END_WORDS, status_line
@@ -36,12 +36,34 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at the study.
 POLL = 0.5
+#: Seconds between two words about a database that is away.
+REMIND = 30.0
 
 
-def _not_nan(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
-    if math.isnan(value):
-        raise click.BadParameter("nan is not a number of seconds")
+#: The least and the most seconds of a lease.
+LEASE = (3.0, 86_400.0)
+
+
+def _lease(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    if not LEASE[0] <= value <= LEASE[1]:  # nan, too
+        raise click.BadParameter(
+            f"a lease of {value:g} s: a worker gives a sign of life three times a lease, and the network must have "
+            f"time for it; legal are {LEASE[0]:g} to {LEASE[1]:g} seconds"
+        )
     return value
+
+
+def _shares(_ctx: click.Context, _param: click.Parameter, text: str | None) -> list[float] | None:
+    """``2:1`` → [2.0, 1.0]."""
+    if text is None:
+        return None
+    try:
+        shares = [float(part) for part in text.split(":")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share < math.inf for share in shares):
+        raise click.BadParameter(f"{text!r} is not numbers above 0 with colons between them, such as 2:1")
+    return shares
 
 
 spec_options: Sequence[Callable[[Any], Any]] = (
@@ -55,8 +77,8 @@ worker_options: Sequence[Callable[[Any], Any]] = (
     data_dir_option,
     click.option(
         "--lease",
-        type=click.FloatRange(3, 86_400),
-        callback=_not_nan,
+        type=float,
+        callback=_lease,
         default=30,
         show_default=True,
         metavar="SECONDS",
@@ -105,7 +127,7 @@ def run(
                 _conclude(storage, record, None)
                 return
 
-        _run_workers(storage, spec, workers=workers, data_dir=data_dir, lease=lease)
+        _run_workers(storage, [(spec, 1.0)], workers=workers, data_dir=data_dir, lease=lease)
 
 
 @click.command()
@@ -126,36 +148,53 @@ def create(common: Common, target: str, name: str | None, trials: int | None, se
 
 
 @click.command()
-@study_argument
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--share",
+    "shares",
+    metavar="N:N",
+    callback=_shares,
+    help="Of several studies: 2:1 runs two trials of the first for each of the second.",
+)
 @_options(worker_options)
 @allow_option
 @common_options
 def work(
     common: Common,
-    name: str,
+    names: tuple[str, ...],
+    shares: list[float] | None,
     workers: int | None,
     data_dir: Path | None,
     lease: float,
     allow: tuple[str, ...],
 ) -> None:
-    """Join an existing study with this machine's workers.
+    """Join existing studies with this machine's workers.
 
     The study says which objective is run; so that a database can't choose any code, only
     objectives.* is imported unless --allow says more.
     """
     from studies.objective import require_allowed
 
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"a study is named twice: {' '.join(names)}")
+    if shares and len(shares) != len(names):
+        raise click.UsageError(f"--share has {counted(len(shares), 'number')} for {counted(len(names), 'study')}")
     with common.open() as storage:
-        record = storage.find_study(name)
-        spec = record.spec
-        if spec is None:
-            raise StudyhallError(f"study {name!r} was made by Optuna, not by studyhall: no worker knows what it runs")
-        require_allowed(spec.objective.path, allow, name)
-        if storage.status(record).ended:
-            _conclude(storage, record, None)
-            return
-
-        _run_workers(storage, spec, workers=workers, data_dir=data_dir, lease=lease)
+        served: list[tuple[StudySpec, float]] = []
+        for name, share in zip(names, shares or [1.0] * len(names), strict=True):
+            record = storage.find_study(name)
+            spec = record.spec
+            if spec is None:
+                raise StudyhallError(
+                    f"study {name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
+                )
+            require_allowed(spec.objective.path, allow, name)
+            if storage.status(record).ended:
+                _conclude(storage, record, None)
+            else:
+                served.append((spec, share))
+        if served:
+            _run_workers(storage, served, workers=workers, data_dir=data_dir, lease=lease)
 
 
 def _read_spec(target: str, name: str | None, trials: int | None, settings: tuple[str, ...]) -> StudySpec:
@@ -173,18 +212,24 @@ def _read_spec(target: str, name: str | None, trials: int | None, settings: tupl
 
 
 def _run_workers(
-    storage: PostgresStorage, spec: StudySpec, *, workers: int | None, data_dir: Path | None, lease: float
+    storage: PostgresStorage,
+    specs: Sequence[tuple[StudySpec, float]],
+    *,
+    workers: int | None,
+    data_dir: Path | None,
+    lease: float,
 ) -> None:
-    """Start workers on the study of ``spec``, show progress until they are done, and print the best."""
+    """Start workers on the studies of ``specs``, show progress until they are done, and print the best."""
     from studies.cli.progress import Progress
     from studies.worker import devices
     from studies.worker.supervisor import Supervisor
 
     progress = Progress()
     supervisor = Supervisor(
-        spec,
+        specs,
         devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
         data_dir=data_dir_or_default(data_dir),
+        results=home() / "results",
         # The URL, which may hold a password, is told over a pipe.
         environment={name: value for name, value in os.environ.items() if name != "STUDYHALL_STORAGE"},
         output=progress.print,
@@ -192,34 +237,83 @@ def _run_workers(
     )
     began = time.monotonic()
     with _Interrupts() as interrupts, supervisor:
-        # Nothing is written before the objective is known to be sound.
+        # Nothing is written before the objective and the place for checkpoints are known to be sound.
         with progress.waiting(f"starting {counted(supervisor.alive, 'worker')}"):
+            for spec, _ in specs:
+                _require_checkpoints(spec)
             supervisor.wait_until_ready()
-        record, created = storage.create_study(spec)
-        say(f"study {record.name!r} {'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}")
+        records = []
+        for spec, _ in specs:
+            record, created = storage.create_study(spec)
+            records.append(record)
+            say(f"study {record.name!r} {'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}")
         interrupts.wait = True
-        supervisor.assign(storage, record.name, lease)
+        supervisor.assign(storage, lease)
         with progress:
-            answered = time.monotonic()
-            while supervisor.alive:
-                interrupts.apply(supervisor, progress)
-                try:
-                    supervisor.poll()
-                    progress.update(storage.status(record), record)
-                    answered = time.monotonic()
-                except StorageUnreachable as error:
-                    # As long as leases hold, nobody else has taken the trials: wait for the database.
-                    if time.monotonic() - answered > lease:
-                        raise
-                    progress.print(f"waiting for the database: {error}")
-                    if storage.server:
-                        storage.server.start()
-                time.sleep(POLL)
-            progress.update(storage.status(record), record)
+            _watch(storage, supervisor, records, progress, interrupts)
     if interrupts.count:
-        say(f"interrupted: {status_line(storage.status(record), record)}; go on with the same command")
-        raise click.exceptions.Exit(130)
-    _conclude(storage, record, time.monotonic() - began)
+        for record in records:
+            say(f"interrupted: {_last_line(storage, record)}; go on with the same command")
+        raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
+    _conclude_all(storage, records, time.monotonic() - began)
+
+
+def _watch(
+    storage: PostgresStorage,
+    supervisor: Supervisor,
+    records: Sequence[StudyRecord],
+    progress: Progress,
+    interrupts: _Interrupts,
+) -> None:
+    """Look after the workers and show how far they are, until there are none. An outage of the database
+    ends nothing: the workers wait for it, too."""
+    told = 0.0
+    while supervisor.alive:
+        interrupts.apply(supervisor, progress)
+        try:
+            supervisor.poll()
+            progress.update([(storage.status(record), record) for record in records])
+            told = 0.0
+        except StorageUnreachable as error:
+            if time.monotonic() - told > REMIND:
+                progress.print(f"waiting for the database: {error}")
+                told = time.monotonic()
+            if storage.server:
+                storage.server.start()
+        except StudyNotFound:
+            pass  # deleted under its workers, which end of that
+        time.sleep(POLL)
+
+
+def _require_checkpoints(spec: StudySpec) -> None:
+    """Raise :exc:`CheckpointError` unless checkpoints can be kept where ``spec`` says."""
+    from uuid import uuid4
+
+    from studies.checkpoints import open_store
+
+    if spec.checkpoints.store != "postgresql":
+        open_store(spec.checkpoints.store, str(uuid4())).check()
+
+
+def _last_line(storage: PostgresStorage, record: StudyRecord) -> str:
+    try:
+        return status_line(storage.status(record), record)
+    except StorageUnreachable:
+        return f"{record.name}: the database is away; results that it has not got are kept on this machine"
+
+
+def _conclude_all(storage: PostgresStorage, records: Sequence[StudyRecord], seconds: float) -> None:
+    """Conclude each study; of several that failed, the last one's error is raised, the others' printed."""
+    failed: StudyhallError | None = None
+    for record in records:
+        try:
+            _conclude(storage, record, seconds)
+        except StudyhallError as error:
+            if failed:
+                say(f"error: {failed}")
+            failed = error
+    if failed:
+        raise failed
 
 
 def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | None) -> None:
@@ -245,17 +339,19 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
 
 
 class _Interrupts:
-    """Counts SIGINT, SIGTERM and SIGHUP: the first stops the workers in order, the second at once."""
+    """Counts SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2: the first stops the workers in order, the second at once."""
 
     def __init__(self) -> None:
         self.count = 0
+        #: Whether the first was SIGUSR1 or SIGUSR2: a scheduler's notice, an ordinary event.
+        self.is_preemption = False
         #: Whether trials may be running, which are to be given back; until then a signal ends the command.
         self.wait = False
         self._applied = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -273,7 +369,9 @@ class _Interrupts:
             else:
                 supervisor.kill()
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, _frame: object) -> None:
         if not self.wait:
             raise KeyboardInterrupt
+        if not self.count:
+            self.is_preemption = number in (signal.SIGUSR1, signal.SIGUSR2)
         self.count += 1

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 __all__ = ["PostgresStorage", "open_storage"]
 
 
-def open_storage(url: str | None = None, *, home: Path | None = None, create: bool = True) -> PostgresStorage:
+def open_storage(
+    url: str | None = None, *, home: Path | None = None, create: bool = True, patience: float = 30.0
+) -> PostgresStorage:
     """The storage at ``url``, or the one of the embedded server.
 
     Args:
@@ -19,6 +21,7 @@ def open_storage(url: str | None = None, *, home: Path | None = None, create: bo
             used until :meth:`PostgresStorage.close` or the end of the process.
         home: where the embedded server keeps its data; default: the user's data directory.
         create: make the tables where they are missing.
+        patience: seconds for which a lost server is waited for, once it was there.
 
     Raises:
         StorageURLError: the URL cannot be understood.
@@ -32,12 +35,12 @@ def open_storage(url: str | None = None, *, home: Path | None = None, create: bo
     from studies.storage.url import StorageURL
 
     if url is not None:
-        return PostgresStorage(StorageURL.parse(url), create=create)
+        return PostgresStorage(StorageURL.parse(url), create=create, patience=patience)
     from studies.storage.embedded import EmbeddedServer, default_home
 
     server = EmbeddedServer(home or default_home(is_root=os.geteuid() == 0))
     try:
-        return PostgresStorage(server.start(), create=create, server=server)
+        return PostgresStorage(server.start(), create=create, server=server, patience=patience)
     except BaseException:
         server.close()
         raise

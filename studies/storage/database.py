@@ -1,88 +1,210 @@
-"""One connection to PostgreSQL, over which the named statements of ``queries.sql`` are sent."""
+"""Connections to PostgreSQL, over which the named statements of ``sql/`` are sent.
+
+Every statement commits by itself and may be sent twice: what would do something twice carries a token
+or an epoch by which the database knows it again. So a statement whose answer was lost is simply sent
+once more. No statement relies on anything that an earlier one left in its session.
+"""
 
 from __future__ import annotations
 
+import os
+import random
 import re
+import select
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Final
 
 import psycopg2
 import psycopg2.errors
-import psycopg2.extras
+from psycopg2.extensions import POLL_OK, POLL_READ
 
-from studies.errors import StorageError
+from studies.errors import BudgetSpent, LeaseLost, StorageError
 from studies.storage.url import StorageURL, connection_error
 
 Row = dict[str, Any]
 
+MAX_CONNECTIONS: Final = 2
+"""One for a worker's trial, one for its signs of life."""
+ANSWER_SECONDS: Final = 60.0
+"""How long a server may be silent on a statement before the connection counts as broken."""
+STOPPING_SECONDS: Final = 1.5
+"""Likewise when the process is asked to stop."""
+
+
+class NotThere(StorageError):
+    """No study or trial of that id."""
+
+
+class AlreadyFinished(StorageError):
+    """The trial is finished and can't change."""
+
+
+# The SQLSTATEs that our functions raise (see the migrations).
+_ERRORS: dict[str | None, type[StorageError]] = {
+    "P0002": NotThere,
+    "SH001": LeaseLost,
+    "SH002": AlreadyFinished,
+    "SH003": BudgetSpent,
+}
+
 
 @cache
 def statements() -> dict[str, str]:
-    """The text of each statement in ``queries.sql``, by name."""
-    text = (resources.files("studies.storage") / "queries.sql").read_text()
-    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    """The text of each statement in ``sql/*.sql``, by name."""
+    found: dict[str, str] = {}
+    for file in (resources.files("studies.storage") / "sql").iterdir():
+        parts = re.split(r"^-- name: (\w+)$", file.read_text(), flags=re.MULTILINE)
+        found |= dict(zip(parts[1::2], parts[2::2], strict=True))
+    return found
 
 
 class Database:
-    """A connection that is made when first needed and made again when it was lost.
+    """Up to two connections, made when needed and made again when lost. For any number of threads, and
+    safe after a fork: the child makes its own.
 
-    Every statement commits by itself. Threads may share it: they take turns.
+    Args:
+        url: where to.
+        patience: seconds for which a statement is tried again while the server can't be had. A
+            connection that broke while nobody used it is replaced at once in any case.
+        stop: once set, nothing is waited for any longer.
     """
 
-    def __init__(self, url: StorageURL) -> None:
+    def __init__(self, url: StorageURL, *, patience: float = 0.0, stop: threading.Event | None = None) -> None:
         self.url = url
-        self._lock = threading.Lock()
-        self._connection: Any = None
+        self.patience = patience
+        self._stop = stop or threading.Event()
+        self._begin()
 
-    def rows(self, name: str, /, **parameters: Any) -> list[Row]:
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._free: list[Any] = []
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def rows(
+        self, name: str, /, *, within: float = ANSWER_SECONDS, patience: float | None = None, **parameters: Any
+    ) -> list[Row]:
         """Send the statement ``name``.
+
+        Args:
+            name: as it stands in ``sql/``.
+            within: seconds of silence after which the server counts as gone.
+            patience: instead of the database's own.
+            parameters: of the statement.
 
         Returns:
             Its rows, each a dict by column; empty for a statement that returns none.
 
         Raises:
             StorageUnreachable: the server does not answer, or refuses us.
-            StorageError: it answers with an error.
+            StorageError: it answers with an error; :exc:`LeaseLost`, :exc:`BudgetSpent`,
+                :exc:`NotThere`, :exc:`AlreadyFinished` where our own functions raise it.
         """
-        return self.execute(statements()[name], parameters)
+        return self.execute(statements()[name], parameters, within=within, patience=patience)
 
     def row(self, name: str, /, **parameters: Any) -> Row | None:
         """The first row of the statement ``name``, if any."""
         return next(iter(self.rows(name, **parameters)), None)
 
-    def execute(self, sql: str, parameters: dict[str, Any] | None = None) -> list[Row]:
+    def execute(
+        self,
+        sql: str,
+        parameters: dict[str, Any] | None = None,
+        *,
+        within: float = ANSWER_SECONDS,
+        patience: float | None = None,
+    ) -> list[Row]:
         """Send ``sql``, like :meth:`rows`."""
-        with self._lock:
-            try:
-                with self._connect().cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
-                    cursor.execute(sql, parameters)
-                    return [dict(row) for row in cursor.fetchall()] if cursor.description else []
-            except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-                self._drop()
-                raise connection_error(self.url, error) from error
-            except psycopg2.Error as error:
-                raise StorageError(f"{self.url.display}: {_first_line(error)}") from error
+        patience = self.patience if patience is None else patience
+        began, pause, tried = time.monotonic(), 0.02, 0
+        while True:
+            with self._connection() as (connection, is_fresh):
+                try:
+                    connection = connection or self._connect(within)
+                    rows = self._ask(connection, sql, parameters, within)
+                    self._free.append(connection)
+                    return rows
+                except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+                    _close(connection)
+                    lost = error
+                except psycopg2.Error as error:
+                    self._free.append(connection)
+                    raise _ERRORS.get(error.pgcode, StorageError)(
+                        f"{self.url.display}: {_first_line(error)}"
+                    ) from error
+                except BaseException:
+                    _close(connection)  # in the middle of something
+                    raise
+            tried += 1
+            if tried == 1 and not is_fresh:
+                self._drop()  # what broke one connection has broken the others
+                continue
+            pause = min(1.0, pause * 2)
+            if time.monotonic() - began + pause > patience or self._stop.is_set():
+                raise connection_error(self.url, lost) from lost
+            # With jitter: a fleet must not come back all at once.
+            self._stop.wait(pause * random.uniform(0.5, 1))
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
-        with self._lock:
-            self._drop()
+        """Close the connections that are not in use."""
+        self._drop()
 
-    def _connect(self) -> Any:
-        if self._connection is None:
-            self._connection = psycopg2.connect(**self.url.libpq)
-            self._connection.autocommit = True
-        return self._connection
+    @contextmanager
+    def _connection(self) -> Iterator[tuple[Any, bool]]:
+        """A connection that nobody uses, and whether it must be made (it is None then)."""
+        if os.getpid() != self._pid:
+            self._begin()  # psycopg2 leaves alone the connections that another process made
+        with self._slots:
+            try:
+                connection = self._free.pop()
+            except IndexError:
+                connection = None
+            yield connection, connection is None
 
     def _drop(self) -> None:
-        if self._connection is not None:
-            with suppress(psycopg2.Error):  # closing a broken connection may fail; it is gone either way
-                self._connection.close()
-        self._connection = None
+        while self._free:
+            _close(self._free.pop())
+
+    def _connect(self, within: float) -> Any:
+        # Asynchronous, so that a wait can end: a blocking call would not even see a signal.
+        connection = psycopg2.connect(**self.url.libpq, async_=True)
+        try:
+            self._wait(connection, min(within, float(self.url.libpq["connect_timeout"])))
+        except BaseException:
+            _close(connection)
+            raise
+        return connection
+
+    def _ask(self, connection: Any, sql: str, parameters: dict[str, Any] | None, within: float) -> list[Row]:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            self._wait(connection, within)
+            if not cursor.description:
+                return []
+            names = [column.name for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def _wait(self, connection: Any, within: float) -> None:
+        """Wait until the connection has done what it was asked for; ``within`` seconds of silence break it."""
+        ready = select.poll()
+        heard = time.monotonic()
+        while (state := connection.poll()) != POLL_OK:
+            ready.register(connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT)
+            while not ready.poll(250):
+                patience = min(within, STOPPING_SECONDS) if self._stop.is_set() else within
+                if time.monotonic() - heard > patience:
+                    raise psycopg2.OperationalError("timed out: the server does not answer")
+            heard = time.monotonic()
+
+
+def _close(connection: Any) -> None:
+    if connection is not None:
+        with suppress(psycopg2.Error):  # closing a broken connection may fail; it is gone either way
+            connection.close()
 
 
 def _first_line(error: psycopg2.Error) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -24,7 +26,8 @@ from studies.errors import (
 )
 from studies.spec import BudgetSpec, StudySpec
 from studies.storage import schema
-from studies.storage.database import Database
+from studies.storage.contract import Change, OptunaContract
+from studies.storage.database import ANSWER_SECONDS, Database
 from studies.storage.url import StorageURL
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ class StudyRecord:
     """A study in the storage."""
 
     study_id: int
+    uid: str | None
+    """Its name outside of this database; ``None`` where stock Optuna made it."""
     name: str
     spec: StudySpec | None
     """As the study was created; ``None`` where stock Optuna made it."""
@@ -66,6 +71,8 @@ class Status:
     budget: BudgetSpec | None
     trials: Mapping[str, int]
     """How many are complete, pruned, running, waiting, fail."""
+    paused: bool
+    """Whether no trial runs for now."""
     ended: str | None
     """Why no more trials begin: complete, failures, timeout, target, or the words of who stopped it."""
     best: FrozenTrial | None
@@ -79,24 +86,50 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A worker's answer to "what now?": a trial, or the reason why there is none."""
+    """A trial that a worker may run, by a lease."""
 
-    trial_id: int | None
-    number: int | None
-    reason: str | None
-    """``wait`` while others run the last trials; else why the study is over."""
+    study_id: int
+    trial_id: int
+    number: int
+    epoch: int
+    """Counts the claims of the trial."""
+    token: str
+    """By which the database knows this claim: it fences off whoever else held the trial, or will."""
 
 
-class PostgresStorage(RDBStorage):
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a person wants of a running trial."""
+
+    cancelled: bool
+    """End it."""
+    interrupted: bool
+    """Give it back: its study is paused or stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """A checkpoint of a trial, as the database knows it."""
+
+    name: str
+    step: int
+    sha256: bytes
+    data: bytes | None
+    """``None`` where it lies in the store that the spec names."""
+
+
+class PostgresStorage(OptunaContract):
     """Optuna's storage on PostgreSQL; works wherever Optuna takes a storage.
 
-    Trials are read and written by Optuna's own code. Budgets, leases, workers and metrics stand in
-    the schema ``studyhall`` of the same database.
+    Budgets, leases, workers, metrics and checkpoints stand in the schema ``studyhall`` of the same
+    database. At most two connections, for any number of threads.
 
     Args:
         url: a PostgreSQL URL (see :class:`studies.storage.url.StorageURL`).
         create: make the tables where they are missing.
         server: the embedded server behind the URL, given up by :meth:`close`.
+        patience: seconds for which a lost server is waited for.
+        stop: once set, nothing is waited for any longer.
 
     Raises:
         StorageURLError: the URL cannot be understood.
@@ -104,25 +137,28 @@ class PostgresStorage(RDBStorage):
         StorageError: the tables are missing, or of another version.
     """
 
-    def __init__(self, url: str | StorageURL, *, create: bool = True, server: EmbeddedServer | None = None) -> None:
+    def __init__(
+        self,
+        url: str | StorageURL,
+        *,
+        create: bool = True,
+        server: EmbeddedServer | None = None,
+        patience: float = 30.0,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.server = server
         self.location = url if isinstance(url, StorageURL) else StorageURL.parse(url)
-        self.database = Database(self.location)
+        super().__init__(Database(self.location, stop=stop))
         schema.require(self.database, create=create)
-        try:
-            super().__init__(
-                self.location.sqlalchemy,
-                # With the one above, two connections for each worker.
-                engine_kwargs={"pool_size": 1, "pool_pre_ping": True},
-                skip_table_creation=True,
-            )
-        except RuntimeError as error:
-            raise StorageError(f"{self.location.display}: {' '.join(str(error).split())}") from error
+        self.database.patience = patience  # from here on: who types a wrong URL wants to know at once
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As Optuna's: another process (joblib, multiprocessing) opens it anew. The URL may hold a password.
+        return PostgresStorage, (self.location.sqlalchemy,)
 
     def close(self) -> None:
         """Close all connections, and give up the embedded server."""
         self.database.close()
-        self.engine.dispose()
         if self.server:
             self.server.close()
 
@@ -174,6 +210,7 @@ class PostgresStorage(RDBStorage):
             raise StudyNotFound(f"no study {name!r} in {self.where}; {nearest(name, names)}")
         return StudyRecord(
             study_id=row["study_id"],
+            uid=row["uid"],
             name=row["name"],
             spec=StudySpec.from_json(row["spec"]) if row["spec"] else None,
             budget=row["budget"] and BudgetSpec(**row["budget"]),
@@ -190,18 +227,22 @@ class PostgresStorage(RDBStorage):
     def status(self, record: StudyRecord) -> Status:
         """The study's trials, best and workers now."""
         row = self.database.rows("status", study_id=record.study_id)[0]
-        ended = row.pop("ended")
+        ended, paused = row.pop("ended"), row.pop("paused")
         return Status(
             study=record.name,
             budget=self.find_study(record.name).budget,
             trials=row,
+            paused=paused,
             ended=ended,
             best=self.find_best(record),
             workers=[Worker(**w) for w in self.database.rows("workers", study_id=record.study_id)],
         )
 
     def find_best(self, record: StudyRecord) -> FrozenTrial | None:
-        """The best COMPLETE trial, of equal ones the lowest number; ``None`` where there is none."""
+        """The best COMPLETE trial, of equal ones the lowest number; ``None`` where there is none, or where
+        there are several objectives."""
+        if len(self.get_study_directions(record.study_id)) > 1:
+            return None
         row = self.database.row("best", study_id=record.study_id)
         best = self.get_trial(row["trial_id"]) if row else None
         if best and not _is_feasible(best):
@@ -297,7 +338,12 @@ class PostgresStorage(RDBStorage):
         """
         if record.spec is None or record.budget is None:
             raise StorageError(f"study {record.name!r} was made by Optuna, not by studyhall: it has no budget")
-        changes = {"trials": trials, "max_failures": max_failures, "timeout": timeout, "target": target}
+        changes: dict[str, Any] = {
+            "trials": trials,
+            "max_failures": max_failures,
+            "timeout": timeout,
+            "target": target,
+        }
         budget = record.budget.model_dump() | {key: value for key, value in changes.items() if value is not None}
         budget["trials"] += more_trials
         StudySpec.from_dict({**record.spec.model_dump(exclude_none=True), "budget": budget}, record.name)
@@ -310,17 +356,35 @@ class PostgresStorage(RDBStorage):
         """Let no more trials begin."""
         self.database.rows("stop_study", study_id=record.study_id, reason=reason)
 
+    def pause(self, record: StudyRecord) -> None:
+        """Run no trial for now; the running ones are given back at their next step."""
+        self.database.rows("pause", study_id=record.study_id)
+
+    def resume(self, record: StudyRecord) -> None:
+        """Run trials again, after :meth:`pause` or :meth:`stop`."""
+        self.database.rows("resume", study_id=record.study_id)
+
+    def cancel(self, trial: FrozenTrial) -> str:
+        """End a trial: at its next step where a worker of ours runs it, else at once.
+
+        Returns:
+            The name of the state that it was in; a finished one stays as it is.
+        """
+        return str(self.database.rows("cancel", trial_id=trial._trial_id)[0]["state"])
+
     def delete(self, record: StudyRecord) -> None:
         """Delete the study with all its trials."""
-        self.database.rows("delete_study", study_id=record.study_id)
+        self.delete_study(record.study_id)
 
     # Workers
 
-    def register_worker(self, record: StudyRecord, *, worker_id: str, host: str, pid: int, device: str) -> None:
+    def register_worker(
+        self, records: Sequence[StudyRecord], *, worker_id: str, host: str, pid: int, device: str
+    ) -> None:
         """A worker begins."""
         self.database.rows(
             "register_worker",
-            study_id=record.study_id,
+            study_ids=[record.study_id for record in records],
             worker_id=worker_id,
             host=host,
             pid=pid,
@@ -331,35 +395,143 @@ class PostgresStorage(RDBStorage):
         """A worker has ended."""
         self.database.rows("forget_worker", worker_id=worker_id)
 
-    def claim(self, record: StudyRecord, worker_id: str, lease_seconds: float) -> Claim:
-        """The next trial for a worker: one that waits, else a new one if the budget has room."""
-        row = self.database.rows("claim", study_id=record.study_id, worker_id=worker_id, lease_seconds=lease_seconds)[0]
-        return Claim(**row)
+    def claim(self, record: StudyRecord, worker_id: str, lease_seconds: float) -> Claim | str:
+        """The next trial for a worker: one that waits, else a new one if the budget has room.
 
-    def renew(self, worker_id: str, trial_id: int | None, step: int | None, lease_seconds: float) -> bool:
-        """Show that a worker lives, and keep the lease of its trial; false where that is gone."""
-        row = self.database.rows(
-            "renew", worker_id=worker_id, trial_id=trial_id, step=step, lease_seconds=lease_seconds
-        )[0]
-        return bool(row["kept"])
-
-    def add_metrics(self, trial_id: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Store the metrics of one step; one that was reported before keeps its first value."""
-        self.database.rows(
-            "add_metrics", trial_id=trial_id, step=step, names=list(metrics), values=list(metrics.values())
+        Returns:
+            The trial; or why there is none: ``wait`` while others run the last ones, ``paused``, or
+            the reason why the study is over.
+        """
+        study_id, token = record.study_id, str(uuid.uuid4())
+        with self._lock:
+            cache = self._cache(study_id)
+            rows = self.database.rows(
+                "claim",
+                study_id=study_id,
+                worker_id=worker_id,
+                lease_seconds=lease_seconds,
+                claim=token,
+                **cache.question(self._own),
+            )
+            if rows[0]["reason"]:
+                return str(rows[0]["reason"])
+            cache.learn(rows, self._own)
+        taken = next(row for row in rows if row["epoch"])
+        return Claim(
+            study_id=study_id, trial_id=taken["trial_id"], number=taken["number"], epoch=taken["epoch"], token=token
         )
 
-    def give_back(self, worker_ids: Sequence[str], *, died_of: str | None) -> int:
-        """Return the running trials of these workers to those that wait.
+    def write(
+        self,
+        claim: Claim,
+        changes: Mapping[str, Sequence[Change]],
+        *,
+        step: int | None,
+        within: float = ANSWER_SECONDS,
+    ) -> Wishes:
+        """Write to a trial that is held, which keeps its lease. Tried once: who holds a lease tries again.
+
+        Args:
+            claim: by which it is held.
+            changes: lists under params, reports, user_attrs, system_attrs and metrics.
+            step: the newest one, for people to see.
+            within: seconds of silence after which the server counts as gone.
+
+        Raises:
+            LeaseLost: it is no longer held under this claim.
+        """
+        (row,) = self.database.rows(
+            "write",
+            trial_id=claim.trial_id,
+            claim=claim.token,
+            step=step,
+            changes=json.dumps(changes),
+            within=within,
+            patience=0.0,
+        )
+        return Wishes(**row)
+
+    def finish(
+        self,
+        claim: Claim,
+        state: str,
+        values: Sequence[float] | None,
+        changes: Mapping[str, Sequence[Change]],
+        *,
+        within: float = ANSWER_SECONDS,
+    ) -> None:
+        """Write the result of a trial that is held; again does nothing.
+
+        Raises:
+            LeaseLost: it is no longer held under this claim, and the result not needed any more.
+        """
+        self.database.rows(
+            "finish",
+            trial_id=claim.trial_id,
+            claim=claim.token,
+            state=state,
+            values=None if values is None else list(values),
+            changes=json.dumps(changes),
+            within=within,
+            patience=0.0,
+        )
+
+    def give_back(self, claim: Claim, changes: Mapping[str, Sequence[Change]]) -> None:
+        """Return a trial that is held to those that wait; one that no longer is stays as it is."""
+        self.database.rows("give_back", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes))
+
+    def beat(self, worker_id: str, *, within: float = ANSWER_SECONDS) -> None:
+        """A worker is alive; the trials of its studies whose workers are not are given back."""
+        self.database.rows("beat", worker_id=worker_id, within=within, patience=0.0)
+
+    def bury(self, worker_ids: Sequence[str], *, died_of: str | None) -> int:
+        """Return the running trials of workers that have ended to those that wait.
 
         Args:
             worker_ids: the workers.
-            died_of: why they died on them, which a trial survives twice; ``None`` where they did not.
+            died_of: why they died on them, which counts against a trial; ``None`` where they did not.
 
         Returns:
             How many trials there were.
         """
-        return len(self.database.rows("give_back", worker_ids=list(worker_ids), died_of=died_of))
+        return len(self.database.rows("bury", worker_ids=list(worker_ids), died_of=died_of))
+
+    # Checkpoints
+
+    def save_checkpoint(
+        self, claim: Claim, *, sequence: int, name: str, step: int, sha256: bytes, data: bytes | None
+    ) -> list[str]:
+        """Keep a checkpoint of a trial that is held, beside the one before.
+
+        Returns:
+            The names of those that nothing needs any more.
+
+        Raises:
+            LeaseLost: the trial is no longer held under this claim.
+        """
+        rows = self.database.rows(
+            "save_checkpoint",
+            trial_id=claim.trial_id,
+            claim=claim.token,
+            sequence=sequence,
+            name=name,
+            step=step,
+            sha256=sha256,
+            data=data,
+        )
+        return [row["name"] for row in rows]
+
+    def checkpoints(self, trial_id: int) -> list[SavedCheckpoint]:
+        """The checkpoints of a trial, the newest first."""
+        return [
+            SavedCheckpoint(
+                name=row["name"],
+                step=row["step"],
+                sha256=bytes(row["sha256"]),
+                data=None if row["data"] is None else bytes(row["data"]),
+            )
+            for row in self.database.rows("checkpoints", trial_id=trial_id)
+        ]
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:

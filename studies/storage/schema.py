@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import psycopg2
+import psycopg2.errors
 
 from studies.errors import NoTables, StorageError
 from studies.storage.database import Database
@@ -23,53 +27,150 @@ def migrations() -> dict[int, str]:
     return {int(entry.name.partition("_")[0]): entry.read_text() for entry in files}
 
 
+def newest() -> int:
+    """The version of the tables that this program knows."""
+    return max(migrations())
+
+
 def require(database: Database, *, create: bool) -> None:
     """Make sure that the database has Optuna's schema and ours.
 
     Args:
-        create: make what is missing, once, however many processes ask at the same time.
+        database: which one.
+        create: make the tables where there are none, once, however many processes ask at the same time.
 
     Raises:
-        StorageError: the schema is missing and ``create`` is false, or it is newer than this program.
+        NoTables: there are none, and ``create`` is false.
+        StorageError: they are older or newer than this program, or Optuna's are of Optuna 4.
     """
-    state = database.row("schema_state")
-    assert state is not None  # a select without a table returns one row
-    if state["optuna"] and state["studyhall"]:
-        version = database.rows("schema_version")[0]["version"]
-        if version == max(migrations()):
-            return
-        if version is not None and version > max(migrations()):
+    where = database.url.display
+    version, optuna = state(database)
+    if version is None:
+        if not create:
+            raise NoTables(f"{where} holds no studies yet; begin one with: studyhall run digits")
+        upgrade(database.url)
+        return
+    _refuse_optuna_4(where, optuna)
+    if version > newest():
+        raise StorageError(
+            f"{where}: its tables are version {version}, this studyhall knows {newest()}; "
+            "upgrade it: pip install -U studyhall"
+        )
+    if version < newest():
+        raise StorageError(
+            f"{where}: its tables are version {version}, this studyhall needs {newest()}; "
+            "stop older workers and upgrade the tables: studyhall db upgrade"
+        )
+
+
+def state(database: Database) -> tuple[int | None, str | None]:
+    """The version of our tables (None where there are none), and of the Optuna that made Optuna's."""
+    (there,) = database.rows("schema_state")
+    if not (there["optuna"] and there["studyhall"]):
+        return None, None
+    (row,) = database.rows("schema_version")
+    return row["version"], row["optuna"]
+
+
+def upgrade(url: StorageURL) -> tuple[int, int]:
+    """Make the tables, or bring older ones to the newest version; all or nothing.
+
+    Returns:
+        The versions before (0 where there were none) and now.
+
+    Raises:
+        StorageUnreachable: the server does not answer, or refuses us.
+        StorageError: we may not make tables here, they are newer than this program, or of Optuna 4.
+    """
+    with _owner(url) as cursor:
+        # Held to the end of the transaction; Optuna makes its tables over a connection of its own.
+        cursor.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+        cursor.execute("select to_regclass('version_info') is not null")
+        if cursor.fetchone() == (True,):
+            cursor.execute("select library_version from version_info")
+            for (optuna,) in cursor.fetchall():
+                _refuse_optuna_4(url.display, optuna)
+        _make_optunas_tables(url)
+        cursor.execute("create schema if not exists studyhall")
+        cursor.execute("create table if not exists studyhall.version (version integer primary key, at timestamptz)")
+        cursor.execute("select coalesce(max(version), 0) from studyhall.version")
+        (before,) = cursor.fetchone() or (0,)
+        if before > newest():
             raise StorageError(
-                f"{database.url.display}: its tables are version {version}, "
-                f"this studyhall knows {max(migrations())}; "
+                f"{url.display}: its tables are version {before}, this studyhall knows {newest()}; "
                 "upgrade it: pip install -U studyhall"
             )
-    if not create:
-        raise NoTables(f"{database.url.display} holds no studies yet; begin one with: studyhall run digits")
-    _create(database.url)
+        for number, sql in migrations().items():
+            if number > before:
+                cursor.execute(sql)
+                cursor.execute("insert into studyhall.version values (%s, now())", (number,))
+    return int(before), newest()
 
 
-def _create(url: StorageURL) -> None:
+def convert_optuna_4(url: StorageURL, time_zone: str) -> int:
+    """Turn the local times that Optuna 4 wrote into UTC, as Optuna 5 keeps them. No worker may run.
+
+    Args:
+        url: the database.
+        time_zone: in which those workers lived, such as ``Europe/Berlin``.
+
+    Returns:
+        How many trials were converted.
+
+    Raises:
+        StorageError: the tables are not Optuna 4's, or there is no such time zone.
+    """
+    from optuna import __version__ as ours
+
+    with _owner(url) as cursor:
+        cursor.execute("select library_version from version_info for update")
+        found = cursor.fetchone()
+        if found is None or not _is_optuna_4(found[0]):
+            raise StorageError(f"{url.display}: its tables are not Optuna 4's; there is nothing to convert")
+        try:
+            cursor.execute(
+                "update trials set datetime_start = datetime_start at time zone %(zone)s at time zone 'UTC',"
+                " datetime_complete = datetime_complete at time zone %(zone)s at time zone 'UTC'",
+                {"zone": time_zone},
+            )
+        except psycopg2.errors.InvalidParameterValue:
+            raise StorageError(f"no time zone {time_zone!r}; legal are names such as Europe/Berlin and UTC") from None
+        converted = cursor.rowcount
+        cursor.execute("update version_info set library_version = %s", (ours,))
+    return int(converted)
+
+
+def _refuse_optuna_4(where: str, optuna: str | None) -> None:
+    if _is_optuna_4(optuna):
+        raise StorageError(
+            f"{where}: its tables were made by Optuna {optuna}, which keeps local times where Optuna 5 keeps UTC; "
+            "stop its workers, then: studyhall db upgrade --optuna-4-time-zone ZONE"
+        )
+
+
+def _is_optuna_4(version: str | None) -> bool:
+    return version is not None and int(version.partition(".")[0]) < 5
+
+
+def _make_optunas_tables(url: StorageURL) -> None:
     from optuna.storages import RDBStorage
 
+    try:
+        RDBStorage(url.sqlalchemy).engine.dispose()
+    except RuntimeError as error:
+        raise StorageError(f"{url.display}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _owner(url: StorageURL) -> Iterator[Any]:
+    """A cursor in one transaction, for whoever may make tables."""
     try:
         connection = psycopg2.connect(**url.libpq)
     except psycopg2.OperationalError as error:
         raise connection_error(url, error) from error
     try:
         with connection, connection.cursor() as cursor:
-            # Held to the end of the transaction; Optuna makes its tables over a connection of its own.
-            cursor.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
-            optuna_storage = RDBStorage(url.sqlalchemy)
-            optuna_storage.engine.dispose()
-            cursor.execute("create schema if not exists studyhall")
-            cursor.execute("create table if not exists studyhall.version (version integer primary key, at timestamptz)")
-            cursor.execute("select coalesce(max(version), 0) from studyhall.version")
-            (applied,) = cursor.fetchone() or (0,)
-            for number, sql in migrations().items():
-                if number > applied:
-                    cursor.execute(sql)
-                    cursor.execute("insert into studyhall.version values (%s, now())", (number,))
+            yield cursor
     except psycopg2.errors.InsufficientPrivilege as error:
         reason = str(error).partition("\n")[0]
         raise StorageError(

@@ -1,147 +1,180 @@
-"""What a worker does: claim a trial, run the objective, tell the result; until the study is over."""
+"""What a worker does: take a trial, run the objective, tell the result; until its studies are over."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from studies.errors import StorageError
+from studies.catalog import reseed
+from studies.checkpoints import CheckpointStore, open_store
+from studies.errors import LeaseLost, StorageError, StorageUnreachable
 from studies.objective import Objective, one_line
 from studies.spec import StudySpec
-from studies.storage.postgres import PostgresStorage, StudyRecord
+from studies.storage.postgres import Claim, PostgresStorage, StudyRecord
 from studies.trial import Interrupted, Trial, as_values
+from studies.worker.checkpoints import Checkpoints, delete_ended
+from studies.worker.held import HeldTrial
+from studies.worker.lease import Courier
+from studies.worker.results import Results
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for a trial while others run the last ones.
-POLL = 0.5
+#: Seconds between two looks for a trial while there is none: the first, and at most.
+POLL, LONGEST_POLL = 0.25, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A study that a worker serves."""
+
+    record: StudyRecord
+    objective: Objective
+    share: float = 1.0
+    """Of the worker's trials, relative to the shares of its other studies."""
 
 
 class Worker:
-    """Runs the trials of one study, one after the other.
+    """Runs trials of its studies, one after the other.
+
+    It outlives its database: an outage interrupts no training while the lease lasts, and ends no worker.
 
     Args:
-        storage: where the study is.
-        record: the study.
-        objective: what a trial runs.
+        storage: where the studies are.
+        services: the studies; from each a trial is taken by its share.
         worker_id: this worker's name in the database, unlike any other's.
         device: the PyTorch name of the device.
         lease_seconds: how long a trial stays this worker's after the last sign of life.
+        results: the directory where results wait while the database is away.
         stop: set from outside to leave the running trial at its next step, give it back, and return.
+
+    Raises:
+        StorageError: a study was not made by studyhall.
+        CheckpointError: checkpoints can't be kept where a spec says.
     """
 
     def __init__(
         self,
         storage: PostgresStorage,
-        record: StudyRecord,
-        objective: Objective,
+        services: Sequence[Service],
         *,
         worker_id: str,
         device: str,
         lease_seconds: float,
+        results: Path,
         stop: threading.Event,
     ) -> None:
-        if record.spec is None:
-            raise StorageError(f"study {record.name!r} was not made by studyhall, so no worker knows what it runs")
-        self.device = device
         self._storage = storage
-        self._record = record
-        self._spec: StudySpec = record.spec
-        self._objective = objective
-        self._id = worker_id
-        self._lease_seconds = lease_seconds
         self._stop = stop
+        self._id = worker_id
+        self._device = device
+        self._lease_seconds = lease_seconds
+        self._results = results
         self._pid = os.getpid()
-        self._trial_id: int | None = None
-        self._lease_lost = False
-        self._study = storage.load_study(record)
-        self._study.pruner = self._spec.to_pruner()
-        # An objective or a sampler may call study.stop(), which Optuna allows inside optimize() alone.
-        self._study._thread_local.in_optimize_loop = True
+        self._studies = [_Study(storage, service, results) for service in services]
+        self._courier = Courier(storage, worker_id=worker_id, lease_seconds=lease_seconds, stop=stop)
 
     def run(self) -> str:
-        """Run trials until the study is over or :attr:`stop` is set.
+        """Run trials until all studies are over or :attr:`stop` is set.
 
         Returns:
-            Why it ended: ``interrupted``, or the study's own reason.
+            Why it ended: ``interrupted``, or the reason of the study that was over last.
         """
-        with self._heartbeat():
-            while not self._stop.is_set():
-                claim = self._storage.claim(self._record, self._id, self._lease_seconds)
-                if claim.trial_id is not None and claim.number is not None:
-                    self._run_trial(claim.trial_id, claim.number)
-                elif claim.reason != "wait":
-                    return claim.reason or ""
+        reason, poll = "interrupted", POLL
+        with self._courier:
+            while self._studies and not self._stop.is_set():
+                try:
+                    for study in self._studies:
+                        study.clean_up()
+                    taken = self._take()
+                except StorageUnreachable as error:
+                    log.warning("waiting for the database: %s", error)
+                    self._stop.wait(LONGEST_POLL)
+                    continue
+                if isinstance(taken, str):
+                    reason = taken
+                elif taken:
+                    poll = POLL
+                    self._run_trial(*taken)
                 else:
-                    self._stop.wait(POLL)
-        return "interrupted"
+                    self._stop.wait(poll)
+                    poll = min(LONGEST_POLL, poll * 1.5)
+        return "interrupted" if self._stop.is_set() else reason
 
-    # What a trial asks of its worker (studies.trial.Reporter)
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether the running trial should be left: the worker stops, or the trial is no longer its own."""
-        return self._stop.is_set() or self._lease_lost
-
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Store the metrics of a step, and renew the lease."""
-        assert self._trial_id is not None  # only a running trial reports
-        if metrics:
-            self._storage.add_metrics(self._trial_id, step, metrics)
-        self._renew(step)
+    def _take(self) -> tuple[_Study, Claim] | str | None:
+        """A trial of the study that has had the least of its share; or the reason why one of the studies
+        is over, which is served no longer; or ``None`` for now."""
+        for study in sorted(self._studies, key=lambda study: study.taken / study.share):
+            claim = self._storage.claim(study.record, self._id, self._lease_seconds)
+            if isinstance(claim, Claim):
+                study.taken += 1
+                return study, claim
+            if claim not in ("wait", "paused"):
+                self._studies.remove(study)
+                return claim
+        return None
 
     # One trial
 
-    def _run_trial(self, trial_id: int, number: int) -> None:
-        self._trial_id, self._lease_lost = trial_id, False
+    def _run_trial(self, study: _Study, claim: Claim) -> None:
+        lease = self._courier.take(claim, study.results)
+        self._storage.hold(study.record.study_id, claim.trial_id, lease)
+        checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
+        held = HeldTrial(lease, checkpoints, device=self._device, stop=self._stop)
         try:
-            # As Study.ask does: see what others did meanwhile. Optuna's cache learns the claimed trial, too.
-            self._study._thread_local.cached_all_trials = None
-            self._study.get_trials(deepcopy=False)
-            self._study.sampler = self._spec.to_sampler(number)
-            trial = Trial(self._study, trial_id, reporter=self, seed=self._spec.seed_of)
-            self._finish(trial, *self._call(trial))
+            trial = study.begin(self._storage, claim, held)
+            try:
+                state, values = self._call(study, trial, held)
+            except Interrupted:
+                if not lease.cancelled:
+                    raise
+                state, values = TrialState.FAIL, None
+            self._finish(study, trial, held, state, values)
         except Interrupted:
-            if not self._lease_lost:
-                self._storage.give_back([self._id], died_of=None)
+            self._leave(claim, held)
+        except LeaseLost:
+            lease.lost = True
         finally:
-            self._trial_id = None
-        if self._study._stop_flag:
-            self._storage.stop(self._record, "stopped")
+            if lease.lost:
+                log.warning("trial %d was taken over while this worker was silent: dropped", claim.number)
+            lease.close()
+            self._storage.release(claim.trial_id)
+        if study.optuna._stop_flag:
+            self._storage.stop(study.record, "stopped")
 
-    def _call(self, trial: Trial) -> tuple[TrialState, list[float] | None]:
-        """Sample and run the objective; what it raises is a result.
-
-        Not so :exc:`Interrupted`, and what is the storage's failure and not the trial's.
-        """
+    def _call(self, study: _Study, trial: Trial, held: HeldTrial) -> tuple[TrialState, list[float] | None]:
+        """Sample and run the objective; what it raises is a result, but for :exc:`Interrupted`."""
         try:
-            self._spec.suggest(trial)
-            returned = self._objective(trial)
+            study.spec.suggest(trial)
+            returned = study.objective(trial)
             self._end_if_forked(0)
-        except (Interrupted, StorageError, StorageInternalError):
+        except (Interrupted, LeaseLost):
             self._end_if_forked(1)
             raise
+        except StorageUnreachable as error:  # the storage's failure, and not the trial's
+            self._end_if_forked(1)
+            raise Interrupted from error
         except optuna.TrialPruned:
             self._end_if_forked(0)
             return TrialState.PRUNED, None
         except BaseException as error:  # sys.exit() in an objective ends its trial, not its worker
             self._end_if_forked(error.code if isinstance(error, SystemExit) else 1)
-            if self.stop_requested or not self._renew(None):
+            if held.stop_requested:
                 # What breaks while everything is taken down, or the trial away, says nothing about the trial.
                 raise Interrupted from error
             log.warning("trial %d failed: %s: %s", trial.number, type(error).__name__, one_line(error))
             trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}")
             trial.set_user_attr("traceback", traceback.format_exc())
             return TrialState.FAIL, None
-        values = as_values(returned, len(self._spec.all_directions))
+        values = as_values(returned, len(study.spec.all_directions))
         if isinstance(values, str):
             log.warning("trial %d failed: %s", trial.number, values)
             trial.set_user_attr("error", values)
@@ -149,42 +182,77 @@ class Worker:
         return TrialState.COMPLETE, values
 
     def _end_if_forked(self, code: object) -> None:
-        """End here if this is a child that the objective forked.
-
-        It shares the worker's connection, and must neither tell a result nor close it.
-        """
+        """End here if this is a child that the objective forked: it must not tell a result."""
         if os.getpid() != self._pid:
             os._exit(code if isinstance(code, int) else int(code is not None))
 
-    def _finish(self, trial: Trial, state: TrialState, values: list[float] | None) -> None:
-        if not self._renew(None):
-            log.warning("trial %d was taken over while this worker was silent; its result is dropped", trial.number)
+    def _finish(
+        self, study: _Study, trial: Trial, held: HeldTrial, state: TrialState, values: list[float] | None
+    ) -> None:
+        if held.lease.lost:
             return
-        self._study.tell(trial, values, state)
+        if held.lease.cancelled and state != TrialState.COMPLETE:
+            state = TrialState.FAIL
+            trial.set_user_attr("error", "cancelled")
+        study.optuna.tell(trial, values, state)
+        if state == TrialState.FAIL:
+            gc.collect()  # what ran out of memory must not hold it while the next trial runs
+        if not held.lease.lost:
+            held.checkpoints.discard()
 
-    # The lease
+    def _leave(self, claim: Claim, held: HeldTrial) -> None:
+        """Give the trial back; a database that is away is waited for, unless the worker is asked to stop."""
+        pending = held.lease.close()
+        while not held.lease.lost:
+            try:
+                self._storage.give_back(claim, pending)
+                return
+            except StorageUnreachable as error:
+                if self._stop.wait(1.0):
+                    log.warning(
+                        "trial %d could not be given back (%s): others take it when its lease of %g s runs out",
+                        claim.number,
+                        error,
+                        self._lease_seconds,
+                    )
+                    return
 
-    def _renew(self, step: int | None) -> bool:
-        if not self._storage.renew(self._id, self._trial_id, step, self._lease_seconds):
-            self._lease_lost = True
-        return not self._lease_lost
 
-    @contextmanager
-    def _heartbeat(self) -> Iterator[None]:
-        """Show signs of life three times a lease, however long a step takes."""
-        ended = threading.Event()
+class _Study:
+    """A study as a worker sees it."""
 
-        def beat() -> None:
-            while not ended.wait(self._lease_seconds / 3):
-                try:
-                    self._renew(None)
-                except StorageError as error:
-                    log.warning("no sign of life could be given: %s", error)
+    def __init__(self, storage: PostgresStorage, service: Service, results: Path) -> None:
+        record = service.record
+        if record.spec is None or record.uid is None:
+            raise StorageError(f"study {record.name!r} was not made by studyhall, so no worker knows what it runs")
+        self.record = record
+        self.spec: StudySpec = record.spec
+        self.objective = service.objective
+        self.share = service.share
+        self.taken = 0
+        self.results = Results(results, record.uid)
+        self.store: CheckpointStore | None = None
+        if self.spec.checkpoints.store != "postgresql":
+            self.store = open_store(self.spec.checkpoints.store, record.uid)
+            self.store.check()
+        self.optuna = storage.load_study(record)
+        self.optuna.sampler = self.spec.to_sampler(0)
+        self.optuna.pruner = self.spec.to_pruner()
+        # An objective or a sampler may call study.stop(), which Optuna allows inside optimize() alone.
+        self.optuna._thread_local.in_optimize_loop = True
+        self._storage = storage
+        self._is_clean = False
 
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+    def clean_up(self) -> None:
+        """Do once what an earlier worker of this machine could not: tell its results, delete what ended."""
+        if not self._is_clean:
+            self.results.tell(self._storage)
+            if self.store:
+                delete_ended(self._storage, self.record, self.store)
+            self._is_clean = True
+
+    def begin(self, storage: PostgresStorage, claim: Claim, held: HeldTrial) -> Trial:
+        """The trial that was just claimed, which brought with it what others did meanwhile."""
+        self.optuna._thread_local.cached_all_trials = storage.known_trials(claim.study_id)
+        reseed(self.optuna.sampler, self.spec.seed_of(claim.number))
+        return Trial(self.optuna, claim.trial_id, holder=held, seed=self.spec.seed_of)

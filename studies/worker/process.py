@@ -8,6 +8,8 @@ writes events, one line of JSON each, to its standard output:
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
 The end of its standard input means that the supervisor is gone: the worker gives its trial back and ends.
+So it does on SIGTERM, SIGINT, SIGHUP, and on SIGUSR1 and SIGUSR2, by which cluster schedulers tell that a
+machine is about to be taken away.
 """
 
 from __future__ import annotations
@@ -28,21 +30,35 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from studies import objective
-from studies.errors import StudyhallError
+from studies.errors import StorageUnreachable, StudyhallError
 from studies.objective import Objective, one_line
+
+#: What asks a worker to give its trial back and to end.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSetup:
+    """One study's objective, as a worker builds it."""
+
+    study: str
+    path: str
+    args: Mapping[str, Any]
+    space: tuple[str, ...]
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a worker needs to build the objective."""
+    """What a worker needs to build its objectives."""
 
     worker_id: str
     device: str
     label: str
-    path: str
-    args: Mapping[str, Any]
-    space: tuple[str, ...]
+    objectives: tuple[ObjectiveSetup, ...]
     data_dir: str
+    results: str
+    """The directory where results wait while the database is away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +66,6 @@ class Assignment:
     """What a worker needs to run trials. Given on standard input: the URL may hold a password."""
 
     storage: str
-    study: str
     lease_seconds: float
 
 
@@ -60,11 +75,14 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     warnings.filterwarnings("ignore", module="optuna")
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop.set())
     try:
-        setup = Setup(**json.loads(sys.stdin.readline()))
-        built = objective.build(setup.path, setup.args, space=tuple(setup.space), data_dir=Path(setup.data_dir))
+        setup = _read_setup(sys.stdin.readline())
+        built = {
+            each.study: objective.build(each.path, each.args, space=tuple(each.space), data_dir=Path(setup.data_dir))
+            for each in setup.objectives
+        }
         _tell(events, event="ready")
         line = sys.stdin.readline()
         if line:
@@ -83,30 +101,43 @@ def main() -> int:
     return 0
 
 
-def _work(setup: Setup, assignment: Assignment, built: Objective, stop: threading.Event) -> str:
+def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
     # Imported here: the objective's own imports come first, so that their errors do.
     from studies.storage.postgres import PostgresStorage
-    from studies.worker.loop import Worker
+    from studies.worker.loop import Service, Worker
 
     threading.Thread(target=_stop_with_supervisor, args=(stop,), daemon=True).start()
-    storage = PostgresStorage(assignment.storage)
+    # Hardly patient: the worker itself waits for a database that is away, and trains on meanwhile.
+    storage = PostgresStorage(assignment.storage, create=False, patience=0.5, stop=stop)
     try:
-        record = storage.find_study(assignment.study)
+        services = [
+            Service(record=storage.find_study(each.study), objective=built[each.study], share=each.share)
+            for each in setup.objectives
+        ]
         storage.register_worker(
-            record, worker_id=setup.worker_id, host=socket.gethostname(), pid=os.getpid(), device=setup.label
+            [service.record for service in services],
+            worker_id=setup.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=setup.label,
         )
         worker = Worker(
             storage,
-            record,
-            built,
+            services,
             worker_id=setup.worker_id,
             device=setup.device,
             lease_seconds=assignment.lease_seconds,
+            results=Path(setup.results),
             stop=stop,
         )
         reason = worker.run()
-        storage.forget_worker(setup.worker_id)
+        with suppress(StorageUnreachable):  # it is forgotten by itself, after a day
+            storage.forget_worker(setup.worker_id)
         return reason
+    except StorageUnreachable:
+        if stop.is_set():
+            return "interrupted"
+        raise
     finally:
         storage.close()
 
@@ -128,6 +159,11 @@ def _take_stdout() -> TextIO:
 def _tell(events: TextIO, **event: Any) -> None:
     with suppress(BrokenPipeError):  # no supervisor is left to read it
         print(json.dumps(event), file=events, flush=True)
+
+
+def _read_setup(line: str) -> Setup:
+    data = json.loads(line)
+    return Setup(**{**data, "objectives": tuple(ObjectiveSetup(**each) for each in data["objectives"])})
 
 
 def as_line(message: Setup | Assignment) -> str:

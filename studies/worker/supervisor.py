@@ -20,7 +20,7 @@ from studies.errors import ObjectiveError, StorageUnreachable, WorkerError
 from studies.spec import StudySpec
 from studies.storage.postgres import PostgresStorage
 from studies.worker.devices import Device
-from studies.worker.process import Assignment, Setup, as_line
+from studies.worker.process import Assignment, ObjectiveSetup, Setup, as_line
 
 #: How often in a row a worker may die without a trial before its supervisor gives up. With one, the death
 #: counts against the trial, of which there is an end too.
@@ -102,9 +102,10 @@ class Supervisor:
     """Starts one worker per device and keeps them alive.
 
     Args:
-        spec: the study, for its objective and the names of its space.
+        specs: the studies, each with its share of the workers' trials.
         devices: one for each worker.
         data_dir: where this machine keeps data sets.
+        results: the directory where results wait while the database is away.
         environment: what the workers' environment is made from.
         output: is given each line that a worker writes, from any thread.
         inherit: open files for the workers to hold, such as the embedded server's lock.
@@ -112,17 +113,19 @@ class Supervisor:
 
     def __init__(
         self,
-        spec: StudySpec,
+        specs: Sequence[tuple[StudySpec, float]],
         devices: Sequence[Device],
         *,
         data_dir: Path,
+        results: Path,
         environment: Mapping[str, str],
         output: Callable[[str], None],
         inherit: Sequence[int] = (),
     ) -> None:
-        self._spec = spec
+        self._specs = specs
         self._devices = devices
         self._data_dir = data_dir
+        self._results = results
         self._environment = environment
         self._output = output
         self._inherit = inherit
@@ -164,10 +167,10 @@ class Supervisor:
                 return
             raise ObjectiveError(event["message"])
 
-    def assign(self, storage: PostgresStorage, study: str, lease_seconds: float) -> None:
-        """Let the workers run the trials of ``study``."""
+    def assign(self, storage: PostgresStorage, lease_seconds: float) -> None:
+        """Let the workers run trials; the studies are in the storage by now."""
         self._storage = storage
-        self._assignment = Assignment(storage=storage.location.sqlalchemy, study=study, lease_seconds=lease_seconds)
+        self._assignment = Assignment(storage=storage.location.sqlalchemy, lease_seconds=lease_seconds)
         for process in self._processes:
             process.send(self._assignment)
 
@@ -206,7 +209,7 @@ class Supervisor:
         for process in self._processes:
             process.wait()
         if self._processes and self._storage:
-            self._storage.give_back([process.id for process in self._processes], died_of=None)
+            self._storage.bury([process.id for process in self._processes], died_of=None)
             for process in self._processes:
                 self._storage.forget_worker(process.id)
         self._processes = []
@@ -217,10 +220,18 @@ class Supervisor:
             worker_id=f"{os.uname().nodename}-{uuid.uuid4().hex[:12]}",
             device=device.torch,
             label=device.label,
-            path=self._spec.objective.path,
-            args=self._spec.objective.args,
-            space=tuple(self._spec.space),
+            objectives=tuple(
+                ObjectiveSetup(
+                    study=spec.name,
+                    path=spec.objective.path,
+                    args=spec.objective.args,
+                    space=tuple(spec.space),
+                    share=share,
+                )
+                for spec, share in self._specs
+            ),
             data_dir=str(self._data_dir),
+            results=str(self._results),
         )
         # A progress bar of the objective's would be a thousand lines here.
         environment = {"TQDM_DISABLE": "1", **self._environment, **device.environment}
@@ -234,7 +245,7 @@ class Supervisor:
         assert self._storage is not None  # poll() comes after assign()
         error = process.last_words.get("error")
         why = error["message"] if error else f"ended by {_status_name(status)}"
-        had_trial = self._storage.give_back([process.id], died_of=None if error else why)
+        had_trial = self._storage.bury([process.id], died_of=None if error else why)
         self._storage.forget_worker(process.id)
         is_outage = error is not None and error["kind"] == StorageUnreachable.__name__
         deaths = 0 if had_trial or is_outage else self._deaths[process.slot] + 1

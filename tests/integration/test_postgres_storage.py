@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +14,16 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec
-from studies.errors import NothingFinished, SpecError, SpecMismatch, StorageError, StudyNotFound, TrialNotFound
-from studies.storage.postgres import StudyRecord
+from studies.errors import (
+    LeaseLost,
+    NothingFinished,
+    SpecError,
+    SpecMismatch,
+    StorageError,
+    StudyNotFound,
+    TrialNotFound,
+)
+from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 
 LEASE = 30.0
@@ -38,10 +47,20 @@ def created(storage: PostgresStorage, name: str = "study", **budget: Any) -> Stu
 
 def begin(storage: PostgresStorage, record: StudyRecord, worker: str, lease: float = LEASE) -> int:
     """Register ``worker`` and let it claim a trial."""
-    storage.register_worker(record, worker_id=worker, host="host", pid=1, device="cpu")
+    return hold(storage, record, worker, lease).trial_id
+
+
+def hold(storage: PostgresStorage, record: StudyRecord, worker: str, lease: float = LEASE) -> Claim:
+    """Register ``worker`` and let it claim a trial."""
+    storage.register_worker([record], worker_id=worker, host="host", pid=1, device="cpu")
     claim = storage.claim(record, worker, lease)
-    assert claim.trial_id is not None
-    return claim.trial_id
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def number(claim: Claim | str) -> int:
+    assert isinstance(claim, Claim)
+    return claim.number
 
 
 def states(storage: PostgresStorage, record: StudyRecord) -> list[str]:
@@ -103,7 +122,7 @@ def test_no_table_is_made_where_only_to_look(empty_database: StorageURL) -> None
 
 def test_tables_of_a_newer_version_are_refused(storage: PostgresStorage) -> None:
     storage.database.execute("insert into studyhall.version values (999, now())")
-    with pytest.raises(StorageError, match="version 999, this studyhall knows 1; upgrade it: pip install"):
+    with pytest.raises(StorageError, match="version 999, this studyhall knows 3; upgrade it: pip install"):
         PostgresStorage(storage.location)
 
 
@@ -136,34 +155,34 @@ def test_no_more_trials_run_than_the_budget_holds(storage: PostgresStorage) -> N
     record = created(storage, trials=2)
     first, second = begin(storage, record, "a"), begin(storage, record, "b")
     assert first != second
-    assert storage.claim(record, "c", LEASE).reason == "wait"
+    assert storage.claim(record, "c", LEASE) == "wait"
     storage.set_trial_state_values(first, TrialState.COMPLETE, [1.0])
-    assert storage.claim(record, "c", LEASE).reason == "wait"
+    assert storage.claim(record, "c", LEASE) == "wait"
     storage.set_trial_state_values(second, TrialState.PRUNED)
-    assert storage.claim(record, "c", LEASE).reason == "complete"
+    assert storage.claim(record, "c", LEASE) == "complete"
     assert [trial.number for trial in storage.trials(record)] == [0, 1]
 
 
 def test_a_failed_trial_leaves_its_place_to_another(storage: PostgresStorage) -> None:
     record = created(storage, trials=1)
     storage.set_trial_state_values(begin(storage, record, "a"), TrialState.FAIL)
-    assert storage.claim(record, "a", LEASE).number == 1
+    assert number(storage.claim(record, "a", LEASE)) == 1
 
 
 def test_too_many_failures_end_the_study(storage: PostgresStorage) -> None:
     record = created(storage, max_failures=2)
     for worker in "ab":
         storage.set_trial_state_values(begin(storage, record, worker), TrialState.FAIL)
-    assert storage.claim(record, "a", LEASE).reason == "failures"
+    assert storage.claim(record, "a", LEASE) == "failures"
     storage.extend(record, max_failures=3)
-    assert storage.claim(record, "a", LEASE).trial_id is not None
+    assert isinstance(storage.claim(record, "a", LEASE), Claim)
 
 
 def test_the_target_ends_the_study(storage: PostgresStorage) -> None:
     record = created(storage, target=0.9)
     storage.set_trial_state_values(begin(storage, record, "a"), TrialState.COMPLETE, [0.89])
     storage.set_trial_state_values(begin(storage, record, "b"), TrialState.COMPLETE, [0.9])
-    assert storage.claim(record, "a", LEASE).reason == "target"
+    assert storage.claim(record, "a", LEASE) == "target"
 
 
 def test_the_time_ends_the_study(storage: PostgresStorage) -> None:
@@ -173,16 +192,16 @@ def test_the_time_ends_the_study(storage: PostgresStorage) -> None:
     storage.database.execute(
         f"update trials set datetime_start = datetime_start - interval '1 h' where trial_id = {trial_id}"
     )
-    assert storage.claim(record, "b", LEASE).reason == "timeout"
+    assert storage.claim(record, "b", LEASE) == "timeout"
 
 
 def test_a_stopped_study_goes_on_when_extended(storage: PostgresStorage) -> None:
     record = created(storage)
     storage.stop(record, "stopped")
-    assert storage.claim(record, "a", LEASE).reason == "stopped"
+    assert storage.claim(record, "a", LEASE) == "stopped"
     storage.extend(record, more_trials=2)
     assert storage.find_study("study").budget == spec(trials=5).budget
-    assert storage.claim(record, "a", LEASE).trial_id is not None
+    assert isinstance(storage.claim(record, "a", LEASE), Claim)
 
 
 def test_twelve_threads_spend_the_budget_exactly(storage: PostgresStorage) -> None:
@@ -194,10 +213,10 @@ def test_twelve_threads_spend_the_budget_exactly(storage: PostgresStorage) -> No
         try:
             while True:
                 claim = own.claim(record, f"w{worker}", LEASE)
-                if claim.trial_id is not None:
-                    own.set_trial_state_values(claim.trial_id, TrialState.COMPLETE, [float(worker)])
+                if isinstance(claim, Claim):
+                    own.finish(claim, "COMPLETE", [float(worker)], {})
                     done += 1
-                elif claim.reason != "wait":
+                elif claim != "wait":
                     return done
         finally:
             own.close()
@@ -212,7 +231,7 @@ def test_trials_of_stock_optuna_count_toward_the_budget(storage: PostgresStorage
     study = optuna.load_study(study_name="study", storage=storage)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     study.ask()
-    assert storage.claim(record, "a", LEASE).reason == "wait"
+    assert storage.claim(record, "a", LEASE) == "wait"
 
 
 # Leases
@@ -220,56 +239,120 @@ def test_trials_of_stock_optuna_count_toward_the_budget(storage: PostgresStorage
 
 def test_an_expired_lease_gives_the_trial_to_another_worker(storage: PostgresStorage) -> None:
     record = created(storage)
-    trial_id = begin(storage, record, "dead", lease=0)
-    claim = storage.claim(record, "b", LEASE)
-    assert (claim.trial_id, claim.number) == (trial_id, 0)
+    dead = hold(storage, record, "dead", lease=0)
+    alive = storage.claim(record, "b", LEASE)
+    assert isinstance(alive, Claim)
+    assert (alive.trial_id, alive.number, alive.epoch) == (dead.trial_id, 0, 2)
     assert storage.attempts(record) == {0: ("b", 2)}
-    assert not storage.renew("dead", trial_id, 1, LEASE)
-    assert storage.renew("b", trial_id, 1, LEASE)
+    storage.write(alive, {}, step=1)
+
+
+def test_nothing_is_written_without_the_lease(storage: PostgresStorage) -> None:
+    record = created(storage)
+    zombie = hold(storage, record, "zombie", lease=0)
+    alive = storage.claim(record, "b", LEASE)
+    assert isinstance(alive, Claim)
+    change = {"reports": [{"step": 0, "value": 666.0}], "user_attrs": [{"key": "zombie", "value": "true"}]}
+    with pytest.raises(LeaseLost):
+        storage.write(zombie, change, step=0)
+    with pytest.raises(LeaseLost):
+        storage.finish(zombie, "COMPLETE", [666.0], change)
+    with pytest.raises(LeaseLost):
+        storage.save_checkpoint(zombie, sequence=1, name="0/1-1", step=0, sha256=b"", data=b"")
+    storage.give_back(zombie, change)
+    trial = storage.trial(record, 0)
+    assert (trial.state, trial.intermediate_values, trial.user_attrs) == (TrialState.RUNNING, {}, {})
+    storage.finish(alive, "COMPLETE", [1.0], {})
+    assert storage.trial(record, 0).value == 1.0
 
 
 def test_a_renewed_lease_does_not_expire(storage: PostgresStorage) -> None:
     record = created(storage)
-    trial_id = begin(storage, record, "a", lease=0)
-    assert storage.renew("a", trial_id, None, LEASE)
-    assert storage.claim(record, "b", LEASE).number == 1
+    held = hold(storage, record, "a", lease=1)
+    for _ in range(4):
+        time.sleep(0.4)
+        storage.write(held, {}, step=None)
+    assert number(storage.claim(record, "b", LEASE)) == 1
+
+
+def test_every_worker_gives_back_the_trials_of_silent_ones(storage: PostgresStorage) -> None:
+    record = created(storage)
+    hold(storage, record, "dead", lease=0)
+    storage.register_worker([record], worker_id="busy", host="host", pid=1, device="cpu")
+    storage.beat("busy")
+    assert states(storage, record) == ["WAITING"]
+
+
+def test_a_result_that_comes_after_its_lease_counts_if_nobody_has_the_trial(storage: PostgresStorage) -> None:
+    record = created(storage)
+    late = hold(storage, record, "late", lease=0)
+    storage.register_worker([record], worker_id="busy", host="host", pid=1, device="cpu")
+    storage.beat("busy")
+    storage.finish(late, "COMPLETE", [1.0], {})
+    storage.finish(late, "COMPLETE", [1.0], {})
+    assert states(storage, record) == ["COMPLETE"]
+
+
+def test_a_late_result_does_not_overshoot_the_budget(storage: PostgresStorage) -> None:
+    record = created(storage, trials=1)
+    late = hold(storage, record, "late", lease=0)
+    storage.register_worker([record], worker_id="busy", host="host", pid=1, device="cpu")
+    storage.beat("busy")
+    optuna.load_study(study_name="study", storage=storage).add_trial(create_trial(value=0.5))
+    with pytest.raises(LeaseLost):
+        storage.finish(late, "COMPLETE", [1.0], {})
+    assert storage.status(record).finished == 1
 
 
 def test_a_trial_of_stock_optuna_is_never_taken_away(storage: PostgresStorage) -> None:
     record = created(storage)
     optuna.load_study(study_name="study", storage=storage).ask()
-    assert storage.claim(record, "a", LEASE).number == 1
+    assert number(storage.claim(record, "a", LEASE)) == 1
 
 
 def test_a_trial_given_back_keeps_its_number_parameters_and_reports(storage: PostgresStorage) -> None:
     record = created(storage)
-    trial_id = begin(storage, record, "a")
+    held = hold(storage, record, "a")
+    trial_id = held.trial_id
     distribution = optuna.distributions.FloatDistribution(0, 1)
     storage.set_trial_param(trial_id, "x", 0.25, distribution)
     storage.set_trial_intermediate_value(trial_id, 0, 0.5)
-    storage.give_back(["a"], died_of=None)
+    storage.give_back(held, {"reports": [{"step": 1, "value": 0.75}]})
     assert states(storage, record) == ["WAITING"]
     claim = storage.claim(record, "b", LEASE)
     trial = storage.get_trial(trial_id)
-    assert (claim.trial_id, trial.params, trial.intermediate_values) == (trial_id, {"x": 0.25}, {0: 0.5})
+    assert isinstance(claim, Claim)
+    assert (claim.trial_id, trial.params, trial.intermediate_values) == (trial_id, {"x": 0.25}, {0: 0.5, 1: 0.75})
 
 
 def test_a_trial_on_which_three_workers_died_fails_with_that_reason(storage: PostgresStorage) -> None:
     record = created(storage)
     for worker in "abc":
         begin(storage, record, worker)
-        storage.give_back([worker], died_of="a signal")
+        storage.bury([worker], died_of="a signal")
     trial = storage.trial(record, 0)
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["error"] == "3 workers died on this trial, the last: a signal"
     assert trial.datetime_complete is not None
 
 
+def test_a_trial_that_gets_further_each_time_never_fails_of_its_workers_deaths(storage: PostgresStorage) -> None:
+    record = created(storage)
+    for step, worker in enumerate("abcde"):
+        storage.write(hold(storage, record, worker), {"reports": [{"step": step, "value": 1.0}]}, step=step)
+        storage.bury([worker], died_of="a signal")
+    assert states(storage, record) == ["WAITING"]
+    for worker in "fg":
+        begin(storage, record, worker)
+        storage.bury([worker], died_of="a signal")
+    assert states(storage, record) == ["FAIL"]
+
+
 def test_a_trial_given_back_on_purpose_never_fails_of_that(storage: PostgresStorage) -> None:
     record = created(storage)
     for worker in "abcde":
         begin(storage, record, worker)
-        storage.give_back([worker], died_of=None)
+        storage.bury([worker], died_of=None)
     assert states(storage, record) == ["WAITING"]
 
 
@@ -278,14 +361,14 @@ def test_waiting_trials_come_first_and_lowest_number_first(storage: PostgresStor
     study = optuna.load_study(study_name="study", storage=storage)
     study.enqueue_trial({"x": 0.5})
     study.enqueue_trial({"x": 0.75})
-    assert [storage.claim(record, worker, LEASE).number for worker in "abc"] == [0, 1, 2]
+    assert [number(storage.claim(record, worker, LEASE)) for worker in "abc"] == [0, 1, 2]
 
 
 # What is read
 
 
 def test_the_best_of_equals_has_the_lowest_number(storage: PostgresStorage) -> None:
-    record = created(storage)
+    record = created(storage, trials=10)
     study = optuna.load_study(study_name="study", storage=storage)
     for value in (0.5, 0.9, 0.7, 0.9, -math.inf):
         study.add_trial(create_trial(value=value))
@@ -361,11 +444,10 @@ def test_a_study_of_two_objectives_has_no_best(storage: PostgresStorage) -> None
 
 def test_metrics_keep_the_first_value_of_a_step(storage: PostgresStorage) -> None:
     record = created(storage)
-    trial_id = begin(storage, record, "a")
-    storage.add_metrics(trial_id, 1, {"loss": 0.5, "accuracy": 0.25})
-    storage.add_metrics(trial_id, 2, {"loss": math.inf})
-    storage.add_metrics(trial_id, 1, {"loss": 99.0})
-    trial = storage.get_trial(trial_id)
+    held = hold(storage, record, "a")
+    for step, name, value in ((1, "loss", 0.5), (1, "accuracy", 0.25), (2, "loss", "Infinity"), (1, "loss", 99.0)):
+        storage.write(held, {"metrics": [{"step": step, "name": name, "value": value}]}, step=step)
+    trial = storage.get_trial(held.trial_id)
     assert storage.metrics(trial) == {1: {"loss": 0.5, "accuracy": 0.25}, 2: {"loss": math.inf}}
     assert storage.last_metrics([trial]) == {0: {"loss": math.inf}}
 
@@ -373,8 +455,7 @@ def test_metrics_keep_the_first_value_of_a_step(storage: PostgresStorage) -> Non
 def test_the_status_shows_trials_best_and_workers(storage: PostgresStorage) -> None:
     record = created(storage)
     storage.set_trial_state_values(begin(storage, record, "a"), TrialState.COMPLETE, [0.5])
-    trial_id = begin(storage, record, "b")
-    storage.renew("b", trial_id, 7, LEASE)
+    storage.write(hold(storage, record, "b"), {}, step=7)
     now = storage.status(record)
     assert now.trials == {"complete": 1, "pruned": 0, "running": 1, "waiting": 0, "fail": 0}
     assert now.best is not None
@@ -387,14 +468,16 @@ def test_the_status_shows_trials_best_and_workers(storage: PostgresStorage) -> N
 def test_a_deleted_study_leaves_nothing_and_the_others_alone(storage: PostgresStorage) -> None:
     record, other = created(storage, "doomed"), created(storage, "kept")
     for each, worker in ((record, "a"), (other, "b")):
-        trial_id = begin(storage, each, worker)
+        held = hold(storage, each, worker)
+        trial_id = held.trial_id
+        storage.write(held, {"metrics": [{"step": 0, "name": "loss", "value": 1.0}]}, step=0)
+        storage.save_checkpoint(held, sequence=1, name="0/1-1", step=0, sha256=b"", data=b"state")
         storage.set_trial_param(trial_id, "x", 0.5, optuna.distributions.FloatDistribution(0, 1))
         storage.set_trial_intermediate_value(trial_id, 0, 1.0)
         storage.set_trial_user_attr(trial_id, "key", "value")
         storage.set_trial_system_attr(trial_id, "key", "value")
-        storage.record_heartbeat(trial_id)
-        storage.add_metrics(trial_id, 0, {"loss": 1.0})
-        storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [1.0])
+        storage.database.execute(f"insert into trial_heartbeats (trial_id, heartbeat) values ({trial_id}, now())")
+        optuna.load_study(study_name=each.name, storage=storage).add_trial(create_trial(value=1.0))
     counts = "select (select count(*) from {}) as n"
     tables = [
         *("studies", "study_directions", "study_user_attributes", "trials", "trial_params", "trial_values"),
@@ -404,7 +487,7 @@ def test_a_deleted_study_leaves_nothing_and_the_others_alone(storage: PostgresSt
             "trial_intermediate_values",
             "trial_heartbeats",
         ),
-        *("studyhall.budgets", "studyhall.workers", "studyhall.leases", "studyhall.metrics"),
+        *("studyhall.budgets", "studyhall.workers", "studyhall.leases", "studyhall.metrics", "studyhall.checkpoints"),
     ]
     before = {table: storage.database.execute(counts.format(table))[0]["n"] for table in tables}
     storage.delete(record)
@@ -412,7 +495,7 @@ def test_a_deleted_study_leaves_nothing_and_the_others_alone(storage: PostgresSt
     assert after == {table: n // 2 for table, n in before.items()}
     assert all(n > 0 for n in after.values())
     assert [row["name"] for row in storage.list_studies()] == ["kept"]
-    assert storage.claim(record, "a", LEASE).reason == "deleted"
+    assert storage.claim(record, "a", LEASE) == "deleted"
 
 
 def test_a_storage_works_wherever_optuna_takes_one(storage: PostgresStorage) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,15 @@ from optuna.trial import TrialState
 
 from studies import PostgresStorage, StudySpec
 from studies.errors import StorageUnreachable
+from studies.storage.postgres import Claim
 from studies.trial import Interrupted, Trial
-from studies.worker.loop import Worker
+from studies.worker.loop import Service, Worker
 
 Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(storage: PostgresStorage) -> Run:
+def run(storage: PostgresStorage, tmp_path: Path) -> Run:
     """Run a worker with an objective until the study is over; returns why it is."""
 
     def run(
@@ -37,14 +39,14 @@ def run(storage: PostgresStorage) -> Run:
         data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 3}, **spec}
         record, _ = storage.create_study(StudySpec.from_dict(data))
         storage.forget_worker("w")
-        storage.register_worker(record, worker_id="w", host="host", pid=1, device="cpu")
+        storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
         return Worker(
             storage,
-            record,
-            objective,
+            [Service(record=record, objective=objective)],
             worker_id="w",
             device="cpu",
             lease_seconds=lease,
+            results=tmp_path / "results",
             stop=stop or threading.Event(),
         ).run()
 
@@ -167,29 +169,44 @@ def test_an_objective_cannot_swallow_its_interruption(storage: PostgresStorage, 
     assert [trial.state for trial in trials(storage)] == [TrialState.WAITING]
 
 
+def take_away(storage: PostgresStorage, trial: Trial) -> Claim:
+    """Let another worker have the trial, as if this one had been silent for too long."""
+    storage.database.execute(
+        f"update studyhall.leases set expires_at = 'epoch', seconds = 0 where trial_id = {trial._trial_id}"
+    )
+    claim = storage.claim(storage.find_study("study"), "other", 30)
+    assert isinstance(claim, Claim)
+    assert claim.trial_id == trial._trial_id
+    return claim
+
+
 def test_a_trial_that_was_taken_over_is_dropped_and_the_worker_goes_on(storage: PostgresStorage, run: Run) -> None:
+    others = PostgresStorage(storage.location)
+    taken = threading.Event()
+
     def objective(trial: Trial) -> float:
         if trial.number == 0 and not taken.is_set():
             taken.set()
-            # Another worker holds the lease now, and finishes the trial.
-            storage.database.execute(
-                f"update studyhall.leases set worker_id = 'other' where trial_id = {trial._trial_id}"
-            )
+            claim = take_away(others, trial)
             trial.report(0.1, 0)
             assert trial.stop_requested
-            storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [42.0])
+            assert trial.should_prune()
+            others.finish(claim, "COMPLETE", [42.0], {})
             return -1.0
         return 1.0
 
-    taken = threading.Event()
     assert run(objective) == "complete"
     assert [trial.value for trial in trials(storage)] == [42.0, 1.0, 1.0]
+    assert trials(storage)[0].intermediate_values == {}
+    others.close()
 
 
 def test_a_step_longer_than_the_lease_keeps_its_trial(storage: PostgresStorage, run: Run) -> None:
     def objective(_: Trial) -> float:
         time.sleep(1.5)
-        assert storage.claim(record, "other", 30).number is None
+        others = PostgresStorage(storage.location)
+        assert others.claim(record, "other", 30) == "wait"
+        others.close()
         return 1.0
 
     record, _ = storage.create_study(
@@ -242,18 +259,24 @@ def test_steps_and_values_may_be_numpys(storage: PostgresStorage, run: Run) -> N
     assert trials(storage)[0].intermediate_values == {3: 0.5}
 
 
-def test_a_storage_that_fails_is_no_failure_of_the_trial(storage: PostgresStorage, run: Run) -> None:
-    def objective(_: Trial) -> float:
-        raise StorageUnreachable("no answer")
+def test_a_storage_that_fails_is_no_failure_of_the_trial_which_is_run_again(storage: PostgresStorage, run: Run) -> None:
+    failed = threading.Event()
 
-    with pytest.raises(StorageUnreachable):
-        run(objective)
-    assert [trial.state for trial in trials(storage)] == [TrialState.RUNNING]
+    def objective(_: Trial) -> float:
+        if not failed.is_set():
+            failed.set()
+            raise StorageUnreachable("no answer")
+        return 1.0
+
+    assert run(objective) == "complete"
+    assert [trial.value for trial in trials(storage)] == [1.0] * 3
 
 
 def test_a_study_deleted_under_a_worker_ends_it(storage: PostgresStorage, run: Run) -> None:
     def objective(trial: Trial) -> float:
-        storage.delete(storage.find_study("study"))
+        others = PostgresStorage(storage.location)
+        others.delete(others.find_study("study"))
+        others.close()
         return trial.suggest_float("x", 0, 1)
 
     assert run(objective) == "deleted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,12 @@ class RecordingTrial:
 
     def should_prune(self) -> bool:
         return self.prune_at is not None and self.reports[-1][0] >= self.prune_at
+
+    def checkpoint(self, step: int, state: Callable[[], bytes]) -> None:
+        """Never due."""
+
+    def restore(self) -> None:
+        """A fresh start."""
 
 
 @pytest.fixture(scope="session", autouse=True)

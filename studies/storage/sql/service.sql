@@ -1,12 +1,12 @@
--- Each statement that Studyhall sends, under its name. Parameters are psycopg2's: %(name)s.
+-- The service around Optuna's tables: budgets, workers, leases, metrics. Parameters are psycopg2's.
 
 -- name: schema_state
 -- What this database holds of Optuna's schema and of ours.
 select to_regclass('alembic_version') is not null as optuna, to_regclass('studyhall.version') is not null as studyhall
 
 -- name: schema_version
--- Our newest migration here.
-select max(version) as version from studyhall.version
+-- Our newest migration here, and the Optuna that made Optuna's tables.
+select (select max(version) from studyhall.version) as version, (select library_version from version_info) as optuna
 
 -- name: create_study
 -- The study with its directions, spec and budget, all or nothing; no row where the name is taken.
@@ -30,7 +30,7 @@ select study_id from study
 
 -- name: find_study
 -- A study by its name, with its spec as JSON (null where stock Optuna made it) and its live budget.
-select s.study_id, s.study_name as name, a.value_json as spec,
+select s.study_id, s.study_name as name, a.value_json as spec, b.uid::text as uid,
     case when b.study_id is not null then json_build_object(
         'trials', b.trials, 'max_failures', b.max_failures, 'timeout', b.timeout_seconds, 'target', b.target
     ) end as budget
@@ -53,7 +53,7 @@ select s.study_name as name, b.trials as budget,
     count(t.trial_id) filter (where t.state = 'FAIL') as fail,
     extract(epoch from now() - min(t.datetime_start) at time zone 'UTC')::float8 as seconds_ago,
     (select count(*) from studyhall.workers w
-        where w.study_id = s.study_id and w.seen_at > now() - interval '2 minutes') as workers
+        where s.study_id = any(w.study_ids) and w.seen_at > now() - interval '2 minutes') as workers
 from studies s
 left join studyhall.budgets b using (study_id)
 left join trials t on t.study_id = s.study_id
@@ -61,30 +61,19 @@ group by s.study_id, b.trials
 order by min(t.datetime_start) nulls last, s.study_id
 
 -- name: status
--- Trials by state, and when the study began and last ended one (seconds since the epoch).
-select
-    count(*) filter (where state = 'COMPLETE') as complete,
-    count(*) filter (where state = 'PRUNED') as pruned,
-    count(*) filter (where state = 'RUNNING') as running,
-    count(*) filter (where state = 'WAITING') as waiting,
-    count(*) filter (where state = 'FAIL') as fail,
-    case when exists (select from studyhall.budgets where study_id = %(study_id)s) then studyhall.ended(%(study_id)s) end as ended
-from trials where study_id = %(study_id)s
-
--- name: best
--- The best COMPLETE trial; of equal ones the lowest number. None where there are several objectives.
-select t.trial_id, t.number,
-    case v.value_type when 'INF_POS' then 'infinity' when 'INF_NEG' then '-infinity' else v.value end as value
-from trials t
-join trial_values v using (trial_id)
-join study_directions d using (study_id, objective)
-where t.study_id = %(study_id)s and t.state = 'COMPLETE'
-    and not exists (select from study_directions where study_id = %(study_id)s and objective > 0)
-order by
-    case d.direction when 'MINIMIZE' then 1 else -1 end
-        * case v.value_type when 'INF_POS' then 'infinity' when 'INF_NEG' then '-infinity' else v.value end,
-    t.number
-limit 1
+-- Trials by state, and why no more begin (null where they do).
+select c.*, coalesce(b.paused, false) as paused, studyhall.ended(b.study_id, t.finished, t.failed, t.began, t.best) as ended
+from (
+    select
+        count(*) filter (where state = 'COMPLETE') as complete,
+        count(*) filter (where state = 'PRUNED') as pruned,
+        count(*) filter (where state = 'RUNNING') as running,
+        count(*) filter (where state = 'WAITING') as waiting,
+        count(*) filter (where state = 'FAIL') as fail
+    from trials where study_id = %(study_id)s
+) c
+left join studyhall.budgets b on b.study_id = %(study_id)s
+left join studyhall.tally(b.study_id) t on true
 
 -- name: last_metrics
 -- The metrics of the last step that each of these trials reported.
@@ -103,45 +92,79 @@ select step, name, value from studyhall.metrics where trial_id = %(trial_id)s or
 select w.worker_id as id, w.host, w.pid, w.device, t.number as trial, w.step,
     extract(epoch from now() - w.seen_at)::float8 as seen_seconds_ago
 from studyhall.workers w
-left join trials t on t.trial_id = w.trial_id
-where w.study_id = %(study_id)s and w.seen_at > now() - interval '2 minutes'
+left join trials t on t.trial_id = w.trial_id and t.study_id = %(study_id)s
+where %(study_id)s = any(w.study_ids) and w.seen_at > now() - interval '2 minutes'
 order by w.host, w.device, w.pid
 
 -- name: leases
 -- Who ran each trial of a study last, and how often it was begun.
 select t.number, l.worker_id, l.epoch
-from studyhall.leases l join trials t using (trial_id) where t.study_id = %(study_id)s
+from studyhall.leases l join trials t using (trial_id) where t.study_id = %(study_id)s and l.epoch > 0
 
 -- name: register_worker
--- A worker begins; those not seen for a day are forgotten.
+-- A worker begins; what was not seen for a day is forgotten.
 with forgotten as (
     delete from studyhall.workers where seen_at < now() - interval '1 day'
+), answered as (
+    delete from studyhall.requests where at < now() - interval '1 day'
 )
-insert into studyhall.workers (worker_id, study_id, host, pid, device)
-values (%(worker_id)s, %(study_id)s, %(host)s, %(pid)s, %(device)s)
+insert into studyhall.workers (worker_id, study_ids, host, pid, device)
+values (%(worker_id)s, %(study_ids)s, %(host)s, %(pid)s, %(device)s)
+on conflict (worker_id) do update set study_ids = excluded.study_ids, seen_at = now()
 
 -- name: forget_worker
 -- A worker has ended.
 delete from studyhall.workers where worker_id = %(worker_id)s
 
 -- name: claim
--- The next trial for a worker, with its lease; or why there is none.
-select trial_id, number, reason from studyhall.claim(%(study_id)s, %(worker_id)s, %(lease_seconds)s)
+-- The next trial for a worker, with its lease, among all trials that are new or changed; or why there is none.
+select reason, epoch, (trial).*
+from studyhall.claim(
+    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claim)s, %(after)s, %(known)s::integer[], %(revisions)s::integer[]
+)
 
--- name: renew
--- Keep the lease of a worker's trial; false where it is gone.
-select studyhall.renew(%(worker_id)s, %(trial_id)s, %(step)s, %(lease_seconds)s) as kept
+-- name: write
+-- What a worker's trial has to tell, which keeps its lease; returns what a person wants of it.
+select cancelled, interrupted from studyhall.write(%(trial_id)s, %(claim)s, %(step)s, %(changes)s)
 
--- name: add_metrics
--- The metrics of one step. One that was reported before keeps its first value.
-insert into studyhall.metrics (trial_id, step, name, value)
-select %(trial_id)s, %(step)s, name, value from unnest(%(names)s::text[], %(values)s::float8[]) as m (name, value)
-on conflict do nothing
+-- name: finish
+-- The result of a worker's trial, with what else it has to tell.
+select studyhall.finish(%(trial_id)s, %(claim)s, %(state)s, %(values)s::float8[], %(changes)s)
 
 -- name: give_back
--- Return the running trials of these workers; those that died, and why, count against the trial.
+-- A worker's trial, unfinished.
+select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
+
+-- name: beat
+-- A worker is alive; gives back the trials of silent ones.
+select studyhall.beat(%(worker_id)s)
+
+-- name: bury
+-- The running trials of these workers, which have ended; where they died of something, it counts.
 select studyhall.requeue(t.trial_id, %(died_of)s) from trials t join studyhall.leases l using (trial_id)
-where t.state = 'RUNNING' and l.worker_id = any(%(worker_ids)s)
+where t.state = 'RUNNING' and l.held and l.worker_id = any(%(worker_ids)s)
+
+-- name: save_checkpoint
+-- A checkpoint of a worker's trial; returns the names of those that nothing needs any more.
+select name from studyhall.save_checkpoint(
+    %(trial_id)s, %(claim)s, %(sequence)s, %(name)s, %(step)s, %(sha256)s, %(data)s
+) as name
+
+-- name: checkpoints
+-- The checkpoints of a trial, the newest first.
+select name, step, sha256, data from studyhall.checkpoints where trial_id = %(trial_id)s order by epoch desc, sequence desc
+
+-- name: cancel
+-- End a trial; its state before.
+select studyhall.cancel(%(trial_id)s) as state
+
+-- name: pause
+-- Run no trial for now.
+update studyhall.budgets set paused = true where study_id = %(study_id)s
+
+-- name: resume
+-- Run trials again.
+update studyhall.budgets set paused = false, stopped = null where study_id = %(study_id)s
 
 -- name: stop_study
 -- Begin no more trials; the first reason stays.
@@ -156,19 +179,3 @@ update studyhall.budgets set
     target = coalesce(%(target)s, target),
     stopped = null
 where study_id = %(study_id)s
-
--- name: delete_study
--- A study and all that hangs on it: Optuna's foreign keys do not cascade, so the leaves go first.
-with
-    doomed as (select trial_id from trials where study_id = %(study_id)s),
-    a as (delete from trial_heartbeats where trial_id in (select trial_id from doomed)),
-    b as (delete from trial_intermediate_values where trial_id in (select trial_id from doomed)),
-    c as (delete from trial_params where trial_id in (select trial_id from doomed)),
-    d as (delete from trial_system_attributes where trial_id in (select trial_id from doomed)),
-    e as (delete from trial_user_attributes where trial_id in (select trial_id from doomed)),
-    f as (delete from trial_values where trial_id in (select trial_id from doomed)),
-    g as (delete from study_directions where study_id = %(study_id)s),
-    h as (delete from study_system_attributes where study_id = %(study_id)s),
-    i as (delete from study_user_attributes where study_id = %(study_id)s),
-    j as (delete from trials where study_id = %(study_id)s)
-delete from studies where study_id = %(study_id)s

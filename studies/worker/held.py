@@ -1,0 +1,77 @@
+"""A trial in the hands of a worker: its lease, its checkpoints, its device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from studies.errors import LeaseLost, StorageUnreachable
+from studies.storage.contract import json_number
+from studies.trial import Checkpoint, Interrupted
+from studies.worker.checkpoints import Checkpoints
+from studies.worker.lease import Lease
+
+log = logging.getLogger(__name__)
+
+
+class HeldTrial:
+    """What :class:`studies.trial.Trial` asks of its worker (a :class:`studies.trial.Holder`).
+
+    Args:
+        lease: by which the trial is held.
+        checkpoints: of the trial.
+        device: the PyTorch name of the device.
+        stop: set when the worker is asked to stop.
+    """
+
+    def __init__(self, lease: Lease, checkpoints: Checkpoints, *, device: str, stop: threading.Event) -> None:
+        self.device = device
+        self.lease = lease
+        self.checkpoints = checkpoints
+        self._stop = stop
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the worker stops, the study is paused or stopped, or the trial is over."""
+        return self._stop.is_set() or self.lease.interrupted or self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the trial was cancelled, or is no longer this worker's."""
+        return self.lease.cancelled or self.lease.lost
+
+    def put_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Have the metrics of a step written with what is told next."""
+        for name, value in metrics.items():
+            self.lease.put("metrics", {"step": step, "name": name, "value": json_number(value)})
+
+    def tell(self, step: int) -> None:
+        """Tell the database of a step; see :meth:`studies.worker.lease.Lease.tell`."""
+        self.lease.tell(step)
+
+    def save(self, step: int, state: Callable[[], bytes]) -> None:
+        """Keep a checkpoint if one is due, or if the trial is about to be given back.
+
+        Not one that is ahead of what the database was told: who went on from there would never report
+        the steps between.
+        """
+        if self.is_over or not self.lease.is_told():
+            return
+        try:
+            self.checkpoints.save(step, state, now=self.stop_requested)
+        except LeaseLost:
+            self.lease.lost = True
+
+    def restore(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; waits for a database that is away.
+
+        Raises:
+            Interrupted: the worker was asked to stop meanwhile.
+        """
+        while True:
+            try:
+                return self.checkpoints.restore()
+            except StorageUnreachable:
+                if self._stop.wait(1.0):
+                    raise Interrupted from None

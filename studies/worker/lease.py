@@ -1,0 +1,275 @@
+"""A worker's lease on a trial, and the courier that keeps it.
+
+Whatever a trial has to tell goes into its lease, and from there to the database in order, several things
+in one statement. A report and a result are carried at once, by the thread that has them. Whatever else
+there is, signs of life, and all that the database could not be told because it is away, is the courier's, a
+thread of its own: so no training waits for a database that hangs.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from optuna.trial import TrialState
+
+from studies.errors import LeaseLost, StorageError, StorageUnreachable
+from studies.storage.contract import Change
+from studies.storage.postgres import Claim, PostgresStorage, Wishes
+from studies.worker.results import KeptResult, Results
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which things that nobody waits for are gathered before they are carried.
+LINGER: Final = 0.5
+#: Seconds for which a trial waits for the answer to its report; then it goes on without.
+PATIENCE: Final = 1.0
+#: Seconds between two tries while the database is away, at most.
+RETRY: Final = 1.0
+
+Changes = dict[str, list[Change]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    state: TrialState
+    values: list[float] | None
+
+
+class Lease:
+    """The right to write to a trial (a :class:`studies.storage.contract.Writer`).
+
+    Attributes:
+        lost: somebody else has the trial, or it is over: nothing of this lease is wanted.
+        cancelled: a person wants the trial to end.
+        interrupted: the trial's study is paused or stopped.
+    """
+
+    def __init__(self, claim: Claim, courier: Courier, results: Results) -> None:
+        self.claim = claim
+        self.lost = False
+        self.cancelled = False
+        self.interrupted = False
+        self._courier = courier
+        self._results = results
+        self._changed = courier.changed  # guards everything here
+        self._pending: Changes = {}
+        self._carried: Changes = {}  # taken to the database, which has not answered yet
+        self._step: int | None = None
+        self._result: _Result | None = None
+        self._due: float | None = None  # when what is pending is to be carried (monotonic clock)
+        self._refused: list[StorageError] = []  # what the database would not take, for who waits
+        self._heard = time.monotonic()
+
+    def is_told(self) -> bool:
+        """Whether the database has everything that was put here, or does not want it."""
+        return self.lost or not (self._pending or self._carried or self._result)
+
+    @property
+    def due(self) -> float | None:
+        """When something is to be carried (monotonic clock), if there is something."""
+        return None if self.lost else self._due
+
+    def put(self, kind: str, change: Change) -> None:
+        """Have something written with what is told next, or soon."""
+        with self._changed:
+            self._pending.setdefault(kind, []).append(change)
+            if self._due is None:
+                self._due = time.monotonic() + LINGER
+                self._changed.notify_all()
+
+    def tell(self, step: int) -> None:
+        """Have everything written now. A database that is away is not waited for, unless it has been for
+        longer than the lease: the trial may be another's by then.
+
+        Raises:
+            StorageError: the database refuses something for what it is.
+        """
+        self._step = step
+        self._courier.carry(self)
+        self._wait(lambda: self.is_told() or time.monotonic() - self._heard < self._courier.lease_seconds)
+
+    def finish(self, state: TrialState, values: Sequence[float] | None) -> None:
+        """Have the result written, with everything put before, and wait until it is.
+
+        While the database is away the result is kept on the disk, in case this worker goes, too.
+
+        Raises:
+            StorageError: the database refuses something for what it is.
+        """
+        result = _Result(state=state, values=None if values is None else [float(value) for value in values])
+        with self._changed:
+            self._result, self._due = result, time.monotonic()
+        self._courier.carry(self)
+        if self.is_told():
+            self._wait(lambda: True)
+            return
+        with self._changed:
+            changes = _merged(self._carried, self._pending)
+        kept = KeptResult(claim=self.claim, state=state.name, values=result.values, changes=changes)
+        file = self._results.keep(kept)
+        self._wait(self.is_told)
+        if file and self.is_told():
+            file.unlink(missing_ok=True)
+
+    def close(self) -> Changes:
+        """Let nothing more of this be carried; returns what was not."""
+        self._courier.drop(self)
+        with self._changed:
+            pending, self._pending, self._due = self._pending, {}, None
+            return pending
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait for the courier, unless the worker is asked to stop."""
+        with self._changed:
+            while not (condition() or self._refused or self._courier.stop.is_set()):
+                self._changed.wait(RETRY)
+            if self._refused:
+                raise self._refused.pop()
+
+    def carry(self, storage: PostgresStorage, within: float) -> None:
+        """Tell the database what is pending; for the courier.
+
+        Raises:
+            StorageUnreachable: it is away; what is pending stays so.
+        """
+        with self._changed:
+            self._carried, self._pending = self._pending, {}
+            result, step, self._due = self._result, self._step, None
+        wishes: Wishes | None = None
+        refused: list[StorageError] = []
+        is_lost = False
+        try:
+            if result:
+                storage.finish(self.claim, result.state.name, result.values, self._carried, within=within)
+            else:
+                wishes = storage.write(self.claim, self._carried, step=step, within=within)
+        except LeaseLost:
+            is_lost = True
+        except StorageUnreachable:
+            with self._changed:
+                self._pending, self._carried = _merged(self._carried, self._pending), {}
+                self._due = time.monotonic()
+            raise
+        except StorageError as error:
+            refused = [error]  # it is about what was sent: sending it again would not help
+        with self._changed:
+            self._carried = {}
+            self._refused, self._heard, self.lost = refused, time.monotonic(), self.lost or is_lost
+            if wishes:
+                self.cancelled, self.interrupted = wishes.cancelled, wishes.interrupted
+            if result:
+                self._result = None
+            self._changed.notify_all()
+
+
+def _merged(earlier: Changes, later: Changes) -> Changes:
+    return {kind: [*earlier.get(kind, []), *later.get(kind, [])] for kind in (*earlier, *later)}
+
+
+class Courier:
+    """Carries what the lease has to tell, and gives signs of life. A context manager.
+
+    Args:
+        storage: where to; used from this thread beside others.
+        worker_id: the worker's name in the database.
+        lease_seconds: how long a lease lasts after a sign of life; one is given three times as often.
+        stop: set when the worker is asked to stop.
+    """
+
+    def __init__(
+        self, storage: PostgresStorage, *, worker_id: str, lease_seconds: float, stop: threading.Event
+    ) -> None:
+        self.changed = threading.Condition()
+        self.lease_seconds = lease_seconds
+        self.stop = stop
+        self._storage = storage
+        self._worker_id = worker_id
+        self._within = lease_seconds / 3
+        self._carrying = threading.Lock()  # one thing after the other
+        self._is_cut_off = False
+        self._lease: Lease | None = None
+        self._beat_at = 0.0
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+
+    def __enter__(self) -> Courier:
+        self._beat_at = time.monotonic() + self._within
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.changed:
+            self._ended = True
+            self.changed.notify_all()
+        self._thread.join()
+
+    def take(self, claim: Claim, results: Results) -> Lease:
+        """Begin to serve the lease of ``claim``; its result waits in ``results`` while the database is away."""
+        with self.changed:
+            self._lease = Lease(claim, self, results)
+            return self._lease
+
+    def drop(self, lease: Lease) -> None:
+        """Serve this lease no longer."""
+        with self.changed:
+            if self._lease is lease:
+                self._lease = None
+        with self._carrying:
+            pass  # what was under way is over
+
+    def carry(self, lease: Lease) -> None:
+        """Carry what ``lease`` has to tell in the caller's thread, if that takes no longer than its patience;
+        else it is the courier's."""
+        if self._is_cut_off or not self._carrying.acquire(timeout=PATIENCE):
+            return
+        try:
+            self._try(partial(lease.carry, self._storage, min(self._within, PATIENCE)))
+        finally:
+            self._carrying.release()
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                lease, now = self._lease, time.monotonic()
+                due = min(self._beat_at, lease.due if lease and lease.due else self._beat_at)
+                if self._ended:
+                    return
+                if now < due:
+                    self.changed.wait(due - now)
+                    continue
+            with self._carrying:
+                self._try(partial(self._work, lease))
+            if self._is_cut_off:
+                with self.changed:
+                    # With jitter: a fleet must not come back all at once.
+                    self.changed.wait_for(lambda: self._ended, random.uniform(RETRY / 4, RETRY))
+
+    def _work(self, lease: Lease | None) -> None:
+        is_beat = time.monotonic() >= self._beat_at
+        if lease and not lease.lost and (is_beat or lease.due):
+            lease.carry(self._storage, self._within)
+        if is_beat:
+            self._storage.beat(self._worker_id, within=self._within)
+            self._beat_at = time.monotonic() + self._within
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except StorageUnreachable as error:
+            if not self._is_cut_off:
+                log.warning("going on without the database: %s", error)
+            self._is_cut_off = True
+        except Exception:  # what keeps the lease must outlive whatever it meets
+            log.exception("an error met the courier, which goes on")
+            self._beat_at = time.monotonic() + self._within
+        else:
+            if self._is_cut_off:
+                log.info("the database answers again")
+            self._is_cut_off = False
