@@ -7,6 +7,7 @@ StudyhallError
 ├── StorageError            the database cannot do what was asked
 │   ├── StorageURLError     the storage URL cannot be understood
 │   ├── StorageUnreachable  no answer, or the server refused us
+│   │   └── TooManyConnections  all of the server's connections are taken
 │   ├── NoTables            the database holds no studies yet
 │   ├── LeaseLost           a trial is no longer the worker's that writes to it
 │   ├── BudgetSpent         the study's budget has no room for one more trial
@@ -61,6 +62,10 @@ class StorageURLError(StorageError):
 
 class StorageUnreachable(StorageError):
     """No answer from the server, or it refused us."""
+
+
+class TooManyConnections(StorageUnreachable):
+    """All of the server's connections are taken."""
 
 
 class NoTables(StorageError):

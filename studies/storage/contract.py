@@ -66,7 +66,7 @@ class OptunaContract(BaseStorage):
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         name = DEFAULT_STUDY_NAME_PREFIX + str(uuid.uuid4()) if study_name is None else study_name
         row = self.database.row(
-            "new_study", token=_token(), name=name, directions=[direction.name for direction in directions]
+            "new_study", token=new_token(), name=name, directions=[direction.name for direction in directions]
         )
         if row is None:
             raise DuplicatedStudyError(
@@ -76,7 +76,7 @@ class OptunaContract(BaseStorage):
         return int(row["study_id"])
 
     def delete_study(self, study_id: int) -> None:
-        self._required("delete_study", study_id=study_id, token=_token())
+        self._required("delete_study", study_id=study_id, token=new_token())
         with self._lock:
             self._studies.pop(study_id, None)
             self._caches.pop(study_id, None)
@@ -149,7 +149,7 @@ class OptunaContract(BaseStorage):
         with _as_optuna():
             (row,) = self.database.rows(
                 "create_trial",
-                token=_token(),
+                token=new_token(),
                 study_id=study_id,
                 state=template.state.name if template else TrialState.RUNNING.name,
                 datetime_start=to_utc(template.datetime_start) if template else None,
@@ -206,7 +206,7 @@ class OptunaContract(BaseStorage):
         with _as_optuna():
             (row,) = self.database.rows(
                 "set_state",
-                token=_token(),
+                token=new_token(),
                 trial_id=trial_id,
                 state=state.name,
                 values=None if values is None else [float(value) for value in values],
@@ -277,10 +277,9 @@ class OptunaContract(BaseStorage):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         with self._lock, _as_optuna():
-            cache = self._cache(study_id)
             if time.monotonic() > self._fresh.get(study_id, 0.0):
-                self._refresh(study_id, cache)
-            trials = [trial for trial in cache.trials if states is None or trial.state in states]
+                self._refresh(study_id)
+            trials = [trial for trial in self._cache(study_id).trials if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def known_trials(self, study_id: int) -> list[FrozenTrial]:
@@ -294,15 +293,25 @@ class OptunaContract(BaseStorage):
             return self.get_trial(row["trial_id"])
         return super().get_best_trial(study_id)  # raises what Optuna raises
 
-    def _refresh(self, study_id: int, cache: TrialCache) -> None:
+    def _refresh(self, study_id: int) -> None:
         try:
-            rows = self.database.rows("changed_trials", study_id=study_id, **cache.question(self._own))
+            cache, rows = self._ask("changed_trials", study_id)
         except StorageUnreachable:
             if not self._writers:
                 raise
             return  # an outage must not stop a training: what is known of the others will do to prune it
         cache.learn(rows, self._own)
         self._note_fresh(study_id)
+
+    def _ask(self, statement: str, study_id: int, **parameters: Any) -> tuple[TrialCache, list[dict[str, Any]]]:
+        """Send a statement that answers with the trials that changed since they were read into the cache."""
+        while True:
+            cache, losses = self._cache(study_id), self.database.losses
+            if cache.losses != losses:
+                cache = self._caches[study_id] = TrialCache(losses)
+            rows = self.database.rows(statement, study_id=study_id, **parameters, **cache.question(self._own))
+            if losses == self.database.losses:
+                return cache, rows
 
     def _note_fresh(self, study_id: int) -> None:
         """The trials of a study were just read. Samplers and pruners that ask several times for one trial of a
@@ -339,7 +348,8 @@ def _as_optuna() -> Iterator[None]:
         raise UpdateFinishedTrialError(str(error)) from error
 
 
-def _token() -> str:
+def new_token() -> str:
+    """By which the database knows a request again that is sent twice."""
     return str(uuid.uuid4())
 
 

@@ -23,7 +23,7 @@ import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import POLL_OK, POLL_READ
 
-from studies.errors import BudgetSpent, LeaseLost, StorageError
+from studies.errors import BudgetSpent, LeaseLost, StorageError, TooManyConnections
 from studies.storage.url import StorageURL, connection_error
 
 Row = dict[str, Any]
@@ -34,6 +34,8 @@ ANSWER_SECONDS: Final = 60.0
 """How long a server may be silent on a statement before the connection counts as broken."""
 STOPPING_SECONDS: Final = 1.5
 """Likewise when the process is asked to stop."""
+CROWD_SECONDS: Final = 60.0
+"""How long after a sign of scarce connections none is kept between two statements."""
 
 
 class NotThere(StorageError):
@@ -77,6 +79,9 @@ class Database:
     def __init__(self, url: StorageURL, *, patience: float = 0.0, stop: threading.Event | None = None) -> None:
         self.url = url
         self.patience = patience
+        #: How many connections were lost: with one, what was committed asynchronously may be lost, too.
+        self.losses = 0
+        self._spare_until = 0.0
         self._stop = stop or threading.Event()
         self._begin()
 
@@ -126,13 +131,13 @@ class Database:
                 try:
                     connection = connection or self._connect(within)
                     rows = self._ask(connection, sql, parameters, within)
-                    self._free.append(connection)
+                    self._put_back(connection)
                     return rows
                 except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
                     _close(connection)
                     lost = error
                 except psycopg2.Error as error:
-                    self._free.append(connection)
+                    self._put_back(connection)
                     raise _ERRORS.get(error.pgcode, StorageError)(
                         f"{self.url.display}: {_first_line(error)}"
                     ) from error
@@ -140,18 +145,35 @@ class Database:
                     _close(connection)  # in the middle of something
                     raise
             tried += 1
+            reason = connection_error(self.url, lost)
+            if isinstance(reason, TooManyConnections):
+                self.spare_connections()  # others' turn; ours comes
+                patience = max(patience, min(within, CROWD_SECONDS))
+            else:
+                self.losses += 1
             if tried == 1 and not is_fresh:
                 self._drop()  # what broke one connection has broken the others
                 continue
             pause = min(1.0, pause * 2)
             if time.monotonic() - began + pause > patience or self._stop.is_set():
-                raise connection_error(self.url, lost) from lost
+                raise reason from lost
             # With jitter: a fleet must not come back all at once.
             self._stop.wait(pause * random.uniform(0.5, 1))
+
+    def spare_connections(self) -> None:
+        """Connections are scarce: keep none between two statements for a while."""
+        self._spare_until = time.monotonic() + CROWD_SECONDS
+        self._drop()
 
     def close(self) -> None:
         """Close the connections that are not in use."""
         self._drop()
+
+    def _put_back(self, connection: Any) -> None:
+        if time.monotonic() < self._spare_until:
+            _close(connection)
+        else:
+            self._free.append(connection)
 
     @contextmanager
     def _connection(self) -> Iterator[tuple[Any, bool]]:
@@ -166,8 +188,9 @@ class Database:
             yield connection, connection is None
 
     def _drop(self) -> None:
-        while self._free:
-            _close(self._free.pop())
+        with suppress(IndexError):  # none is left; another thread may have taken the last one
+            while True:
+                _close(self._free.pop())
 
     def _connect(self, within: float) -> Any:
         # Asynchronous, so that a wait can end: a blocking call would not even see a signal.

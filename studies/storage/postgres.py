@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from studies.errors import (
 )
 from studies.spec import BudgetSpec, StudySpec
 from studies.storage import schema
-from studies.storage.contract import Change, OptunaContract
+from studies.storage.contract import Change, OptunaContract, new_token
 from studies.storage.database import ANSWER_SECONDS, Database
 from studies.storage.url import StorageURL
 
@@ -180,6 +179,7 @@ class PostgresStorage(OptunaContract):
         """
         created = self.database.row(
             "create_study",
+            token=new_token(),
             name=spec.name,
             directions=spec.all_directions,
             spec=spec.to_json(),
@@ -350,7 +350,7 @@ class PostgresStorage(OptunaContract):
         finished = self.status(record).finished
         if budget["trials"] < finished:
             raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: {finished} are done already")
-        self.database.rows("extend", study_id=record.study_id, more_trials=more_trials, **changes)
+        self.database.rows("extend", token=new_token(), study_id=record.study_id, more_trials=more_trials, **changes)
 
     def stop(self, record: StudyRecord, reason: str) -> None:
         """Let no more trials begin."""
@@ -364,13 +364,9 @@ class PostgresStorage(OptunaContract):
         """Run trials again, after :meth:`pause` or :meth:`stop`."""
         self.database.rows("resume", study_id=record.study_id)
 
-    def cancel(self, trial: FrozenTrial) -> str:
-        """End a trial: at its next step where a worker of ours runs it, else at once.
-
-        Returns:
-            The name of the state that it was in; a finished one stays as it is.
-        """
-        return str(self.database.rows("cancel", trial_id=trial._trial_id)[0]["state"])
+    def cancel(self, trial: FrozenTrial) -> None:
+        """End a trial: at its next step where a worker of ours runs it, else at once; a finished one stays as it is."""
+        self.database.rows("cancel", trial_id=trial._trial_id)
 
     def delete(self, record: StudyRecord) -> None:
         """Delete the study with all its trials."""
@@ -402,17 +398,9 @@ class PostgresStorage(OptunaContract):
             The trial; or why there is none: ``wait`` while others run the last ones, ``paused``, or
             the reason why the study is over.
         """
-        study_id, token = record.study_id, str(uuid.uuid4())
+        study_id, token = record.study_id, new_token()
         with self._lock:
-            cache = self._cache(study_id)
-            rows = self.database.rows(
-                "claim",
-                study_id=study_id,
-                worker_id=worker_id,
-                lease_seconds=lease_seconds,
-                claim=token,
-                **cache.question(self._own),
-            )
+            cache, rows = self._ask("claim", study_id, worker_id=worker_id, lease_seconds=lease_seconds, claim=token)
             if rows[0]["reason"]:
                 return str(rows[0]["reason"])
             cache.learn(rows, self._own)
@@ -482,7 +470,9 @@ class PostgresStorage(OptunaContract):
 
     def beat(self, worker_id: str, *, within: float = ANSWER_SECONDS) -> None:
         """A worker is alive; the trials of its studies whose workers are not are given back."""
-        self.database.rows("beat", worker_id=worker_id, within=within, patience=0.0)
+        (row,) = self.database.rows("beat", worker_id=worker_id, within=within, patience=0.0)
+        if row["is_crowded"]:
+            self.database.spare_connections()
 
     def bury(self, worker_ids: Sequence[str], *, died_of: str | None) -> int:
         """Return the running trials of workers that have ended to those that wait.
@@ -494,7 +484,8 @@ class PostgresStorage(OptunaContract):
         Returns:
             How many trials there were.
         """
-        return len(self.database.rows("bury", worker_ids=list(worker_ids), died_of=died_of))
+        (row,) = self.database.rows("bury", token=new_token(), worker_ids=list(worker_ids), died_of=died_of)
+        return int(row["buried"])
 
     # Checkpoints
 

@@ -55,9 +55,14 @@ class TrialCache:
 
     Finished trials never change, so they are read once. Of the others it knows the revision. It is
     guarded by whoever owns it.
+
+    Args:
+        losses: of connections, when it was begun. After another one it is not to be trusted: a server that
+            crashed may have lost changes that were read here, and have given their revisions to others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, losses: int = 0) -> None:
+        self.losses = losses
         self.trials: list[FrozenTrial] = []
         """By id, which within a study is by number: both are given under the study's row lock."""
         self.distributions: dict[str, BaseDistribution] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from studies.errors import StorageUnreachable, StorageURLError, nearest
+from studies.errors import StorageUnreachable, StorageURLError, TooManyConnections, nearest
 
 LEGAL: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
 MASK: Final = "***"
@@ -151,10 +151,12 @@ def connection_error(url: StorageURL, exc: Exception) -> StorageUnreachable:
     told = str(getattr(exc, "orig", None) or exc).strip()
     for pattern, advice in _ADVICE.items():
         if found := re.search(pattern, told):
-            return StorageUnreachable(advice.format(where=url.where, url=url.display, **found.groupdict()))
+            kind = TooManyConnections if pattern == _CROWDED else StorageUnreachable
+            return kind(advice.format(where=url.where, url=url.display, **found.groupdict()))
     return StorageUnreachable(f"cannot use PostgreSQL at {url.where}: {_without_secrets(url, told)}")
 
 
+_CROWDED: Final = r"too many (clients|connections)|connection slots are reserved"
 _ADVICE: Final = {
     r'password authentication failed for user "(?P<user>.*?)"': (
         "password authentication failed for user {user!r} at {where}: "
@@ -167,9 +169,7 @@ _ADVICE: Final = {
     r'role "(?P<user>.*?)" does not exist': (
         "user {user!r} does not exist at {where}: create it (createuser {user}), or correct {url}"
     ),
-    r"too many (clients|connections)|connection slots are reserved": (
-        "too many connections at {where}: end some, raise its max_connections, or use PgBouncer"
-    ),
+    _CROWDED: ("too many connections at {where}: end some, raise its max_connections, or use PgBouncer"),
     r"(no pg_hba.conf entry.*(no encryption|SSL off))|requires? SSL": (
         "the server at {where} refuses unencrypted connections: add sslmode=require to the URL, "
         "or let this machine in by the server's pg_hba.conf"

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 LINGER: Final = 0.5
 #: Seconds for which a trial waits for the answer to its report; then it goes on without.
 PATIENCE: Final = 1.0
+#: Seconds between two signs of life, at most: people look at them, too.
+BEAT: Final = 10.0
 #: Seconds between two tries while the database is away, at most.
 RETRY: Final = 1.0
 
@@ -179,7 +181,7 @@ class Courier:
     Args:
         storage: where to; used from this thread beside others.
         worker_id: the worker's name in the database.
-        lease_seconds: how long a lease lasts after a sign of life; one is given three times as often.
+        lease_seconds: how long a lease lasts after a sign of life; one is given at least three times as often.
         stop: set when the worker is asked to stop.
     """
 
@@ -191,7 +193,7 @@ class Courier:
         self.stop = stop
         self._storage = storage
         self._worker_id = worker_id
-        self._within = lease_seconds / 3
+        self._within = min(BEAT, lease_seconds / 3)
         self._carrying = threading.Lock()  # one thing after the other
         self._is_cut_off = False
         self._lease: Lease | None = None

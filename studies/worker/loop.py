@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.study._tell import _tell_with_warning
 from optuna.trial import TrialState
 
 from studies.catalog import reseed
@@ -194,7 +195,8 @@ class Worker:
         if held.lease.cancelled and state != TrialState.COMPLETE:
             state = TrialState.FAIL
             trial.set_user_attr("error", "cancelled")
-        study.optuna.tell(trial, values, state)
+        # Study.tell without its answer, a deep copy of the trial that nobody here looks at.
+        _tell_with_warning(study.optuna, trial, values, state)
         if state == TrialState.FAIL:
             gc.collect()  # what ran out of memory must not hold it while the next trial runs
         if not held.lease.lost:

@@ -21,6 +21,7 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
 
+from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.benchmarks.arms import in_turns, options, postgres, report, suggest
 from tests.benchmarks.filled import fill
@@ -39,7 +40,14 @@ def stock(url: StorageURL) -> Iterator[BaseStorage]:
     storage.engine.dispose()
 
 
-ARMS: dict[str, Arm] = {"stock": stock}
+@contextmanager
+def ours(url: StorageURL) -> Iterator[BaseStorage]:
+    storage = PostgresStorage(url)
+    yield storage
+    storage.close()
+
+
+ARMS: dict[str, Arm] = {"stock": stock, "ours": ours}
 
 
 def main() -> None:

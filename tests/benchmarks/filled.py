@@ -14,12 +14,12 @@ from tests.benchmarks.arms import suggest
 
 
 def fill(url: StorageURL, trials: int, steps: int = 20, name: str = "filled") -> None:
-    """Create Optuna's tables where missing, and the study ``name`` with COMPLETE trials.
+    """Create Optuna's tables and the study ``name`` where missing, and fill it with COMPLETE trials.
 
     Each trial has the four parameters of :func:`suggest`, drawn evenly, always the same, and ``steps`` reports.
     """
     storage = RDBStorage(url.sqlalchemy)
-    study = optuna.create_study(storage=storage, study_name=name)
+    study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
     storage.remove_session()
     storage.engine.dispose()
     given = {"study": study._study_id, "trials": trials, "steps": steps}

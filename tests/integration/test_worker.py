@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import sys
 import threading
 import time
@@ -338,3 +340,181 @@ def test_the_pruner_of_the_spec_prunes(storage: PostgresStorage, run: Run) -> No
 def test_two_objectives_are_stored(storage: PostgresStorage, run: Run) -> None:
     run(lambda trial: (1.0, trial.suggest_float("x", 0, 1)), directions=["minimize", "maximize"])
     assert all(len(trial.values) == 2 for trial in trials(storage))
+
+
+# What a trial can do
+
+
+@pytest.mark.parametrize(
+    ("misuse", "error"),
+    [
+        (
+            lambda trial: trial.report(math.nan, 1),
+            "ValueError: trial 0 reports nan at step 1: legal is a finite number",
+        ),
+        (lambda trial: trial.report(-math.inf, 1), "ValueError: trial 0 reports -inf at step 1"),
+        (lambda trial: trial.report(0.5, 0), "ValueError: trial 0 reports step 0 twice: each step is reported once"),
+        (lambda trial: trial.report("x", 1), "ValueError: could not convert string to float"),
+        (lambda trial: trial.set_user_attr("net", object()), "TypeError: attribute 'net' is not JSON: Object of type"),
+        (lambda trial: trial.set_user_attr("net", {1, 2}), "legal are text, numbers, booleans, None, lists and dicts"),
+        (lambda trial: trial.checkpoint(1, {"weights": 1}), "got a dict: legal are bytes, or a function that returns"),
+    ],
+)
+def test_a_misuse_fails_the_trial_with_a_clear_error_and_writes_nothing_of_it(
+    storage: PostgresStorage, run: Run, misuse: Callable[[Trial], None], error: str
+) -> None:
+    def objective(trial: Trial) -> float:
+        trial.report(0.25, 0)
+        misuse(trial)
+        return 1.0
+
+    checkpoints = {"every": 0}
+    assert run(objective, budget={"trials": 1, "max_failures": 1}, checkpoints=checkpoints) == "failures"
+    (trial,) = trials(storage)
+    assert error in trial.user_attrs["error"]
+    assert trial.intermediate_values == {0: 0.25}
+    assert set(trial.user_attrs) == {"error", "traceback"}
+
+
+def test_a_checkpoint_is_there_for_the_next_worker_and_gone_with_the_trial(storage: PostgresStorage, run: Run) -> None:
+    stop = threading.Event()
+    seen: list[tuple[int, bytes] | None] = []
+
+    def objective(trial: Trial) -> float:
+        saved = trial.restore()
+        seen.append(saved and (saved.step, saved.state))
+        for step in range(saved.step + 1 if saved else 0, 6):
+            trial.report(step, step)
+            trial.checkpoint(step, f"state {step}".encode())
+            if step == 2 and not saved:
+                stop.set()
+            trial.should_prune()
+        return 1.0
+
+    spec = {"budget": {"trials": 1}, "checkpoints": {"every": 0}}
+    assert run(objective, stop=stop, **spec) == "interrupted"
+    kept = [saved.step for saved in storage.checkpoints(trials(storage)[0]._trial_id)]
+    assert kept == [2, 1]
+    assert run(objective, **spec) == "complete"
+    assert seen == [None, (2, b"state 2")]
+    assert trials(storage)[0].intermediate_values == {step: float(step) for step in range(6)}
+    assert storage.checkpoints(trials(storage)[0]._trial_id) == []
+
+
+def test_a_tampered_checkpoint_is_noticed_and_the_one_before_is_used(
+    storage: PostgresStorage, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = threading.Event()
+    seen: list[bytes | None] = []
+
+    def objective(trial: Trial) -> float:
+        saved = trial.restore()
+        seen.append(saved and saved.state)
+        for step in (1, 2):
+            trial.checkpoint(step, f"state {step}".encode())
+        if not saved:
+            stop.set()
+        trial.should_prune()
+        return 1.0
+
+    spec = {"budget": {"trials": 1}, "checkpoints": {"every": 0}}
+    run(objective, stop=stop, **spec)
+    storage.database.execute("update studyhall.checkpoints set data = 'evil' where step = 2")
+    run(objective, **spec)
+    assert seen == [None, b"state 1"]
+    assert "checkpoint 0/1-2 is not what was saved (its SHA-256 differs); trying the one before" in caplog.text
+
+
+def test_no_checkpoint_is_written_before_it_is_due(run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        trial.checkpoint(1, lambda: pytest.fail("the state was made although no checkpoint is due"))
+        return 1.0
+
+    assert run(objective, budget={"trials": 1}) == "complete"
+
+
+def test_checkpoints_in_a_directory_are_used_and_deleted(storage: PostgresStorage, run: Run, tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def objective(trial: Trial) -> float:
+        saved = trial.restore()
+        if saved is None:
+            trial.checkpoint(1, b"outside")
+            stop.set()
+            trial.should_prune()
+        assert saved is not None
+        return len(saved.state)
+
+    spec = {"budget": {"trials": 1}, "checkpoints": {"every": 0, "store": str(tmp_path / "checkpoints")}}
+    assert run(objective, stop=stop, **spec) == "interrupted"
+    uid = storage.find_study("study").uid
+    assert [file.name for file in (tmp_path / "checkpoints" / str(uid) / "0").iterdir()] == ["1-1"]
+    assert run(objective, **spec) == "complete"
+    assert trials(storage)[0].value == len(b"outside")
+    assert list((tmp_path / "checkpoints").rglob("*-*")) in ([], [tmp_path / "checkpoints" / str(uid)])
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_no_training(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def objective(trial: Trial) -> float:
+        shutil.rmtree(tmp_path / "checkpoints")
+        (tmp_path / "checkpoints").touch()
+        trial.checkpoint(1, b"state")
+        return 1.0
+
+    spec = {"budget": {"trials": 1}, "checkpoints": {"every": 0, "store": str(tmp_path / "checkpoints")}}
+    assert run(objective, **spec) == "complete"
+    assert "trial 0: no checkpoint at step 1: " in caplog.text
+
+
+def test_running_out_of_memory_fails_that_trial_alone(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        return float(len(bytearray(2**62))) if trial.number == 1 else 1.0
+
+    assert run(objective) == "complete"
+    assert [trial.state.name for trial in trials(storage)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert trials(storage)[1].user_attrs["error"] == "MemoryError: MemoryError"
+
+
+def test_an_objective_that_never_looks_is_interrupted_at_its_next_report(storage: PostgresStorage, run: Run) -> None:
+    stop = threading.Event()
+
+    def objective(trial: Trial) -> float:
+        for step in range(1000):
+            trial.report(step, step)
+            stop.set()
+        return 1.0
+
+    assert run(objective, stop=stop) == "interrupted"
+    (trial,) = trials(storage)
+    assert (trial.state, trial.last_step) == (TrialState.WAITING, 1)
+
+
+# Several studies
+
+
+def test_a_worker_takes_from_each_study_by_its_share(storage: PostgresStorage, tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def objective(trial: Trial) -> float:
+        order.append(trial.study.study_name)
+        return 1.0
+
+    services = []
+    for name, share in (("a", 2.0), ("b", 1.0)):
+        data = {"name": name, "objective": {"path": "tests:objective"}, "budget": {"trials": 12}}
+        record, _ = storage.create_study(StudySpec.from_dict(data))
+        services.append(Service(record=record, objective=objective, share=share))
+    storage.register_worker([s.record for s in services], worker_id="w", host="host", pid=1, device="cpu")
+    Worker(
+        storage,
+        services,
+        worker_id="w",
+        device="cpu",
+        lease_seconds=30,
+        results=tmp_path,
+        stop=threading.Event(),
+    ).run()
+    assert (order[:18].count("a"), order[:18].count("b")) == (12, 6)
+    assert order[18:] == ["b"] * 6

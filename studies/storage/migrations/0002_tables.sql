@@ -14,7 +14,8 @@ alter table studyhall.budgets
 
 alter table studyhall.workers add study_ids integer[];      -- the studies that it serves
 update studyhall.workers set study_ids = array[study_id];
-alter table studyhall.workers alter study_ids set not null, drop study_id;
+-- What a worker runs, and how far that is, stands in its lease.
+alter table studyhall.workers alter study_ids set not null, drop study_id, drop trial_id, drop step;
 
 -- The right to write to a trial. A trial that has none, or whose lease nobody holds, belongs to a stock
 -- Optuna worker if it runs.
@@ -23,10 +24,12 @@ alter table studyhall.leases
     add claim     uuid unique,                              -- the claim that gave it, see studyhall.take
     add cancelled boolean not null default false,           -- a person wants it to end
     add revision  integer not null default 1,               -- grows with each change of the trial
-    add step      integer,                                  -- the last one reported when a worker last died
+    add step      integer,                                  -- the last one that its holder reported
+    add reached   integer,                                  -- the last one reported when a worker last died
     add seconds   double precision not null default 30;     -- how long it lasts after a sign of life
 alter table studyhall.leases alter seconds drop default;
 comment on column studyhall.leases.lost is 'how many workers died on it since it last got a step further';
+create index on studyhall.leases (worker_id) where held;
 update studyhall.leases l set held = t.state = 'RUNNING' from trials t where t.trial_id = l.trial_id;
 
 -- The newest two checkpoints of each trial that is not finished. The bytes are here or, under the name, in

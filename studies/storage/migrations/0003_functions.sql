@@ -191,15 +191,16 @@ create function studyhall.requeue(p_trial_id integer, p_died_of text) returns vo
 language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
     lease studyhall.leases;
-    reached integer;
+    farthest integer;
 begin
     select * into lease from studyhall.leases where trial_id = p_trial_id for update;
     if p_died_of is not null then
-        select max(i.step) into reached from trial_intermediate_values i where i.trial_id = p_trial_id;
-        lease.lost := case when reached > coalesce(lease.step, -1) then 1 else lease.lost + 1 end;
+        select max(i.step) into farthest from trial_intermediate_values i where i.trial_id = p_trial_id;
+        lease.lost := case when farthest > coalesce(lease.reached, -1) then 1 else lease.lost + 1 end;
+        lease.reached := greatest(farthest, lease.reached);
     end if;
     update studyhall.leases
-        set held = false, expires_at = now(), revision = revision + 1, lost = lease.lost, step = coalesce(reached, step)
+        set held = false, expires_at = now(), revision = revision + 1, lost = lease.lost, reached = lease.reached
         where trial_id = p_trial_id;
     if lease.cancelled then
         perform studyhall.fail(p_trial_id, 'cancelled');
@@ -208,7 +209,6 @@ begin
     else
         update trials set state = 'WAITING' where trial_id = p_trial_id and state = 'RUNNING';
     end if;
-    update studyhall.workers set trial_id = null, step = null where trial_id = p_trial_id;
 end $$;
 
 -- Give back the trials of a study whose workers have been silent for longer than their leases; returns how
@@ -233,6 +233,30 @@ begin
         swept := swept + 1;
     end loop;
     return swept;
+end $$;
+
+-- Give back the running trials of workers that have ended, where it counts if they died of something; returns
+-- how many. Sent again, it finds what it did by its token.
+create function studyhall.bury(p_token uuid, p_worker_ids text[], p_died_of text) returns integer
+language plpgsql as $$
+declare
+    orphan integer;
+    buried integer := 0;
+begin
+    insert into studyhall.requests (token, answer) values (p_token, 0) on conflict do nothing;
+    if not found then
+        return (select answer from studyhall.requests where token = p_token);
+    end if;
+    for orphan in
+        select l.trial_id from studyhall.leases l join trials t on t.trial_id = l.trial_id
+        where t.state = 'RUNNING' and l.held and l.worker_id = any(p_worker_ids)
+        for update of l
+    loop
+        perform studyhall.requeue(orphan, p_died_of);
+        buried := buried + 1;
+    end loop;
+    update studyhall.requests set answer = buried where token = p_token;
+    return buried;
 end $$;
 
 -- A new trial with the next number; returns its id. Under the study's row lock.
@@ -288,7 +312,6 @@ begin
         reason := 'wait';
     end if;
     if reason is not null then
-        update studyhall.workers w set seen_at = now() where w.worker_id = p_worker_id;
         return;
     end if;
 
@@ -304,11 +327,9 @@ begin
 
     insert into studyhall.leases as l (trial_id, worker_id, claim, seconds, expires_at)
         values (take.trial_id, p_worker_id, p_claim, p_lease_seconds, now() + make_interval(secs => p_lease_seconds))
-        on conflict (trial_id) do update set worker_id = excluded.worker_id, held = true, epoch = l.epoch + 1,
+        on conflict (trial_id) do update set worker_id = excluded.worker_id, held = true, step = null, epoch = l.epoch + 1,
             claim = excluded.claim, revision = l.revision + 1, seconds = excluded.seconds, expires_at = excluded.expires_at
         returning l.epoch into epoch;
-    update studyhall.workers w set trial_id = take.trial_id, step = null, seen_at = now()
-        where w.worker_id = p_worker_id;
 end $$;
 
 -- Take a trial, and look at what has changed in the study meanwhile: one row with the reason where there is
@@ -337,28 +358,25 @@ create function studyhall.write(
     out cancelled boolean,      -- end this trial
     out interrupted boolean     -- give it back: its study is paused or stopped
 ) language plpgsql set plan_cache_mode = force_generic_plan as $$
-#variable_conflict use_column
-declare
-    study integer;
-    worker text;
 begin
     perform set_config('synchronous_commit', 'off', true);
-    update studyhall.leases l set expires_at = now() + make_interval(secs => l.seconds), revision = l.revision + 1
+    update studyhall.leases l
+        set expires_at = now() + make_interval(secs => l.seconds), revision = l.revision + 1, step = coalesce(p_step, l.step)
         from trials t
         where l.trial_id = p_trial_id and l.claim = p_claim and l.held
             and t.trial_id = l.trial_id and t.state = 'RUNNING'
-        returning l.cancelled, t.study_id, l.worker_id into cancelled, study, worker;
+        returning l.cancelled, exists (
+            select from studyhall.budgets b where b.study_id = t.study_id and (b.paused or b.stopped is not null)
+        ) into cancelled, interrupted;
     if not found then
         raise exception 'trial % is not held under this claim', p_trial_id using errcode = 'SH001';
     end if;
     perform studyhall.put(p_trial_id, p_changes);
-    update studyhall.workers set seen_at = now(), step = coalesce(p_step, step) where worker_id = worker;
-    select coalesce(bool_or(b.paused or b.stopped is not null), false) into interrupted
-        from studyhall.budgets b where b.study_id = study;
 end $$;
 
--- A worker is alive. Gives back the trials of those that are not.
-create function studyhall.beat(p_worker_id text) returns void
+-- A worker is alive. Gives back the trials of those that are not. Tells whether connections are scarce, so that
+-- a worker should not keep one while it has nothing to say.
+create function studyhall.beat(p_worker_id text, out is_crowded boolean)
 language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
     study integer;
@@ -367,6 +385,7 @@ begin
     for study in select unnest(study_ids) from studyhall.workers where worker_id = p_worker_id loop
         perform studyhall.sweep(study);
     end loop;
+    select sum(numbackends) > 0.7 * current_setting('max_connections')::integer into is_crowded from pg_stat_database;
 end $$;
 
 -- A checkpoint of the trial that a worker holds; keeps the newest two, and returns the names of the others.
@@ -395,29 +414,29 @@ create function studyhall.finish(
     p_trial_id integer, p_claim uuid, p_state trialstate, p_values float8[], p_changes jsonb
 ) returns void language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
-    trial trials;
-    lease studyhall.leases;
+    study integer;
+    was trialstate;
+    is_held boolean;
 begin
-    select * into trial from trials where trial_id = p_trial_id;
-    if trial.state = 'WAITING' then
-        perform from studies where study_id = trial.study_id for no key update;
+    select study_id into study from trials where trial_id = p_trial_id and state = 'WAITING';
+    if found then
+        perform from studies where study_id = study for no key update;
     end if;
-    select * into lease from studyhall.leases where trial_id = p_trial_id for update;
-    select * into trial from trials where trial_id = p_trial_id for update;
-    if lease.claim is distinct from p_claim then
+    select t.study_id, t.state, l.held into study, was, is_held
+        from studyhall.leases l join trials t using (trial_id)
+        where l.trial_id = p_trial_id and l.claim = p_claim for update;
+    if not found then
         raise exception 'trial % is not held under this claim', p_trial_id using errcode = 'SH001';
-    elsif trial.state = p_state and not lease.held then
+    elsif was = p_state and not is_held then
         return;
-    elsif not (trial.state = 'RUNNING' and lease.held)
-        and not (trial.state = 'WAITING' and not lease.held and studyhall.has_room(trial.study_id)) then
-        raise exception 'trial % is %, and not held', p_trial_id, trial.state using errcode = 'SH001';
+    elsif not (was = 'RUNNING' and is_held) and not (was = 'WAITING' and studyhall.has_room(study)) then
+        raise exception 'trial % is %, and not held', p_trial_id, was using errcode = 'SH001';
     end if;
     perform studyhall.put(p_trial_id, p_changes);
     perform studyhall.put_values(p_trial_id, p_values);
     update trials set state = p_state, datetime_complete = now() at time zone 'UTC' where trial_id = p_trial_id;
     update studyhall.leases set held = false, expires_at = now(), revision = revision + 1 where trial_id = p_trial_id;
     delete from studyhall.checkpoints where trial_id = p_trial_id;
-    update studyhall.workers set trial_id = null, step = null, seen_at = now() where trial_id = p_trial_id;
 end $$;
 
 -- A worker gives back the trial that it holds, unfinished. Sent again, it changes nothing.
@@ -538,9 +557,8 @@ end $$;
 
 -- What a person wants of a trial.
 
--- End a trial: at its next step where a worker of ours runs it, else at once. Returns its state before; a
--- finished one stays as it is.
-create function studyhall.cancel(p_trial_id integer) returns text language plpgsql as $$
+-- End a trial: at its next step where a worker of ours runs it, else at once. A finished one stays as it is.
+create function studyhall.cancel(p_trial_id integer) returns void language plpgsql as $$
 declare
     before text;
 begin
@@ -552,7 +570,6 @@ begin
         select from studyhall.leases where trial_id = p_trial_id and held)) then
         perform studyhall.fail(p_trial_id, 'cancelled');
     end if;
-    return before;
 end $$;
 
 -- Optuna 4 writes local times where Optuna 5 and we write UTC, into the same columns of the same schema

@@ -9,9 +9,13 @@ select to_regclass('alembic_version') is not null as optuna, to_regclass('studyh
 select (select max(version) from studyhall.version) as version, (select library_version from version_info) as optuna
 
 -- name: create_study
--- The study with its directions, spec and budget, all or nothing; no row where the name is taken.
-with study as (
-    insert into studies (study_name) values (%(name)s) on conflict (study_name) do nothing returning study_id
+-- The study with its directions, spec and budget, all or nothing; no row where the name is taken. Sent again, it
+-- finds what it made by its token.
+with request as (
+    select answer from studyhall.requests where token = %(token)s
+), study as (
+    insert into studies (study_name) select %(name)s where not exists (select from request)
+    on conflict (study_name) do nothing returning study_id
 ), direction as (
     insert into study_directions (study_id, objective, direction)
     select study_id, position - 1, upper(value)::studydirection
@@ -25,8 +29,10 @@ with study as (
 ), budget as (
     insert into studyhall.budgets (study_id, trials, max_failures, timeout_seconds, target)
     select study_id, %(trials)s, %(max_failures)s, %(timeout_seconds)s, %(target)s from study
+), remembered as (
+    insert into studyhall.requests (token, answer) select %(token)s, study_id from study
 )
-select study_id from study
+select study_id from study union all select answer from request
 
 -- name: find_study
 -- A study by its name, with its spec as JSON (null where stock Optuna made it) and its live budget.
@@ -88,12 +94,14 @@ order by m.trial_id, m.name
 select step, name, value from studyhall.metrics where trial_id = %(trial_id)s order by step, name
 
 -- name: workers
--- The workers of a study seen in the last two minutes.
-select w.worker_id as id, w.host, w.pid, w.device, t.number as trial, w.step,
-    extract(epoch from now() - w.seen_at)::float8 as seen_seconds_ago
+-- The workers of a study seen in the last two minutes, each with the trial of this study that it runs.
+select w.worker_id as id, w.host, w.pid, w.device, t.number as trial, l.step,
+    extract(epoch from now() - greatest(w.seen_at, l.expires_at - make_interval(secs => l.seconds)))::float8 as seen_seconds_ago
 from studyhall.workers w
-left join trials t on t.trial_id = w.trial_id and t.study_id = %(study_id)s
-where %(study_id)s = any(w.study_ids) and w.seen_at > now() - interval '2 minutes'
+left join (studyhall.leases l join trials t on t.trial_id = l.trial_id and t.state = 'RUNNING' and t.study_id = %(study_id)s)
+    on l.worker_id = w.worker_id and l.held
+where %(study_id)s = any(w.study_ids)
+    and greatest(w.seen_at, l.expires_at - make_interval(secs => l.seconds)) > now() - interval '2 minutes'
 order by w.host, w.device, w.pid
 
 -- name: leases
@@ -136,13 +144,12 @@ select studyhall.finish(%(trial_id)s, %(claim)s, %(state)s, %(values)s::float8[]
 select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
 
 -- name: beat
--- A worker is alive; gives back the trials of silent ones.
-select studyhall.beat(%(worker_id)s)
+-- A worker is alive; gives back the trials of silent ones. Whether connections are scarce.
+select is_crowded from studyhall.beat(%(worker_id)s)
 
 -- name: bury
--- The running trials of these workers, which have ended; where they died of something, it counts.
-select studyhall.requeue(t.trial_id, %(died_of)s) from trials t join studyhall.leases l using (trial_id)
-where t.state = 'RUNNING' and l.held and l.worker_id = any(%(worker_ids)s)
+-- Give back the running trials of these workers, which have ended; where they died of something, it counts.
+select studyhall.bury(%(token)s, %(worker_ids)s, %(died_of)s) as buried
 
 -- name: save_checkpoint
 -- A checkpoint of a worker's trial; returns the names of those that nothing needs any more.
@@ -155,8 +162,8 @@ select name from studyhall.save_checkpoint(
 select name, step, sha256, data from studyhall.checkpoints where trial_id = %(trial_id)s order by epoch desc, sequence desc
 
 -- name: cancel
--- End a trial; its state before.
-select studyhall.cancel(%(trial_id)s) as state
+-- End a trial.
+select studyhall.cancel(%(trial_id)s)
 
 -- name: pause
 -- Run no trial for now.
@@ -171,11 +178,14 @@ update studyhall.budgets set paused = false, stopped = null where study_id = %(s
 update studyhall.budgets set stopped = coalesce(stopped, %(reason)s) where study_id = %(study_id)s
 
 -- name: extend
--- Change what may change of a study's budget. Whatever stopped it may have gone with that.
+-- Change what may change of a study's budget, once for each token. Whatever stopped it may have gone with that.
+with request as (
+    insert into studyhall.requests (token, answer) values (%(token)s, %(study_id)s) on conflict do nothing returning token
+)
 update studyhall.budgets set
     trials = coalesce(%(trials)s, trials) + %(more_trials)s,
     max_failures = coalesce(%(max_failures)s, max_failures),
     timeout_seconds = coalesce(%(timeout)s, timeout_seconds),
     target = coalesce(%(target)s, target),
     stopped = null
-where study_id = %(study_id)s
+where study_id = %(study_id)s and exists (select from request)
