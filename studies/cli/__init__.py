@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from studies.cli import change, db, finalize, look, run
+from studies.cli import change, control, db, doctor, finalize, look, run
 from studies.cli.common import report_error
 from studies.errors import StudyhallError
 
@@ -48,7 +48,14 @@ for _command in (
     look.show,
     finalize.finalize,
     change.extend,
+    control.pause,
+    control.resume,
+    control.stop,
+    control.cancel,
+    control.enqueue,
+    control.retry,
     change.delete,
+    doctor.doctor,
     db.db,
 ):
     studyhall.add_command(_command)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from studies.cli.common import Common, common_options, counted, say, study_argument
 from studies.cli.look import status_line
-from studies.errors import StudyBusy, StudyhallError, command
+from studies.errors import CheckpointError, StudyBusy, StudyhallError, command
+
+if TYPE_CHECKING:
+    from studies.storage.postgres import StudyRecord
 
 
 def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[bool, int] | None:
@@ -87,6 +91,19 @@ def delete(common: Common, name: str, yes: bool, force: bool) -> None:
             _confirm(f"Delete study {name!r} with its {total}?")
         storage.delete(record)
     say(f"deleted study {name!r} with its {total}")
+    _delete_checkpoints(record)
+
+
+def _delete_checkpoints(record: StudyRecord) -> None:
+    """Delete what of a deleted study lies outside of the database."""
+    from studies.checkpoints import open_store
+
+    if record.spec is None or record.uid is None or record.spec.checkpoints.store == "postgresql":
+        return
+    try:
+        open_store(record.spec.checkpoints.store, record.uid).clear()
+    except CheckpointError as error:
+        say(f"warning: its checkpoints are left in {record.spec.checkpoints.store}, under {record.uid}: {error}")
 
 
 def _confirm(question: str) -> None:

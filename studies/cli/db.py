@@ -1,18 +1,25 @@
-"""The database behind the studies: db url, start, stop."""
+"""The database behind the studies: db url, start, stop, upgrade."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import click
 
-from studies.cli.common import Common, common_options, home, say
+from studies.cli.common import Common, common_options, counted, home, say
 from studies.cli.formats import echo
+
+if TYPE_CHECKING:
+    from studies.storage.url import StorageURL
 
 
 @click.group()
 def db() -> None:
-    """The embedded PostgreSQL: start it, stop it, get its URL.
+    """The database: its URL, its tables, the embedded PostgreSQL.
 
-    It is started by whatever needs it and stopped by the last who did, unless `db start` or
+    The embedded one is started by whatever needs it and stopped by the last who did, unless `db start` or
     `db url` keeps it.
     """
 
@@ -55,6 +62,48 @@ def stop(common: Common, force: bool) -> None:
 
     stopped = EmbeddedServer(home()).stop(force=force)
     say("the embedded server is stopped" if stopped else "the embedded server was not running")
+
+
+@db.command()
+@click.option(
+    "--optuna-4-time-zone",
+    "time_zone",
+    metavar="ZONE",
+    help="Where the workers lived that made the tables with Optuna 4: Europe/Berlin.",
+)
+@common_options
+def upgrade(common: Common, time_zone: str | None) -> None:
+    """Bring the tables to the version of this studyhall.
+
+    Stop the workers first. All studies and trials stay. Optuna 4 kept local times where Optuna 5
+    keeps UTC: its tables are converted if you say in which time zone they were written.
+    """
+    from studies.storage import schema
+
+    with located(common) as url:
+        if time_zone is not None:
+            converted = schema.convert_optuna_4(url, time_zone)
+            say(f"the times of {counted(converted, 'trial')} are now UTC instead of {time_zone}")
+        before, now = schema.upgrade(url)
+        if before == now:
+            say(f"nothing to do: the tables are of version {now}")
+        elif before:
+            say(f"upgraded the tables from version {before} to {now}")
+        else:
+            say(f"made the tables: version {now}")
+
+
+@contextmanager
+def located(common: Common) -> Iterator[StorageURL]:
+    """Where the command's database is, whatever its tables are; the embedded server runs meanwhile."""
+    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.url import StorageURL
+
+    if common.storage_url:
+        yield StorageURL.parse(common.storage_url)
+    else:
+        with EmbeddedServer(home()) as url:
+            yield url
 
 
 def _refuse_storage(common: Common) -> None:

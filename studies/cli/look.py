@@ -9,6 +9,7 @@ import click
 
 from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument
 from studies.cli.formats import BEST_FORMATS, best_as, echo, plain, print_columns, readable, to_csv, to_json
+from studies.control import BY_HAND, END_WORDS
 from studies.errors import NoTables, command
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def status(common: Common, name: str, kind: str) -> None:
             "study": name,
             "budget": now.budget and now.budget.trials,
             "trials": dict(now.trials),
+            "paused": now.paused,
             "ended": now.ended,
             "best": None,
             "workers": [asdict(worker) for worker in now.workers],
@@ -96,19 +98,12 @@ def status_line(now: Status, record: StudyRecord) -> str:
         if now.trials[key] or key == "complete"
     )
     # That the budget is spent is what "40 of 40" says.
-    ended = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
-    return f"{record.name}: {now.finished}{of} trials done ({counts}){ended}"
-
-
-#: Why a study is over, in words.
-END_WORDS = {
-    "complete": "the budget is spent",
-    "failures": "stopped after too many failed trials",
-    "timeout": "its time is up",
-    "target": "the target is reached",
-    "stopped": "stopped by its objective or sampler",
-    "deleted": "the study was deleted",
-}
+    halted = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
+    if now.paused and not now.ended:
+        halted = "; paused"
+    if halted and now.ended in (None, BY_HAND):
+        halted += f"; go on with: {command('resume', record.name)}"
+    return f"{record.name}: {now.finished}{of} trials done ({counts}){halted}"
 
 
 @click.command()

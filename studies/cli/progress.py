@@ -37,6 +37,7 @@ class Progress:
         self._live: Live | None = None
         self._began = time.monotonic()
         self._finished_before: dict[str, int] = {}  # by study, when this command began
+        self._paused: set[str] = set()
         self._printed: dict[str, tuple[int, float]] = {}
 
     def __enter__(self) -> Progress:
@@ -67,6 +68,13 @@ class Progress:
             self._live.update(Group(*(self._picture(now, record) for now, record in studies)))
             return
         for now, record in studies:
+            if now.paused != (record.name in self._paused):
+                self._paused ^= {record.name}
+                say(
+                    f"{record.name} is paused; go on with: {command('resume', record.name)}"
+                    if now.paused
+                    else f"{record.name} goes on"
+                )
             finished, at = self._printed.get(record.name, (-1, 0.0))
             if now.finished and now.finished != finished and time.monotonic() - at > PLAIN_EVERY:
                 self._printed[record.name] = (now.finished, time.monotonic())

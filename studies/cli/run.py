@@ -23,7 +23,8 @@ from studies.cli.common import (
     say,
 )
 from studies.cli.formats import best_as, echo
-from studies.cli.look import END_WORDS, status_line
+from studies.cli.look import status_line
+from studies.control import END_WORDS
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
 
 if TYPE_CHECKING:

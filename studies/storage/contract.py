@@ -28,8 +28,9 @@ from studies.errors import StorageUnreachable
 from studies.storage.database import AlreadyFinished, Database, NotThere
 from studies.storage.trials import TrialCache, changed, copied, read_distribution, to_trial, to_utc
 
-#: Seconds for which what was read for a worker's trial is not read again.
-FRESH_SECONDS = 1.0
+#: Seconds for which what was read for a worker's trial is not read again. With Hyperband, TPE reads all trials
+#: once for each parameter; and steps as short as this are not pruned by what happened in between.
+FRESH_SECONDS = 0.05
 
 Change = Mapping[str, Any]
 
@@ -183,7 +184,6 @@ class OptunaContract(BaseStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         value = float(intermediate_value)
-        self._fresh.pop(self._study_of.get(trial_id, -1), None)
         self._put(trial_id, "reports", {"step": step, "value": json_number(value)})
         self._change(trial_id, "intermediate_values", step, value)
 
@@ -314,8 +314,7 @@ class OptunaContract(BaseStorage):
                 return cache, rows
 
     def _note_fresh(self, study_id: int) -> None:
-        """The trials of a study were just read. Samplers and pruners that ask several times for one trial of a
-        worker (with Hyperband, TPE does for each parameter) get the same answer until its next report."""
+        """The trials of a study were just read. Only a worker's trial is content with that for a while."""
         if self._writers:
             self._fresh[study_id] = time.monotonic() + FRESH_SECONDS
 

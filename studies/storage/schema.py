@@ -123,10 +123,18 @@ def convert_optuna_4(url: StorageURL, time_zone: str) -> int:
     from optuna import __version__ as ours
 
     with _owner(url) as cursor:
-        cursor.execute("select library_version from version_info for update")
-        found = cursor.fetchone()
-        if found is None or not _is_optuna_4(found[0]):
-            raise StorageError(f"{url.display}: its tables are not Optuna 4's; there is nothing to convert")
+        cursor.execute("select to_regclass('version_info') is not null")
+        found = None
+        if cursor.fetchone() == (True,):
+            cursor.execute("select library_version from version_info for update")
+            found = cursor.fetchone()
+        if found is None or not is_optuna_4(found[0]):
+            raise StorageError(
+                f"{url.display}: its tables are not Optuna 4's, so there is nothing to convert; "
+                "without --optuna-4-time-zone: studyhall db upgrade"
+            )
+        # These times are not "now", by which our triggers would know a worker with Optuna 4.
+        cursor.execute("set local studyhall.times = 'given'")
         try:
             cursor.execute(
                 "update trials set datetime_start = datetime_start at time zone %(zone)s at time zone 'UTC',"
@@ -141,22 +149,28 @@ def convert_optuna_4(url: StorageURL, time_zone: str) -> int:
 
 
 def _refuse_optuna_4(where: str, optuna: str | None) -> None:
-    if _is_optuna_4(optuna):
+    if is_optuna_4(optuna):
         raise StorageError(
             f"{where}: its tables were made by Optuna {optuna}, which keeps local times where Optuna 5 keeps UTC; "
             "stop its workers, then: studyhall db upgrade --optuna-4-time-zone ZONE"
         )
 
 
-def _is_optuna_4(version: str | None) -> bool:
+def is_optuna_4(version: str | None) -> bool:
+    """Whether Optuna ``version`` keeps local times."""
     return version is not None and int(version.partition(".")[0]) < 5
 
 
 def _make_optunas_tables(url: StorageURL) -> None:
+    from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage
+    from sqlalchemy.exc import OperationalError
 
     try:
         RDBStorage(url.sqlalchemy).engine.dispose()
+    except (OperationalError, StorageInternalError) as error:
+        cause = error.__cause__  # some of its errors Optuna hides in its own
+        raise connection_error(url, cause if isinstance(cause, OperationalError) else error) from error
     except RuntimeError as error:
         raise StorageError(f"{url.display}: {' '.join(str(error).split())}") from error
 
@@ -169,12 +183,15 @@ def _owner(url: StorageURL) -> Iterator[Any]:
     except psycopg2.OperationalError as error:
         raise connection_error(url, error) from error
     try:
-        with connection, connection.cursor() as cursor:
+        with connection.cursor() as cursor:
             yield cursor
+        connection.commit()
+    except psycopg2.OperationalError as error:
+        raise connection_error(url, error) from error
     except psycopg2.errors.InsufficientPrivilege as error:
         reason = str(error).partition("\n")[0]
         raise StorageError(
             f"{url.display}: cannot make the tables: {reason}; let their owner run studyhall first"
         ) from error
     finally:
-        connection.close()
+        connection.close()  # what was not committed is undone

@@ -36,15 +36,18 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         self._sequence = 0
 
-    def save(self, step: int, state: Callable[[], bytes], *, now: bool) -> None:
-        """Keep a checkpoint if one is due, or ``now``. What goes wrong is logged: training goes on.
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next one."""
+        return time.monotonic() - self._saved_at >= self._every
+
+    def save(self, step: int, state: Callable[[], bytes]) -> None:
+        """Keep a checkpoint. What goes wrong is logged: training goes on.
 
         Raises:
             LeaseLost: the trial is no longer held.
             Exception: what ``state`` raises.
         """
-        if not now and time.monotonic() - self._saved_at < self._every:
-            return
         data = state()
         self._sequence += 1
         name = f"{self._claim.number}/{self._claim.epoch}-{self._sequence}"

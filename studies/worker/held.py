@@ -56,10 +56,15 @@ class HeldTrial:
         Not one that is ahead of what the database was told: who went on from there would never report
         the steps between.
         """
-        if self.is_over or not self.lease.is_told():
+        if self.is_over or not (self.stop_requested or self.checkpoints.is_due):
+            return
+        if not self.lease.is_told():
+            self.lease.tell()
+        if not self.lease.is_told():
+            log.warning("trial %d: no checkpoint at step %d: the database is away", self.lease.claim.number, step)
             return
         try:
-            self.checkpoints.save(step, state, now=self.stop_requested)
+            self.checkpoints.save(step, state)
         except LeaseLost:
             self.lease.lost = True
 

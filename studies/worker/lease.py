@@ -86,14 +86,17 @@ class Lease:
                 self._due = time.monotonic() + LINGER
                 self._changed.notify_all()
 
-    def tell(self, step: int) -> None:
+    def tell(self, step: int | None = None) -> None:
         """Have everything written now. A database that is away is not waited for, unless it has been for
         longer than the lease: the trial may be another's by then.
+
+        Args:
+            step: the newest one, for people to see.
 
         Raises:
             StorageError: the database refuses something for what it is.
         """
-        self._step = step
+        self._step = self._step if step is None else step
         self._courier.carry(self)
         self._wait(lambda: self.is_told() or time.monotonic() - self._heard < self._courier.lease_seconds)
 

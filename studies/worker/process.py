@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -24,7 +25,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -32,6 +33,8 @@ from typing import Any, TextIO
 from studies import objective
 from studies.errors import StorageUnreachable, StudyhallError
 from studies.objective import Objective, one_line
+
+log = logging.getLogger(__name__)
 
 #: What asks a worker to give its trial back and to end.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -102,14 +105,26 @@ def main() -> int:
 
 
 def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
+    threading.Thread(target=_stop_with_supervisor, args=(stop,), daemon=True).start()
+    is_cut_off = False
+    while not stop.is_set():
+        try:
+            return _run(setup, assignment, built, stop)
+        except StorageUnreachable as error:  # a worker that starts during an outage waits, as the others do
+            if not is_cut_off:
+                log.warning("waiting for the database: %s", error)
+            is_cut_off = True
+            stop.wait(random.uniform(0.5, 1.0))
+    return "interrupted"
+
+
+def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
     # Imported here: the objective's own imports come first, so that their errors do.
     from studies.storage.postgres import PostgresStorage
     from studies.worker.loop import Service, Worker
 
-    threading.Thread(target=_stop_with_supervisor, args=(stop,), daemon=True).start()
     # Hardly patient: the worker itself waits for a database that is away, and trains on meanwhile.
-    storage = PostgresStorage(assignment.storage, create=False, patience=0.5, stop=stop)
-    try:
+    with closing(PostgresStorage(assignment.storage, create=False, patience=0.5, stop=stop)) as storage:
         services = [
             Service(record=storage.find_study(each.study), objective=built[each.study], share=each.share)
             for each in setup.objectives
@@ -134,12 +149,6 @@ def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], 
         with suppress(StorageUnreachable):  # it is forgotten by itself, after a day
             storage.forget_worker(setup.worker_id)
         return reason
-    except StorageUnreachable:
-        if stop.is_set():
-            return "interrupted"
-        raise
-    finally:
-        storage.close()
 
 
 def _stop_with_supervisor(stop: threading.Event) -> None:

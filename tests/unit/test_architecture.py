@@ -14,13 +14,17 @@ from tests.conftest import ROOT
 # Each layer may import from itself and from those after it.
 LAYERS = (
     "studies.cli",
+    "studies.doctor",
     "studies.worker",
     "studies.finalize",
+    "studies.control",
     "studies.storage",
     "studies.trial",
     "studies.objective",
+    "studies.params",
     "studies.target",
     "studies.spec",
+    "studies.checkpoints",
     "studies.catalog",
     "studies.space",
     "studies.errors",

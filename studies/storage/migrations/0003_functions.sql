@@ -150,14 +150,15 @@ begin
     from newer;
 end $$;
 
--- Why a study begins no more trials, or null where it does. Takes what studyhall.tally counted.
+-- Why a study begins no more trials, or null where it does. Takes what studyhall.tally counted; the columns of
+-- the same names hold what is settled alone, and would come first.
 create function studyhall.ended(p_study_id integer, finished integer, failed integer, began timestamp, best float8)
 returns text language sql stable as $$
     select case
         when ended.finished >= b.trials then 'complete'
         when b.stopped is not null then b.stopped
-        when failed >= b.max_failures then 'failures'
-        when began + make_interval(secs => b.timeout_seconds) <= now() at time zone 'UTC' then 'timeout'
+        when ended.failed >= b.max_failures then 'failures'
+        when ended.began + make_interval(secs => b.timeout_seconds) <= now() at time zone 'UTC' then 'timeout'
         when (d.direction = 'MINIMIZE' and ended.best <= target) or (d.direction = 'MAXIMIZE' and ended.best >= target) then 'target'
     end
     from studyhall.budgets b join study_directions d on d.study_id = b.study_id and d.objective = 0
@@ -562,6 +563,10 @@ create function studyhall.cancel(p_trial_id integer) returns void language plpgs
 declare
     before text;
 begin
+    select state::text into before from trials where trial_id = p_trial_id;
+    if before not in ('RUNNING', 'WAITING') then
+        return;  -- a failure that was marked as cancelled would no longer count
+    end if;
     insert into studyhall.leases as l (trial_id, worker_id, held, epoch, cancelled, seconds, expires_at)
         values (p_trial_id, '', false, 0, true, 0, now())
         on conflict (trial_id) do update set cancelled = true, revision = l.revision + 1;

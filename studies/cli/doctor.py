@@ -1,0 +1,88 @@
+"""The command doctor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from studies.cli.common import Common, common_options, counted, data_dir_option, data_dir_or_default, home, say
+from studies.cli.db import located
+from studies.cli.formats import echo, to_json
+from studies.errors import EmbeddedServerError
+
+if TYPE_CHECKING:
+    from studies.doctor import Finding
+
+_COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+
+
+@click.command()
+@click.option("--format", "kind", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@data_dir_option
+@common_options
+def doctor(common: Common, kind: str, data_dir: Path | None) -> None:
+    """Look for what is wrong, and say what mends it.
+
+    Looks at the server, its clock, connections and tables, at stuck trials, and at this machine:
+    GPUs, disks, passwords. Exits with 1 if something does not work.
+    """
+    findings = _examine(common, data_dir_or_default(data_dir))
+    if kind == "json":
+        echo(to_json([asdict(finding) for finding in findings]))
+    else:
+        echo("\n".join(_lines(findings, max(60, min(120, shutil.get_terminal_size().columns)))))
+    errors, warnings = (sum(finding.level == level for finding in findings) for level in ("error", "warning"))
+    if errors or warnings:
+        say(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
+    if errors:
+        raise click.exceptions.Exit(1)
+
+
+def _examine(common: Common, data_dir: Path) -> list[Finding]:
+    from studies import doctor
+    from studies.storage.url import StorageURL
+
+    findings: list[Finding] = []
+    studies: list[doctor.KnownStudy] = []
+    if common.storage_url:
+        source = click.get_current_context().get_parameter_source("storage_url")
+        given_by = "--storage" if source == ParameterSource.COMMANDLINE else "STUDYHALL_STORAGE"
+        pgpass = Path(os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
+        findings += doctor.examine_url(StorageURL.parse(common.storage_url), given_by, pgpass)
+    try:
+        with located(common) as url:
+            examination = doctor.examine_database(url, embedded_in=None if common.storage_url else home())
+        findings = examination.findings + findings
+        studies = examination.studies
+    except EmbeddedServerError as error:
+        findings.insert(0, doctor.failed(None, error))
+    return findings + doctor.examine_machine(home(), data_dir, os.environ.get("CUDA_VISIBLE_DEVICES"), studies)
+
+
+def _lines(findings: Sequence[Finding], width: int) -> list[str]:
+    """Each finding, with its fix below it."""
+    lines = []
+    for finding in findings:
+        level, about = f"{finding.level:<9}", f"{finding.about:<13}"
+        margin = " " * len(level + about)
+        first, *rest = _wrapped(finding.what, margin, width)
+        lines.append(click.style(level, fg=_COLOURS[finding.level]) + about + first.lstrip())
+        lines += rest
+        for line in finding.fix.split("; ") if finding.fix else ():
+            lines += _wrapped(f"→ {line}", " " * len(level), width)
+    return lines
+
+
+def _wrapped(text: str, margin: str, width: int) -> list[str]:
+    # No path and no command is broken within a word.
+    return textwrap.wrap(
+        text, width, initial_indent=margin, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+    )

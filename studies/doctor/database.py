@@ -1,0 +1,274 @@
+"""The checks of a database: server, clock, connections, tables, trials."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from studies.control import BY_HAND
+from studies.doctor.findings import Finding, KnownStudy
+from studies.errors import EmbeddedServerError, StorageError, StorageUnreachable, command
+from studies.storage import schema
+from studies.storage.database import Database
+from studies.storage.url import StorageURL
+
+OLDEST_POSTGRESQL: Final = 13
+MAX_CLOCK_SECONDS: Final = 5.0
+MAX_CONNECTIONS_IN_USE: Final = 0.8
+_SHOWN: Final = 5
+"""Of trials with the same complaint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What the checks of a database found."""
+
+    findings: list[Finding] = field(default_factory=list)
+    studies: list[KnownStudy] = field(default_factory=list)
+
+
+def examine_database(url: StorageURL, *, embedded_in: Path | None) -> Examination:
+    """The server, its clock and connections, the tables, and what lies still in them.
+
+    Args:
+        url: where it is.
+        embedded_in: the home of the embedded server, if it is that one.
+    """
+    database = Database(url)
+    examination = Examination()
+    try:
+        for finding in _database(database, examination.studies, embedded_in):
+            examination.findings.append(finding)
+    except StorageError as error:
+        examination.findings.append(failed(url, error))
+    finally:
+        database.close()
+    return examination
+
+
+def failed(url: StorageURL | None, error: StorageError) -> Finding:
+    """The finding that the database could not be used at all."""
+    message = str(error)
+    if "permission denied" in message:
+        return Finding(level="error", about="tables", what=message, fix='psql -c "grant pg_read_all_data to USER"')
+    if message.startswith("no PostgreSQL answers") and url and url.hosts:
+        host, port = url.hosts[0]
+        what = f"no PostgreSQL answers at {url.where}: start it, or correct {url.display}"
+        return Finding(
+            level="error", about="server", what=what, fix=f"pg_isready -h {host or 'localhost'} -p {port or 5432}"
+        )
+    # A message about a server ends with the way out: after a semicolon, else after a colon.
+    about, what, mark, fix = "tables", message, "", ""
+    if isinstance(error, StorageUnreachable | EmbeddedServerError):
+        about = "server"
+        what, mark, fix = message.rpartition("; ")
+        if not mark and not message.startswith("cannot use"):
+            what, mark, fix = message.partition(": ")
+    if not mark:
+        what, fix = f"{message}; the server's log may say why", 'psql "$(studyhall db url)"'
+    return Finding(level="error", about=about, what=what, fix=fix)
+
+
+def _database(database: Database, studies: list[KnownStudy], embedded_in: Path | None) -> Iterator[Finding]:
+    round_trip = _round_trip(database)
+    began = time.time()
+    (facts,) = database.rows("server_facts")
+    ended = time.time()
+    yield server(facts, round_trip, f"the embedded server in {embedded_in}" if embedded_in else "")
+    if facts["is_standby"]:
+        yield Finding(
+            level="error",
+            about="server",
+            what="it is a standby, which cannot be written to",
+            fix="name the primary in the URL, or all hosts with ?target_session_attrs=read-write",
+        )
+    yield clock(facts["clock"] - (began + ended) / 2, (ended - began) / 2)
+    yield connections(facts["connections"], facts["slots"], is_embedded=embedded_in is not None)
+    tables = list(_tables(database, facts))
+    yield from tables
+    if not facts["has_studyhall"] or any(finding.level == "error" for finding in tables):
+        return
+    yield from _times(database, facts)
+    rows = database.rows("examined_studies")
+    studies += [
+        KnownStudy(name=row["name"], uid=row["uid"], store=row["store"] or "postgresql", ended=row["ended"])
+        for row in rows
+    ]
+    yield from _halted(rows)
+    yield from _trials(database, {study.name: study.ended for study in studies})
+
+
+def _round_trip(database: Database) -> float:
+    """Seconds for a statement and its answer: the quickest of three."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        database.execute("select 1")
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def server(facts: Mapping[str, Any], round_trip: float, name: str) -> Finding:
+    """Its version, and how far away it is."""
+    if facts["version_number"] < OLDEST_POSTGRESQL * 10_000:
+        return Finding(
+            level="error",
+            about="server",
+            what=f"PostgreSQL {facts['version']} is too old: legal are {OLDEST_POSTGRESQL} and newer",
+            fix="pg_upgrade",
+        )
+    what = f"{name + ': ' if name else ''}PostgreSQL {facts['version']}; a round trip takes {round_trip * 1000:.2g} ms"
+    return Finding(level="ok", about="server", what=what)
+
+
+def clock(ahead: float, uncertain: float) -> Finding:
+    """Whether the database's clock and this machine's agree.
+
+    Args:
+        ahead: seconds by which the database's is ahead.
+        uncertain: seconds that this may be wrong by.
+    """
+    if abs(ahead) <= MAX_CLOCK_SECONDS + uncertain:
+        return Finding(level="ok", about="clock", what="the database's and this machine's agree")
+    return Finding(
+        level="warning",
+        about="clock",
+        what=f"the database's is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's: "
+        "leases go by the database's alone, but people read both; set the one that is wrong",
+        fix="timedatectl set-ntp true",
+    )
+
+
+def connections(used: int, slots: int, *, is_embedded: bool) -> Finding:
+    """Whether there is room for more workers."""
+    what = f"{used} of {slots} in use; a worker takes up to two"
+    if used <= MAX_CONNECTIONS_IN_USE * slots:
+        return Finding(level="ok", about="connections", what=what)
+    restart = "studyhall db stop" if is_embedded else "pg_ctl restart"
+    return Finding(
+        level="warning",
+        about="connections",
+        what=what + ("" if is_embedded else "; allow more, or put PgBouncer between"),
+        fix=f'psql "$(studyhall db url)" -c "alter system set max_connections = {2 * (slots + 3)}"; {restart}',
+    )
+
+
+def _tables(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    if not facts["has_optuna"]:
+        yield Finding(level="ok", about="tables", what="there are none yet", fix="studyhall run digits")
+        return
+    (optuna,) = database.rows("optuna_version") or [{"optuna": None, "version": None}]
+    if schema.is_optuna_4(optuna["optuna"]):
+        yield Finding(
+            level="error",
+            about="tables",
+            what=f"made by Optuna {optuna['optuna']}, which keeps local times where Optuna 5 keeps UTC; "
+            "stop its workers, and say in which time zone they lived",
+            fix="studyhall db upgrade --optuna-4-time-zone ZONE",
+        )
+        return
+    yield _optunas_tables(optuna["version"], optuna["optuna"])
+    if not facts["has_studyhall"]:
+        what = "Optuna's are there, studyhall's are not yet"
+        yield Finding(level="ok", about="tables", what=what, fix="studyhall db upgrade")
+        return
+    version = schema.state(database)[0] or 0
+    known = schema.newest()
+    if version == known:
+        yield Finding(level="ok", about="tables", what=f"studyhall's are of version {version}, which this one knows")
+    else:
+        yield Finding(
+            level="error",
+            about="tables",
+            what=f"studyhall's are of version {version}, this studyhall knows {known}",
+            fix="studyhall db upgrade" if version < known else "pip install -U studyhall",
+        )
+
+
+def _optunas_tables(version: str | None, made_by: str | None) -> Finding:
+    from optuna.storages import RDBStorage
+
+    # Any database will do to ask the installed Optuna what it knows.
+    ours = RDBStorage("sqlite://")
+    known, older = ours.get_head_version(), ours.get_all_versions()
+    ours.engine.dispose()
+    if version == known:
+        return Finding(level="ok", about="tables", what=f"Optuna's are of version {version}, by Optuna {made_by}")
+    return Finding(
+        level="error",
+        about="tables",
+        what=f"Optuna's are of version {version}, the Optuna installed here knows {known}",
+        fix='optuna storage upgrade --storage "$(studyhall db url)"' if version in older else "pip install -U optuna",
+    )
+
+
+def _times(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    odd = database.rows("odd_times")
+    if odd:
+        named = ", ".join(f"{row['number']} of {row['study']!r}" for row in odd)
+        yield Finding(
+            level="warning",
+            about="times",
+            what=f"some trials begin in the future, or end before they begin: {named}; as Optuna 4 "
+            "writes local times; where a worker has that, upgrade it",
+            fix="pip install -U optuna",
+        )
+    zone = facts["time_zone"]
+    (row,) = database.rows("has_heartbeats")
+    if row["has_heartbeats"] and zone not in ("UTC", "Etc/UTC", "GMT"):
+        yield Finding(
+            level="warning",
+            about="times",
+            what=f"the time zone of sessions is {zone}, by which stock Optuna may take living trials for dead",
+            fix=f'psql "$(studyhall db url)" -c "alter database {facts["database"]} set timezone = \'UTC\'"',
+        )
+    elif not odd:
+        is_utc = "" if zone == "UTC" else f", though sessions have the time zone {zone}"
+        yield Finding(level="ok", about="times", what=f"kept in UTC{is_utc}")
+
+
+def _halted(rows: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+    for row in rows:
+        word = "stopped by hand" if row["ended"] == BY_HAND else "paused" if row["paused"] and not row["ended"] else ""
+        if word:
+            what = f"study {row['name']!r} is {word}"
+            yield Finding(level="ok", about="studies", what=what, fix=command("resume", row["name"]))
+
+
+def _trials(database: Database, ended: Mapping[str, str | None]) -> Iterator[Finding]:
+    stuck, silent = database.rows("stuck_trials"), database.rows("silent_workers")
+    for row in stuck[:_SHOWN]:
+        trial = f"trial {row['number']} of study {row['study']!r}"
+        cancel = command("cancel", row["study"], row["number"])
+        if row["is_held"]:
+            what = (
+                f"{trial} runs, but its worker{' on ' + row['host'] if row['host'] else ''} has been silent for "
+                f"{_time(row['seconds'])} longer than its lease, and no other is there to take the trial over"
+            )
+            # On a study that is over no worker would look.
+            fix = cancel if ended.get(row["study"]) else command("work", row["study"])
+        else:
+            what = f"{trial} has run for {_time(row['seconds'])} without a lease: a stock Optuna worker may have died"
+            fix = cancel
+        yield Finding(level="warning", about="trials", what=what, fix=fix)
+    if len(stuck) > _SHOWN:
+        what = f"and {len(stuck) - _SHOWN} more like these; look again after that"
+        yield Finding(level="warning", about="trials", what=what, fix="studyhall doctor")
+    for row in silent[:_SHOWN]:
+        yield Finding(
+            level="warning",
+            about="workers",
+            what=f"the one on {row['host']} that holds trial {row['number']} of study {row['study']!r} was seen "
+            f"{_time(row['seen_seconds_ago'])} ago; others get the trial in {_time(row['lease_seconds_left'])}",
+            fix=f"ssh {row['host']} ps {row['pid']}",
+        )
+    if not stuck and not silent:
+        yield Finding(level="ok", about="trials", what="none is stuck")
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,183 @@
+"""PostgreSQL is away, stopped or hung: no worker ends of it, no result is lost, and training goes on.
+
+2 seconds here; 30 and 120 with ``STUDYHALL_LONG_OUTAGES=1``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+
+from studies import PostgresStorage
+from studies.storage.url import StorageURL
+from tests.acceptance.faults import Fleet, eventually, new_folder, own_postgres
+from tests.proxy import Proxy
+
+SECONDS = [2, 30, 120] if os.environ.get("STUDYHALL_LONG_OUTAGES") else [2]
+EPOCH = 0.25
+NO_PRUNING = ("pruner.name=none", "sampler.name=random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A PostgreSQL that can go away and come back."""
+
+    url: StorageURL
+    """By which workers reach it."""
+    direct: StorageURL
+    go_away: Callable[[], None]
+    come_back: Callable[[], None]
+
+
+@pytest.fixture(params=["stopped", "hung"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with own_postgres() as postgres:
+        direct = StorageURL.parse(postgres.url)
+        PostgresStorage(direct).close()
+        if request.param == "stopped":
+            yield Server(url=direct, direct=direct, go_away=postgres.stop, come_back=postgres.start)
+        else:
+            with Proxy(direct) as proxy:
+                yield Server(url=proxy.url, direct=direct, go_away=proxy.hang, come_back=proxy.up)
+
+
+@contextmanager
+def fleet_on(server: Server, *, epochs: int) -> Iterator[Fleet]:
+    with new_folder() as folder, Fleet(server.url, folder, epochs=epochs, epoch_seconds=EPOCH) as fleet:
+        yield fleet
+
+
+def begin(fleet: Fleet, *, trials: int, workers: int, lease: float) -> None:
+    """Start workers, and wait until each of them has trained for a while."""
+    fleet.run(trials=trials, workers=workers, lease=lease, settings=NO_PRUNING)
+    eventually(lambda: len({entry["pid"] for entry in fleet.entries("trained")}) == workers, "all at work")
+
+
+def pids(fleet: Fleet) -> list[int]:
+    return sorted(worker.pid for worker in fleet.workers())
+
+
+def reports(server: Server) -> int:
+    connection = psycopg2.connect(**server.direct.libpq)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("select count(*) from trial_intermediate_values")
+            return sum(count for (count,) in cursor.fetchall())
+    finally:
+        connection.close()
+
+
+def results(fleet: Fleet) -> list[Path]:
+    return list(fleet.home.glob("results/*/*.json"))
+
+
+def require_complete(fleet: Fleet, server: Server, *, trials: int, redone: int = 0) -> None:
+    """The study is over as if nothing had been: each trial complete, and each epoch trained once."""
+    with fleet.look(server.direct) as storage:
+        found = storage.trials(storage.find_study(fleet.study))
+        assert [(trial.number, trial.state.name) for trial in found] == [(n, "COMPLETE") for n in range(trials)]
+        assert all(trial.params for trial in found)
+        epochs = int(fleet.environment["EPOCHS"])
+        assert all(sorted(trial.intermediate_values) == list(range(epochs)) for trial in found)
+        for told in fleet.entries("told"):
+            assert found[told["trial"]].values == told["values"]
+    trained = Counter((entry["trial"], entry["step"]) for entry in fleet.entries("trained"))
+    assert trained.total() - len(trained) <= redone
+    assert not results(fleet)
+    assert "Traceback" not in fleet.output
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_an_outage_shorter_than_the_lease_interrupts_nothing(server: Server, seconds: int) -> None:
+    workers, trials = 2, 4
+    with fleet_on(server, epochs=2 * seconds * 4) as fleet:
+        begin(fleet, trials=trials, workers=workers, lease=seconds + 10)
+        before, began = pids(fleet), time.time()
+        server.go_away()
+        time.sleep(seconds)
+        ended = time.time()
+        server.come_back()
+        told = reports(server)
+        eventually(lambda: reports(server) > told + workers, "new reports", seconds=5)
+        assert pids(fleet) == before
+        during = Counter(e["pid"] for e in fleet.entries("trained") if began < e["at"] < ended)
+        # A report waits for a second, once; then training goes on without.
+        assert min(during.values()) >= (seconds - 1.5) / EPOCH * 0.7, during
+        assert len(during) == workers
+        assert fleet.supervisors[0].wait(timeout=60 + 4 * seconds) == 0, fleet.output
+        assert "| died: " not in fleet.output
+        require_complete(fleet, server, trials=trials)
+        with fleet.look(server.direct) as storage:
+            assert {times for _, times in storage.attempts(storage.find_study(fleet.study)).values()} == {1}
+
+
+def test_a_result_that_waits_on_the_disk_is_told_by_the_next_worker_and_its_trial_not_run_again(
+    server: Server,
+) -> None:
+    with fleet_on(server, epochs=6) as fleet:
+        begin(fleet, trials=3, workers=1, lease=30)
+        server.go_away()
+        eventually(lambda: results(fleet), "a result on the disk", seconds=15)
+        [number] = {entry["trial"] for entry in fleet.entries("returns")} - {
+            entry["trial"] for entry in fleet.entries("told")
+        }
+        for worker in fleet.workers():
+            worker.kill()
+        eventually(lambda: not any(worker.is_running() for worker in fleet.workers()), "it is dead", seconds=5)
+        server.come_back()
+        assert fleet.supervisors[0].wait(timeout=60) == 0, fleet.output
+        require_complete(fleet, server, trials=3)
+        assert [entry["trial"] for entry in fleet.entries("returns")].count(number) == 1
+
+
+def test_a_worker_that_is_asked_to_stop_during_an_outage_ends_at_once(server: Server) -> None:
+    with fleet_on(server, epochs=40) as fleet:
+        begin(fleet, trials=2, workers=2, lease=10)
+        server.go_away()
+        time.sleep(1)
+        workers = fleet.workers()
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(workers, timeout=5)
+        assert not alive
+        server.come_back()
+        fleet.supervisors[0].wait(timeout=15)
+        assert "| died: " not in fleet.output
+        assert "Traceback" not in fleet.output
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize("is_away", [False, True], ids=["up", "away"])
+def test_a_preempted_machine_gives_its_trials_back(
+    server: Server, number: signal.Signals, status: int, is_away: bool
+) -> None:
+    with fleet_on(server, epochs=12) as fleet:
+        begin(fleet, trials=2, workers=2, lease=3)
+        if is_away:
+            server.go_away()
+            time.sleep(1)
+        began = time.monotonic()
+        fleet.supervisors[0].send_signal(number)
+        assert fleet.supervisors[0].wait(timeout=30) == status, fleet.output
+        assert time.monotonic() - began < 5
+        if is_away:
+            server.come_back()
+        else:
+            with fleet.look(server.direct) as storage:
+                trials = storage.trials(storage.find_study(fleet.study))
+                assert [trial.state.name for trial in trials] == ["WAITING"] * 2
+                assert all(storage.checkpoints(trial._trial_id) for trial in trials)
+        fleet.work(workers=2)
+        assert fleet.supervisors[1].wait(timeout=60) == 0, fleet.output
+        # What was trained while the database was away was never told, and nowhere kept.
+        require_complete(fleet, server, trials=2, redone=24 if is_away else 0)

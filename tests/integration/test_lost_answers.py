@@ -1,0 +1,305 @@
+"""The connection breaks before a statement reaches the server, or after its COMMIT: at every method of the storage.
+
+The client can't know which of the two it was. Whatever it does then, the database must hold what it would hold
+had nothing happened, and the caller must get the same answer.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psycopg2
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from studies import PostgresStorage, StudySpec
+from studies.errors import StorageError, StorageUnreachable
+from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.url import StorageURL
+from studies.trial import Trial
+from studies.worker.loop import Service, Worker
+from tests.conftest import Server
+from tests.proxy import Proxy, When
+
+UNIT = FloatDistribution(0, 1)
+REPORT = {"reports": [{"step": 7, "value": 0.75}], "metrics": [{"step": 7, "name": "loss", "value": 2.0}]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A study in the middle of its work, the same each time."""
+
+    storage: PostgresStorage
+    record: StudyRecord
+    claim: Claim
+    """Of trial 1, which worker ``w`` runs; it has a report, a parameter and two checkpoints."""
+    plain: int
+    """The id of trial 2, which this process runs without a lease."""
+    waiting: int
+    """The id of trial 4, which waits."""
+
+    @property
+    def study_id(self) -> int:
+        return self.record.study_id
+
+    def trial(self, number: int) -> FrozenTrial:
+        return self.storage.trial(self.record, number)
+
+
+CASES: dict[str, Callable[[Stage], Any]] = {
+    # Optuna's contract
+    "create_new_study": lambda s: s.storage.create_new_study([StudyDirection.MAXIMIZE], "new"),
+    "delete_study": lambda s: s.storage.delete_study(s.study_id),
+    "set_study_user_attr": lambda s: s.storage.set_study_user_attr(s.study_id, "key", 1),
+    "set_study_system_attr": lambda s: s.storage.set_study_system_attr(s.study_id, "key", 1),
+    "get_study_id_from_name": lambda s: s.storage.get_study_id_from_name("other"),
+    "get_study_name_from_id": lambda s: _fresh(s).get_study_name_from_id(s.study_id),
+    "get_study_directions": lambda s: _fresh(s).get_study_directions(s.study_id),
+    "get_study_user_attrs": lambda s: s.storage.get_study_user_attrs(s.study_id),
+    "get_study_system_attrs": lambda s: s.storage.get_study_system_attrs(s.study_id),
+    "get_all_studies": lambda s: [vars(study) for study in s.storage.get_all_studies()],
+    "create_new_trial": lambda s: s.storage.create_new_trial(s.study_id),
+    "set_trial_param": lambda s: s.storage.set_trial_param(s.plain, "x", 0.5, UNIT),
+    "set_trial_intermediate_value": lambda s: s.storage.set_trial_intermediate_value(s.plain, 1, 0.5),
+    "set_trial_user_attr": lambda s: s.storage.set_trial_user_attr(s.plain, "key", 1),
+    "set_trial_system_attr": lambda s: s.storage.set_trial_system_attr(s.plain, "key", 1),
+    "set_trial_state_values": lambda s: (
+        s.storage.set_trial_state_values(s.waiting, TrialState.RUNNING),
+        s.storage.set_trial_state_values(s.plain, TrialState.COMPLETE, [1.0]),
+    ),
+    "get_trial": lambda s: s.storage.get_trial(s.claim.trial_id),
+    "get_trial_id_from_study_id_trial_number": lambda s: s.storage.get_trial_id_from_study_id_trial_number(
+        s.study_id, 1
+    ),
+    "get_trial_number_from_id": lambda s: s.storage.get_trial_number_from_id(s.waiting),
+    "get_trial_param": lambda s: s.storage.get_trial_param(s.claim.trial_id, "x"),
+    "get_trial_params": lambda s: s.storage.get_trial_params(s.claim.trial_id),
+    "get_trial_user_attrs": lambda s: s.storage.get_trial_user_attrs(s.claim.trial_id),
+    "get_trial_system_attrs": lambda s: s.storage.get_trial_system_attrs(s.claim.trial_id),
+    "get_all_trials": lambda s: s.storage.get_all_trials(s.study_id),
+    "get_n_trials": lambda s: s.storage.get_n_trials(s.study_id),
+    "get_best_trial": lambda s: s.storage.get_best_trial(s.study_id),
+    # Studies
+    "create_study": lambda s: s.storage.create_study(spec("new")),
+    "find_study": lambda s: s.storage.find_study("study"),
+    "list_studies": lambda s: s.storage.list_studies(),
+    "load_study": lambda s: s.storage.load_study(s.record).study_name,
+    "status": lambda s: s.storage.status(s.record),
+    "find_best": lambda s: s.storage.find_best(s.record),
+    "best": lambda s: s.storage.best(s.record),
+    "trials": lambda s: s.storage.trials(s.record),
+    "trial": lambda s: s.storage.trial(s.record, 0),
+    "metrics": lambda s: s.storage.metrics(s.trial(0)),
+    "last_metrics": lambda s: s.storage.last_metrics([s.trial(0)]),
+    "attempts": lambda s: s.storage.attempts(s.record),
+    "extend": lambda s: s.storage.extend(s.record, more_trials=5),
+    "stop": lambda s: s.storage.stop(s.record, "enough"),
+    "pause": lambda s: s.storage.pause(s.record),
+    "resume": lambda s: s.storage.resume(s.record),
+    "cancel": lambda s: [s.storage.cancel(s.trial(number)) for number in range(5)],
+    "delete": lambda s: s.storage.delete(s.record),
+    # Workers
+    "register_worker": lambda s: s.storage.register_worker([s.record], worker_id="n", host="h", pid=1, device="cpu"),
+    "forget_worker": lambda s: s.storage.forget_worker("w"),
+    "claim": lambda s: (s.storage.claim(s.record, "w", 30), s.storage.claim(s.record, "w", 30)),
+    "write": lambda s: s.storage.write(s.claim, REPORT, step=7),
+    "finish": lambda s: s.storage.finish(s.claim, "COMPLETE", [0.5], REPORT),
+    "give_back": lambda s: s.storage.give_back(s.claim, REPORT),
+    "beat": lambda s: s.storage.beat("w"),
+    "bury": lambda s: s.storage.bury(["w"], died_of="a signal"),
+    # The names it returns are files that nothing needs: after a lost answer they lie there until the trial ends.
+    "save_checkpoint": lambda s: bool(
+        s.storage.save_checkpoint(s.claim, sequence=3, name="1/1-3", step=3, sha256=b"3", data=b"3") and False
+    ),
+    "checkpoints": lambda s: s.storage.checkpoints(s.claim.trial_id),
+}
+#: What sends nothing.
+SILENT = {
+    "check_trial_is_updatable",
+    "close",
+    "hold",
+    "known_trials",
+    "release",
+    "remove_session",
+    "require_same",
+    "where",
+}
+
+
+def _fresh(stage: Stage) -> PostgresStorage:
+    """The storage, without what it remembers of its studies."""
+    stage.storage._studies.clear()
+    return stage.storage
+
+
+def spec(name: str) -> StudySpec:
+    return StudySpec.from_dict({"name": name, "objective": {"path": "tests:objective"}, "budget": {"trials": 8}})
+
+
+@pytest.fixture(scope="module")
+def database(separate_server: Server) -> Iterator[StorageURL]:
+    with separate_server.database() as url:
+        PostgresStorage(url).close()
+        yield url
+
+
+@pytest.fixture
+def proxy(database: StorageURL) -> Iterator[Proxy]:
+    with Proxy(database) as running:
+        yield running
+
+
+def set_up(storage: PostgresStorage) -> Stage:
+    """Bring the database to the same stage, with the same ids."""
+    storage.database.execute("truncate studies, studyhall.workers, studyhall.requests, trials restart identity cascade")
+    record, _ = storage.create_study(spec("study"))
+    storage.create_study(spec("other"))
+    storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
+    done, held = (storage.claim(record, worker, 30) for worker in ("done", "w"))
+    assert isinstance(done, Claim)
+    assert isinstance(held, Claim)
+    storage.finish(done, "COMPLETE", [0.25], REPORT)
+    storage.set_trial_param(held.trial_id, "x", 0.5, UNIT)
+    storage.write(held, {"reports": [{"step": 1, "value": 0.5}]}, step=1)
+    for n in (1, 2):
+        storage.save_checkpoint(held, sequence=n, name=f"1/1-{n}", step=n, sha256=b"%d" % n, data=b"%d" % n)
+    plain = storage.create_new_trial(record.study_id)
+    assert isinstance(storage.claim(record, "silent", 0), Claim)  # trial 3, for whoever sweeps
+    waiting = storage.create_new_trial(record.study_id, create_trial(state=TrialState.WAITING))
+    storage.get_all_trials(record.study_id)
+    return Stage(storage=storage, record=record, claim=held, plain=plain, waiting=waiting)
+
+
+def contents(url: StorageURL) -> dict[str, list[str]]:
+    """All rows of all tables, but for times, random ids, revisions, and the keys that nothing refers to (what is
+    written over uses up one)."""
+    with closing(psycopg2.connect(**url.libpq)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "select table_schema || '.' || table_name,"
+            " string_agg(quote_ident(column_name), ', ' order by ordinal_position) from information_schema.columns"
+            " join information_schema.tables using (table_schema, table_name)"
+            " where table_schema in ('public', 'studyhall') and table_type = 'BASE TABLE'"
+            " and data_type not like 'time%' and data_type <> 'uuid' and column_name <> 'revision'"
+            " and column_name !~ '(param|value|attribute|direction|heartbeat)_id$' group by 1"
+        )
+        found = {}
+        for table, columns in cursor.fetchall():
+            cursor.execute(f"select row({columns})::text from {table} order by 1")
+            found[table] = [row for (row,) in cursor.fetchall()]
+        return found
+
+
+def shown(result: object) -> str:
+    """A result without what differs from one time to the next."""
+    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", repr(result))
+    text = re.sub(r"datetime\.datetime\([^)]*\)", "TIME", text)
+    return re.sub(r"(seconds_ago\W+)[\d.e-]+", r"\1SECONDS", text)
+
+
+def test_every_method_of_the_storage_is_tried_here() -> None:
+    public = {name for name in dir(PostgresStorage) if not name.startswith("_")}
+    assert public == CASES.keys() | SILENT
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("method", CASES)
+def test_a_broken_connection_changes_nothing_of_what(
+    method: str, when: When, proxy: Proxy, database: StorageURL
+) -> None:
+    case = CASES[method]
+    with closing(PostgresStorage(proxy.url)) as storage:
+        stage = set_up(storage)
+        proxy.reset()
+        result, statements = shown(case(stage)), list(proxy.statements)
+        expected = contents(database)
+    for n in range(1, len(statements) + 1):
+        with closing(PostgresStorage(proxy.url)) as storage:
+            stage = set_up(storage)
+            (proxy.break_before if when == "before" else proxy.break_after)(n)
+            assert shown(case(stage)) == result, statements[n - 1]
+            assert proxy.fired
+            assert contents(database) == expected, statements[n - 1]
+
+
+def test_a_worker_whose_every_third_answer_is_lost_does_what_it_does_undisturbed(
+    proxy: Proxy, database: StorageURL, tmp_path: Path
+) -> None:
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        for step in range(3):
+            trial.report(x + step, step, loss=x)
+            trial.checkpoint(step, b"state")
+            if trial.should_prune():
+                raise trial.Pruned
+        trial.set_user_attr("x", x)
+        return x
+
+    lost: list[int] = []
+
+    def lose(n: int, _text: str, when: When) -> None:
+        if when == "after" and n % 3 == 0:
+            lost.append(n + 1)
+            proxy.break_after()
+
+    def run() -> dict[str, list[str]]:
+        with closing(PostgresStorage(proxy.url, patience=0.5)) as storage:
+            storage.database.execute(
+                "truncate studies, studyhall.workers, studyhall.requests, trials restart identity cascade"
+            )
+            record, _ = storage.create_study(spec("study"))
+            storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
+            worker = Worker(
+                storage,
+                [Service(record=record, objective=objective)],
+                worker_id="w",
+                device="cpu",
+                lease_seconds=30,
+                results=tmp_path,
+                stop=threading.Event(),
+            )
+            assert worker.run() == "complete"
+            return contents(database)
+
+    undisturbed = run()
+    proxy.on_query(lose)
+    proxy.reset()
+    assert run() == undisturbed
+    assert len(lost) > 10
+
+
+def test_a_process_that_was_cut_off_while_it_made_the_tables_makes_them_the_next_time(separate_server: Server) -> None:
+    with separate_server.database() as url, Proxy(url) as proxy:
+        PostgresStorage(proxy.url).close()
+        expected, statements = contents(url), len(proxy.statements)
+    assert statements > 20
+    for n in range(1, statements + 1, 7):
+        with separate_server.database() as url, Proxy(url) as proxy:
+            (proxy.break_after if n % 2 else proxy.break_before)(n)
+            try:
+                PostgresStorage(proxy.url).close()
+            except StorageUnreachable:
+                PostgresStorage(proxy.url).close()
+            except StorageError as error:
+                pytest.fail(f"statement {n}, {proxy.statements[n - 1]}: {error}")
+            assert proxy.fired
+            assert contents(url) == expected, proxy.statements[n - 1]
+
+
+def test_optunas_own_loop_loses_no_trial_to_a_lost_answer(proxy: Proxy, database: StorageURL) -> None:
+    with closing(PostgresStorage(proxy.url)) as storage:
+        storage.database.execute("truncate studies, trials restart identity cascade")
+        study = optuna.create_study(storage=storage, sampler=optuna.samplers.RandomSampler(0))
+        proxy.on_query(lambda n, _text, when: proxy.break_after() if when == "after" and n % 3 == 0 else None)
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=10)
+        proxy.on_query(None)
+        assert [(trial.number, trial.state) for trial in study.trials] == [(n, TrialState.COMPLETE) for n in range(10)]
+        assert len(contents(database)["public.trials"]) == 10
