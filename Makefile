@@ -2,13 +2,15 @@
 # make test    install into .venv and run the tests
 # make lint    ruff and mypy
 # make bench   measurements; each ends in one line of JSON
+# make chaos   ten studies of 200 trials whose workers, and database, are killed all the time; half an hour
+# make faults  the longer outages, all kill points, more starts: what make test does a part of
 # make clean   remove what was built here; says what it leaves
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench chaos faults clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -31,6 +33,14 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python tests/acceptance/chaos.py
+	$(BIN)/python tests/acceptance/chaos.py --pgbouncer --seeds 0 1 2
+
+faults: $(VENV)/.installed-dev
+	STUDYHALL_ALL_KILL_POINTS=1 STUDYHALL_LONG_OUTAGES=1 STUDYHALL_ROUNDS=20 $(BIN)/python -m pytest -n 2 \
+		tests/acceptance/test_kill_points.py tests/acceptance/test_outages.py tests/integration/test_start_together.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -179,7 +179,7 @@ def work(
     if len(set(names)) < len(names):
         raise click.UsageError(f"a study is named twice: {' '.join(names)}")
     if shares and len(shares) != len(names):
-        raise click.UsageError(f"--share has {counted(len(shares), 'number')} for {counted(len(names), 'study')}")
+        raise click.UsageError(f"--share has {counted(len(shares), 'number')}, and there are {len(names)} studies")
     with common.open() as storage:
         served: list[tuple[StudySpec, float]] = []
         for name, share in zip(names, shares or [1.0] * len(names), strict=True):
