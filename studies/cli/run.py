@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,7 +238,7 @@ def _run_workers(
         inherit=[storage.server.fileno()] if storage.server else [],
     )
     began = time.monotonic()
-    with _Interrupts() as interrupts, supervisor:
+    with _Interrupts(storage.database.stop) as interrupts, supervisor:
         # Nothing is written before the objective and the place for checkpoints are known to be sound.
         with progress.waiting(f"starting {counted(supervisor.alive, 'worker')}"):
             for spec, _ in specs:
@@ -340,9 +341,14 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
 
 
 class _Interrupts:
-    """Counts SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2: the first stops the workers in order, the second at once."""
+    """Counts SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2: the first stops the workers in order, the second at once.
 
-    def __init__(self) -> None:
+    Args:
+        stop: set with the first, so that a database that is silent is not waited for.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
         self.count = 0
         #: Whether the first was SIGUSR1 or SIGUSR2: a scheduler's notice, an ordinary event.
         self.is_preemption = False
@@ -376,3 +382,4 @@ class _Interrupts:
         if not self.count:
             self.is_preemption = number in (signal.SIGUSR1, signal.SIGUSR2)
         self.count += 1
+        self._stop.set()

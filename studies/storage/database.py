@@ -23,7 +23,7 @@ import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import POLL_OK, POLL_READ
 
-from studies.errors import BudgetSpent, LeaseLost, StorageError, TooManyConnections
+from studies.errors import BudgetSpent, LeaseLost, StorageError, StorageUnreachable, TooManyConnections
 from studies.storage.url import StorageURL, connection_error
 
 Row = dict[str, Any]
@@ -46,12 +46,21 @@ class AlreadyFinished(StorageError):
     """The trial is finished and can't change."""
 
 
+class Forgotten(StorageError):
+    """The server crashed, and has lost what it had acknowledged: it is to be told again."""
+
+
+class _Silent(psycopg2.OperationalError):
+    """The server took longer to answer than we wait."""
+
+
 # The SQLSTATEs that our functions raise (see the migrations).
 _ERRORS: dict[str | None, type[StorageError]] = {
     "P0002": NotThere,
     "SH001": LeaseLost,
     "SH002": AlreadyFinished,
     "SH003": BudgetSpent,
+    "SH005": Forgotten,
 }
 
 
@@ -73,7 +82,7 @@ class Database:
         url: where to.
         patience: seconds for which a statement is tried again while the server can't be had. A
             connection that broke while nobody used it is replaced at once in any case.
-        stop: once set, nothing is waited for any longer.
+        stop: once set, nothing is waited for any longer, and a server that is silent is not asked again.
     """
 
     def __init__(self, url: StorageURL, *, patience: float = 0.0, stop: threading.Event | None = None) -> None:
@@ -82,7 +91,8 @@ class Database:
         #: How many connections were lost: with one, what was committed asynchronously may be lost, too.
         self.losses = 0
         self._spare_until = 0.0
-        self._stop = stop or threading.Event()
+        self.stop = stop or threading.Event()
+        self._is_given_up = False
         self._begin()
 
     def _begin(self) -> None:
@@ -127,6 +137,8 @@ class Database:
         patience = self.patience if patience is None else patience
         began, pause, tried = time.monotonic(), 0.02, 0
         while True:
+            if self._is_given_up:
+                raise StorageUnreachable(f"the server at {self.url.where} did not answer when this process was to stop")
             with self._connection() as (connection, is_fresh):
                 try:
                     connection = connection or self._connect(within)
@@ -151,14 +163,17 @@ class Database:
                 patience = max(patience, min(within, CROWD_SECONDS))
             else:
                 self.losses += 1
+            if isinstance(lost, _Silent) and self.stop.is_set():
+                self._is_given_up = True
+                raise reason from lost
             if tried == 1 and not is_fresh:
                 self._drop()  # what broke one connection has broken the others
                 continue
             pause = min(1.0, pause * 2)
-            if time.monotonic() - began + pause > patience or self._stop.is_set():
+            if time.monotonic() - began + pause > patience or self.stop.is_set():
                 raise reason from lost
             # With jitter: a fleet must not come back all at once.
-            self._stop.wait(pause * random.uniform(0.5, 1))
+            self.stop.wait(pause * random.uniform(0.5, 1))
 
     def spare_connections(self) -> None:
         """Connections are scarce: keep none between two statements for a while."""
@@ -218,9 +233,9 @@ class Database:
         while (state := connection.poll()) != POLL_OK:
             ready.register(connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT)
             while not ready.poll(250):
-                patience = min(within, STOPPING_SECONDS) if self._stop.is_set() else within
+                patience = min(within, STOPPING_SECONDS) if self.stop.is_set() else within
                 if time.monotonic() - heard > patience:
-                    raise psycopg2.OperationalError("timed out: the server does not answer")
+                    raise _Silent("timed out: the server does not answer")
             heard = time.monotonic()
 
 

@@ -104,6 +104,8 @@ class Wishes:
     """End it."""
     interrupted: bool
     """Give it back: its study is paused or stopped."""
+    revision: int
+    """Of the trial: it grows with each change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,6 +417,7 @@ class PostgresStorage(OptunaContract):
         changes: Mapping[str, Sequence[Change]],
         *,
         step: int | None,
+        revision: int = 0,
         within: float = ANSWER_SECONDS,
     ) -> Wishes:
         """Write to a trial that is held, which keeps its lease. Tried once: who holds a lease tries again.
@@ -423,15 +426,18 @@ class PostgresStorage(OptunaContract):
             claim: by which it is held.
             changes: lists under params, reports, user_attrs, system_attrs and metrics.
             step: the newest one, for people to see.
+            revision: as it was answered last.
             within: seconds of silence after which the server counts as gone.
 
         Raises:
             LeaseLost: it is no longer held under this claim.
+            Forgotten: a crash of the server has lost what was written up to ``revision``.
         """
         (row,) = self.database.rows(
             "write",
             trial_id=claim.trial_id,
             claim=claim.token,
+            revision=revision,
             step=step,
             changes=json.dumps(changes),
             within=within,
@@ -446,17 +452,20 @@ class PostgresStorage(OptunaContract):
         values: Sequence[float] | None,
         changes: Mapping[str, Sequence[Change]],
         *,
+        revision: int = 0,
         within: float = ANSWER_SECONDS,
     ) -> None:
-        """Write the result of a trial that is held; again does nothing.
+        """Write the result of a trial that is held; again does nothing. See :meth:`write`.
 
         Raises:
             LeaseLost: it is no longer held under this claim, and the result not needed any more.
+            Forgotten: a crash of the server has lost what was written up to ``revision``.
         """
         self.database.rows(
             "finish",
             trial_id=claim.trial_id,
             claim=claim.token,
+            revision=revision,
             state=state,
             values=None if values is None else list(values),
             changes=json.dumps(changes),

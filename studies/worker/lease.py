@@ -12,6 +12,7 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from optuna.trial import TrialState
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
 from studies.storage.contract import Change
+from studies.storage.database import Forgotten
 from studies.storage.postgres import Claim, PostgresStorage, Wishes
 from studies.worker.results import KeptResult, Results
 
@@ -34,6 +36,10 @@ PATIENCE: Final = 1.0
 BEAT: Final = 10.0
 #: Seconds between two tries while the database is away, at most.
 RETRY: Final = 1.0
+
+#: Seconds for which is remembered what the database has acknowledged; longer than a server takes to have that
+#: on its disk (three times its wal_writer_delay, which is 10 s at most).
+MEMORY: Final = 60.0
 
 Changes = dict[str, list[Change]]
 
@@ -63,6 +69,8 @@ class Lease:
         self._changed = courier.changed  # guards everything here
         self._pending: Changes = {}
         self._carried: Changes = {}  # taken to the database, which has not answered yet
+        self._told: deque[tuple[float, Changes]] = deque()  # acknowledged, and when
+        self._revision = 0  # of the trial, by the last answer
         self._step: int | None = None
         self._result: _Result | None = None
         self._due: float | None = None  # when what is pending is to be carried (monotonic clock)
@@ -116,7 +124,7 @@ class Lease:
             self._wait(lambda: True)
             return
         with self._changed:
-            changes = _merged(self._carried, self._pending)
+            changes = _merged(*self._recently_told(), self._carried, self._pending)
         kept = KeptResult(claim=self.claim, state=state.name, values=result.values, changes=changes)
         file = self._results.keep(kept)
         self._wait(self.is_told)
@@ -124,10 +132,10 @@ class Lease:
             file.unlink(missing_ok=True)
 
     def close(self) -> Changes:
-        """Let nothing more of this be carried; returns what was not."""
+        """Let nothing more of this be carried; returns what was not, and what a crash may have lost."""
         self._courier.drop(self)
         with self._changed:
-            pending, self._pending, self._due = self._pending, {}, None
+            pending, self._pending, self._due = _merged(*self._recently_told(), self._pending), {}, None
             return pending
 
     def _wait(self, condition: Callable[[], bool]) -> None:
@@ -145,16 +153,18 @@ class Lease:
             StorageUnreachable: it is away; what is pending stays so.
         """
         with self._changed:
-            self._carried, self._pending = self._pending, {}
+            self._carried, self._pending = _merged(self._pending), {}
             result, step, self._due = self._result, self._step, None
         wishes: Wishes | None = None
         refused: list[StorageError] = []
         is_lost = False
         try:
-            if result:
-                storage.finish(self.claim, result.state.name, result.values, self._carried, within=within)
-            else:
-                wishes = storage.write(self.claim, self._carried, step=step, within=within)
+            try:
+                wishes = self._send(storage, result, step, within)
+            except Forgotten:
+                with self._changed:
+                    self._carried, self._revision = _merged(*self._recently_told(), self._carried), 0
+                wishes = self._send(storage, result, step, within)
         except LeaseLost:
             is_lost = True
         except StorageUnreachable:
@@ -165,17 +175,49 @@ class Lease:
         except StorageError as error:
             refused = [error]  # it is about what was sent: sending it again would not help
         with self._changed:
+            if self._carried:
+                now = time.monotonic()
+                self._told.append((now, self._carried))
+                while self._told[0][0] < now - MEMORY:
+                    self._told.popleft()
             self._carried = {}
             self._refused, self._heard, self.lost = refused, time.monotonic(), self.lost or is_lost
             if wishes:
                 self.cancelled, self.interrupted = wishes.cancelled, wishes.interrupted
+                self._revision = wishes.revision
             if result:
                 self._result = None
             self._changed.notify_all()
 
+    def _send(self, storage: PostgresStorage, result: _Result | None, step: int | None, within: float) -> Wishes | None:
+        if result is None:
+            return storage.write(self.claim, self._carried, step=step, revision=self._revision, within=within)
+        state, values = result.state.name, result.values
+        storage.finish(self.claim, state, values, self._carried, revision=self._revision, within=within)
+        return None
 
-def _merged(earlier: Changes, later: Changes) -> Changes:
-    return {kind: [*earlier.get(kind, []), *later.get(kind, [])] for kind in (*earlier, *later)}
+    def _recently_told(self) -> list[Changes]:
+        """What the database has acknowledged, and might have lost in a crash since."""
+        return [changes for _, changes in self._told]
+
+
+def _merged(*some: Changes) -> Changes:
+    """All changes; of two under the same name or step the later one, as one statement can't write both."""
+    merged: dict[str, dict[tuple[object, ...], Change]] = {}
+    for changes in some:
+        for kind, each in changes.items():
+            for change in each:
+                merged.setdefault(kind, {})[tuple(change.get(part) for part in _KEY[kind])] = change
+    return {kind: list(by_key.values()) for kind, by_key in merged.items()}
+
+
+_KEY = {
+    "params": ("name",),
+    "reports": ("step",),
+    "user_attrs": ("key",),
+    "system_attrs": ("key",),
+    "metrics": ("step", "name"),
+}
 
 
 class Courier:

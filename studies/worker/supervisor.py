@@ -209,9 +209,10 @@ class Supervisor:
         for process in self._processes:
             process.wait()
         if self._processes and self._storage:
-            self._storage.bury([process.id for process in self._processes], died_of=None)
-            for process in self._processes:
-                self._storage.forget_worker(process.id)
+            with suppress(StorageUnreachable):  # then others take the trials when their leases run out
+                self._storage.bury([process.id for process in self._processes], died_of=None)
+                for process in self._processes:
+                    self._storage.forget_worker(process.id)
         self._processes = []
 
     def _start(self, slot: int) -> _Process:

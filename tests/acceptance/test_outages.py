@@ -77,6 +77,14 @@ def reports(server: Server) -> int:
         connection.close()
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it is gone, or waits for its supervisor to notice."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def results(fleet: Fleet) -> list[Path]:
     return list(fleet.home.glob("results/*/*.json"))
 
@@ -111,8 +119,8 @@ def test_an_outage_shorter_than_the_lease_interrupts_nothing(server: Server, sec
         eventually(lambda: reports(server) > told + workers, "new reports", seconds=5)
         assert pids(fleet) == before
         during = Counter(e["pid"] for e in fleet.entries("trained") if began < e["at"] < ended)
-        # A report waits for a second, once; then training goes on without.
-        assert min(during.values()) >= (seconds - 1.5) / EPOCH * 0.7, during
+        # A report waits for a second, and a checkpoint may, too; then training goes on without.
+        assert min(during.values()) >= max(1, (seconds - 3) / EPOCH * 0.7), during
         assert len(during) == workers
         assert fleet.supervisors[0].wait(timeout=60 + 4 * seconds) == 0, fleet.output
         assert "| died: " not in fleet.output
@@ -131,9 +139,10 @@ def test_a_result_that_waits_on_the_disk_is_told_by_the_next_worker_and_its_tria
         [number] = {entry["trial"] for entry in fleet.entries("returns")} - {
             entry["trial"] for entry in fleet.entries("told")
         }
-        for worker in fleet.workers():
+        workers = fleet.workers()
+        for worker in workers:
             worker.kill()
-        eventually(lambda: not any(worker.is_running() for worker in fleet.workers()), "it is dead", seconds=5)
+        eventually(lambda: all(has_ended(worker) for worker in workers), "it is dead", seconds=5)
         server.come_back()
         assert fleet.supervisors[0].wait(timeout=60) == 0, fleet.output
         require_complete(fleet, server, trials=3)
@@ -148,8 +157,7 @@ def test_a_worker_that_is_asked_to_stop_during_an_outage_ends_at_once(server: Se
         workers = fleet.workers()
         for worker in workers:
             worker.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(workers, timeout=5)
-        assert not alive
+        eventually(lambda: all(has_ended(worker) for worker in workers), "both have ended", seconds=5)
         server.come_back()
         fleet.supervisors[0].wait(timeout=15)
         assert "| died: " not in fleet.output

@@ -303,3 +303,37 @@ def test_optunas_own_loop_loses_no_trial_to_a_lost_answer(proxy: Proxy, database
         proxy.on_query(None)
         assert [(trial.number, trial.state) for trial in study.trials] == [(n, TrialState.COMPLETE) for n in range(10)]
         assert len(contents(database)["public.trials"]) == 10
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_a_crashed_server_has_lost_of_a_running_trial_is_told_again(
+    database: StorageURL, tmp_path: Path, steps: int
+) -> None:
+    """Reports are committed asynchronously: of a server that crashes, the last ones may be gone."""
+
+    def lose() -> None:
+        with closing(psycopg2.connect(**database.libpq)) as connection, connection, connection.cursor() as cursor:
+            for table in ("trial_params", "trial_intermediate_values", "studyhall.metrics"):
+                cursor.execute(f"delete from {table}")
+            cursor.execute("update studyhall.leases set revision = revision - 1, step = null")
+
+    def objective(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        trial.report(1.0, 0, loss=3.0)
+        lose()
+        for step in range(1, steps):  # the next thing told is a report, or the result
+            trial.report(2.0, step)
+        return x
+
+    with closing(PostgresStorage(database)) as storage:
+        storage.database.execute("truncate studies, trials restart identity cascade")
+        data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 1}}
+        record, _ = storage.create_study(StudySpec.from_dict(data))
+        service = Service(record=record, objective=objective)
+        stop = threading.Event()
+        Worker(storage, [service], worker_id="w", device="cpu", lease_seconds=30, results=tmp_path, stop=stop).run()
+        [trial] = storage.trials(record)
+        assert trial.state == TrialState.COMPLETE
+        assert trial.params == {"x": trial.value}
+        assert trial.intermediate_values == dict(zip(range(steps), [1.0, 2.0], strict=False))
+        assert storage.metrics(trial)[0] == {"loss": 3.0}

@@ -491,6 +491,19 @@ def test_an_objective_that_never_looks_is_interrupted_at_its_next_report(storage
     assert (trial.state, trial.last_step) == (TrialState.WAITING, 1)
 
 
+def test_an_attribute_may_be_set_over_and_over(storage: PostgresStorage, run: Run) -> None:
+    def objective(trial: Trial) -> float:
+        for count in range(5):
+            trial.set_user_attr("count", count)
+            trial.report(count, count, loss=count)
+            trial.set_user_attr("count", -count)
+            trial.set_user_attr("last", count)
+        return 1.0
+
+    assert run(objective, budget={"trials": 1}) == "complete"
+    assert trials(storage)[0].user_attrs == {"count": -4, "last": 4}
+
+
 # Several studies
 
 

@@ -9,6 +9,7 @@
 --   P0002 no such study or trial     SH001 the lease is not the caller's
 --   SH002 the trial is finished      SH003 the budget has no room
 --   SH004 the time is local and not UTC
+--   SH005 a crash of the server has lost what the caller wrote
 
 -- The contents of trials as JSON texts; null where there is none. Attributes are JSON already, of Python's
 -- kind, which may hold NaN.
@@ -352,13 +353,15 @@ begin
 end $$;
 
 -- A worker's write to the trial that it holds, which is a sign of life too. Learns what a person wants of it.
--- It need not be on the disk when it is answered: what a crash of the server loses of it, the trial's
--- checkpoint brings back, or the next attempt does.
+-- It need not be on the disk when it is answered: where the trial's revision is not beyond the one that the
+-- worker knows, a crash of the server has lost something, and the worker is asked to write it once more.
 create function studyhall.write(
-    p_trial_id integer, p_claim uuid, p_step integer, p_changes jsonb,
+    p_trial_id integer, p_claim uuid, p_revision integer, p_step integer, p_changes jsonb,
     out cancelled boolean,      -- end this trial
-    out interrupted boolean     -- give it back: its study is paused or stopped
+    out interrupted boolean,    -- give it back: its study is paused or stopped
+    out revision integer
 ) language plpgsql set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
 begin
     perform set_config('synchronous_commit', 'off', true);
     update studyhall.leases l
@@ -368,9 +371,12 @@ begin
             and t.trial_id = l.trial_id and t.state = 'RUNNING'
         returning l.cancelled, exists (
             select from studyhall.budgets b where b.study_id = t.study_id and (b.paused or b.stopped is not null)
-        ) into cancelled, interrupted;
+        ), l.revision into cancelled, interrupted, revision;
     if not found then
         raise exception 'trial % is not held under this claim', p_trial_id using errcode = 'SH001';
+    end if;
+    if write.revision <= p_revision then
+        raise exception 'trial % has lost what was written to it', p_trial_id using errcode = 'SH005';
     end if;
     perform studyhall.put(p_trial_id, p_changes);
 end $$;
@@ -412,18 +418,19 @@ end $$;
 -- A worker's result for the trial that it holds. Sent again, it changes nothing. A trial that was given back
 -- meanwhile, and that nobody has taken, takes the result too, if the budget has room for it.
 create function studyhall.finish(
-    p_trial_id integer, p_claim uuid, p_state trialstate, p_values float8[], p_changes jsonb
+    p_trial_id integer, p_claim uuid, p_revision integer, p_state trialstate, p_values float8[], p_changes jsonb
 ) returns void language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
     study integer;
     was trialstate;
     is_held boolean;
+    known integer;
 begin
     select study_id into study from trials where trial_id = p_trial_id and state = 'WAITING';
     if found then
         perform from studies where study_id = study for no key update;
     end if;
-    select t.study_id, t.state, l.held into study, was, is_held
+    select t.study_id, t.state, l.held, l.revision into study, was, is_held, known
         from studyhall.leases l join trials t using (trial_id)
         where l.trial_id = p_trial_id and l.claim = p_claim for update;
     if not found then
@@ -432,6 +439,8 @@ begin
         return;
     elsif not (was = 'RUNNING' and is_held) and not (was = 'WAITING' and studyhall.has_room(study)) then
         raise exception 'trial % is %, and not held', p_trial_id, was using errcode = 'SH001';
+    elsif known < p_revision then
+        raise exception 'trial % has lost what was written to it', p_trial_id using errcode = 'SH005';
     end if;
     perform studyhall.put(p_trial_id, p_changes);
     perform studyhall.put_values(p_trial_id, p_values);

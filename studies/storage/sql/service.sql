@@ -133,11 +133,12 @@ from studyhall.claim(
 
 -- name: write
 -- What a worker's trial has to tell, which keeps its lease; returns what a person wants of it.
-select cancelled, interrupted from studyhall.write(%(trial_id)s, %(claim)s, %(step)s, %(changes)s)
+select cancelled, interrupted, revision
+from studyhall.write(%(trial_id)s, %(claim)s, %(revision)s, %(step)s, %(changes)s)
 
 -- name: finish
 -- The result of a worker's trial, with what else it has to tell.
-select studyhall.finish(%(trial_id)s, %(claim)s, %(state)s, %(values)s::float8[], %(changes)s)
+select studyhall.finish(%(trial_id)s, %(claim)s, %(revision)s, %(state)s, %(values)s::float8[], %(changes)s)
 
 -- name: give_back
 -- A worker's trial, unfinished.

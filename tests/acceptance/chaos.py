@@ -1,0 +1,51 @@
+"""A study under faults: workers are killed and stopped, PostgreSQL is killed twice.
+
+    python tests/acceptance/chaos.py --seeds 0 1 2 --budget 200 [--pgbouncer]
+
+A line for each seed; the last line is JSON with all figures. Exits with 1 if a seed failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.acceptance.faults import chaos
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--budget", type=int, default=200, help="trials")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--pgbouncer", action="store_true", help="behind a PgBouncer in transaction mode")
+    options = parser.parse_args()
+    runs, failed = [], []
+    for seed in options.seeds:
+        try:
+            figures = chaos(seed, budget=options.budget, workers=options.workers, pgbouncer=options.pgbouncer)
+        except Exception:
+            traceback.print_exc()
+            failed.append(seed)
+            print(f"seed {seed}: FAILED", flush=True)
+            continue
+        runs.append(asdict(figures))
+        print(
+            f"seed {seed}: {figures.budget} trials ({figures.pruned} pruned) in {figures.seconds:.0f} s; "
+            f"{figures.kills} kills, {figures.stops} stops, {figures.restarts} restarts of PostgreSQL; "
+            f"{figures.redone} of {figures.epochs} epochs redone, {figures.torn} torn; "
+            f"{figures.refused} writes refused",
+            flush=True,
+        )
+    print(json.dumps({"benchmark": "chaos", "runs": runs, "failed": failed}))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,426 @@
+"""What the tests of faults share: an objective that keeps a diary, workers to kill, and chaos itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import psycopg2
+from optuna.trial import TrialState
+
+from studies import PostgresStorage
+from studies.storage.url import StorageURL
+from tests.pgbouncer import start_pgbouncer
+from tests.postgres import DEBIAN_15, Postgres, start_postgres
+
+SCRIPT = '''
+"""An objective that writes into a diary what it does, and its worker what the database acknowledged."""
+
+import json
+import os
+import time
+
+from studies.errors import LeaseLost
+from studies.storage.postgres import PostgresStorage
+
+EPOCHS = int(os.environ["EPOCHS"])
+EPOCH_SECONDS = float(os.environ["EPOCH_SECONDS"])
+
+
+def note(event, **details):
+    line = json.dumps({"event": event, "pid": os.getpid(), "at": time.time(), **details}) + "\\n"
+    diary = os.open(os.environ["DIARY"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(diary, line.encode())  # a single write: whole, or not at all, among those of other processes
+    os.close(diary)
+
+
+def noted(method, event):
+    def wrapped(self, claim, *args, **options):
+        try:
+            answer = method(self, claim, *args, **options)
+        except LeaseLost:
+            note("refused", trial=claim.number, epoch=claim.epoch, what=method.__name__)
+            raise
+        if event:
+            note(event, trial=claim.number, state=args[0], values=args[1])
+        return answer
+
+    return wrapped
+
+
+PostgresStorage.write = noted(PostgresStorage.write, None)
+PostgresStorage.save_checkpoint = noted(PostgresStorage.save_checkpoint, None)
+PostgresStorage.finish = noted(PostgresStorage.finish, "told")
+
+
+def objective(trial):
+    x = trial.suggest_float("x", -10, 10)
+    # Each value tells under which claim of the trial it was made: see _WATCH in faults.py.
+    by = trial._holder.lease.claim.epoch * 1e-6
+    kept = trial.restore()
+    loss = round(x * x, 2) if kept is None else float(kept.state)
+    for step in range(0 if kept is None else kept.step + 1, EPOCHS):
+        note("epoch", trial=trial.number, step=step)
+        end = time.monotonic() + EPOCH_SECONDS
+        while time.monotonic() < end:
+            if trial.stop_requested:
+                trial.checkpoint(step - 1, repr(loss).encode())
+                raise trial.Interrupted
+            time.sleep(min(0.05, EPOCH_SECONDS))
+        loss = round(loss - 0.1, 2)
+        note("trained", trial=trial.number, step=step)
+        trial.report(loss + by, step)
+        trial.checkpoint(step, repr(loss).encode())
+        if trial.should_prune():
+            raise trial.Pruned
+    note("returns", trial=trial.number)
+    return loss + by
+'''
+
+# Whoever writes a value to a trial must hold it, or have held it last: the claim that a value names is the
+# newest one at the moment when it is written.
+_WATCH = """
+create table written (trial_id integer, by integer, holder integer);
+create function watch() returns trigger language plpgsql as $$
+declare
+    number numeric := (to_jsonb(new) ->> tg_argv[0])::numeric;
+begin
+    insert into written values (new.trial_id, round((number - round(number, 2)) * 1000000),
+        (select epoch from studyhall.leases where trial_id = new.trial_id));
+    return new;
+end $$;
+create trigger watch before insert or update on trial_intermediate_values
+    for each row execute function watch('intermediate_value');
+create trigger watch before insert or update on trial_values for each row execute function watch('value');
+"""
+
+Entry = dict[str, Any]
+
+
+class Fleet:
+    """Supervisors with their workers on one database, from the installed command. A context manager.
+
+    Args:
+        url: the storage.
+        folder: an empty folder, for the script, the diary and Studyhall's home.
+        epochs: of each trial.
+        epoch_seconds: how long one takes.
+    """
+
+    study = "faults"
+
+    def __init__(self, url: StorageURL, folder: Path, *, epochs: int, epoch_seconds: float) -> None:
+        self.url = url
+        self.folder = folder
+        self.diary = folder / "diary"
+        self.home = folder / "home"
+        (folder / "script.py").write_text(SCRIPT)
+        self.environment = {
+            **os.environ,
+            "STUDYHALL_STORAGE": url.sqlalchemy,
+            "STUDYHALL_HOME": str(self.home),
+            "CUDA_VISIBLE_DEVICES": "",
+            "DIARY": str(self.diary),
+            "EPOCHS": str(epochs),
+            "EPOCH_SECONDS": str(epoch_seconds),
+            "COLUMNS": "200",
+        }
+        self.supervisors: list[subprocess.Popen[str]] = []
+        self._outputs: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        processes = [psutil.Process(s.pid) for s in self.supervisors if s.poll() is None]
+        for process in [*(child for p in processes for child in p.children()), *processes]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for supervisor in self.supervisors:
+            supervisor.wait()
+
+    def run(
+        self, *, trials: int, workers: int, lease: float = 3, settings: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
+        """Start ``studyhall run``; a checkpoint is due after each epoch."""
+        settings = ["checkpoints.every=0", "budget.max_failures=1", *settings]
+        arguments = ["run", "script.py:objective", "--name", self.study, "--trials", str(trials)]
+        arguments += [word for setting in settings for word in ("--set", setting)]
+        return self._start(*arguments, "--workers", str(workers), "--lease", str(lease))
+
+    def work(self, *, workers: int, lease: float = 3) -> subprocess.Popen[str]:
+        """Start ``studyhall work``."""
+        script = str(self.folder / "script.py")
+        return self._start("work", self.study, "--allow", script, "--workers", str(workers), "--lease", str(lease))
+
+    def _start(self, *arguments: str) -> subprocess.Popen[str]:
+        self._outputs.append(self.folder / f"output-{len(self._outputs)}")
+        with self._outputs[-1].open("w") as output:
+            started = subprocess.Popen(
+                [str(Path(sys.executable).with_name("studyhall")), *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                text=True,
+            )
+        self.supervisors.append(started)
+        return started
+
+    @property
+    def output(self) -> str:
+        """All that the supervisors said."""
+        return "".join(path.read_text() for path in self._outputs)
+
+    def entries(self, *events: str) -> list[Entry]:
+        """What stands in the diary of these events."""
+        text = self.diary.read_text() if self.diary.exists() else ""
+        found = [json.loads(line) for line in text.splitlines()]
+        return [entry for entry in found if entry["event"] in events]
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes that are there."""
+        found = []
+        for supervisor in self.supervisors:
+            with suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(supervisor.pid).children():
+                    with suppress(psutil.NoSuchProcess):
+                        if "studies.worker.process" in child.cmdline():
+                            found.append(child)
+        return found
+
+    def busy_workers(self) -> list[psutil.Process]:
+        """Those that have begun to train: only these count as killed at work."""
+        begun = {entry["pid"] for entry in self.entries("epoch")}
+        return [worker for worker in self.workers() if worker.pid in begun]
+
+    @contextmanager
+    def look(self, url: StorageURL | None = None) -> Iterator[PostgresStorage]:
+        """The storage, to see what is there."""
+        with closing(PostgresStorage(url or self.url, create=False)) as storage:
+            yield storage
+
+
+def eventually(condition: Callable[[], object], what: str, *, seconds: float = 60) -> None:
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def new_folder() -> Iterator[Path]:
+    """A folder, gone at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="studyhall-faults-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def own_postgres() -> Iterator[Postgres]:
+    """A server that may be killed: Debian's 15 where it is installed, else the wheel's 18."""
+    with start_postgres(DEBIAN_15 if DEBIAN_15.is_dir() else None) as postgres:
+        yield postgres
+
+
+def watch_writes(postgres: Postgres) -> None:
+    """From now on remember by which claim each value is written, and who holds its trial then."""
+    with closing(psycopg2.connect(postgres.url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(_WATCH)
+
+
+def strangers_writes(postgres: Postgres) -> int:
+    """How many values were written by others than the trial's newest claim."""
+    with closing(psycopg2.connect(postgres.url)) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) filter (where by is distinct from holder), count(*) from written")
+        [(wrong, total)] = cursor.fetchall()
+        assert total > 0
+        return int(wrong)
+
+
+@dataclass(kw_only=True)
+class Figures:
+    """What a run under chaos came through."""
+
+    seed: int
+    budget: int
+    workers: int
+    pgbouncer: bool
+    seconds: float = 0.0
+    kills: int = 0
+    stops: int = 0
+    restarts: int = 0
+    deaths: int = 0
+    refused: int = 0
+    """Writes of workers whose trial was another's, or over."""
+    pruned: int = 0
+    epochs: int = 0
+    """Trained, redone ones included."""
+    redone: int = 0
+    """Of these, trained once more."""
+    torn: int = 0
+    """Begun, and not ended."""
+
+
+@dataclass
+class _Faults:
+    """When the next fault of each kind is due, in seconds from the start."""
+
+    dice: random.Random
+    restarts: list[float]
+    kill_at: float = 0.0
+    stop_at: float = 0.0
+    stopped: dict[psutil.Process, float] = field(default_factory=dict)
+
+
+def chaos(
+    seed: int,
+    *,
+    budget: int = 200,
+    workers: int = 8,
+    epochs: int = 20,
+    epoch_seconds: float = 0.1,
+    restarts: Sequence[float] = (8, 18),
+    lease: float = 3,
+    pgbouncer: bool = False,
+    limit: float = 400,
+) -> Figures:
+    """Run a study while workers are killed and stopped and PostgreSQL is killed and started again.
+
+    Args:
+        seed: of all that is left to chance here.
+        budget: trials.
+        workers: of two supervisors.
+        epochs: of each trial that is not pruned.
+        epoch_seconds: how long one takes.
+        restarts: when PostgreSQL is killed, in seconds after the first epoch.
+        lease: of a trial, in seconds.
+        pgbouncer: have all connections go through one, in transaction mode.
+        limit: seconds after which the study must be over.
+
+    Raises:
+        AssertionError: something was lost, doubled, stuck or let through.
+    """
+    figures = Figures(seed=seed, budget=budget, workers=workers, pgbouncer=pgbouncer)
+    with ExitStack() as stack:
+        folder, postgres = stack.enter_context(new_folder()), stack.enter_context(own_postgres())
+        url = postgres.url
+        if pgbouncer:
+            url = stack.enter_context(start_pgbouncer(url)).url
+        PostgresStorage(postgres.url).close()
+        watch_writes(postgres)
+        parsed = StorageURL.parse(url)
+        fleet = stack.enter_context(Fleet(parsed, folder, epochs=epochs, epoch_seconds=epoch_seconds))
+        fleet.run(trials=budget, workers=workers // 2)
+        eventually(lambda: fleet.entries("epoch"), "the first epoch")
+        fleet.work(workers=workers - workers // 2, lease=lease)
+        eventually(lambda: len(fleet.busy_workers()) == workers, "all workers at work")
+        began = time.monotonic()
+        try:
+            _make_faults(fleet, postgres, figures, random.Random(seed), restarts, lease, limit)
+            figures.seconds = round(time.monotonic() - began, 1)
+            _judge(fleet, postgres, figures)
+        except BaseException:
+            sys.stderr.write(f"{asdict(figures)}\n{fleet.output[-6000:]}\n")
+            raise
+    return figures
+
+
+def _make_faults(
+    fleet: Fleet,
+    postgres: Postgres,
+    figures: Figures,
+    dice: random.Random,
+    restarts: Sequence[float],
+    lease: float,
+    limit: float,
+) -> None:
+    """Until the study is over."""
+    faults = _Faults(dice, list(restarts), kill_at=dice.uniform(1, 2.5), stop_at=dice.uniform(2, 5))
+    began = time.monotonic()
+    while any(supervisor.poll() is None for supervisor in fleet.supervisors):
+        now = time.monotonic() - began
+        assert now < limit, f"the study is not over after {limit:g} s"
+        for worker in [worker for worker, until in faults.stopped.items() if until <= now]:
+            del faults.stopped[worker]
+            with suppress(psutil.NoSuchProcess):
+                worker.resume()
+        if faults.restarts and faults.restarts[0] <= now:
+            faults.restarts.pop(0)
+            postgres.kill()
+            postgres.start()
+            figures.restarts += 1
+        if faults.kill_at <= now:
+            if victims := fleet.busy_workers():
+                with suppress(psutil.NoSuchProcess):
+                    dice.choice(victims).kill()
+                    figures.kills += 1
+            faults.kill_at = now + dice.uniform(1, 2.5)
+        if faults.stop_at <= now:
+            if victims := [worker for worker in fleet.busy_workers() if worker not in faults.stopped]:
+                with suppress(psutil.NoSuchProcess):
+                    worker = dice.choice(victims)
+                    worker.suspend()
+                    figures.stops += 1
+                    faults.stopped[worker] = now + lease + dice.uniform(0.5, 2)
+            faults.stop_at = now + dice.uniform(8, 15)
+        time.sleep(0.05)
+
+
+def _judge(fleet: Fleet, postgres: Postgres, figures: Figures) -> None:
+    budget, output = figures.budget, fleet.output
+    trained = Counter((entry["trial"], entry["step"]) for entry in fleet.entries("trained"))
+    figures.epochs = trained.total()
+    figures.redone = trained.total() - len(trained)
+    figures.torn = len(fleet.entries("epoch")) - trained.total()
+    figures.refused = len(fleet.entries("refused"))
+    figures.deaths = output.count("| died: ")
+
+    with fleet.look(StorageURL.parse(postgres.url)) as storage:
+        record = storage.find_study(fleet.study)
+        trials, best, attempts = storage.trials(record), storage.find_best(record), storage.attempts(record)
+    states = Counter(trial.state.name for trial in trials)
+    figures.pruned = states["PRUNED"]
+    assert states.keys() <= {"COMPLETE", "PRUNED"}, states
+    assert [trial.number for trial in trials] == list(range(budget))
+    assert attempts.keys() == set(range(budget))
+
+    # No result that was acknowledged is lost, and none was acknowledged twice with different words.
+    for told in fleet.entries("told"):
+        trial = trials[told["trial"]]
+        assert (trial.state.name, trial.values if told["values"] else None) == (told["state"], told["values"])
+    for trial in trials:
+        steps = max(trial.intermediate_values) + 1
+        assert sorted(trial.intermediate_values) == list(range(steps))
+        assert (steps == int(fleet.environment["EPOCHS"])) or trial.state == TrialState.PRUNED
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert best is not None
+    assert best.number == min(complete, key=lambda trial: (trial.value, trial.number)).number
+    for told in fleet.entries("told"):
+        assert told["state"] != "COMPLETE" or told["values"][0] >= best.value
+
+    assert strangers_writes(postgres) == 0
+    assert [supervisor.returncode for supervisor in fleet.supervisors] == [0] * len(fleet.supervisors)
+    assert "Traceback" not in output
+    assert "met the courier" not in output
+    unusual = [line for line in output.splitlines() if "| died: " in line and "ended by signal 9 (SIGKILL)" not in line]
+    assert not unusual
+    assert figures.redone <= 0.02 * figures.epochs
+    assert not list(fleet.home.glob("results/*/*.json")), "results that nobody told"
