@@ -228,9 +228,9 @@ class Database:
 
     def _wait(self, connection: Any, within: float) -> None:
         """Wait until the connection has done what it was asked for; ``within`` seconds of silence break it."""
-        ready = select.poll()
         heard = time.monotonic()
         while (state := connection.poll()) != POLL_OK:
+            ready = select.poll()  # a new one: while it connects, the socket may be another each time
             ready.register(connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT)
             while not ready.poll(250):
                 patience = min(within, STOPPING_SECONDS) if self.stop.is_set() else within
