@@ -181,7 +181,8 @@ class Lease:
                 while self._told[0][0] < now - MEMORY:
                     self._told.popleft()
             self._carried = {}
-            self._refused, self._heard, self.lost = refused, time.monotonic(), self.lost or is_lost
+            self._refused += refused
+            self._heard, self.lost = time.monotonic(), self.lost or is_lost
             if wishes:
                 self.cancelled, self.interrupted = wishes.cancelled, wishes.interrupted
                 self._revision = wishes.revision

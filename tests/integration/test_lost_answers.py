@@ -201,6 +201,7 @@ def contents(url: StorageURL) -> dict[str, list[str]]:
 def shown(result: object) -> str:
     """A result without what differs from one time to the next."""
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", repr(result))
+    text = re.sub(r"revision=\d+", "revision=N", text)
     text = re.sub(r"datetime\.datetime\([^)]*\)", "TIME", text)
     return re.sub(r"(seconds_ago\W+)[\d.e-]+", r"\1SECONDS", text)
 
