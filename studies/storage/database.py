@@ -166,7 +166,7 @@ class Database:
             if isinstance(lost, _Silent) and self.stop.is_set():
                 self._is_given_up = True
                 raise reason from lost
-            if tried == 1 and not is_fresh:
+            if tried == 1 and not is_fresh and time.monotonic() - began < within:
                 self._drop()  # what broke one connection has broken the others
                 continue
             pause = min(1.0, pause * 2)

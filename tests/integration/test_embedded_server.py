@@ -42,7 +42,7 @@ def query(url: StorageURL, sql: str) -> Any:
 
 
 def postmaster(home: Path) -> int | None:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, IndexError):  # not there, or just being written
         return int((home / "postgresql/18/postmaster.pid").read_text().split()[0])
     return None
 
