@@ -64,6 +64,8 @@ def start_pgbouncer(
             "pool_mode": pool_mode,
             "default_pool_size": default_pool_size,
             "max_client_conn": max_client_conn,
+            # As deploy/README.md advises: else it looks only 15 s later whether a server is back.
+            "server_login_retry": 1,
         }
         lines = ["[databases]", f"* = host={host} port={server_port}", "[pgbouncer]"]
         lines += [f"{name} = {value}" for name, value in options.items()]

@@ -26,9 +26,8 @@ def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(pgbounce
         restarts=[6],
         pgbouncer=pgbouncer,
         limit=120,
-        # PgBouncer looks only 15 s later whether a server is back: what workers do not live to tell until then
-        # weighs more in a small study.
-        most_redone=0.1 if pgbouncer else 0.02,
+        # In so small a study a handful of epochs is 2 %, to which `make chaos` holds the full one.
+        most_redone=0.05,
     )
     print(figures)
     assert figures.kills > 3
