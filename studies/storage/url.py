@@ -73,10 +73,11 @@ class StorageURL:
         user, _, password = userinfo.partition(":")
         # libpq leaves + alone in a query; SQLAlchemy reads, and writes, it as a space.
         options = _read_query(query, plus_is_space=scheme == "postgresql+psycopg2")
+        is_option = "host" in options  # where no port can follow it
         url = cls(
             user=options.pop("user", _decode(user)) or None,
             password=options.pop("password", _decode(password)) or None,
-            hosts=_split_hosts(options.pop("host", _decode(hosts)), options.pop("port", None)),
+            hosts=_split_hosts(options.pop("host", _decode(hosts)), options.pop("port", None), is_option),
             database=options.pop("dbname", _decode(database)) or None,
             options=tuple(sorted(options.items())),
         )
@@ -261,14 +262,14 @@ def _decode(text: str) -> str:
     return re.sub(r"(?:%[0-9A-Fa-f]{2})+", decoded, text)
 
 
-def _split_hosts(hosts: str, ports: str | None) -> tuple[Address, ...]:
+def _split_hosts(hosts: str, ports: str | None, is_option: bool) -> tuple[Address, ...]:
     names: list[Address] = []
     for text in hosts.split(","):
         bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
         plain = re.fullmatch(r"([^:\[\]]*)(?::([^:]*))?", text)
         if bracketed:
             host, port = bracketed[1], bracketed[2]
-        elif text.startswith("/") or (text.count(":") > 1 and ports is not None):
+        elif text.startswith("/") or (text.count(":") > 1 and (is_option or ports is not None)):
             host, port = text, None
         elif plain:
             host, port = plain[1], plain[2]

@@ -39,7 +39,8 @@ RAW += ["#", "%", "@:/#?% []", "p@h:5/x?y=1", "a&b=c", "'\"\\", "+", "//", "x@@"
 def sqlalchemy_arguments(url: StorageURL) -> dict[str, str]:
     parsed = make_url(url.sqlalchemy)
     _, arguments = parsed.get_dialect()().create_connect_args(parsed)
-    return {key: str(value) for key, value in arguments.items() if str(value).strip(",")}
+    # SQLAlchemy writes the ports of several hosts that have none as commas.
+    return {key: str(value) for key, value in arguments.items() if str(value).strip("," if key == "port" else "")}
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2", "PostgreSQL"])
@@ -182,6 +183,12 @@ def test_what_cannot_be_used_is_refused_with_its_reason_and_what_is_legal(text: 
     assert "write postgresql://USER:PASSWORD@HOST:5432/DATABASE" in message
     assert "hunter2" not in message
     assert "\n" not in message
+
+
+def test_an_ipv6_address_among_several_hosts_needs_no_brackets_in_the_option() -> None:
+    url = StorageURL.parse("postgresql://u@/d?host=::1,db.example")
+    assert url.hosts == (("::1", None), ("db.example", None))
+    assert StorageURL.parse(url.sqlalchemy).libpq == url.libpq
 
 
 def test_no_text_whatever_raises_anything_but_a_refusal() -> None:
