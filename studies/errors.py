@@ -17,7 +17,10 @@ StudyhallError
 ├── NothingFinished         the study has no finished trial to choose from
 ├── StudyBusy               workers are at work on the study
 ├── CheckpointError         checkpoints cannot be kept where the study says
-└── WorkerError             the workers cannot start, or keep dying
+├── WorkerError             the workers cannot start, or keep dying
+├── TrackingError           MLflow cannot take a study
+│   └── TrackingUnreachable     no answer from it for now
+└── SiteError               a site cannot be served
 
 A message is one line: what was given, what is legal, what to do next. It never holds a password.
 ``exit_code`` is what the command line returns: 2 for what the user typed, 1 for what went wrong.
@@ -106,6 +109,18 @@ class CheckpointError(StudyhallError):
 
 class WorkerError(StudyhallError):
     """The workers cannot start, or keep dying."""
+
+
+class TrackingError(StudyhallError):
+    """MLflow cannot take a study."""
+
+
+class TrackingUnreachable(TrackingError):
+    """No answer from MLflow for now."""
+
+
+class SiteError(StudyhallError):
+    """A site cannot be served."""
 
 
 def command(*words: str | int) -> str:

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from studies.cli import change, control, db, doctor, finalize, look, run
+from studies.cli import change, control, db, doctor, finalize, look, mirror, run, serve
 from studies.cli.common import report_error
 from studies.errors import StudyhallError
 
@@ -46,6 +46,8 @@ for _command in (
     look.best,
     look.trials,
     look.show,
+    serve.serve,
+    mirror.mirror,
     finalize.finalize,
     change.extend,
     control.pause,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import traceback
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,6 +94,21 @@ study_argument = click.argument("name", metavar="NAME")
 def data_dir_or_default(data_dir: Path | None) -> Path:
     """``--data-dir``, else ``data`` in the home of Studyhall."""
     return data_dir.absolute() if data_dir else home() / "data"
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does: with what it started."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def report_error(error: Exception) -> int:

@@ -15,7 +15,7 @@ from studies.errors import NoTables, command
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
+    from studies.storage.postgres import Attempt, PostgresStorage, Status, StudyRecord
 
 
 @click.command("ls")
@@ -159,8 +159,8 @@ def trials(common: Common, name: str, kind: str) -> None:
         )
 
 
-def _trial_data(trial: FrozenTrial, metrics: dict[str, float], attempts: dict[int, tuple[str, int]]) -> dict[str, Any]:
-    worker, times = attempts.get(trial.number, (None, None))
+def _trial_data(trial: FrozenTrial, metrics: dict[str, float], attempts: dict[int, Attempt]) -> dict[str, Any]:
+    attempt = attempts.get(trial.number)
     return {
         "number": trial.number,
         "state": trial.state.name,
@@ -171,14 +171,14 @@ def _trial_data(trial: FrozenTrial, metrics: dict[str, float], attempts: dict[in
         "steps": {str(step): plain(value) for step, value in trial.intermediate_values.items()},
         "start": trial.datetime_start and trial.datetime_start.astimezone().isoformat(),
         "complete": trial.datetime_complete and trial.datetime_complete.astimezone().isoformat(),
-        "worker": worker,
-        "attempts": times,
+        "worker": attempt and attempt.worker,
+        "attempts": attempt and attempt.times,
         "error": trial.user_attrs.get("error"),
     }
 
 
 def _trials_csv(
-    found: list[FrozenTrial], metrics: dict[int, dict[str, float]], attempts: dict[int, tuple[str, int]]
+    found: list[FrozenTrial], metrics: dict[int, dict[str, float]], attempts: dict[int, Attempt]
 ) -> str:
     params = list(dict.fromkeys(name for trial in found for name in trial.params))
     names = sorted({name for values in metrics.values() for name in values})
@@ -221,16 +221,22 @@ def _show_study(storage: PostgresStorage, record: StudyRecord) -> None:
     echo(tomli_w.dumps(record.spec.model_copy(update={"budget": record.budget}).to_file()).rstrip())
 
 
+def _attempt(attempt: Attempt | None) -> str:
+    if attempt is None:
+        return "–"
+    return f"{attempt.worker} ({counted(attempt.times, 'attempt')})" if attempt.times > 1 else attempt.worker
+
+
 def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int) -> None:
     trial = storage.trial(record, trial_number)
     metrics = storage.metrics(trial)
-    worker, times = storage.attempts(record).get(trial_number, ("–", 0))
+    attempt = storage.attempts(record).get(trial_number)
     echo(f"trial {trial.number} of {record.name}: {trial.state.name.lower()}")
     facts = {
         "value": " ".join(number(value) for value in trial.values or []) or "–",
         "began": str(trial.datetime_start or "–").partition(".")[0],
         "took": duration(trial.duration.total_seconds()) if trial.duration else "–",
-        "worker": f"{worker} ({counted(times, 'attempt')})" if times > 1 else worker,
+        "worker": _attempt(attempt),
         **{name: readable(value) for name, value in trial.params.items()},
     }
     width = max(map(len, facts))

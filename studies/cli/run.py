@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from studies.cli.common import (
 )
 from studies.cli.formats import best_as, echo
 from studies.cli.look import status_line
+from studies.cli.mirror import Mirroring, checked, tracking_option
 from studies.control import END_WORDS
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
 
@@ -86,6 +88,8 @@ worker_options: Sequence[Callable[[Any], Any]] = (
         metavar="SECONDS",
         help="How long a trial stays with a worker that is silent.",
     ),
+    click.option("--mlflow", is_flag=True, help="Mirror the study into MLflow while it runs."),
+    tracking_option,
 )
 
 
@@ -110,6 +114,8 @@ def run(
     workers: int | None,
     data_dir: Path | None,
     lease: float,
+    mlflow: bool,
+    tracking_uri: str | None,
 ) -> None:
     """Run a study on this machine until its budget is spent.
 
@@ -117,6 +123,7 @@ def run(
     objective (script.py:objective, package.module:objective). A study of that name that exists is
     joined. Ctrl-C gives the running trials back; the same command goes on.
     """
+    mirrors = [checked(tracking_uri)] if mlflow else []
     spec = _read_spec(target, name, trials, settings)
     with common.open(create=True) as storage:
         try:
@@ -129,7 +136,7 @@ def run(
                 _conclude(storage, record, None)
                 return
 
-        _run_workers(storage, [(spec, 1.0)], workers=workers, data_dir=data_dir, lease=lease)
+        _run_workers(storage, [(spec, 1.0)], workers=workers, data_dir=data_dir, lease=lease, mirrors=mirrors)
 
 
 @click.command()
@@ -168,6 +175,8 @@ def work(
     workers: int | None,
     data_dir: Path | None,
     lease: float,
+    mlflow: bool,
+    tracking_uri: str | None,
     allow: tuple[str, ...],
 ) -> None:
     """Join existing studies with this machine's workers.
@@ -181,6 +190,7 @@ def work(
         raise click.UsageError(f"a study is named twice: {' '.join(names)}")
     if shares and len(shares) != len(names):
         raise click.UsageError(f"--share has {counted(len(shares), 'number')}, and there are {len(names)} studies")
+    mirrors = [checked(tracking_uri)] if mlflow else []
     with common.open() as storage:
         served: list[tuple[StudySpec, float]] = []
         for name, share in zip(names, shares or [1.0] * len(names), strict=True):
@@ -196,7 +206,7 @@ def work(
             else:
                 served.append((spec, share))
         if served:
-            _run_workers(storage, served, workers=workers, data_dir=data_dir, lease=lease)
+            _run_workers(storage, served, workers=workers, data_dir=data_dir, lease=lease, mirrors=mirrors)
 
 
 def _read_spec(target: str, name: str | None, trials: int | None, settings: tuple[str, ...]) -> StudySpec:
@@ -220,8 +230,12 @@ def _run_workers(
     workers: int | None,
     data_dir: Path | None,
     lease: float,
+    mirrors: Sequence[str | None],
 ) -> None:
-    """Start workers on the studies of ``specs``, show progress until they are done, and print the best."""
+    """Start workers on the studies of ``specs``, show progress until they are done, and print the best.
+
+    ``mirrors`` are tracking URIs, as :class:`Mirroring` takes them.
+    """
     from studies.cli.progress import Progress
     from studies.worker import devices
     from studies.worker.supervisor import Supervisor
@@ -238,7 +252,7 @@ def _run_workers(
         inherit=[storage.server.fileno()] if storage.server else [],
     )
     began = time.monotonic()
-    with _Interrupts(storage.database.stop) as interrupts, supervisor:
+    with ExitStack() as stack, _Interrupts(storage.database.stop) as interrupts, supervisor:
         # Nothing is written before the objective and the place for checkpoints are known to be sound.
         with progress.waiting(f"starting {counted(supervisor.alive, 'worker')}"):
             for spec, _ in specs:
@@ -249,10 +263,12 @@ def _run_workers(
             record, created = storage.create_study(spec)
             records.append(record)
             say(f"study {record.name!r} {'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}")
+        names = tuple(record.name for record in records)
+        mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]
         interrupts.wait = True
         supervisor.assign(storage, lease)
         with progress:
-            _watch(storage, supervisor, records, progress, interrupts)
+            _watch(storage, supervisor, records, progress, interrupts, mirrorings)
     if interrupts.count:
         for record in records:
             say(f"interrupted: {_last_line(storage, record)}; go on with the same command")
@@ -266,6 +282,7 @@ def _watch(
     records: Sequence[StudyRecord],
     progress: Progress,
     interrupts: _Interrupts,
+    mirrorings: Sequence[Mirroring],
 ) -> None:
     """Look after the workers and show how far they are, until there are none. An outage of the database
     ends nothing: the workers wait for it, too."""
@@ -284,7 +301,12 @@ def _watch(
                 storage.server.start()
         except StudyNotFound:
             pass  # deleted under its workers, which end of that
+        for mirroring in mirrorings:
+            mirroring.poll()
         time.sleep(POLL)
+    if not interrupts.count:
+        for mirroring in mirrorings:
+            mirroring.finish()
 
 
 def _require_checkpoints(spec: StudySpec) -> None:

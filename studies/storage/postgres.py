@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -60,6 +61,29 @@ class Worker:
     trial: int | None
     step: int | None
     seen_seconds_ago: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """Who ran a trial last."""
+
+    worker: str
+    host: str | None
+    """``None`` where the worker has been forgotten, as by an older studyhall; so the device."""
+    device: str | None
+    times: int
+    """How often the trial was begun."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A metric of a step."""
+
+    step: int
+    name: str
+    value: float
+    at: datetime | None
+    """When it was written, by the database's clock; ``None`` where an older studyhall wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +232,7 @@ class PostgresStorage(OptunaContract):
         # What is no text, as a terminal may pass it on, is no study's name.
         row = self.database.row("find_study", name=name.encode(errors="replace").decode())
         if row is None:
-            names = [r["name"] for r in self.database.rows("study_names")]
-            raise StudyNotFound(f"no study {name!r} in {self.where}; {nearest(name, names)}")
+            raise StudyNotFound(f"no study {name!r} in {self.where}; {nearest(name, self.study_names())}")
         return StudyRecord(
             study_id=row["study_id"],
             uid=row["uid"],
@@ -217,6 +240,10 @@ class PostgresStorage(OptunaContract):
             spec=StudySpec.from_json(row["spec"]) if row["spec"] else None,
             budget=row["budget"] and BudgetSpec(**row["budget"]),
         )
+
+    def study_names(self) -> list[str]:
+        """The names of all studies."""
+        return [row["name"] for row in self.database.rows("study_names")]
 
     def list_studies(self) -> list[dict[str, Any]]:
         """One row for each study: name, budget, trials by state, workers, when it began."""
@@ -309,10 +336,28 @@ class PostgresStorage(OptunaContract):
             last[numbers[row["trial_id"]]][row["name"]] = row["value"]
         return last
 
-    def attempts(self, record: StudyRecord) -> dict[int, tuple[str, int]]:
-        """Who ran each trial last, and how often it was begun: ``{number: (worker, times)}``."""
-        rows = self.database.rows("leases", study_id=record.study_id)
-        return {row["number"]: (row["worker_id"], row["epoch"]) for row in rows}
+    def curves(self, trials: Iterable[FrozenTrial], after: Mapping[int, int] | None = None) -> dict[int, list[Point]]:
+        """Every metric of every step of ``trials``, by step and name: ``{number: points}``.
+
+        Args:
+            trials: of one study.
+            after: leave out the steps up to this one: ``{number: step}``.
+        """
+        numbers = {trial._trial_id: trial.number for trial in trials}
+        rows = self.database.rows(
+            "curves",
+            trial_ids=list(numbers),
+            after=[(after or {}).get(number, -1) for number in numbers.values()],
+        )
+        points: dict[int, list[Point]] = {number: [] for number in numbers.values()}
+        for row in rows:
+            points[numbers[row.pop("trial_id")]].append(Point(**row))
+        return points
+
+    def attempts(self, record: StudyRecord) -> dict[int, Attempt]:
+        """Who ran each trial last, and how often it was begun: ``{number: attempt}``."""
+        rows = self.database.rows("attempts", study_id=record.study_id)
+        return {row.pop("number"): Attempt(**row) for row in rows}
 
     def extend(
         self,
@@ -389,9 +434,9 @@ class PostgresStorage(OptunaContract):
             device=device,
         )
 
-    def forget_worker(self, worker_id: str) -> None:
-        """A worker has ended."""
-        self.database.rows("forget_worker", worker_id=worker_id)
+    def forget_worker(self, worker_id: str, died_of: str | None = None) -> None:
+        """A worker has ended, in order unless it ``died_of`` something."""
+        self.database.rows("forget_worker", worker_id=worker_id, died_of=died_of)
 
     def claim(self, record: StudyRecord, worker_id: str, lease_seconds: float) -> Claim | str:
         """The next trial for a worker: one that waits, else a new one if the budget has room.

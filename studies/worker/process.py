@@ -26,11 +26,12 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from studies import objective
+from studies.child import Events, wait_for_end_of_input
 from studies.errors import StorageUnreachable, StudyhallError
 from studies.objective import Objective, one_line
 
@@ -74,7 +75,7 @@ class Assignment:
 
 def main() -> int:
     """Be a worker. Returns the exit status."""
-    events = _take_stdout()
+    events = Events()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     warnings.filterwarnings("ignore", module="optuna")
     stop = threading.Event()
@@ -86,20 +87,14 @@ def main() -> int:
             each.study: objective.build(each.path, each.args, space=tuple(each.space), data_dir=Path(setup.data_dir))
             for each in setup.objectives
         }
-        _tell(events, event="ready")
+        events.tell("ready")
         line = sys.stdin.readline()
         if line:
-            _tell(events, event="over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
+            events.tell("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
     except Exception as error:
         known = isinstance(error, StudyhallError)
         message = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
-        _tell(
-            events,
-            event="error",
-            message=message,
-            kind=type(error).__name__,
-            traceback=traceback.format_exc(),
-        )
+        events.tell("error", message=message, kind=type(error).__name__, traceback=traceback.format_exc())
         return 1
     return 0
 
@@ -152,32 +147,13 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
 
 
 def _stop_with_supervisor(stop: threading.Event) -> None:
-    # The buffer below sys.stdin: a thread that waits in sys.stdin itself would hold its lock at exit.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
+    wait_for_end_of_input()
     stop.set()
-
-
-def _take_stdout() -> TextIO:
-    """Keep standard output for events; what an objective prints goes to standard error."""
-    events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return events
-
-
-def _tell(events: TextIO, **event: Any) -> None:
-    with suppress(BrokenPipeError):  # no supervisor is left to read it
-        print(json.dumps(event), file=events, flush=True)
 
 
 def _read_setup(line: str) -> Setup:
     data = json.loads(line)
     return Setup(**{**data, "objectives": tuple(ObjectiveSetup(**each) for each in data["objectives"])})
-
-
-def as_line(message: Setup | Assignment) -> str:
-    """``message`` as the line that a worker reads."""
-    return json.dumps(asdict(message)) + "\n"
 
 
 if __name__ == "__main__":

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import IO, Any
+from queue import Empty
 
+from studies.child import Child
 from studies.errors import ObjectiveError, StorageUnreachable, WorkerError
 from studies.spec import StudySpec
 from studies.storage.postgres import PostgresStorage
 from studies.worker.devices import Device
-from studies.worker.process import Assignment, ObjectiveSetup, Setup, as_line
+from studies.worker.process import Assignment, ObjectiveSetup, Setup
 
 #: How often in a row a worker may die without a trial before its supervisor gives up. With one, the death
 #: counts against the trial, of which there is an end too.
@@ -29,8 +25,8 @@ MAX_DEATHS = 3
 PATIENCE = 1.0
 
 
-class _Process:
-    """One worker process, with a thread for each of its two pipes."""
+class _Process(Child):
+    """One worker process."""
 
     def __init__(
         self,
@@ -42,60 +38,13 @@ class _Process:
     ) -> None:
         self.slot = slot
         self.id = setup.worker_id
-        self.events: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        self.last_words: dict[str, dict[str, Any]] = {}
-        """The events by name, once :meth:`wait` has returned."""
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "studies.worker.process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            pass_fds=inherit,
-            # Out of the terminal's reach: Ctrl-C goes to the supervisor alone, which stops them in order.
-            start_new_session=True,
-            text=True,
-            errors="replace",
+        super().__init__(
+            "studies.worker.process",
+            setup,
+            environment=environment,
+            output=lambda line: output(f"worker {slot} | {line}"),
+            inherit=inherit,
         )
-        self._output = output
-        self._readers = [
-            threading.Thread(target=self._read_events, args=(self.popen.stdout,), daemon=True),
-            threading.Thread(target=self._read_output, args=(self.popen.stderr,), daemon=True),
-        ]
-        for reader in self._readers:
-            reader.start()
-        self.send(setup)
-
-    def send(self, message: Setup | Assignment) -> None:
-        assert self.popen.stdin is not None  # it is a pipe
-        with suppress(BrokenPipeError):  # it died; whoever polls it learns why
-            self.popen.stdin.write(as_line(message))
-            self.popen.stdin.flush()
-
-    def signal(self, number: signal.Signals) -> None:
-        self.popen.send_signal(number)  # does nothing where the process has ended
-
-    def wait(self) -> int:
-        """Wait for its end and for the last it had to say."""
-        status = self.popen.wait()
-        for reader in self._readers:
-            reader.join(timeout=1)  # a grandchild may hold the pipe open
-        for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
-            assert pipe is not None
-            with suppress(BrokenPipeError):  # the line it never read
-                pipe.close()
-        while not self.events.empty():
-            event = self.events.get()
-            self.last_words[event["event"]] = event
-        return status
-
-    def _read_events(self, pipe: IO[str]) -> None:
-        for line in pipe:
-            self.events.put(json.loads(line))
-
-    def _read_output(self, pipe: IO[str]) -> None:
-        for line in pipe:
-            self._output(f"worker {self.slot} | {line.rstrip()}")
 
 
 class Supervisor:
@@ -247,7 +196,7 @@ class Supervisor:
         error = process.last_words.get("error")
         why = error["message"] if error else f"ended by {_status_name(status)}"
         had_trial = self._storage.bury([process.id], died_of=None if error else why)
-        self._storage.forget_worker(process.id)
+        self._storage.forget_worker(process.id, died_of=why)
         is_outage = error is not None and error["kind"] == StorageUnreachable.__name__
         deaths = 0 if had_trial or is_outage else self._deaths[process.slot] + 1
         if deaths >= MAX_DEATHS:

@@ -256,7 +256,7 @@ class Run:
         enqueued = [trial.params["x"] for trial in trials if "fixed_params" in trial.system_attrs]
         assert enqueued == [ENQUEUED] * self.done["create_trial"]
         # Each was begun once, but for those of the dead, the one that was given back, and the victim's last.
-        begun = sum(times for _, times in storage.attempts(record).values())
+        begun = sum(attempt.times for attempt in storage.attempts(record).values())
         assert begun <= TRIALS + 3 + was_killed
         left = storage.database.execute(
             "select (select count(*) from studyhall.checkpoints join trials using (trial_id) where study_id = %(id)s),"

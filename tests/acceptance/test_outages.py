@@ -126,7 +126,7 @@ def test_an_outage_shorter_than_the_lease_interrupts_nothing(server: Server, sec
         assert "| died: " not in fleet.output
         require_complete(fleet, server, trials=trials)
         with fleet.look(server.direct) as storage:
-            assert {times for _, times in storage.attempts(storage.find_study(fleet.study)).values()} == {1}
+            assert {attempt.times for attempt in storage.attempts(storage.find_study(fleet.study)).values()} == {1}
 
 
 def test_a_result_that_waits_on_the_disk_is_told_by_the_next_worker_and_its_trial_not_run_again(

@@ -108,7 +108,7 @@ def run(shell: Shell, name: str, disturb: str) -> tuple[list[dict[str, Any]], di
         }
         for trial in storage.trials(record)
     ]
-    attempts = [times for _, times in storage.attempts(record).values()]
+    attempts = [attempt.times for attempt in storage.attempts(record).values()]
     storage.close()
     return trials, hashes, f"{attempts} {told}"
 

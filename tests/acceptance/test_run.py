@@ -141,7 +141,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_finished(shell: Shell, look: 
     assert process.returncode == 0, err
     assert "died: ended by signal 9 (SIGKILL); starting it again" in err
     assert states(storage) == ["COMPLETE"] * 4
-    assert 2 in [times for _, times in storage.attempts(storage.find_study("script-objective")).values()]
+    assert 2 in [attempt.times for attempt in storage.attempts(storage.find_study("script-objective")).values()]
 
 
 def test_workers_end_with_a_killed_supervisor_and_their_trials_come_back(shell: Shell, look: Look) -> None:

@@ -91,6 +91,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     # Studies
     "create_study": lambda s: s.storage.create_study(spec("new")),
     "find_study": lambda s: s.storage.find_study("study"),
+    "study_names": lambda s: s.storage.study_names(),
     "list_studies": lambda s: s.storage.list_studies(),
     "load_study": lambda s: s.storage.load_study(s.record).study_name,
     "status": lambda s: s.storage.status(s.record),
@@ -100,6 +101,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "trial": lambda s: s.storage.trial(s.record, 0),
     "metrics": lambda s: s.storage.metrics(s.trial(0)),
     "last_metrics": lambda s: s.storage.last_metrics([s.trial(0)]),
+    "curves": lambda s: [(p.step, p.name, p.value) for p in s.storage.curves([s.trial(0), s.trial(1)])[1]],
     "attempts": lambda s: s.storage.attempts(s.record),
     "extend": lambda s: s.storage.extend(s.record, more_trials=5),
     "stop": lambda s: s.storage.stop(s.record, "enough"),

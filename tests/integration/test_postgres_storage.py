@@ -23,7 +23,7 @@ from studies.errors import (
     StudyNotFound,
     TrialNotFound,
 )
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.postgres import Attempt, Claim, StudyRecord
 from studies.storage.url import StorageURL
 
 LEASE = 30.0
@@ -122,7 +122,7 @@ def test_no_table_is_made_where_only_to_look(empty_database: StorageURL) -> None
 
 def test_tables_of_a_newer_version_are_refused(storage: PostgresStorage) -> None:
     storage.database.execute("insert into studyhall.version values (999, now())")
-    with pytest.raises(StorageError, match="version 999, this studyhall knows 3; upgrade it: pip install"):
+    with pytest.raises(StorageError, match="version 999, this studyhall knows 4; upgrade it: pip install"):
         PostgresStorage(storage.location)
 
 
@@ -243,7 +243,7 @@ def test_an_expired_lease_gives_the_trial_to_another_worker(storage: PostgresSto
     alive = storage.claim(record, "b", LEASE)
     assert isinstance(alive, Claim)
     assert (alive.trial_id, alive.number, alive.epoch) == (dead.trial_id, 0, 2)
-    assert storage.attempts(record) == {0: ("b", 2)}
+    assert storage.attempts(record) == {0: Attempt(worker="b", host=None, device=None, times=2)}
     storage.write(alive, {}, step=1)
 
 

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from studies import PostgresStorage, StudySpec
 from studies.cli import studyhall
 from studies.storage import schema
+from studies.storage.postgres import Attempt
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
@@ -105,10 +106,11 @@ def contents(url: StorageURL) -> dict[str, list[tuple[Any, ...]]]:
     optunas = (
         *("studies", "study_directions", "study_user_attributes", "study_system_attributes", "trials"),
         *("trial_params", "trial_values", "trial_user_attributes", "trial_system_attributes"),
-        *("trial_intermediate_values", "trial_heartbeats", "version_info", "alembic_version", "studyhall.metrics"),
+        *("trial_intermediate_values", "trial_heartbeats", "version_info", "alembic_version"),
     )
     found = {table: execute(url, f"select t::text from {table} t order by 1") for table in optunas}
     for table, columns in {
+        "studyhall.metrics": "trial_id, step, name, value",
         "studyhall.budgets": "study_id, trials, max_failures, timeout_seconds, target, stopped",
         "studyhall.leases": "trial_id, worker_id, epoch, lost, expires_at",
         "studyhall.workers": "worker_id, host, pid, device, started_at, seen_at",
@@ -129,7 +131,7 @@ def test_every_command_says_how_to_upgrade_older_tables_and_changes_nothing(old_
     for command in COMMANDS:
         done = ask(*command.split())
         assert (done.exit_code, done.stdout) == (1, ""), command
-        assert "its tables are version 1, this studyhall needs 3; " in done.stderr
+        assert f"its tables are version 1, this studyhall needs {schema.newest()}; " in done.stderr
         assert done.stderr.endswith("stop older workers and upgrade the tables: studyhall db upgrade\n")
     doctor = ask("doctor")
     assert doctor.exit_code == 1, doctor.stderr
@@ -140,7 +142,7 @@ def test_every_command_says_how_to_upgrade_older_tables_and_changes_nothing(old_
 def test_an_upgrade_keeps_everything_and_the_study_goes_on(old_database: StorageURL, ask: Ask, tmp_path: Path) -> None:
     before = contents(old_database)
     done = ask("db", "upgrade")
-    assert (done.exit_code, done.stderr) == (0, "upgraded the tables from version 1 to 3\n")
+    assert (done.exit_code, done.stderr) == (0, f"upgraded the tables from version 1 to {schema.newest()}\n")
     assert contents(old_database) == before
     assert ask("status", "old").stdout.startswith("old: 2 of 6 trials done (1 complete, 1 pruned, 1 running, 1 waiting")
 
@@ -170,7 +172,7 @@ def test_an_upgrade_keeps_everything_and_the_study_goes_on(old_database: Storage
         ]
         assert trials[2].intermediate_values == {0: 0.25, 1: 0.5}
         assert (trials[0].params, trials[3].params) == ({"x": 0.5}, {"x": 0.125})
-        assert storage.attempts(record)[2] == ("w", 3)
+        assert storage.attempts(record)[2] == Attempt(worker="w", host="host", device="cpu", times=3)
         assert storage.last_metrics([trials[1]]) == {1: {"loss": 1.0}}
 
 
@@ -178,13 +180,13 @@ def test_upgrading_twice_is_no_error(old_database: StorageURL, ask: Ask) -> None
     assert ask("db", "upgrade").exit_code == 0
     before = contents(old_database)
     done = ask("db", "upgrade")
-    assert (done.exit_code, done.stderr) == (0, "nothing to do: the tables are of version 3\n")
+    assert (done.exit_code, done.stderr) == (0, "nothing to do: the tables are of version 4\n")
     assert contents(old_database) == before
 
 
 def test_an_upgrade_of_no_tables_makes_them(empty_database: StorageURL, ask: Ask) -> None:
     done = ask("db", "upgrade")
-    assert (done.exit_code, done.stderr) == (0, "made the tables: version 3\n")
+    assert (done.exit_code, done.stderr) == (0, "made the tables: version 4\n")
     with closing(PostgresStorage(empty_database, create=False)) as storage:
         assert storage.list_studies() == []
 
@@ -194,7 +196,7 @@ def test_an_upgrade_adds_our_tables_to_those_of_stock_optuna(empty_database: Sto
     optuna.create_study(storage=stock, study_name="stock")
     stock.engine.dispose()
     done = ask("db", "upgrade")
-    assert (done.exit_code, done.stderr) == (0, "made the tables: version 3\n")
+    assert (done.exit_code, done.stderr) == (0, "made the tables: version 4\n")
     assert ask("status", "stock").exit_code == 0
 
 
@@ -203,7 +205,10 @@ def test_eight_upgrades_at_once_are_one(old_database: StorageURL) -> None:
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]
     said = sorted(process.communicate(timeout=120)[1] for process in processes)
     assert [process.returncode for process in processes] == [0] * 8, said
-    assert said == ["nothing to do: the tables are of version 3\n"] * 7 + ["upgraded the tables from version 1 to 3\n"]
+    assert said == [
+        *["nothing to do: the tables are of version 4\n"] * 7,
+        "upgraded the tables from version 1 to 4\n",
+    ]
     assert execute(old_database, "select version from studyhall.version order by 1") == [(1,), (2,), (3,)]
 
 
@@ -222,7 +227,7 @@ def test_newer_tables_are_refused_by_every_command(storage: PostgresStorage, ask
     for command in (*COMMANDS, "db upgrade"):
         done = ask(*command.split())
         assert done.exit_code == 1, command
-        assert "its tables are version 999, this studyhall knows 3; upgrade it: pip install -U studyhall" in done.stderr
+        assert "its tables are version 999, this studyhall knows 4; upgrade it: pip install -U studyhall" in done.stderr
 
 
 # Optuna 4
@@ -283,7 +288,7 @@ def test_local_times_of_optuna_4_become_utc_whatever_the_time_zone_of_the_sessio
     assert done.exit_code == 0
     assert done.stderr.splitlines() == [
         "the times of 3 trials are now UTC instead of Europe/Berlin",
-        "made the tables: version 3",
+        "made the tables: version 4",
     ]
     assert times(optuna_4_database) == [
         ("2026-01-15 11:00:00.25", "2026-01-15 11:01:30.25"),
@@ -293,7 +298,7 @@ def test_local_times_of_optuna_4_become_utc_whatever_the_time_zone_of_the_sessio
     again = ask("db", "upgrade", "--optuna-4-time-zone", "Europe/Berlin")
     assert again.exit_code == 1
     assert "its tables are not Optuna 4's, so there is nothing to convert; without --opt" in again.stderr
-    assert ask("db", "upgrade").stderr == "nothing to do: the tables are of version 3\n"
+    assert ask("db", "upgrade").stderr == "nothing to do: the tables are of version 4\n"
 
 
 def test_the_local_times_of_a_trial_that_just_ended_become_utc_under_our_triggers_too(
@@ -305,7 +310,7 @@ def test_the_local_times_of_a_trial_that_just_ended_become_utc_under_our_trigger
     storage.database.execute("update version_info set library_version = '4.1.0'")
     before = storage.database.execute("select datetime_complete as at from trials")[0]["at"]
     done = ask("db", "upgrade", "--optuna-4-time-zone", "Asia/Tokyo")
-    assert (done.exit_code, done.stderr.splitlines()[1:]) == (0, ["nothing to do: the tables are of version 3"])
+    assert (done.exit_code, done.stderr.splitlines()[1:]) == (0, ["nothing to do: the tables are of version 4"])
     after = storage.database.execute("select datetime_complete as at from trials")[0]["at"]
     assert (before - after).total_seconds() == 9 * 3600
 

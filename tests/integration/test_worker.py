@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from studies import PostgresStorage, StudySpec
 from studies.errors import StorageUnreachable
-from studies.storage.postgres import Claim
+from studies.storage.postgres import Attempt, Claim
 from studies.trial import Interrupted, Trial
 from studies.worker.loop import Service, Worker
 
@@ -215,7 +215,7 @@ def test_a_step_longer_than_the_lease_keeps_its_trial(storage: PostgresStorage, 
         StudySpec.from_dict({"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 1}})
     )
     assert run(objective, lease=0.6, budget={"trials": 1}) == "complete"
-    assert storage.attempts(record) == {0: ("w", 1)}
+    assert storage.attempts(record) == {0: Attempt(worker="w", host="host", device="cpu", times=1)}
 
 
 @pytest.mark.parametrize(

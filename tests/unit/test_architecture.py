@@ -15,6 +15,9 @@ from tests.conftest import ROOT
 LAYERS = (
     "studies.cli",
     "studies.doctor",
+    "studies.sites",
+    "studies.tracking",
+    "studies.report",
     "studies.worker",
     "studies.finalize",
     "studies.control",
@@ -26,6 +29,7 @@ LAYERS = (
     "studies.spec",
     "studies.checkpoints",
     "studies.catalog",
+    "studies.child",
     "studies.space",
     "studies.errors",
 )
@@ -75,7 +79,7 @@ def test_imports_run_one_way(file: Path) -> None:
 def test_help_loads_neither_torch_nor_optuna_nor_mlflow(arguments: list[str]) -> None:
     code = (
         f"import sys, atexit; from studies.cli import main; sys.argv[1:] = {arguments!r}; "
-        "atexit.register(lambda: print([m for m in ('torch', 'optuna', 'mlflow', 'sqlalchemy') if m in sys.modules]))"
+        "atexit.register(lambda: print([m for m in ('torch', 'optuna', 'mlflow', 'sqlalchemy', 'plotly', 'matplotlib') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code + "; main()"], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

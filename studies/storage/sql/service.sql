@@ -46,7 +46,7 @@ left join study_user_attributes a on a.study_id = s.study_id and a.key = 'spec'
 where s.study_name = %(name)s
 
 -- name: study_names
--- All names, for the nearest to a misspelt one.
+-- All names.
 select study_name as name from studies order by study_name
 
 -- name: list_studies
@@ -59,7 +59,8 @@ select s.study_name as name, b.trials as budget,
     count(t.trial_id) filter (where t.state = 'FAIL') as fail,
     extract(epoch from now() - min(t.datetime_start) at time zone 'UTC')::float8 as seconds_ago,
     (select count(*) from studyhall.workers w
-        where s.study_id = any(w.study_ids) and w.seen_at > now() - interval '2 minutes') as workers
+        where s.study_id = any(w.study_ids) and w.ended_at is null
+            and w.seen_at > now() - interval '2 minutes') as workers
 from studies s
 left join studyhall.budgets b using (study_id)
 left join trials t on t.study_id = s.study_id
@@ -100,29 +101,41 @@ select w.worker_id as id, w.host, w.pid, w.device, t.number as trial, l.step,
 from studyhall.workers w
 left join (studyhall.leases l join trials t on t.trial_id = l.trial_id and t.state = 'RUNNING' and t.study_id = %(study_id)s)
     on l.worker_id = w.worker_id and l.held
-where %(study_id)s = any(w.study_ids)
+where %(study_id)s = any(w.study_ids) and w.ended_at is null
     and greatest(w.seen_at, l.expires_at - make_interval(secs => l.seconds)) > now() - interval '2 minutes'
 order by w.host, w.device, w.pid
 
--- name: leases
--- Who ran each trial of a study last, and how often it was begun.
-select t.number, l.worker_id, l.epoch
-from studyhall.leases l join trials t using (trial_id) where t.study_id = %(study_id)s and l.epoch > 0
+-- name: attempts
+-- Who ran each trial of a study last, where, and how often it was begun.
+select t.number, l.worker_id as worker, w.host, w.device, l.epoch as times
+from studyhall.leases l
+join trials t using (trial_id)
+left join studyhall.workers w on w.worker_id = l.worker_id
+where t.study_id = %(study_id)s and l.epoch > 0
+
+-- name: curves
+-- The metrics of these trials, of the steps after the given ones.
+select m.trial_id, m.step, m.name, m.value, m.at
+from unnest(%(trial_ids)s::integer[], %(after)s::integer[]) as t (trial_id, after)
+join studyhall.metrics m on m.trial_id = t.trial_id and m.step > t.after
+order by m.trial_id, m.step, m.name
 
 -- name: register_worker
--- A worker begins; what was not seen for a day is forgotten.
+-- A worker begins. Those that ended a day ago, and ran no trial that is there, are forgotten.
 with forgotten as (
-    delete from studyhall.workers where seen_at < now() - interval '1 day'
+    delete from studyhall.workers w where w.seen_at < now() - interval '1 day'
+        and not exists (select from studyhall.leases l where l.worker_id = w.worker_id)
 ), answered as (
     delete from studyhall.requests where at < now() - interval '1 day'
 )
 insert into studyhall.workers (worker_id, study_ids, host, pid, device)
 values (%(worker_id)s, %(study_ids)s, %(host)s, %(pid)s, %(device)s)
-on conflict (worker_id) do update set study_ids = excluded.study_ids, seen_at = now()
+on conflict (worker_id) do update set study_ids = excluded.study_ids, seen_at = now(), ended_at = null, died_of = null
 
 -- name: forget_worker
--- A worker has ended.
-delete from studyhall.workers where worker_id = %(worker_id)s
+-- A worker has ended, in order or not; its row says of the trials that it ran where that was.
+update studyhall.workers set ended_at = coalesce(ended_at, now()), died_of = coalesce(died_of, %(died_of)s)
+where worker_id = %(worker_id)s
 
 -- name: claim
 -- The next trial for a worker, with its lease, among all trials that are new or changed; or why there is none.

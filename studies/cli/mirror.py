@@ -1,0 +1,191 @@
+"""The command that keeps studies in MLflow up to date, and what serve and run take of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from studies.cli.common import Common, common_options, counted, home, say, until_interrupted
+from studies.cli.formats import echo
+from studies.errors import TrackingError, command
+
+if TYPE_CHECKING:
+    from studies.storage.postgres import PostgresStorage
+    from studies.tracking.launcher import MirrorProcess
+
+#: Seconds between two looks at the processes.
+POLL: Final = 0.25
+#: What a process that we start has no need to know.
+_PRIVATE: Final = ("STUDYHALL_STORAGE", "STUDYHALL_PASSWORD", "STUDYHALL_ADMIN_PASSWORD")
+
+
+tracking_option = click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    metavar="URI",
+    help="An MLflow server instead of a database beside the studies. [env: MLFLOW_TRACKING_URI]",
+)
+
+
+@click.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--once", is_flag=True, help="Catch up and exit.")
+@click.option("--print-uri", is_flag=True, help="Print the tracking URI in use, for MLflow, and exit.")
+@tracking_option
+@common_options
+def mirror(common: Common, names: tuple[str, ...], once: bool, print_uri: bool, tracking_uri: str | None) -> None:
+    """Keep studies in MLflow up to date: all of them, or those named.
+
+    An experiment for each study; in it a run for the study, and under that one for each trial. It may be
+    started late, stopped, killed, or run twice: the runs come out the same.
+    """
+    tracking_uri = checked(tracking_uri)
+    if print_uri:
+        _print_uri(common, tracking_uri)
+        return
+    with common.open(create=not names) as storage, until_interrupted():
+        for name in names:
+            storage.find_study(name)
+        process = start_mirror(storage, tracking_uri, say, names, once=once)
+        try:
+            _follow(storage, process, tracking_uri)
+        finally:
+            process.kill()
+
+
+def _print_uri(common: Common, tracking_uri: str | None) -> None:
+    if tracking_uri:
+        echo(tracking_uri)
+        return
+    from studies.tracking.server import configure, prepare_database
+
+    configure()
+    with common.open(create=True) as storage:
+        uri = prepare_database(storage.location)
+        if storage.server:
+            storage.server.keep()
+            say("the embedded server stays running; stop it with: studyhall db stop")
+        echo(uri)
+
+
+def checked(tracking_uri: str | None) -> str | None:
+    """The tracking URI that was given; ``None``: MLflow's database beside the studies.
+
+    Raises:
+        TrackingError: it is none that a mirror can use.
+    """
+    from studies.tracking.server import check_uri
+
+    return check_uri(tracking_uri) if tracking_uri else None
+
+
+def start_mirror(
+    storage: PostgresStorage,
+    tracking_uri: str | None,
+    output: Callable[[str], None],
+    names: tuple[str, ...] = (),
+    *,
+    once: bool = False,
+) -> MirrorProcess:
+    """Start the mirror of the studies ``names``; none: of all."""
+    from studies.tracking.launcher import MirrorProcess
+
+    return MirrorProcess(
+        storage,
+        tracking=tracking_uri,
+        home=home(),
+        studies=names,
+        once=once,
+        environment=environment(),
+        output=lambda line: output(f"mirror | {line}"),
+    )
+
+
+def news(process: MirrorProcess, tracking_uri: str | None) -> Iterator[str]:
+    """What a mirror had to say since the last call, for people."""
+    from studies.tracking.server import display
+
+    for event in process.news():
+        if event["event"] == "connected":
+            yield f"mirroring into {f'MLflow at {display(tracking_uri)}' if tracking_uri else 'the MLflow database'}"
+        elif event["event"] == "waiting":
+            yield f"waiting: {event['message']}"
+        elif event["event"] == "mirrored":
+            yield f"{event['study']}: {counted(event['trials'], 'trial')} in MLflow"
+
+
+def heal(storage: PostgresStorage, process: MirrorProcess) -> None:
+    """Start the embedded server again where it may have died: the mirror waits for something."""
+    if storage.server and process.is_waiting:
+        storage.server.start()
+
+
+def _follow(storage: PostgresStorage, process: MirrorProcess, tracking_uri: str | None) -> None:
+    """Tell what the mirror does until it ends."""
+    while process.popen.poll() is None:
+        for line in news(process, tracking_uri):
+            say(line)
+        heal(storage, process)
+        time.sleep(POLL)
+    status = process.wait()
+    for line in news(process, tracking_uri):
+        say(line)
+    if status:
+        error = process.last_words.get("error")
+        raise TrackingError(error["message"] if error else f"the mirror ended with status {status}")
+
+
+def environment() -> dict[str, str]:
+    """The environment of a process that we start."""
+    return {name: value for name, value in os.environ.items() if name not in _PRIVATE}
+
+
+class Mirroring:
+    """The mirror beside a run, for which no trial ever waits.
+
+    Args:
+        storage: where the studies are.
+        tracking_uri: MLflow's; ``None``: its database beside the studies.
+        names: of the studies.
+        output: is given what it has to say.
+    """
+
+    def __init__(
+        self, storage: PostgresStorage, tracking_uri: str | None, names: tuple[str, ...], output: Callable[[str], None]
+    ) -> None:
+        self._uri = tracking_uri
+        self._names = names
+        self._output = output
+        self._process = start_mirror(storage, tracking_uri, output, names)
+        self._is_over = False
+
+    def poll(self) -> None:
+        """Pass on what it says; call it about twice a second."""
+        if self._is_over:
+            return
+        for line in news(self._process, self._uri):
+            if not line.endswith(" in MLflow"):  # the study's own progress is shown anyway
+                self._output(line)
+        if self._process.popen.poll() is not None:
+            self._process.wait()
+            self._is_over = True
+            error = self._process.last_words.get("error", {"message": "it was ended"})
+            self._output(f"MLflow is left alone: {error['message']}; the study goes on")
+
+    def finish(self) -> None:
+        """The study is over: let MLflow have the rest, if it answers."""
+        self.poll()
+        if self._is_over or not self._process.finish():
+            say(f"MLflow has not got everything; catch it up later with: {command('mirror', *self._names)} --once")
+
+    def __enter__(self) -> Mirroring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Whatever it is about, the next one finds it.
+        if self._process.popen.poll() is None:
+            self._process.kill()

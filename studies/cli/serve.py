@@ -1,0 +1,170 @@
+"""The command that shows studies in a browser: serve."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from studies.cli.common import Common, common_options, home, say, until_interrupted
+from studies.cli.formats import echo
+from studies.cli.mirror import POLL, checked, environment, heal, news, start_mirror, tracking_option
+from studies.errors import SiteError
+
+if TYPE_CHECKING:
+    import socket
+
+    from studies.sites.guard import Access
+    from studies.sites.sites import Site
+    from studies.storage.postgres import PostgresStorage
+
+#: Seconds that the processes have to end in order.
+GRACE: Final = 3.0
+_PORT: Final = click.IntRange(1, 65535)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; any other needs a password.")
+@click.option(
+    "--dashboard-port", type=click.IntRange(1, 65535), metavar="PORT", help="Default: 8080, or the next free."
+)
+@click.option("--mlflow-port", type=_PORT, metavar="PORT", help="Default: 5000, or the next that is free.")
+@click.option(
+    "--password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Holds the password of the user `viewer`, who can look and not write. [env: STUDYHALL_PASSWORD]",
+)
+@click.option(
+    "--admin-password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Holds the password of the user `admin`, who can write, too. [env: STUDYHALL_ADMIN_PASSWORD]",
+)
+@click.option("--read-only", is_flag=True, help="Let nobody write, and read the studies as a user who can't.")
+@tracking_option
+@common_options
+def serve(
+    common: Common,
+    host: str,
+    dashboard_port: int | None,
+    mlflow_port: int | None,
+    password_file: Path | None,
+    admin_password_file: Path | None,
+    read_only: bool,
+    tracking_uri: str | None,
+) -> None:
+    """Show the studies in a browser: optuna-dashboard, and MLflow with its mirror.
+
+    Starts what is missing, prints the addresses, starts again what dies, and stops all with Ctrl-C. On this
+    machine no password is needed, and everybody may write; with --host the sites are for others, too.
+    """
+    from studies.sites.sites import DASHBOARD, MLFLOW, listen
+
+    tracking_uri = checked(tracking_uri)
+    access = _access(host, password_file, admin_password_file, read_only)
+    with common.open(create=not read_only) as storage, until_interrupted():
+        listeners = {DASHBOARD: listen(host, dashboard_port, 8080, "--dashboard-port")}
+        if not (tracking_uri or "").startswith("http"):
+            listeners[MLFLOW] = listen(host, mlflow_port, 5000, "--mlflow-port")
+        elif mlflow_port:
+            raise click.UsageError("--mlflow-port is for an MLflow of ours, and --tracking-uri names another")
+        _serve(storage, listeners, access, tracking_uri, read_only)
+
+
+def _serve(
+    storage: PostgresStorage,
+    listeners: dict[str, socket.socket],
+    access: Access,
+    tracking_uri: str | None,
+    read_only: bool,
+) -> None:
+    from studies.child import Kept
+    from studies.sites.sites import DASHBOARD, Site
+    from studies.storage.roles import reader
+    from studies.tracking.launcher import MirrorProcess
+
+    sites = [
+        Site(
+            name,
+            listener,
+            storage=reader(storage) if read_only and name == DASHBOARD else storage.location,
+            tracking=tracking_uri,
+            artifacts=str(home() / "mlflow" / "received"),
+            access=access,
+            environment=environment(),
+            output=say,
+            inherit=[storage.server.fileno()] if storage.server else [],
+        )
+        for name, listener in listeners.items()
+    ]
+    mirror = Kept("the mirror", lambda: start_mirror(storage, tracking_uri, say), say)
+    try:
+        for site in sites:
+            site.wait_until_ready()
+        _tell_addresses(storage, sites, access, tracking_uri)
+        while True:
+            for kept in (*sites, mirror):
+                kept.poll()
+            assert isinstance(mirror.child, MirrorProcess)  # by start_mirror
+            for line in news(mirror.child, tracking_uri):
+                say(line)
+            heal(storage, mirror.child)
+            time.sleep(POLL)
+    finally:
+        for kept in (*sites, mirror):
+            kept.stop()
+        for kept in (*sites, mirror):
+            kept.close(GRACE)
+
+
+def _tell_addresses(storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None) -> None:
+    from studies.tracking.server import display
+
+    rows = {"studies": storage.where, **{site.name: site.address for site in sites}}
+    if tracking_uri and len(sites) == 1:
+        rows["MLflow"] = display(tracking_uri)
+    width = max(map(len, rows))
+    for name, where in rows.items():
+        echo(f"{name:<{width}}  {where}")
+    if access.anybody is None:
+        users = [name for name, word in (("viewer", access.viewer_password), ("admin", access.admin_password)) if word]
+        say(f"log in as {' or '.join(users)}; passwords travel as the sites do, so put TLS before them on a network")
+    say("Ctrl-C stops them")
+
+
+def _access(host: str, viewer_file: Path | None, admin_file: Path | None, read_only: bool) -> Access:
+    from studies.sites.guard import ADMIN, VIEWER, Access
+    from studies.sites.sites import is_loopback
+
+    viewer = _password(viewer_file, "--password-file", "STUDYHALL_PASSWORD")
+    admin = _password(admin_file, "--admin-password-file", "STUDYHALL_ADMIN_PASSWORD")
+    if admin and read_only:
+        raise click.UsageError("--read-only and an admin's password exclude each other: an admin may write")
+    if viewer or admin:
+        return Access(viewer_password=viewer, admin_password=admin)
+    if not is_loopback(host):
+        raise SiteError(
+            f"--host {host}: others could reach the sites there, so a password is needed: write one into a file that "
+            "you alone can read, and give --password-file FILE (or set STUDYHALL_PASSWORD)"
+        )
+    return Access(anybody=VIEWER if read_only else ADMIN, hosts=("localhost", "127.0.0.1", "::1", host))
+
+
+def _password(file: Path | None, option: str, variable: str) -> str | None:
+    """The first line of ``file``, else the value of ``variable``."""
+    if file is None:
+        return os.environ.get(variable) or None
+    try:
+        if stat.S_IMODE(file.stat().st_mode) & 0o007:
+            raise SiteError(f"{option} {file} can be read by others: make it yours alone: chmod 600 {file}")
+        password = file.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SiteError(f"{option} {file} cannot be read: {reason}") from None
+    if not password:
+        raise SiteError(f"{option} {file} is empty: its first line is the password")
+    return password

@@ -1,0 +1,110 @@
+"""A site's process: ``python -m studies.sites.process``, started by :mod:`studies.sites.sites`.
+
+It reads a line of JSON from its standard input, a :class:`Setup`, and serves on a socket that it inherits, until
+the end of its input or a signal. ``{"event": "error", "message": …}`` on its standard output, before it exits
+with 1, says why it cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import Any, Final
+
+from studies.child import Events, wait_for_end_of_input
+from studies.errors import StudyhallError
+from studies.sites.guard import MLFLOW_ACTS, MLFLOW_READS, Access, Guard
+
+DASHBOARD: Final = "optuna-dashboard"
+MLFLOW: Final = "MLflow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a site needs. Given on standard input: it holds passwords."""
+
+    site: str
+    descriptor: int
+    """Of the socket, which listens."""
+    storage: str
+    tracking: str | None
+    """MLflow's database; ``None`` for the one beside the studies, which is made if need be."""
+    artifacts: str
+    access: dict[str, Any]
+
+
+def main() -> int:
+    """Be a site. Returns the exit status."""
+    events = Events()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
+    try:
+        setup = Setup(**json.loads(sys.stdin.readline()))
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        access = Access(**{**setup.access, "hosts": tuple(setup.access["hosts"])})
+        serve(dashboard(setup, access) if setup.site == DASHBOARD else mlflow(setup, access), setup.descriptor)
+    except Exception as error:
+        known = isinstance(error, StudyhallError)
+        events.tell("error", message=str(error) if known else f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def dashboard(setup: Setup, access: Access) -> Guard:
+    """optuna-dashboard on our storage, which reads what has changed and not everything each time."""
+    from a2wsgi import WSGIMiddleware
+    from optuna_dashboard import wsgi
+
+    from studies.storage.postgres import PostgresStorage
+
+    storage = PostgresStorage(setup.storage, create=False, patience=1.0)
+    # mypy: two ways to say ASGI.
+    return Guard(WSGIMiddleware(wsgi(storage), workers=8), access)  # type: ignore[arg-type]
+
+
+def mlflow(setup: Setup, access: Access) -> Guard:
+    """MLflow's server, with the application that its own command serves."""
+    from studies.storage.url import StorageURL
+    from studies.tracking.server import configure, connect, prepare_database
+
+    configure()
+    uri = setup.tracking or prepare_database(StorageURL.parse(setup.storage))
+    connect(uri)  # what is wrong with it is to be known before anybody looks
+    # The guard does these, for both sites alike.
+    os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "true"
+    from mlflow.server import constants
+
+    os.environ |= {
+        constants.BACKEND_STORE_URI_ENV_VAR: uri,
+        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: setup.artifacts,
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+    }
+    from mlflow.server.fastapi_app import app
+
+    return Guard(app, access, reads=MLFLOW_READS, acts=MLFLOW_ACTS)
+
+
+def serve(application: Any, descriptor: int) -> None:
+    """Serve until a signal."""
+    import uvicorn
+
+    config = uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _end_with_parent() -> None:
+    wait_for_end_of_input()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

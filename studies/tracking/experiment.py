@@ -1,0 +1,166 @@
+"""A study's experiment in MLflow, and its runs.
+
+A run is known by its tags: MLflow gives it an id, but keeps no two from being made for the same trial. Where
+there are several, one stays, by a rule that all mirrors follow, and the others are deleted. A run gets its final
+status last: one that has it holds everything, and is never written to again.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+
+from studies.errors import TrackingError
+from studies.tracking.runs import OVER, STUDY_TAG, TRIAL_TAG, Contents, Known, batches
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+#: Runs in an answer of MLflow's.
+PAGE: Final = 1000
+log = logging.getLogger(__name__)
+
+
+class Experiment:
+    """The experiment of one study, made when it is missing. For several threads, each with runs of its own.
+
+    Every method may raise MLflow's own errors.
+
+    Args:
+        client: of MLflow.
+        name: the study's name.
+        tag: by which its runs are known.
+        artifacts: where artifacts go if the experiment is to be made; ``None``: where the server says.
+        beat: called after each of MLflow's answers.
+
+    Raises:
+        TrackingError: it was deleted in MLflow.
+    """
+
+    def __init__(
+        self, client: MlflowClient, name: str, tag: str, artifacts: str | None, beat: Callable[[], None]
+    ) -> None:
+        self._client = client
+        self._tag = tag
+        self._beat = beat
+        self._id = self._find(name, artifacts)
+
+    def _find(self, name: str, artifacts: str | None) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._client.create_experiment(
+                    name, artifact_location=artifacts and f"{artifacts}/{quote(name)}"
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                return self._find(name, artifacts)  # another mirror was faster
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"the experiment {name!r} was deleted in MLflow: restore it with: "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+        return str(found.experiment_id)
+
+    def runs(self, where: str = "") -> dict[str, Known]:
+        """Its runs by trial, and one for the whole study; without twins.
+
+        Args:
+            where: a further condition, in MLflow's language.
+        """
+        found: dict[str, list[Run]] = {}
+        for run in self._search(f"tags.`{STUDY_TAG}` = '{_quoted(self._tag)}'{where and f' and {where}'}"):
+            found.setdefault(run.data.tags.get(TRIAL_TAG, ""), []).append(run)
+        kept: dict[str, Known] = {}
+        for trial, runs in found.items():
+            first, *twins = sorted(runs, key=lambda run: (run.info.status not in OVER, run.info.run_id))
+            for twin in twins:
+                self.delete(twin.info.run_id)
+            kept[trial] = self._known(first)
+        return kept
+
+    def _search(self, where: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self._client.search_runs([self._id], where, ViewType.ACTIVE_ONLY, PAGE, page_token=token)
+            self._beat()
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _known(self, run: Run) -> Known:
+        metrics: set[tuple[str, int]] = set()
+        if run.info.status not in OVER:
+            for key in run.data.metrics:
+                metrics |= {(key, m.step) for m in self._client.get_metric_history(run.info.run_id, key)}
+                self._beat()
+        return Known(
+            run_id=run.info.run_id,
+            status=run.info.status,
+            start_time=run.info.start_time,
+            end_time=run.info.end_time,
+            tags=dict(run.data.tags),
+            params=dict(run.data.params),
+            metrics=metrics,
+        )
+
+    def create(self, contents: Contents) -> Known:
+        """Make a run, which begins; its contents come by :meth:`write`."""
+        run = self._client.create_run(self._id, contents.start_time, dict(contents.tags), contents.name)
+        self._beat()
+        return self._known(run)
+
+    def without_twins(self, created: Sequence[Known]) -> dict[str, Known]:
+        """The runs of the trials for which ``created`` were made, where another mirror may have made some, too."""
+        times = [known.start_time for known in created]
+        return self.runs(f"attributes.start_time >= {min(times)} and attributes.start_time <= {max(times)}")
+
+    def write(self, known: Known, contents: Contents) -> None:
+        """Write what a run lacks of its contents, its status last."""
+        for batch in batches(contents, known):
+            self._client.log_batch(known.run_id, batch.metrics, batch.params, batch.tags)
+            self._beat()
+            known.metrics |= {(metric.key, metric.step) for metric in batch.metrics}
+            known.params |= {param.key: param.value for param in batch.params}
+            known.tags |= {tag.key: tag.value for tag in batch.tags}
+        if (known.status, known.end_time) != (contents.status, contents.end_time):
+            if contents.status in OVER:
+                self._client.set_terminated(known.run_id, contents.status, contents.end_time)
+            elif known.status != contents.status:
+                self._client.update_run(known.run_id, contents.status)
+            self._beat()
+            known.status, known.end_time = contents.status, contents.end_time
+
+    def attach(self, known: Known, name: str, text: str) -> None:
+        """Keep ``text`` with a run as the file ``name``. What is wrong with the place for artifacts is said,
+        and is no reason to hold up the curves."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, name)
+            file.write_text(text)
+            try:
+                self._client.log_artifact(known.run_id, str(file))
+            except Exception as error:  # by whichever library stores them
+                log.warning("MLflow does not take %s as an artifact: %s", name, " ".join(str(error).split())[:200])
+        self._beat()
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run; one that another mirror has deleted meanwhile is no error."""
+        try:
+            self._client.delete_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"):
+                raise
+        self._beat()
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")

@@ -1,0 +1,95 @@
+"""Start the mirror's process, hear of it, and end it without waiting for an MLflow that is away."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import TYPE_CHECKING, Any, Final
+
+from studies.child import Child
+from studies.tracking.process import Setup
+
+if TYPE_CHECKING:
+    from studies.storage.postgres import PostgresStorage
+
+#: Seconds for which MLflow may be silent before a command that is about to end waits for it no longer.
+SILENCE: Final = 5.0
+
+
+@dataclass(frozen=True)
+class _Finish:
+    finish: bool = True
+
+
+class MirrorProcess(Child):
+    """The mirror of some studies, or of all.
+
+    Args:
+        storage: where they are.
+        tracking: MLflow's address; ``None`` for its database beside the studies.
+        home: where artifacts go in the latter case.
+        studies: by name; none: all there are, and those to come.
+        once: catch up and end.
+        environment: of the process.
+        output: is given each line that it writes to standard error.
+    """
+
+    def __init__(
+        self,
+        storage: PostgresStorage,
+        *,
+        tracking: str | None,
+        home: Path,
+        studies: tuple[str, ...] = (),
+        once: bool = False,
+        environment: Mapping[str, str],
+        output: Callable[[str], None],
+    ) -> None:
+        #: Whether MLflow, or the database, was away when it was heard of last.
+        self.is_waiting = False
+        self._heard = time.monotonic()
+        super().__init__(
+            "studies.tracking.process",
+            Setup(
+                storage=storage.location.sqlalchemy,
+                tracking=tracking,
+                artifacts=None if tracking and tracking.startswith("http") else artifacts_of(home),
+                studies=studies,
+                once=once,
+            ),
+            environment=environment,
+            output=output,
+            inherit=[storage.server.fileno()] if storage.server else [],
+        )
+
+    def news(self) -> Iterator[dict[str, Any]]:
+        """The events since the last call, but for mere signs of life; see :mod:`studies.tracking.process`."""
+        with suppress(Empty):
+            while True:
+                event = self.events.get_nowait()
+                self.is_waiting = event["event"] == "waiting"
+                if not self.is_waiting:
+                    self._heard = time.monotonic()
+                if event["event"] != "beat":
+                    yield event
+
+    def finish(self) -> bool:
+        """Let it catch up a last time, as long as MLflow answers, and end it. Returns whether it caught up."""
+        self.send(_Finish())
+        while time.monotonic() - self._heard < SILENCE:
+            with suppress(subprocess.TimeoutExpired):
+                return self.wait(timeout=0.05) == 0
+            for _ in self.news():
+                pass  # it counts that there is any
+        self.kill()
+        return False
+
+
+def artifacts_of(home: Path) -> str:
+    """Where artifacts lie of an MLflow that is a database and no server."""
+    return (home / "mlflow" / "artifacts").as_uri()

@@ -1,0 +1,157 @@
+"""Follow studies, and write what changes to MLflow.
+
+What MLflow has, MLflow is asked: at the start, and after every error, since nobody knows then what it took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+import tomli_w
+from optuna.trial import FrozenTrial
+
+from studies.tracking.experiment import Experiment
+from studies.tracking.runs import OVER, TRIAL_TAG, WHOLE_STUDY, Known, milliseconds, of_study, of_trial, public_spec
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from studies.storage.postgres import PostgresStorage, StudyRecord
+
+#: Trials that are written side by side, and looked after for twins, at a time.
+CHUNK: Final = 100
+#: Requests at a time: an answer of MLflow's is mostly waiting for its database.
+THREADS: Final = 4
+SPEC_FILE: Final = "study.toml"
+
+
+class StudyMirror:
+    """One study and its runs in MLflow.
+
+    Args:
+        storage: only read.
+        record: the study.
+        client: of MLflow.
+        artifacts: where artifacts go if the experiment is to be made; ``None``: where the server says.
+        beat: called after each of MLflow's answers.
+    """
+
+    def __init__(
+        self,
+        storage: PostgresStorage,
+        record: StudyRecord,
+        client: MlflowClient,
+        *,
+        artifacts: str | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.record = record
+        self._storage = storage
+        tag = self._tag = record.uid or f"made by Optuna: {record.name}"
+        self._open: Callable[[], Experiment] = lambda: Experiment(client, record.name, tag, artifacts, beat)
+        self._names = _objective_names(storage, record)
+        self._experiment: Experiment | None = None
+        self._runs: dict[str, Known] = {}  # by trial
+        self._seen: dict[int, FrozenTrial] = {}
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a trial was unfinished when it was looked at last."""
+        return any(not trial.state.is_finished() for trial in self._seen.values())
+
+    @property
+    def count(self) -> int:
+        """How many trials MLflow has."""
+        return len(self._seen)
+
+    def catch_up(self) -> int:
+        """Write what MLflow lacks. After any error it may be called again.
+
+        Returns:
+            How many trials had changed.
+
+        Raises:
+            StudyNotFound: the study was deleted.
+            StorageUnreachable: the database is away.
+            TrackingError: the experiment was deleted in MLflow.
+            MlflowException: MLflow is away, or refuses something.
+        """
+        experiment, self._experiment = self._experiment or self._look(), None
+        trials = self._storage.trials(self.record)
+        self._write_study(experiment, trials)
+        changed = [t for t in trials if t.datetime_start and self._seen.get(t.number) is not t]
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(changed), CHUNK):
+                self._write_trials(experiment, pool, changed[start : start + CHUNK])
+        self._experiment = experiment  # not reached after an error: then MLflow is asked anew
+        return len(changed)
+
+    def forget(self) -> None:
+        """Ask MLflow anew what it has."""
+        self._experiment = None
+
+    def _look(self) -> Experiment:
+        experiment = self._open()
+        self._runs = experiment.runs()
+        self._seen = {}
+        for trial in self._storage.trials(self.record):
+            known = self._runs.get(str(trial.number))
+            if known is None or trial.datetime_start is None:
+                continue
+            if known.start_time != milliseconds(trial.datetime_start):
+                # Of another trial of that number: the database was restored from a backup.
+                experiment.delete(known.run_id)
+                del self._runs[str(trial.number)]
+            elif known.status in OVER and trial.state.is_finished():
+                self._seen[trial.number] = trial
+        return experiment
+
+    def _write_study(self, experiment: Experiment, trials: Sequence[FrozenTrial]) -> None:
+        now = self._storage.status(self.record)
+        contents = of_study(self._tag, self.record, self._names, now, trials)
+        if WHOLE_STUDY not in self._runs:
+            experiment.create(contents)
+            self._runs |= experiment.runs(f"tags.`{TRIAL_TAG}` = '{WHOLE_STUDY}'")
+            is_new = True
+        else:
+            is_new = self._runs[WHOLE_STUDY].tags.get("spec") != contents.tags.get("spec")
+        if is_new and (spec := public_spec(self.record, now)):
+            experiment.attach(self._runs[WHOLE_STUDY], SPEC_FILE, tomli_w.dumps(spec))
+        experiment.write(self._runs[WHOLE_STUDY], contents)
+
+    def _write_trials(self, experiment: Experiment, pool: ThreadPoolExecutor, trials: Sequence[FrozenTrial]) -> None:
+        attempts = self._storage.attempts(self.record)
+        points = self._storage.curves(trials, {t.number: self._last_step(t) for t in trials})
+        parent = self._runs[WHOLE_STUDY].run_id
+        contents = {
+            str(t.number): of_trial(self._tag, self._names, t, attempts.get(t.number), points[t.number], parent)
+            for t in trials
+        }
+        missing = [trial for trial in contents if trial not in self._runs]
+        if missing:
+            created = list(pool.map(lambda trial: experiment.create(contents[trial]), missing))
+            found = experiment.without_twins(created)
+            self._runs |= {trial: found[trial] for trial in missing if trial in found}
+        for _ in pool.map(lambda trial: experiment.write(self._runs[trial], contents[trial]), contents):
+            pass  # the first error comes out here
+        self._seen |= {trial.number: trial for trial in trials}
+
+    def _last_step(self, trial: FrozenTrial) -> int:
+        """The steps of a running trial that need not be read again; a finished one is read as a whole, once."""
+        before = self._seen.get(trial.number)
+        if before is None or trial.state.is_finished():
+            return -1
+        return max(before.intermediate_values, default=0) - 1
+
+
+def _objective_names(storage: PostgresStorage, record: StudyRecord) -> list[str]:
+    """What the objective returns, by name."""
+    if record.spec:
+        return list(record.spec.metric_names)
+    given = storage.get_study_system_attrs(record.study_id).get("study:metric_names")
+    if given:
+        return [str(name) for name in given]
+    count = len(storage.get_study_directions(record.study_id))
+    return ["value"] if count == 1 else [f"value_{i}" for i in range(count)]

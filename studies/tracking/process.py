@@ -1,0 +1,198 @@
+"""The mirror's process: ``python -m studies.tracking.process``, started by :mod:`studies.tracking.launcher`.
+
+By itself, so that nothing that MLflow does, or fails to do, takes a worker's time; it gives way to the workers
+where both want the processor. It reads a line of JSON from its standard input, a :class:`Setup`, and writes
+events, one line of JSON each, to its standard output:
+
+- ``{"event": "beat"}`` now and then while MLflow answers;
+- ``{"event": "connected", "uri": …}`` when MLflow has answered for the first time, or again;
+- ``{"event": "waiting", "message": …}`` when MLflow or the database is away;
+- ``{"event": "mirrored", "study": …, "trials": …}`` when a study is in MLflow as it is;
+- ``{"event": "error", "message": …}`` before it exits with 1.
+
+A second line tells it to finish: to catch up once more, and to end. The end of its standard input ends it at
+once, as any signal does: whatever it was about, the next one finds it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from studies.child import Events, wait_for_end_of_input
+from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, TrackingUnreachable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from studies.storage.postgres import PostgresStorage
+    from studies.tracking.mirror import StudyMirror
+
+#: Seconds between two looks at a study that is running, and at one that is not.
+POLL, POLL_IDLE = 1.0, 3.0
+#: The longest pause, in seconds, until something that is away is asked again.
+MAX_PAUSE: Final = 5.0
+BEAT: Final = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a mirror needs. Given on standard input: both addresses may hold passwords."""
+
+    storage: str
+    tracking: str | None
+    """MLflow's address; ``None`` for its database beside the studies, which is made if need be."""
+    artifacts: str | None
+    """Where artifacts go; ``None``: where the server says."""
+    studies: tuple[str, ...]
+    """By name; none: all there are, and those to come."""
+    once: bool
+    """Catch up, make sure, and end."""
+
+
+def main() -> int:
+    """Be a mirror. Returns the exit status."""
+    events = Events()
+    os.nice(19)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore")
+    try:
+        setup = Setup(**json.loads(sys.stdin.readline()))
+        Mirror(setup, events).run()
+    except Exception as error:
+        known = isinstance(error, StudyhallError)
+        events.tell("error", message=str(error) if known else f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+class Mirror:
+    """Mirrors studies until it is told to finish."""
+
+    def __init__(self, setup: Setup, events: Events) -> None:
+        self._setup = setup
+        self._events = events
+        self._finish = threading.Event()
+        self._beaten = 0.0
+        self._mirrors: dict[str, StudyMirror] = {}
+        self._due: dict[str, float] = {}
+        self._told: dict[str, int] = {}
+        self._names: Sequence[str] = setup.studies
+        self._names_due = 0.0
+
+    def run(self) -> None:
+        """Mirror.
+
+        Raises:
+            StudyNotFound, TrackingError, StorageError: it makes no sense to go on.
+            TrackingUnreachable, StorageUnreachable: with ``once`` alone; else it waits.
+        """
+        threading.Thread(target=self._listen, daemon=True).start()
+        pause, message = 0.25, ""
+        while True:
+            try:
+                self._mirror()
+                return
+            except (TrackingUnreachable, StorageUnreachable) as error:
+                if self._setup.once:
+                    raise
+                if str(error) != message:
+                    self._events.tell("waiting", message=str(error))
+                message = str(error)
+                if self._finish.is_set():
+                    return
+            for mirror in self._mirrors.values():
+                mirror.forget()
+            pause = min(MAX_PAUSE, pause * 2)
+            self._finish.wait(pause)
+
+    def _mirror(self) -> None:
+        # Imported here: MLflow takes its time, and must find its settings.
+        from studies.storage.postgres import PostgresStorage
+        from studies.storage.url import StorageURL
+        from studies.tracking.server import configure, connect, prepare_database
+
+        configure()
+        location = StorageURL.parse(self._setup.storage)
+        uri = self._setup.tracking or prepare_database(location)
+        client = connect(uri)
+        self._events.tell("connected")
+        with closing(PostgresStorage(location, create=False, patience=0.0)) as storage:
+            self._mirrors.clear()
+            self._due.clear()
+            while True:
+                finish = self._finish.is_set() or self._setup.once
+                self._round(storage, client, uri, every=finish)
+                if finish:
+                    return
+                self._finish.wait(0.2)
+
+    def _round(self, storage: PostgresStorage, client: MlflowClient, uri: str, *, every: bool) -> None:
+        """Look at each study that is due, or at ``every`` one."""
+        from studies.tracking.mirror import StudyMirror
+
+        if not self._setup.studies and (every or self._names_due < time.monotonic()):
+            self._names, self._names_due = storage.study_names(), time.monotonic() + POLL_IDLE
+        for name in self._names:
+            if not every and self._due.get(name, 0.0) > time.monotonic():
+                continue
+            try:
+                mirror = self._mirrors.get(name)
+                if mirror is None:
+                    mirror = self._mirrors[name] = StudyMirror(
+                        storage, storage.find_study(name), client, artifacts=self._setup.artifacts, beat=self._beat
+                    )
+                self._catch_up(mirror, uri)
+                self._due[name] = time.monotonic() + (POLL if mirror.is_active else POLL_IDLE)
+            except StudyNotFound:
+                self._mirrors.pop(name, None)
+                self._due[name] = time.monotonic() + POLL_IDLE
+                if self._setup.once and self._setup.studies:
+                    raise
+
+    def _catch_up(self, mirror: StudyMirror, uri: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        from studies.tracking.server import explained
+
+        try:
+            mirror.catch_up()
+            if self._setup.once:
+                # Another mirror may have been at it: what is there in the end is looked at once more.
+                mirror.forget()
+                mirror.catch_up()
+        except MlflowException as error:
+            trouble = explained(uri, error)
+            if isinstance(trouble, TrackingUnreachable) or self._setup.once:
+                raise trouble from error
+            # Such as a run that another mirror, or a person, has deleted meanwhile: MLflow is asked anew.
+            raise TrackingUnreachable(str(trouble)) from error
+        if self._told.get(mirror.record.name) != mirror.count:
+            self._told[mirror.record.name] = mirror.count
+            self._events.tell("mirrored", study=mirror.record.name, trials=mirror.count)
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._beaten > BEAT:
+            self._beaten = time.monotonic()
+            self._events.tell("beat")
+
+    def _listen(self) -> None:
+        if os.read(sys.stdin.fileno(), 4096):
+            self._finish.set()
+            wait_for_end_of_input()
+        os._exit(0)  # whoever started it is gone, or has no more patience
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Where MLflow is: a server, or a database of its own beside the studies, which is made when needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import psycopg2
+import psycopg2.errors
+
+from studies.errors import TrackingError, TrackingUnreachable
+from studies.storage.url import StorageURL, connection_error
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+#: "mlflow" in ASCII: the key of the advisory lock under which one process makes the tables.
+_LOCK: Final = 0x6D6C_666C_6F77
+#: Seconds for which MLflow may be silent, and how often a request is sent again: those who call know better.
+_HTTP: Final = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    # Nobody is told what is done here.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+#: How the errors of MLflow's client, and of the libraries below it, begin where nothing is wrong but the moment,
+#: and where something else answers.
+_AWAY: Final = re.compile(
+    r"Max retries exceeded|timed out|Connection|error code (429|50[0234])|OperationalError"
+)
+_FOREIGN: Final = re.compile(r"error code (400|404|405|501)|valid JSON|JSONDecode")
+
+
+def configure() -> None:
+    """Set MLflow's own settings for this process, where nobody else has. Before it is imported."""
+    for name, value in _HTTP.items():
+        os.environ.setdefault(name, value)
+
+
+def database_of(storage: StorageURL) -> StorageURL:
+    """The database of MLflow that belongs to a storage: its neighbour on the same server."""
+    return dataclasses.replace(storage, database=f"{storage.database or 'studyhall'}_mlflow")
+
+
+def check_uri(uri: str) -> str:
+    """``uri`` if it may be MLflow's; raises :exc:`TrackingError`."""
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return uri.rstrip("/")
+    if parts.scheme in ("postgresql", "postgresql+psycopg2", "sqlite", "mysql+pymysql"):
+        return uri
+    raise TrackingError(
+        f"the tracking URI {display(uri)!r} cannot be used: write http://HOST:PORT of an MLflow server, "
+        "or leave it out for the database beside the studies"
+    )
+
+
+def display(uri: str) -> str:
+    """A tracking URI without what may be a password."""
+    scheme, separator, rest = uri.partition("://")
+    _, at, address = rest.rpartition("@")
+    return f"{scheme}{separator}***@{address}" if at else uri.partition("?")[0]
+
+
+def prepare_database(storage: StorageURL) -> str:
+    """Make MLflow's database beside the studies, where it is missing, with its tables.
+
+    Returns:
+        Its tracking URI, password included.
+
+    Raises:
+        TrackingError: it cannot be made, or its tables are of another MLflow.
+        TrackingUnreachable: the server does not answer.
+    """
+    url = database_of(storage)
+    try:
+        with _locked(storage) as is_there:
+            if not is_there(url.database):
+                _create_database(storage, url)
+            # Under the lock: MLflow's own making of tables is not for two at a time.
+            _open_store(url.sqlalchemy)
+    except psycopg2.OperationalError as error:
+        raise TrackingUnreachable(str(connection_error(storage, error))) from error
+    return url.sqlalchemy
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the MLflow at ``uri``, which has answered.
+
+    Raises:
+        TrackingError: what is there is not MLflow, or of another version.
+        TrackingUnreachable: nothing answers.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        if not uri.startswith("http"):
+            _open_store(uri)
+        client.search_experiments(max_results=1)
+    except (MlflowException, ValueError, KeyError, TypeError) as error:
+        raise explained(uri, error) from error
+    return client
+
+
+def explained(uri: str, error: Exception) -> TrackingError:
+    """An error of MLflow's client as one of ours, which says whether to try again."""
+    text = " ".join(str(error).split())
+    code = getattr(error, "error_code", "")
+    where = f"MLflow at {display(uri)}"
+    if "out-of-date database schema" in text:
+        return TrackingError(
+            f"the tables of {where} are another MLflow's: stop what uses them and bring them up to date with: "
+            'mlflow db upgrade "$(studyhall mirror --print-uri)"'
+        )
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "error code 401" in text or "error code 403" in text:
+        return TrackingError(
+            f"{where} refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
+            "of somebody who may write"
+        )
+    if _AWAY.search(text) or code == "TEMPORARILY_UNAVAILABLE":
+        return TrackingUnreachable(f"no answer from {where}: is it running, and does the address match it?")
+    if uri.startswith("http") and _is_foreign(error, text):
+        return TrackingError(f"what answers at {display(uri)} is not MLflow: give the address of an MLflow server")
+    return TrackingError(f"{where} refuses what it was told: {_without(uri, text)[:300]}")
+
+
+def _is_foreign(error: Exception, text: str) -> bool:
+    return not hasattr(error, "error_code") or bool(_FOREIGN.search(text))
+
+
+def _without(uri: str, text: str) -> str:
+    password = urlsplit(uri).password
+    return text.replace(uri, display(uri)).replace(password, "***") if password else text
+
+
+def _open_store(uri: str) -> None:
+    """Make MLflow's tables in a database where there are none; refuse those of another version."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        SqlAlchemyStore(uri, default_artifact_root="mlflow-artifacts:/").engine.dispose()  # type: ignore[no-untyped-call]
+    except (MlflowException, SQLAlchemyError) as error:
+        raise explained(uri, error) from error
+
+
+@contextmanager
+def _locked(storage: StorageURL) -> Iterator[Callable[[str | None], bool]]:
+    """Hold MLflow's lock; gives a function that tells whether a database is there."""
+    with closing(psycopg2.connect(**storage.libpq)) as connection, connection, connection.cursor() as cursor:
+        # To the end of the transaction, so that it works behind PgBouncer, too.
+        cursor.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+
+        def is_there(name: str | None) -> bool:
+            cursor.execute("select exists (select from pg_database where datname = %s)", (name,))
+            return bool(cursor.fetchone() == (True,))
+
+        yield is_there
+
+
+def _create_database(storage: StorageURL, url: StorageURL) -> None:
+    from psycopg2 import sql
+
+    with closing(psycopg2.connect(**storage.libpq)) as connection:
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(sql.SQL("create database {}").format(sql.Identifier(url.database or "")))
+        except psycopg2.errors.InsufficientPrivilege:
+            raise TrackingError(
+                f"cannot make the database {url.database!r} for MLflow at {storage.where}: let an administrator "
+                f"create it (createdb -O {storage.user or 'USER'} {url.database}), or give --tracking-uri"
+            ) from None
