@@ -177,9 +177,7 @@ def _trial_data(trial: FrozenTrial, metrics: dict[str, float], attempts: dict[in
     }
 
 
-def _trials_csv(
-    found: list[FrozenTrial], metrics: dict[int, dict[str, float]], attempts: dict[int, Attempt]
-) -> str:
+def _trials_csv(found: list[FrozenTrial], metrics: dict[int, dict[str, float]], attempts: dict[int, Attempt]) -> str:
     params = list(dict.fromkeys(name for trial in found for name in trial.params))
     names = sorted({name for values in metrics.values() for name in values})
     header = ["number", "state", "value", "steps", "start", "complete", "worker", "attempts", "error"]

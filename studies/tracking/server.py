@@ -33,9 +33,7 @@ _HTTP: Final = {
 }
 #: How the errors of MLflow's client, and of the libraries below it, begin where nothing is wrong but the moment,
 #: and where something else answers.
-_AWAY: Final = re.compile(
-    r"Max retries exceeded|timed out|Connection|error code (429|50[0234])|OperationalError"
-)
+_AWAY: Final = re.compile(r"Max retries exceeded|timed out|Connection|error code (429|50[0234])|OperationalError")
 _FOREIGN: Final = re.compile(r"error code (400|404|405|501)|valid JSON|JSONDecode")
 
 
