@@ -58,6 +58,7 @@ class Server:
             yield replace(self.url, database=name)
         finally:
             self._execute(f"drop database {name} with (force)")
+            self._execute(f"drop database if exists {name}_mlflow with (force)")  # that of its mirror
 
     def _execute(self, sql: str) -> None:
         connection = psycopg2.connect(**self.url.libpq)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Runs in an answer of MLflow's.
 PAGE: Final = 1000
+#: So MLflow shows training runs, and not what it has for language models.
+KIND: Final = "custom_model_development"
 log = logging.getLogger(__name__)
 
 
@@ -56,9 +58,8 @@ class Experiment:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self._client.create_experiment(
-                    name, artifact_location=artifacts and f"{artifacts}/{quote(name)}"
-                )
+                location = artifacts and f"{artifacts}/{quote(name)}"
+                return self._client.create_experiment(name, location, {"mlflow.experimentKind": KIND})
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -139,6 +140,12 @@ class Experiment:
                 self._client.update_run(known.run_id, contents.status)
             self._beat()
             known.status, known.end_time = contents.status, contents.end_time
+
+    def tag(self, known: Known, key: str, value: str) -> None:
+        """Set a tag, whatever the run's status."""
+        self._client.set_tag(known.run_id, key, value)
+        self._beat()
+        known.tags[key] = value
 
     def attach(self, known: Known, name: str, text: str) -> None:
         """Keep ``text`` with a run as the file ``name``. What is wrong with the place for artifacts is said,

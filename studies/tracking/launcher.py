@@ -75,13 +75,15 @@ class MirrorProcess(Child):
                 self.is_waiting = event["event"] == "waiting"
                 if not self.is_waiting:
                     self._heard = time.monotonic()
-                if event["event"] != "beat":
+                if event["event"] not in ("beat", "started"):
                     yield event
 
     def finish(self) -> bool:
         """Let it catch up a last time, as long as MLflow answers, and end it. Returns whether it caught up."""
         self.send(_Finish())
-        while time.monotonic() - self._heard < SILENCE:
+        began = time.monotonic()
+        # One that is hardly there yet, beside workers that have the processor, has not been silent.
+        while time.monotonic() - (self._heard if "started" in self.last_words else began) < SILENCE:
             with suppress(subprocess.TimeoutExpired):
                 return self.wait(timeout=0.05) == 0
             for _ in self.news():

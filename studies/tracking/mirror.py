@@ -13,7 +13,17 @@ import tomli_w
 from optuna.trial import FrozenTrial
 
 from studies.tracking.experiment import Experiment
-from studies.tracking.runs import OVER, TRIAL_TAG, WHOLE_STUDY, Known, milliseconds, of_study, of_trial, public_spec
+from studies.tracking.runs import (
+    OVER,
+    PARENT_TAG,
+    TRIAL_TAG,
+    WHOLE_STUDY,
+    Known,
+    milliseconds,
+    of_study,
+    of_trial,
+    public_spec,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,6 +91,7 @@ class StudyMirror:
         experiment, self._experiment = self._experiment or self._look(), None
         trials = self._storage.trials(self.record)
         self._write_study(experiment, trials)
+        self._adopt(experiment)
         changed = [t for t in trials if t.datetime_start and self._seen.get(t.number) is not t]
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(changed), CHUNK):
@@ -88,9 +99,11 @@ class StudyMirror:
         self._experiment = experiment  # not reached after an error: then MLflow is asked anew
         return len(changed)
 
-    def forget(self) -> None:
-        """Ask MLflow anew what it has."""
-        self._experiment = None
+    def is_settled(self) -> bool:
+        """Whether MLflow, asked anew, has the very runs that were written: another mirror may have been at it."""
+        written = {trial: known.run_id for trial, known in self._runs.items()}
+        self._experiment = self._look()
+        return written == {trial: known.run_id for trial, known in self._runs.items()}
 
     def _look(self) -> Experiment:
         experiment = self._open()
@@ -120,6 +133,13 @@ class StudyMirror:
         if is_new and (spec := public_spec(self.record, now)):
             experiment.attach(self._runs[WHOLE_STUDY], SPEC_FILE, tomli_w.dumps(spec))
         experiment.write(self._runs[WHOLE_STUDY], contents)
+
+    def _adopt(self, experiment: Experiment) -> None:
+        """Of the study's run, too, another one may be left than the one under which a trial's was made."""
+        parent = self._runs[WHOLE_STUDY].run_id
+        for trial, known in self._runs.items():
+            if trial != WHOLE_STUDY and known.tags.get(PARENT_TAG) != parent:
+                experiment.tag(known, PARENT_TAG, parent)
 
     def _write_trials(self, experiment: Experiment, pool: ThreadPoolExecutor, trials: Sequence[FrozenTrial]) -> None:
         attempts = self._storage.attempts(self.record)

@@ -4,9 +4,11 @@ By itself, so that nothing that MLflow does, or fails to do, takes a worker's ti
 where both want the processor. It reads a line of JSON from its standard input, a :class:`Setup`, and writes
 events, one line of JSON each, to its standard output:
 
+- ``{"event": "started"}`` when it is about to speak with MLflow;
 - ``{"event": "beat"}`` now and then while MLflow answers;
-- ``{"event": "connected", "uri": …}`` when MLflow has answered for the first time, or again;
+- ``{"event": "connected"}`` when MLflow has answered for the first time, or again;
 - ``{"event": "waiting", "message": …}`` when MLflow or the database is away;
+- ``{"event": "refused", "message": …}`` when MLflow does not take one study of all;
 - ``{"event": "mirrored", "study": …, "trials": …}`` when a study is in MLflow as it is;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -30,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from studies.child import Events, wait_for_end_of_input
-from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, TrackingUnreachable
+from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, TrackingError, TrackingUnreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,9 +43,12 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at a study that is running, and at one that is not.
 POLL, POLL_IDLE = 1.0, 3.0
-#: The longest pause, in seconds, until something that is away is asked again.
-MAX_PAUSE: Final = 5.0
+#: And at one that MLflow does not take.
+POLL_REFUSED = 30.0
+#: The pauses, in seconds, until something that is away is asked again; each is twice the one before.
+MIN_PAUSE, MAX_PAUSE = 0.25, 5.0
 BEAT: Final = 0.2
+RETRIES: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,8 @@ class Mirror:
         self._mirrors: dict[str, StudyMirror] = {}
         self._due: dict[str, float] = {}
         self._told: dict[str, int] = {}
+        self._said = ""
+        self._pause = MIN_PAUSE
         self._names: Sequence[str] = setup.studies
         self._names_due = 0.0
 
@@ -99,23 +107,16 @@ class Mirror:
             TrackingUnreachable, StorageUnreachable: with ``once`` alone; else it waits.
         """
         threading.Thread(target=self._listen, daemon=True).start()
-        pause, message = 0.25, ""
         while True:
             try:
                 self._mirror()
                 return
             except (TrackingUnreachable, StorageUnreachable) as error:
-                if self._setup.once:
+                if self._setup.once or self._finish.is_set():
                     raise
-                if str(error) != message:
-                    self._events.tell("waiting", message=str(error))
-                message = str(error)
-                if self._finish.is_set():
-                    return
-            for mirror in self._mirrors.values():
-                mirror.forget()
-            pause = min(MAX_PAUSE, pause * 2)
-            self._finish.wait(pause)
+                self._say("waiting", str(error))
+            self._pause = min(MAX_PAUSE, self._pause * 2)
+            self._finish.wait(self._pause)
 
     def _mirror(self) -> None:
         # Imported here: MLflow takes its time, and must find its settings.
@@ -124,10 +125,14 @@ class Mirror:
         from studies.tracking.server import configure, connect, prepare_database
 
         configure()
+        import mlflow  # noqa: F401
+
+        self._events.tell("started")
         location = StorageURL.parse(self._setup.storage)
         uri = self._setup.tracking or prepare_database(location)
         client = connect(uri)
         self._events.tell("connected")
+        self._said, self._pause = "", MIN_PAUSE
         with closing(PostgresStorage(location, create=False, patience=0.0)) as storage:
             self._mirrors.clear()
             self._due.clear()
@@ -156,28 +161,36 @@ class Mirror:
                 self._catch_up(mirror, uri)
                 self._due[name] = time.monotonic() + (POLL if mirror.is_active else POLL_IDLE)
             except StudyNotFound:
-                self._mirrors.pop(name, None)
+                self._mirrors.pop(name, None)  # deleted; there may be another of that name one day
                 self._due[name] = time.monotonic() + POLL_IDLE
                 if self._setup.once and self._setup.studies:
                     raise
+            except TrackingUnreachable:
+                raise
+            except TrackingError as error:
+                if self._setup.studies or self._setup.once:
+                    raise
+                # MLflow does not take this one; others it may.
+                self._say("refused", str(error))
+                self._due[name] = time.monotonic() + POLL_REFUSED
 
     def _catch_up(self, mirror: StudyMirror, uri: str) -> None:
         from mlflow.exceptions import MlflowException
 
         from studies.tracking.server import explained
 
-        try:
-            mirror.catch_up()
-            if self._setup.once:
-                # Another mirror may have been at it: what is there in the end is looked at once more.
-                mirror.forget()
+        # Where another mirror, or a person, has deleted a run meanwhile, MLflow is asked anew. Of several mirrors
+        # that meet in a study, each may lose some runs to the others before all have the same.
+        for is_last in [False] * RETRIES + [True]:
+            try:
                 mirror.catch_up()
-        except MlflowException as error:
-            trouble = explained(uri, error)
-            if isinstance(trouble, TrackingUnreachable) or self._setup.once:
-                raise trouble from error
-            # Such as a run that another mirror, or a person, has deleted meanwhile: MLflow is asked anew.
-            raise TrackingUnreachable(str(trouble)) from error
+                if not self._setup.once or mirror.is_settled():
+                    break
+            except MlflowException as error:
+                trouble = explained(uri, error)
+                if is_last or isinstance(trouble, TrackingUnreachable):
+                    raise trouble from error
+                time.sleep(random.uniform(0.1, 0.5))
         if self._told.get(mirror.record.name) != mirror.count:
             self._told[mirror.record.name] = mirror.count
             self._events.tell("mirrored", study=mirror.record.name, trials=mirror.count)
@@ -186,6 +199,11 @@ class Mirror:
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
             self._events.tell("beat")
+
+    def _say(self, event: str, message: str) -> None:
+        if message != self._said:
+            self._said = message
+            self._events.tell(event, message=message)
 
     def _listen(self) -> None:
         if os.read(sys.stdin.fileno(), 4096):

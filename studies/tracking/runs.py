@@ -21,6 +21,8 @@ from studies.storage.postgres import Attempt, Point, Status, StudyRecord
 #: The tags by which the mirror knows its runs.
 STUDY_TAG: Final = "studyhall.study"
 TRIAL_TAG: Final = "studyhall.trial"
+#: MLflow's own, by which it shows one run under another.
+PARENT_TAG: Final = "mlflow.parentRunId"
 #: The value of :data:`TRIAL_TAG` in the run that stands for the study itself.
 WHOLE_STUDY: Final = "study"
 
@@ -98,7 +100,7 @@ def of_trial(
     tags = {
         STUDY_TAG: study,
         TRIAL_TAG: str(trial.number),
-        "mlflow.parentRunId": parent,
+        PARENT_TAG: parent,
         "mlflow.source.name": "studyhall",
         "mlflow.user": "studyhall",
         "state": trial.state.name,

@@ -30,6 +30,7 @@ _HTTP: Final = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 #: How the errors of MLflow's client, and of the libraries below it, begin where nothing is wrong but the moment,
 #: and where something else answers.

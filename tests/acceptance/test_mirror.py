@@ -1,0 +1,229 @@
+"""`studyhall mirror` and `run --mlflow`, as a person uses them; MLflow there, away, and hanging."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from studies import PostgresStorage
+from studies.tracking.server import configure, database_of
+from tests.acceptance.conftest import Shell
+from tests.mirrored import assert_same, runs_of
+from tests.mlflow_server import mlflow_server
+from tests.postgres import free_port
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+Look = Callable[[], PostgresStorage]
+RUN = ("run", "script.py:objective", "--trials", "6", "--workers", "2", "--set", "metric=loss")
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> None:
+    configure()
+
+
+def contents(shell: Shell) -> MlflowClient:
+    """MLflow's database beside the shell's."""
+    return MlflowClient(database_of(shell.url).sqlalchemy)
+
+
+def curves(client: MlflowClient, name: str) -> dict[int, list[tuple[int, float]]]:
+    _, runs = runs_of(client, name)
+    return {
+        number: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss"))
+        for number, run in runs.items()
+    }
+
+
+def test_a_run_leaves_its_study_in_the_database_beside_it(shell: Shell, look: Look) -> None:
+    done = shell.run(*RUN, "--mlflow")
+    assert done.returncode == 0, done.stderr
+    assert "mirrored into the MLflow database" in done.stderr
+    storage = look()
+    trials = storage.trials(storage.find_study("script-objective"))
+    assert curves(contents(shell), "script-objective") == {
+        trial.number: sorted(trial.intermediate_values.items()) for trial in trials
+    }
+    parent, _ = runs_of(contents(shell), "script-objective")
+    assert parent.info.status == "FINISHED"
+
+    uri = shell.data("mirror", "--print-uri").strip()
+    assert MlflowClient(uri).get_experiment_by_name("script-objective")
+    again = shell.run("mirror", "script-objective", "--once")
+    assert (again.returncode, again.stdout) == (0, "")
+    assert again.stderr == "mirroring into the MLflow database\nscript-objective: 6 trials in MLflow\n"
+
+
+def test_a_running_trials_curve_is_there_within_five_seconds(shell: Shell, look: Look) -> None:
+    following = shell.start("mirror")
+    assert following.stderr
+    assert following.stderr.readline() == "mirroring into the MLflow database\n"
+    running = shell.start(*RUN, STEP_SECONDS="1")
+    try:
+        storage, client, seen, reported = look(), contents(shell), {}, {}
+        deadline = time.monotonic() + 90
+        while running.poll() is None:
+            assert time.monotonic() < deadline
+            now = time.monotonic()
+            names = storage.study_names()
+            for trial in storage.trials(storage.find_study(names[0])) if names else ():
+                for step in trial.intermediate_values:
+                    reported.setdefault((trial.number, step), now)
+            if names and client.get_experiment_by_name(names[0]):
+                _, runs = runs_of(client, names[0])
+                for number, run in runs.items():
+                    if run.info.status == "RUNNING" and "loss" in run.data.metrics:
+                        for metric in client.get_metric_history(run.info.run_id, "loss"):
+                            seen.setdefault((number, metric.step), time.monotonic())
+            time.sleep(0.1)
+        late = {key: round(at - reported[key], 1) for key, at in seen.items() if key in reported}
+        print(f"seconds from database to MLflow: {late}")
+        assert len(late) >= 5
+        assert max(late.values()) < 5
+    finally:
+        for process in (running, following):
+            process.terminate()
+            process.communicate(timeout=30)
+    assert following.returncode == 130
+
+
+class _Foreign(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>a wiki</html>")
+
+    do_GET = do_POST
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def foreign() -> Iterator[str]:
+    """A web server that is not MLflow."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Foreign)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    """A server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_study_ends_beside_an_mlflow_that_is_stopped_or_hangs(shell: Shell, hanging: str) -> None:
+    stopped = f"http://127.0.0.1:{free_port()}"
+    for name, uri in (("stopped", stopped), ("hanging", hanging)):
+        done = shell.run(*RUN, "--name", name, "--mlflow", "--tracking-uri", uri)
+        assert done.returncode == 0, done.stderr
+        assert f"{name}: 6 of 6 trials done" in done.stderr
+        why = f"no answer from MLflow at {uri}" if name == "stopped" else "it does not answer"
+        assert f"MLflow has not got everything ({why}" in done.stderr
+        assert f"; later: studyhall mirror {name} --once" in done.stderr
+    assert shell.run("mirror", "--once").returncode == 0
+    for name in ("stopped", "hanging"):
+        assert len(curves(contents(shell), name)) == 6
+
+
+def test_what_is_not_mlflow_is_said_and_the_study_goes_on(shell: Shell, foreign: str) -> None:
+    done = shell.run("mirror", "--once", "--tracking-uri", foreign)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: what answers at {foreign} is not MLflow: give the address of an MLflow server\n"
+    done = shell.run(*RUN, "--mlflow", "--tracking-uri", foreign)
+    assert done.returncode == 0, done.stderr
+    assert f"what answers at {foreign} is not MLflow" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch"], "error: no study 'nosuch' in "),
+        (["--tracking-uri", "mlruns"], "error: the tracking URI 'mlruns' cannot be used: write http://HOST:PORT"),
+        (["--tracking-uri", "http://user:hidden@"], "error: the tracking URI 'http://***@' cannot be used"),
+        (
+            ["--once", "--tracking-uri", "http://127.0.0.1:1"],
+            "error: no answer from MLflow at http://127.0.0.1:1: is it",
+        ),
+    ],
+)
+def test_what_a_mirror_cannot_do_is_one_line(shell: Shell, arguments: list[str], message: str) -> None:
+    assert shell.run("create", "digits").returncode == 0
+    done = shell.run("mirror", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(message)
+
+
+def test_a_database_that_may_not_be_made_is_said_with_what_to_do(shell: Shell, look: Look) -> None:
+    storage = look()
+    storage.database.execute("create role poor login password 'p'")
+    try:
+        for table in ("all tables in schema public", "all tables in schema studyhall"):
+            storage.database.execute(f"grant select on {table} to poor")
+        storage.database.execute("grant usage on schema studyhall to poor")
+        url = replace(shell.url, user="poor", password="p").sqlalchemy
+        done = shell.run("mirror", "--once", STUDYHALL_STORAGE=url)
+        assert done.returncode == 1
+        assert "cannot make the database" in done.stderr
+        assert "let an administrator create it (createdb -O poor " in done.stderr
+    finally:
+        storage.database.execute("drop owned by poor")
+        storage.database.execute("drop role poor")
+
+
+def test_mlflow_on_a_server_gets_what_it_missed_while_it_was_away(shell: Shell, tmp_path: Path) -> None:
+    done = shell.run(*RUN)
+    assert done.returncode == 0, done.stderr
+    shell.data("mirror", "--print-uri")
+    port = free_port()
+    database = database_of(shell.url).sqlalchemy
+    following = shell.start("mirror", "--tracking-uri", f"http://127.0.0.1:{port}")
+    try:
+        with mlflow_server(database, port):
+            client, deadline = MlflowClient(f"http://127.0.0.1:{port}"), time.monotonic() + 60
+            while not _is_there(client, 6):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        assert shell.run("extend", "script-objective", "--trials", "+2").returncode == 0
+        assert shell.run("work", "script-objective", "--allow", str(tmp_path)).returncode == 0
+        assert following.poll() is None
+        with mlflow_server(database, port):
+            deadline = time.monotonic() + 60
+            while not _is_there(client, 8):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            parent, _ = runs_of(client, "script-objective")
+            assert client.list_artifacts(parent.info.run_id)[0].path == "study.toml"
+    finally:
+        following.terminate()
+        _, said = following.communicate(timeout=30)
+    assert f"waiting: no answer from MLflow at http://127.0.0.1:{port}" in said
+    assert said.count(f"mirroring into MLflow at http://127.0.0.1:{port}") == 2
+
+
+def _is_there(client: MlflowClient, trials: int) -> bool:
+    if client.get_experiment_by_name("script-objective") is None:
+        return False
+    _, runs = runs_of(client, "script-objective")
+    return len(runs) == trials and all(run.info.end_time for run in runs.values())
+
+
+def test_a_mirror_of_real_training_is_the_same_as_the_database(shell: Shell, look: Look) -> None:
+    done = shell.run("run", "digits", "--trials", "3", "--workers", "2", "--set", "objective.args.epochs=3", "--mlflow")
+    assert done.returncode == 0, done.stderr
+    storage = look()
+    assert_same(storage, storage.find_study("digits"), contents(shell))
