@@ -18,12 +18,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from studies.checkpoints import validate_location
 from studies.errors import SpecError, SpecMismatch, command, nearest
 from studies.space import Parameter, check_conditions, suggestion_order
+from studies.webhook import mask_url, validate_url
 
 if TYPE_CHECKING:
     import optuna
 
 MAX_NAME = 128
 Direction = Literal["minimize", "maximize"]
+Event = Literal["best", "finished", "failures", "worker_lost"]
 
 
 def parse_seconds(value: object) -> object:
@@ -113,6 +115,15 @@ class CheckpointsSpec(Section):
     every: Seconds = Field(default=30.0, ge=0, le=MAX_SECONDS, description="seconds between two checkpoints of a trial")
 
 
+class NotifySpec(Section):
+    """Whom to tell what happens to the study. The URL may hold a secret, so it is hidden wherever a spec is shown."""
+
+    url: Annotated[str, AfterValidator(validate_url)] | None = Field(
+        default=None, repr=False, description="gets a JSON POST: http:// or https://"
+    )
+    events: list[Event] | None = Field(default=None, min_length=1, description="which ones; all by default")
+
+
 class StudySpec(Section):
     """A study: what to run, how often, and how its parameters are chosen.
 
@@ -130,6 +141,7 @@ class StudySpec(Section):
     sampler: SamplerSpec = SamplerSpec()
     pruner: PrunerSpec = PrunerSpec()
     checkpoints: CheckpointsSpec = CheckpointsSpec()
+    notify: NotifySpec = NotifySpec()
     space: dict[str, Parameter] = {}
 
     @model_validator(mode="after")
@@ -163,27 +175,39 @@ class StudySpec(Section):
             raise SpecError(f"{source}: {_explain(error, cls)}") from None
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The spec as :meth:`to_json` wrote it."""
-        return cls.from_dict(json.loads(text), "the stored spec")
+    def from_json(cls, text: str, notify_url: str | None = None) -> Self:
+        """The spec as :meth:`to_json` wrote it, with the URL that it hid."""
+        data = json.loads(text)
+        if "url" in data.get("notify", {}):
+            data["notify"]["url"] = notify_url
+        return cls.from_dict(data, "the stored spec")
 
     def to_json(self) -> str:
-        """Canonical JSON: every key, defaults included, in the order of the fields and of the space."""
-        return self.model_dump_json(exclude_none=True)
+        """Canonical JSON: every key, defaults included, in the order of the fields and of the space; of
+        notify.url only what may be seen."""
+        return json.dumps(self._shown(mode="json", exclude_none=True), ensure_ascii=False, separators=(",", ":"))
 
     def to_file(self) -> dict[str, Any]:
-        """What a study file would say: a dict without defaults, whose parameters begin with their type."""
-        data = self.model_dump(exclude_none=True, exclude_defaults=True)
+        """What a study file would say, but for the secret in notify.url: a dict without defaults, whose parameters
+        begin with their type."""
+        data = self._shown(exclude_none=True, exclude_defaults=True)
         data["space"] = {
             name: {"type": parameter.type, **parameter.model_dump(exclude_none=True, exclude_defaults=True)}
             for name, parameter in self.space.items()
         }
         return {key: value for key, value in data.items() if value != {}}
 
+    def _shown(self, **how: Any) -> dict[str, Any]:
+        data = self.model_dump(**how)
+        if "url" in data.get("notify", {}):
+            data["notify"]["url"] = mask_url(data["notify"]["url"])
+        return data
+
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes the study what it is: all keys but the budget, which may be extended, and the checkpoints."""
-        return self.model_dump(mode="json", exclude={"budget", "checkpoints"}, exclude_none=True)
+        """What makes the study what it is: all keys but the budget, which may be extended, the checkpoints, and
+        who is told of it."""
+        return self.model_dump(mode="json", exclude={"budget", "checkpoints", "notify"}, exclude_none=True)
 
     @property
     def sha256(self) -> str:
@@ -211,6 +235,8 @@ class StudySpec(Section):
                     for word in (f"--{key.removeprefix('budget.').replace('_', '-')}", _value_at(given, key))
                 ]
                 way_out = f"change it with: {command('extend', self.name, *changes)}"
+            if all(key.startswith("notify.") for key in differences):
+                way_out = "leave it out, and tell this command alone with --notify URL"
             raise SpecMismatch(f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}")
 
     # To Optuna
@@ -275,7 +301,12 @@ def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, 
         for part in [*stored, *(k for k in given if k not in stored)]:
             yield from _differences(stored.get(part), given.get(part), f"{key}.{part}" if key else part)
     elif stored != given or type(stored) is not type(given):
-        yield key, f"{key} is {_show(stored)}, not {_show(given)}"
+        if key == "notify.url":
+            stored, given = (value and mask_url(value) for value in (stored, given))
+        if stored == given:
+            yield key, f"{key} is another one at {_show(stored)}"
+        else:
+            yield key, f"{key} is {_show(stored)}, not {_show(given)}"
 
 
 def _value_at(spec: StudySpec, key: str) -> str:
@@ -313,7 +344,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         if "choices" in location:
             key = ".".join(location[: location.index("choices") + 2])  # behind it pydantic lists the types it tried
         legal = _LEGAL.get(first["type"], first["msg"].replace("Input ", ""))
-        text = f"{key} = {_show_given(first['input'])}: {legal}"
+        given = "" if location[0] == "notify" and "events" not in location else f" = {_show_given(first['input'])}"
+        text = f"{key}{given}: {legal}"
         errors = [e for e in errors if e["loc"][:3] != first["loc"][:3]] + [first]
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
@@ -340,6 +372,7 @@ def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[s
         "sampler": SamplerSpec,
         "pruner": PrunerSpec,
         "checkpoints": CheckpointsSpec,
+        "notify": NotifySpec,
         "int": IntParameter,
         "float": FloatParameter,
         "categorical": CategoricalParameter,

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from studies.cli import change, control, db, doctor, finalize, look, mirror, run, serve
+from studies.cli import change, control, db, doctor, finalize, look, mirror, report, run, serve, watch
 from studies.cli.common import report_error
 from studies.errors import StudyhallError
 
@@ -43,9 +43,12 @@ for _command in (
     run.work,
     look.list_studies,
     look.status,
+    watch.watch,
     look.best,
     look.trials,
     look.show,
+    report.report,
+    report.plot,
     serve.serve,
     mirror.mirror,
     finalize.finalize,

@@ -107,15 +107,19 @@ def start_mirror(
 
 def news(process: MirrorProcess, tracking_uri: str | None) -> Iterator[str]:
     """What a mirror had to say since the last call, for people."""
-    from studies.tracking.server import display
-
     for event in process.news():
         if event["event"] == "connected":
-            yield f"mirroring into {f'MLflow at {display(tracking_uri)}' if tracking_uri else 'the MLflow database'}"
-        elif event["event"] == "waiting":
-            yield f"waiting: {event['message']}"
+            yield f"mirroring into {_place(tracking_uri)}"
+        elif event["event"] in ("waiting", "refused"):
+            yield f"{event['event']}: {event['message']}"
         elif event["event"] == "mirrored":
             yield f"{event['study']}: {counted(event['trials'], 'trial')} in MLflow"
+
+
+def _place(tracking_uri: str | None) -> str:
+    from studies.tracking.server import display
+
+    return f"MLflow at {display(tracking_uri)}" if tracking_uri else "the MLflow database"
 
 
 def heal(storage: PostgresStorage, process: MirrorProcess) -> None:
@@ -179,8 +183,12 @@ class Mirroring:
     def finish(self) -> None:
         """The study is over: let MLflow have the rest, if it answers."""
         self.poll()
-        if self._is_over or not self._process.finish():
-            say(f"MLflow has not got everything; catch it up later with: {command('mirror', *self._names)} --once")
+        if not self._is_over and self._process.finish():
+            say(f"mirrored into {_place(self._uri)}")
+            return
+        told = self._process.last_words
+        why = told.get("error", told.get("waiting", {"message": "it does not answer"}))["message"]
+        say(f"MLflow has not got everything ({why}); later: {command('mirror', *self._names)} --once")
 
     def __enter__(self) -> Mirroring:
         return self

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 POLL = 0.5
 #: Seconds between two words about a database that is away.
 REMIND = 30.0
+#: What workers need not know.
+_SECRETS = ("STUDYHALL_STORAGE", "STUDYHALL_NOTIFY")
 
 
 #: The least and the most seconds of a lease.
@@ -70,6 +72,15 @@ def _shares(_ctx: click.Context, _param: click.Parameter, text: str | None) -> l
     return shares
 
 
+def _address(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
+    from studies.webhook import validate_url
+
+    try:
+        return url and validate_url(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 spec_options: Sequence[Callable[[Any], Any]] = (
     click.argument("target", metavar="TARGET"),
     click.option("--name", help="The study's name; default: the spec's."),
@@ -87,6 +98,14 @@ worker_options: Sequence[Callable[[Any], Any]] = (
         show_default=True,
         metavar="SECONDS",
         help="How long a trial stays with a worker that is silent.",
+    ),
+    click.option(
+        "--notify",
+        "notify_url",
+        envvar="STUDYHALL_NOTIFY",
+        callback=_address,
+        metavar="URL",
+        help="Gets a JSON POST on a new best, the end, a lost worker. [env: STUDYHALL_NOTIFY]",
     ),
     click.option("--mlflow", is_flag=True, help="Mirror the study into MLflow while it runs."),
     tracking_option,
@@ -114,6 +133,7 @@ def run(
     workers: int | None,
     data_dir: Path | None,
     lease: float,
+    notify_url: str | None,
     mlflow: bool,
     tracking_uri: str | None,
 ) -> None:
@@ -136,7 +156,15 @@ def run(
                 _conclude(storage, record, None)
                 return
 
-        _run_workers(storage, [(spec, 1.0)], workers=workers, data_dir=data_dir, lease=lease, mirrors=mirrors)
+        _run_workers(
+            storage,
+            [(spec, 1.0)],
+            workers=workers,
+            data_dir=data_dir,
+            lease=lease,
+            notify_url=notify_url,
+            mirrors=mirrors,
+        )
 
 
 @click.command()
@@ -175,6 +203,7 @@ def work(
     workers: int | None,
     data_dir: Path | None,
     lease: float,
+    notify_url: str | None,
     mlflow: bool,
     tracking_uri: str | None,
     allow: tuple[str, ...],
@@ -206,7 +235,9 @@ def work(
             else:
                 served.append((spec, share))
         if served:
-            _run_workers(storage, served, workers=workers, data_dir=data_dir, lease=lease, mirrors=mirrors)
+            _run_workers(
+                storage, served, workers=workers, data_dir=data_dir, lease=lease, notify_url=notify_url, mirrors=mirrors
+            )
 
 
 def _read_spec(target: str, name: str | None, trials: int | None, settings: tuple[str, ...]) -> StudySpec:
@@ -230,6 +261,7 @@ def _run_workers(
     workers: int | None,
     data_dir: Path | None,
     lease: float,
+    notify_url: str | None,
     mirrors: Sequence[str | None],
 ) -> None:
     """Start workers on the studies of ``specs``, show progress until they are done, and print the best.
@@ -237,6 +269,7 @@ def _run_workers(
     ``mirrors`` are tracking URIs, as :class:`Mirroring` takes them.
     """
     from studies.cli.progress import Progress
+    from studies.notify import Notifier
     from studies.worker import devices
     from studies.worker.supervisor import Supervisor
 
@@ -246,8 +279,8 @@ def _run_workers(
         devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
         data_dir=data_dir_or_default(data_dir),
         results=home() / "results",
-        # The URL, which may hold a password, is told over a pipe.
-        environment={name: value for name, value in os.environ.items() if name != "STUDYHALL_STORAGE"},
+        # The storage's URL, which may hold a password, is told over a pipe.
+        environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
         output=progress.print,
         inherit=[storage.server.fileno()] if storage.server else [],
     )
@@ -265,6 +298,9 @@ def _run_workers(
             say(f"study {record.name!r} {'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}")
         names = tuple(record.name for record in records)
         mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]
+        notifier = Notifier(storage, records, url=notify_url, warn=progress.print)
+        notifier.start()
+        stack.callback(notifier.stop)
         interrupts.wait = True
         supervisor.assign(storage, lease)
         with progress:

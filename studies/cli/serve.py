@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,11 +16,12 @@ import click
 from studies.cli.common import Common, common_options, home, say, until_interrupted
 from studies.cli.formats import echo
 from studies.cli.mirror import POLL, checked, environment, heal, news, start_mirror, tracking_option
-from studies.errors import SiteError
+from studies.errors import SiteError, StorageUnreachable, StudyNotFound
 
 if TYPE_CHECKING:
     import socket
 
+    from studies.notify import Notifier
     from studies.sites.guard import Access
     from studies.sites.sites import Site
     from studies.storage.postgres import PostgresStorage
@@ -57,10 +60,11 @@ def serve(
     read_only: bool,
     tracking_uri: str | None,
 ) -> None:
-    """Show the studies in a browser: optuna-dashboard, and MLflow with its mirror.
+    """Show studies in a browser: optuna-dashboard, MLflow.
 
-    Starts what is missing, prints the addresses, starts again what dies, and stops all with Ctrl-C. On this
-    machine no password is needed, and everybody may write; with --host the sites are for others, too.
+    Starts what is missing, the mirror into MLflow too, prints the addresses, starts again what dies, and
+    stops all with Ctrl-C. On this machine no password is needed, and everybody may write; with --host the
+    sites are for others, too.
     """
     from studies.sites.sites import DASHBOARD, MLFLOW, listen
 
@@ -101,6 +105,7 @@ def _serve(
         )
         for name, listener in listeners.items()
     ]
+    notifications = _Notifications(storage, is_on=not read_only)
     mirror = Kept("the mirror", lambda: start_mirror(storage, tracking_uri, say), say)
     try:
         for site in sites:
@@ -109,6 +114,7 @@ def _serve(
         while True:
             for kept in (*sites, mirror):
                 kept.poll()
+            notifications.poll()
             assert isinstance(mirror.child, MirrorProcess)  # by start_mirror
             for line in news(mirror.child, tracking_uri):
                 say(line)
@@ -119,6 +125,46 @@ def _serve(
             kept.stop()
         for kept in (*sites, mirror):
             kept.close(GRACE)
+        notifications.stop()
+
+
+class _Notifications:
+    """Those of all studies; the machines that run them may all be gone, and nobody else be left to say so.
+
+    Args:
+        storage: where the studies are.
+        is_on: whether anything is told; it is noted in the database.
+    """
+
+    EVERY = 10.0
+
+    def __init__(self, storage: PostgresStorage, *, is_on: bool) -> None:
+        self._storage = storage
+        self._names: list[str] = []
+        self._notifier: Notifier | None = None
+        self._due = 0.0 if is_on else math.inf
+
+    def poll(self) -> None:
+        """Look whether there are other studies than before; call it about twice a second."""
+        from studies.notify import Notifier
+
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self.EVERY
+        with suppress(StorageUnreachable, StudyNotFound):  # next time, then
+            names = self._storage.study_names()
+            if names != self._names:
+                self.stop()
+                records = [self._storage.find_study(name) for name in names]
+                self._notifier = Notifier(self._storage, records, warn=say)
+                self._notifier.start()
+                self._names = names
+
+    def stop(self) -> None:
+        """Tell what is there to tell, and end."""
+        if self._notifier:
+            self._notifier.stop(1.0)
+            self._notifier = None
 
 
 def _tell_addresses(storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None) -> None:

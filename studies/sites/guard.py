@@ -7,14 +7,12 @@ The requests of other pages in the same browser are refused: they would be sent 
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -33,9 +31,14 @@ _SEARCHES = "|".join(
     )
 )
 #: What MLflow is asked by POST and changes nothing; its pages need most of these.
-MLFLOW_READS: Final = re.compile(rf"/(?:ajax-)?api/[23]\.0/?mlflow/(?:{_SEARCHES})|/graphql")
-#: What MLflow does on behalf of a GET that is no look at what it has.
-MLFLOW_ACTS: Final = re.compile(r"/(?:ajax-)?api/[23]\.0/mlflow/assistant(?:/.*)?|/gateway(?:/.*)?")
+MLFLOW_READS: Final = re.compile(rf"/(?:ajax-)?api/[23]\.0/mlflow/(?:{_SEARCHES})|/graphql")
+#: What MLflow does on behalf of a GET that is no look at what it has: it talks to language models, and lists label
+#: schemas after making one. ``DOTALL``: its router takes line breaks, too.
+MLFLOW_ACTS: Final = re.compile(
+    r"/(?:ajax-)?api/[23]\.0/mlflow/(?:assistant|gateway-proxy|label-schemas/list)(?:[/\s].*)?|/gateway(?:[/\s].*)?",
+    re.DOTALL,
+)
+_HOST: Final = re.compile(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class Access:
         if kind.lower() == "basic":
             try:
                 name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # not Base64, or not UTF-8
                 return self.anybody
             for role, right in ((VIEWER, self.viewer_password), (ADMIN, self.admin_password)):
                 if right and name == role and hmac.compare_digest(password.encode(), right.encode()):
@@ -106,9 +109,9 @@ class Guard:
 
     def _refusal(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
-        if self._access.hosts and name not in self._access.hosts:
-            return 403, f"this site is called {self._access.hosts[0]} here, not {name[:80]!r}"
+        name = _HOST.fullmatch(host)
+        if self._access.hosts and (not name or (name[1] or name[2]).lower() not in self._access.hosts):
+            return 403, f"this site is called {self._access.hosts[0]} here, not {host[:80]!r}"
         role = self._access.role(headers.get("authorization", ""))
         if role is None:
             return 401, "a password is needed: the user's name is viewer, or admin"
@@ -127,7 +130,7 @@ class Guard:
 def _is_same_site(host: str, headers: Mapping[str, str]) -> bool:
     origin = headers.get("origin")
     return headers.get("sec-fetch-site", "none") in ("same-origin", "none") and (
-        origin is None or urlsplit(origin).netloc == host
+        origin is None or origin.partition("://")[2] == host
     )
 
 

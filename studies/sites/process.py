@@ -80,6 +80,8 @@ def mlflow(setup: Setup, access: Access) -> Guard:
     connect(uri)  # what is wrong with it is to be known before anybody looks
     # The guard does these, for both sites alike.
     os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "true"
+    # Else it fetches a list of language models from the network, for a page of its own.
+    os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
     from mlflow.server import constants
 
     os.environ |= {

@@ -69,7 +69,7 @@ def statements() -> dict[str, str]:
     """The text of each statement in ``sql/*.sql``, by name."""
     found: dict[str, str] = {}
     for file in (resources.files("studies.storage") / "sql").iterdir():
-        parts = re.split(r"^-- name: (\w+)$", file.read_text(), flags=re.MULTILINE)
+        parts = re.split(r"^-- name: (\w+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         found |= dict(zip(parts[1::2], parts[2::2], strict=True))
     return found
 

@@ -143,6 +143,30 @@ class SavedCheckpoint:
     """``None`` where it lies in the store that the spec names."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something that happened to a study, which is told to an address once."""
+
+    told: bool
+    free: bool
+    """Whether it was not told, and nobody is at it."""
+    taker: str
+    told_seconds_ago: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostWorker:
+    """A worker that ended without a goodbye."""
+
+    worker: str
+    host: str
+    pid: int
+    device: str
+    died_of: str | None
+    """As its supervisor found; ``None`` where it is silent."""
+    seen_seconds_ago: float
+
+
 class PostgresStorage(OptunaContract):
     """Optuna's storage on PostgreSQL; works wherever Optuna takes a storage.
 
@@ -213,6 +237,7 @@ class PostgresStorage(OptunaContract):
             metric_names=spec.metric_names,
             **spec.budget.model_dump(exclude={"timeout"}),
             timeout_seconds=spec.budget.timeout,
+            notify_url=spec.notify.url,
         )
         record = self.find_study(spec.name)
         if not created:
@@ -237,7 +262,7 @@ class PostgresStorage(OptunaContract):
             study_id=row["study_id"],
             uid=row["uid"],
             name=row["name"],
-            spec=StudySpec.from_json(row["spec"]) if row["spec"] else None,
+            spec=StudySpec.from_json(row["spec"], row["notify_url"]) if row["spec"] else None,
             budget=row["budget"] and BudgetSpec(**row["budget"]),
         )
 
@@ -577,6 +602,28 @@ class PostgresStorage(OptunaContract):
             )
             for row in self.database.rows("checkpoints", trial_id=trial_id)
         ]
+
+    # Notices
+
+    def notices(self, record: StudyRecord, address: str) -> dict[str, Notice]:
+        """What was told to an address, or is about to be: ``{event: notice}``."""
+        rows = self.database.rows("notices", study_id=record.study_id, address=address)
+        return {row.pop("event"): Notice(**row) for row in rows}
+
+    def take_notices(self, record: StudyRecord, address: str, events: Sequence[str], taker: str) -> list[str]:
+        """Take events for a minute, to tell them; returns those that nobody else is telling or has told."""
+        rows = self.database.rows(
+            "take_notices", study_id=record.study_id, address=address, events=list(events), taker=taker
+        )
+        return [row["event"] for row in rows]
+
+    def note_told(self, record: StudyRecord, address: str, events: Sequence[str]) -> None:
+        """Events were told, or need not be any more."""
+        self.database.rows("note_told", study_id=record.study_id, address=address, events=list(events))
+
+    def lost_workers(self, record: StudyRecord) -> list[LostWorker]:
+        """The workers that died or vanished within the last hour."""
+        return [LostWorker(**row) for row in self.database.rows("lost_workers", study_id=record.study_id)]
 
 
 def _is_feasible(trial: FrozenTrial) -> bool:

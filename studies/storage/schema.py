@@ -24,7 +24,7 @@ def migrations() -> dict[int, str]:
     """The SQL of each migration, by its number, in order."""
     folder = resources.files("studies.storage") / "migrations"
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda e: e.name)
-    return {int(entry.name.partition("_")[0]): entry.read_text() for entry in files}
+    return {int(entry.name.partition("_")[0]): entry.read_text(encoding="utf-8") for entry in files}
 
 
 def newest() -> int:

@@ -123,6 +123,11 @@ CASES: dict[str, Callable[[Stage], Any]] = {
         s.storage.save_checkpoint(s.claim, sequence=3, name="1/1-3", step=3, sha256=b"3", data=b"3") and False
     ),
     "checkpoints": lambda s: s.storage.checkpoints(s.claim.trial_id),
+    # Notices
+    "notices": lambda s: s.storage.notices(s.record, "address"),
+    "take_notices": lambda s: s.storage.take_notices(s.record, "address", ["best 0", "finished"], "taker"),
+    "note_told": lambda s: s.storage.note_told(s.record, "address", ["old"]),
+    "lost_workers": lambda s: [(w.worker, w.died_of) for w in s.storage.lost_workers(s.record)],
 }
 #: What sends nothing.
 SILENT = {
@@ -177,6 +182,9 @@ def set_up(storage: PostgresStorage) -> Stage:
     plain = storage.create_new_trial(record.study_id)
     assert isinstance(storage.claim(record, "silent", 0), Claim)  # trial 3, for whoever sweeps
     waiting = storage.create_new_trial(record.study_id, create_trial(state=TrialState.WAITING))
+    storage.take_notices(record, "address", ["old"], "taker")
+    storage.register_worker([record], worker_id="lost", host="host", pid=2, device="cpu")
+    storage.forget_worker("lost", died_of="a signal")
     storage.get_all_trials(record.study_id)
     return Stage(storage=storage, record=record, claim=held, plain=plain, waiting=waiting)
 

@@ -209,7 +209,7 @@ def test_eight_upgrades_at_once_are_one(old_database: StorageURL) -> None:
         *["nothing to do: the tables are of version 4\n"] * 7,
         "upgraded the tables from version 1 to 4\n",
     ]
-    assert execute(old_database, "select version from studyhall.version order by 1") == [(1,), (2,), (3,)]
+    assert execute(old_database, "select version from studyhall.version order by 1") == [(1,), (2,), (3,), (4,)]
 
 
 def test_an_upgrade_that_fails_changes_nothing(old_database: StorageURL, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,9 @@ LAYERS = (
     "studies.tracking",
     "studies.report",
     "studies.worker",
+    "studies.notify",
+    "studies.news",
+    "studies.watching",
     "studies.finalize",
     "studies.control",
     "studies.storage",
@@ -27,6 +30,7 @@ LAYERS = (
     "studies.params",
     "studies.target",
     "studies.spec",
+    "studies.webhook",
     "studies.checkpoints",
     "studies.catalog",
     "studies.child",
@@ -77,9 +81,10 @@ def test_imports_run_one_way(file: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_loads_neither_torch_nor_optuna_nor_mlflow(arguments: list[str]) -> None:
+    heavy = ("torch", "optuna", "mlflow", "sqlalchemy", "plotly", "matplotlib")
     code = (
         f"import sys, atexit; from studies.cli import main; sys.argv[1:] = {arguments!r}; "
-        "atexit.register(lambda: print([m for m in ('torch', 'optuna', 'mlflow', 'sqlalchemy', 'plotly', 'matplotlib') if m in sys.modules]))"
+        f"atexit.register(lambda: print([m for m in {heavy} if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code + "; main()"], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

@@ -9,12 +9,20 @@ alter table studyhall.workers
     add ended_at timestamptz,                               -- when it said goodbye, or was found dead
     add died_of  text;                                      -- null where it ended in order
 
--- What was told to the address of a study's [notify], each event once, by whichever process takes it first. One
--- that dies before it has told leaves it to the next.
+-- Where a study's [notify] sends to. The URL may hold a secret, and the spec is shown in many places.
+create table studyhall.addresses (
+    study_id integer primary key references studies on delete cascade,
+    url      text not null
+);
+
+-- What is told to an address, each event once, by whichever process takes it first. One that dies before it has
+-- told leaves it to the next.
 create table studyhall.notices (
     study_id   integer not null references studies on delete cascade,
+    address    text not null,                               -- a hash of its URL
     event      text not null,                               -- such as 'best 17'
-    told       boolean not null default false,
+    taken_by   text not null,
     taken_till timestamptz not null,
-    primary key (study_id, event)
+    told_at    timestamptz,
+    primary key (study_id, address, event)
 );

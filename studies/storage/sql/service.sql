@@ -29,6 +29,8 @@ with request as (
 ), budget as (
     insert into studyhall.budgets (study_id, trials, max_failures, timeout_seconds, target)
     select study_id, %(trials)s, %(max_failures)s, %(timeout_seconds)s, %(target)s from study
+), address as (
+    insert into studyhall.addresses (study_id, url) select study_id, %(notify_url)s from study where %(notify_url)s::text is not null
 ), remembered as (
     insert into studyhall.requests (token, answer) select %(token)s, study_id from study
 )
@@ -36,12 +38,13 @@ select study_id from study union all select answer from request
 
 -- name: find_study
 -- A study by its name, with its spec as JSON (null where stock Optuna made it) and its live budget.
-select s.study_id, s.study_name as name, a.value_json as spec, b.uid::text as uid,
+select s.study_id, s.study_name as name, a.value_json as spec, b.uid::text as uid, n.url as notify_url,
     case when b.study_id is not null then json_build_object(
         'trials', b.trials, 'max_failures', b.max_failures, 'timeout', b.timeout_seconds, 'target', b.target
     ) end as budget
 from studies s
 left join studyhall.budgets b using (study_id)
+left join studyhall.addresses n using (study_id)
 left join study_user_attributes a on a.study_id = s.study_id and a.key = 'spec'
 where s.study_name = %(name)s
 

@@ -1,0 +1,220 @@
+"""The picture that `watch` shows: an overview of a study, in as many lines and columns as the terminal has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from studies.cli.common import counted, duration, number
+from studies.cli.formats import readable
+from studies.control import END_WORDS
+from studies.errors import command
+from studies.watching import share_rows, sparkline
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from studies.watching import Overview, Running, Throughput
+
+#: The most lines of what is wrong, of the best parameters, and of reasons why trials failed.
+TROUBLE_LINES, PARAMETER_LINES, REASONS = 3, 2, 2
+#: Of the steps at which trials were pruned, so many are named.
+STEPS = 5
+
+
+def picture(seen: Overview, metric: str, console: Console, *, trouble: str | None = None, height: int) -> Group:
+    """``seen`` in at most ``height`` lines, if that is at all possible.
+
+    Args:
+        seen: the study.
+        metric: what its objective returns.
+        console: where it will be shown.
+        trouble: why this is not how it stands now.
+        height: lines.
+    """
+    top = [*_headline(seen, console, trouble), Text(), *_best(seen, metric, console), Text()]
+    bottom = _lost(seen)
+    running, workers = seen.running, seen.status.workers
+    # Each table has a line of names above and an empty one below.
+    tables = bool(running) + bool(workers)
+    rows = share_rows(height - len(top) - len(bottom) - 2 * tables, [len(running), len(workers)])
+    parts = top
+    if running:
+        parts += [_running_table(running, rows[0], console.width), Text()]
+    if workers:
+        parts += [_workers_table(seen, rows[1], console.width), Text()]
+    return Group(*parts, *bottom)
+
+
+def state_of(seen: Overview) -> tuple[str, str]:
+    """The study's state in words, and a style for them."""
+    now = seen.status
+    if now.ended is not None:
+        return END_WORDS.get(now.ended, now.ended), "green" if now.ended in ("complete", "target") else "yellow"
+    if now.paused:
+        return f"paused; go on with: {command('resume', now.study)}", "yellow"
+    if not now.workers and not now.trials["running"]:
+        return f"no worker is at work; join with: {command('work', now.study)}", "yellow"
+    return f"{counted(len(now.workers), 'worker')} at work" if now.workers else "running", "cyan"
+
+
+def time_left(seen: Overview) -> str:
+    """How long it still takes, or that nobody knows."""
+    return f"{'–' if seen.seconds_left is None else _whole(max(1.0, seen.seconds_left))} left"
+
+
+def _whole(seconds: float) -> str:
+    """As :func:`duration`, but nothing below a second: it would flicker."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
+
+
+def printable(text: str) -> str:
+    """``text`` without what could steer a terminal: line breaks, escape sequences."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _line(*parts: str | tuple[str, str] | Text) -> Text:
+    """One line, cut where the terminal ends."""
+    text = Text.assemble(*parts)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def _folded(text: str, console: Console, lines: int, style: str = "") -> list[Text]:
+    """``text`` in at most so many lines."""
+    folded = list(Text(text, style).wrap(console, max(10, console.width))) if text else []
+    if len(folded) > lines:
+        folded = folded[:lines]
+        folded[-1].truncate(console.width - 2)
+        folded[-1].append(" …")
+    return folded
+
+
+def _headline(seen: Overview, console: Console, trouble: str | None) -> list[RenderableType]:
+    now = seen.status
+    state, style = state_of(seen)
+    name = Text(printable(now.study), "bold")
+    name.truncate(max(10, console.width - len(state) - 2), overflow="ellipsis")
+    lines: list[RenderableType] = [_line(name, "  ", (state, style))]
+    if trouble:
+        lines += _folded(printable(trouble), console, TROUBLE_LINES, "bold yellow")
+    if now.budget:
+        done = f"{now.finished} of {now.budget.trials} trials"
+        if now.ended is None:
+            done += f", {time_left(seen)}"
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(
+            ProgressBar(
+                total=now.budget.trials, completed=now.finished, width=max(10, min(60, console.width - len(done) - 2))
+            ),
+            _line(done),
+        )
+        lines.append(bar)
+    words = {"complete": "complete", "pruned": "pruned", "running": "running", "waiting": "waiting", "fail": "failed"}
+    counts = [f"{now.trials[key]} {word}" for key, word in words.items() if now.trials[key]]
+    lines.append(_line(" · ".join(counts) or "no trial has begun"))
+    return lines
+
+
+def _best(seen: Overview, metric: str, console: Console) -> list[RenderableType]:
+    now = seen.status
+    if seen.objectives > 1:
+        return [_line("best  – ", (f"({seen.objectives} objectives: see {command('trials', now.study)})", "dim"))]
+    if now.best is None:
+        return [_line("best  – ", ("(no trial is complete)", "dim"))]
+    words = "  ".join(f"{name}={readable(value)}" for name, value in now.best.params.items())
+    return [
+        _line("best  ", (number(now.best.value), "bold green"), f" {printable(metric)}, trial {now.best.number}"),
+        *_folded(printable(words), console, PARAMETER_LINES),
+    ]
+
+
+def _table(*columns: str, left: Sequence[str], widest: int = 32) -> Table:
+    """A table whose first column gives way to the others beyond ``widest``."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in columns:
+        table.add_column(
+            name,
+            justify="left" if name in left else "right",
+            no_wrap=True,
+            overflow="ellipsis",
+            max_width=widest if name == columns[0] else 32,
+        )
+    return table
+
+
+def _cut(count: int, rows: int) -> int:
+    """How many of ``count`` are shown in ``rows`` lines, if the last line is to say how many are not."""
+    return count if count <= rows else max(0, rows - 1)
+
+
+def _more(count: int, shown: int) -> str:
+    return f"… and {count - shown} more"
+
+
+def _running_table(running: Sequence[Running], rows: int, width: int) -> Table:
+    table = _table("trial", "step", "value", "reported so far", left=["reported so far"])
+    shown = _cut(len(running), rows)
+    for trial in running[:shown]:
+        table.add_row(
+            str(trial.number),
+            "–" if trial.step is None else str(trial.step),
+            number(trial.value),
+            Text(sparkline(trial.curve, max(8, min(32, width - 40))), "cyan"),
+        )
+    if shown < len(running):
+        table.add_row("", "", "", Text(_more(len(running), shown), "dim"))
+    return table
+
+
+def _workers_table(seen: Overview, rows: int, width: int) -> Table:
+    workers = seen.status.workers
+    columns = ("worker", "pid", "device", "trial", "step", "done", "trials/h", "seen")
+    table = _table(*columns, left=["worker", "device"], widest=max(8, min(32, width - 60)))
+    shown = _cut(len(workers), rows)
+    for worker in workers[:shown]:
+        throughput: Throughput = seen.throughput[worker.id]
+        table.add_row(
+            printable(worker.host),
+            str(worker.pid),
+            printable(worker.device),
+            "–" if worker.trial is None else str(worker.trial),
+            "–" if worker.step is None else str(worker.step),
+            str(throughput.done),
+            _rate(throughput.per_hour),
+            f"{_whole(worker.seen_seconds_ago)} ago",
+        )
+    if shown < len(workers):
+        table.add_row(Text(_more(len(workers), shown), "dim"))
+    return table
+
+
+def _rate(per_hour: float | None) -> str:
+    if per_hour is None:
+        return "–"
+    return f"{per_hour:,.0f}" if per_hour >= 99.5 else f"{per_hour:.2g}"
+
+
+def _lost(seen: Overview) -> list[RenderableType]:
+    """What came to no result: pruned, failed, cancelled."""
+    lines: list[RenderableType] = []
+    pruning = seen.pruning
+    if pruning.at_step:
+        steps = [
+            f"{count} {'before the first step' if step is None else f'at step {step}'}"
+            for step, count in pruning.at_step.items()
+        ]
+        lines.append(_line("pruned  ", ", ".join(steps[:STEPS]) + (", …" if len(steps) > STEPS else "")))
+    if pruning.saved is not None and pruning.share is not None:
+        lines.append(_line("saved   ", f"{counted(pruning.saved, 'step')} by pruning: {pruning.share:.0%} of all"))
+    for failures in seen.failures[:REASONS]:
+        lines.append(_line(("failed  ", "red"), f"{failures.count} × {printable(failures.reason)}"))
+    if len(seen.failures) > REASONS:
+        lines.append(_line("        ", (_more(len(seen.failures), REASONS), "dim")))
+    if seen.cancelled:
+        lines.append(_line("failed  ", f"{seen.cancelled} × cancelled"))
+    return lines

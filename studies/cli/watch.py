@@ -1,0 +1,242 @@
+"""The command that watches a study: a live picture in a terminal, else plain lines."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from studies.cli.common import Common, common_options, number, say, study_argument
+from studies.cli.formats import echo
+from studies.errors import StorageUnreachable, StudyNotFound, command
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+    from studies.storage.postgres import Attempt, PostgresStorage, StudyRecord
+    from studies.watching import Overview
+
+#: Seconds between two looks at the study.
+POLL = 1.0
+#: After so many seconds without an answer the picture says that it is old.
+OLD = 4.0
+
+
+@click.command()
+@study_argument
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0, max=86_400),
+    default=5,
+    show_default=True,
+    metavar="SECONDS",
+    help="Where there is no terminal: the least time between two lines.",
+)
+@common_options
+def watch(common: Common, name: str, every: float) -> None:
+    """Watch a study until it ends.
+
+    In a terminal it is a live picture: how far it is and how long it still takes, the best trial,
+    the running trials and the workers. Else a line whenever something has changed. It only looks:
+    Ctrl-C ends nothing but the command itself.
+    """
+    with common.open() as storage:
+        record = storage.find_study(name)
+        metric = record.spec.metric_names[0] if record.spec else "value"
+        _end_in_order()
+        with _view(metric, every) as view:
+            seen = _follow(storage, record, view)
+    _say_next(seen)
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM and SIGHUP do as Ctrl-C does, so that the terminal is left as it was."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number_ in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number_, interrupt)
+
+
+def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | PlainView) -> Overview:
+    """Look again and again until the study has ended; returns the last that was seen."""
+    looker = _Looker(storage, record)
+    while True:
+        try:
+            seen = looker.look()
+            view.show(seen)
+            if seen.is_over:
+                return seen
+        except StorageUnreachable as error:
+            view.wait(str(error))
+            if storage.server:
+                storage.server.start()
+        time.sleep(POLL)
+
+
+def _say_next(seen: Overview) -> None:
+    from studies.control import way_on
+
+    now = seen.status
+    assert now.ended is not None  # else it is still watched
+    look = command("best", now.study) if now.best else command("trials", now.study)
+    if now.ended == "failures":
+        look = f"{command('show', now.study)} NUMBER"
+    say(f"next: {look}; go on with: {way_on(now.study, now.ended)}")
+
+
+class _Looker:
+    """Reads of a study what has changed."""
+
+    def __init__(self, storage: PostgresStorage, record: StudyRecord) -> None:
+        self._storage = storage
+        self._record = record
+        self._attempts: tuple[int, dict[int, Attempt]] = (-1, {})
+        self._objectives = len(storage.get_study_directions(record.study_id))
+
+    def look(self) -> Overview:
+        """How the study stands; raises :exc:`StudyNotFound` where it was deleted."""
+        from datetime import datetime
+
+        from studies.watching import overview
+
+        try:
+            found = self._storage.find_study(self._record.name)
+            if found.study_id != self._record.study_id:
+                raise KeyError(found.name)  # another one of that name
+            status, trials = self._storage.status(self._record), self._storage.trials(self._record)
+        except (StudyNotFound, KeyError):
+            raise StudyNotFound(
+                f"study {self._record.name!r} was deleted while it was watched; see: {command('ls')}"
+            ) from None
+        # A row for each trial: read again when another one has ended.
+        ended = status.finished + status.trials["fail"]
+        if self._attempts[0] != ended:
+            self._attempts = ended, self._storage.attempts(self._record)
+        return overview(status, trials, self._attempts[1], objectives=self._objectives, now=datetime.now())
+
+
+def _view(metric: str, every: float) -> LiveView | PlainView:
+    from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # in a locale without blocks and dashes
+    console = Console(highlight=False, markup=False)
+    # FORCE_COLOR makes a terminal of a file in rich's eyes, and TERM=dumb can't go up a line.
+    if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
+        return LiveView(metric, console)
+    return PlainView(every)
+
+
+class LiveView:
+    """A picture on the terminal's other screen, which at the end is left on the usual one. A context manager."""
+
+    def __init__(self, metric: str, console: Console) -> None:
+        self._metric = metric
+        self._console = console
+        self._live: Live | None = None
+        self._seen: Overview | None = None
+        self._trouble: str | None = None
+        self._heard = time.monotonic()
+
+    def __enter__(self) -> LiveView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._trouble = None
+            self._console.print(self._picture())
+
+    def show(self, seen: Overview) -> None:
+        """Show how the study stands."""
+        from rich.live import Live
+
+        self._seen, self._trouble, self._heard = seen, None, time.monotonic()
+        if self._live is None:
+            # Its own thread draws, also while the database is silent and when the window changes.
+            self._live = Live(console=self._console, screen=True, refresh_per_second=2, get_renderable=self._picture)
+            self._live.start(refresh=True)
+
+    def wait(self, reason: str) -> None:
+        """Say that the database is away."""
+        self._trouble = reason
+
+    def _picture(self) -> RenderableType:
+        from studies.cli.picture import picture
+
+        if self._seen is None:
+            return ""
+        silent = time.monotonic() - self._heard
+        trouble = self._trouble and f"waiting for the database: {self._trouble}"
+        if not trouble and silent > OLD:
+            trouble = f"waiting for the database: no answer for {silent:.0f} s"
+        return picture(self._seen, self._metric, self._console, trouble=trouble, height=self._console.height)
+
+
+class PlainView:
+    """A line when something has changed. A context manager.
+
+    Args:
+        every: the least seconds between two lines.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._said: tuple[object, ...] = ()
+        self._at = -float("inf")
+        self._is_waiting = False
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, seen: Overview) -> None:
+        """Print how the study stands, if that is news. Its end is printed at once."""
+        now = seen.status
+        news = (
+            now.trials,
+            now.budget,
+            now.paused,
+            now.ended,
+            now.best and now.best.number,
+            [w.id for w in now.workers],
+        )
+        due = self._is_waiting or seen.is_over or time.monotonic() - self._at >= self._every
+        if due and (news != self._said or self._is_waiting):
+            self._said, self._at, self._is_waiting = news, time.monotonic(), False
+            _print_line(_facts(seen))
+
+    def wait(self, reason: str) -> None:
+        """Say once that the database is away."""
+        if not self._is_waiting:
+            self._is_waiting = True
+            _print_line(f"waiting for the database: {reason}")
+
+
+def _print_line(text: str) -> None:
+    echo(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+def _facts(seen: Overview) -> str:
+    from studies.cli.picture import printable, state_of, time_left
+
+    now = seen.status
+    of = f" of {now.budget.trials}" if now.budget else ""
+    facts = [f"{now.finished}{of} trials done"]
+    words = {"running": "running", "pruned": "pruned", "waiting": "waiting", "fail": "failed"}
+    facts += [f"{now.trials[key]} {word}" for key, word in words.items() if now.trials[key]]
+    if now.best:
+        facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
+    if seen.seconds_left is not None:
+        facts.append(time_left(seen))
+    facts.append(state_of(seen)[0])
+    return f"{printable(now.study)}: {', '.join(facts)}"

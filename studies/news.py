@@ -1,0 +1,207 @@
+"""What of a study is news, and how it is told to people and to programs."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from optuna.trial import TrialState
+
+from studies.control import END_WORDS
+from studies.spec import Event
+from studies.watching import is_over
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from studies.storage.postgres import LostWorker, Notice, PostgresStorage, Status, StudyRecord
+
+#: Seconds between two messages about bests, or about lost workers.
+QUIET: Final = 10.0
+#: Seconds from the first lost worker to the message, for others that were lost with it.
+GATHER: Final = 3.0
+#: Silence counts only where this process has itself heard from the database for so many seconds.
+IN_TOUCH: Final = 60.0
+#: The most parameters or workers that a text names.
+NAMED: Final = 8
+#: In the order in which they are told.
+_KINDS: Final[tuple[Event, ...]] = ("best", "worker_lost", "finished", "failures")
+
+
+class News:
+    """A study as one address is told of it."""
+
+    def __init__(self, storage: PostgresStorage, record: StudyRecord, address: str) -> None:
+        self._storage = storage
+        self._record = record
+        self._address = address
+        self._taker = str(uuid.uuid4())
+        self.name = record.name
+        self._wanted = (record.spec.notify.events if record.spec else None) or list(_KINDS)
+        self._metric = record.spec.metric_names[0] if record.spec else "value"
+        self._old: set[str] = set()
+        self._told: set[str] = set()
+        self._gathering: float | None = None
+        self._looked = self._in_touch_since = time.time()
+
+    def begin(self) -> None:
+        """What is there now is no news."""
+        self._look()
+        self._old = set(self._names())
+
+    def lose_touch(self) -> None:
+        """The database could not be reached; the workers may have been as cut off as we were."""
+        self._in_touch_since = time.time()
+
+    def news(self, *, is_last: bool) -> list[tuple[Event, list[str]]]:
+        """What is to be told now: the events by their names in the table. ``is_last``: there is no later."""
+        self._look()
+        notices = self._storage.notices(self._record, self._address)
+        names = self._names()
+        # What others took and did not tell is ours, if it still stands; so is what we told and could not note.
+        past = [name for name, n in notices.items() if n.free and name not in names]
+        past += [name for name in self._told if name in notices and not notices[name].told]
+        if past:
+            self._storage.note_told(self._record, self._address, past)
+        new = [
+            name
+            for name in names
+            if name not in self._told
+            and (not notices[name].told if name in notices else name not in self._old)
+            and self._is_certain(name)
+        ]
+        found = [(event, [name for name in new if _kind(name) == event]) for event in _KINDS]
+        return [(event, of_kind) for event, of_kind in found if of_kind and (is_last or self._is_due(event, notices))]
+
+    def take(self, names: Sequence[str]) -> list[str]:
+        """Those of ``names`` that nobody else tells."""
+        return self._storage.take_notices(self._record, self._address, names, self._taker)
+
+    def note_told(self, names: Sequence[str]) -> None:
+        self._told |= set(names)
+        if names:
+            self._storage.note_told(self._record, self._address, names)
+
+    def message(self, event: Event, names: Sequence[str]) -> dict[str, Any]:
+        """What is told: ``text`` for people, the rest for programs."""
+        details = {"best": self._best, "finished": self._end, "failures": self._end, "worker_lost": self._losses}
+        text, data = details[event](names)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        text = " ".join(f"{self.name}: {text}".split())
+        return {"event": event, "study": self.name, "text": text, "time": now, **data}
+
+    def _look(self) -> None:
+        now = time.time()
+        if now - self._looked > IN_TOUCH / 2:  # this machine slept, or hung
+            self._in_touch_since = now
+        self._looked = now
+        self._status: Status = self._storage.status(self._record)
+        self._lost = self._storage.lost_workers(self._record) if "worker_lost" in self._wanted else []
+
+    def _names(self) -> list[str]:
+        """What could be told now, as the table names it."""
+        now = self._status
+        names = [f"best {now.best.number}"] if now.best else []
+        names += [f"worker_lost {worker.worker}" for worker in self._lost]
+        if is_over(now):
+            # Extended or resumed, it may end once more.
+            event = "failures" if now.ended == "failures" else "finished"
+            names.append(f"{event} {now.ended} {now.finished + now.trials['fail']}")
+        return [name for name in names if _kind(name) in self._wanted]
+
+    def _is_certain(self, name: str) -> bool:
+        """Whether a worker that is silent is so to others than us."""
+        silent = {f"worker_lost {worker.worker}" for worker in self._lost if worker.died_of is None}
+        return name not in silent or time.time() - self._in_touch_since >= IN_TOUCH
+
+    def _is_due(self, event: Event, notices: Mapping[str, Notice]) -> bool:
+        """Whether the time has come for an event of which there may be many."""
+        if event not in ("best", "worker_lost"):
+            return True
+        if event == "worker_lost":
+            self._gathering = self._gathering or time.monotonic()
+            if time.monotonic() - self._gathering < GATHER:
+                return False
+        for name, notice in notices.items():
+            if _kind(name) == event:
+                others = not notice.told and not notice.free and notice.taker != self._taker
+                if others or (notice.told_seconds_ago is not None and notice.told_seconds_ago < QUIET):
+                    return False
+        return True
+
+    def _best(self, _names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        best = self._status.best
+        assert best is not None  # it is what the event is about
+        data = self._best_data(best)
+        params = ", ".join(f"{name}={_short(value)}" for name, value in list(best.params.items())[:NAMED])
+        return f"new best {self._metric} {_short(best.value)} in trial {best.number} ({params})", data
+
+    def _best_data(self, best: FrozenTrial) -> dict[str, Any]:
+        metrics = self._storage.last_metrics([best])[best.number]
+        return {
+            "trial": best.number,
+            "value": _plain(best.value),
+            "params": {name: _plain(value) for name, value in best.params.items()},
+            "metrics": {name: _plain(value) for name, value in metrics.items()},
+        }
+
+    def _end(self, _names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        now = self._status
+        assert now.ended is not None  # it is what the event is about
+        of = f" of {now.budget.trials}" if now.budget else ""
+        text = f"{END_WORDS.get(now.ended, now.ended)}: {now.finished}{of} trials done, {now.trials['fail']} failed"
+        data: dict[str, Any] = {
+            "ended": now.ended,
+            "trials": dict(now.trials),
+            "budget": now.budget and now.budget.trials,
+            "best": now.best and self._best_data(now.best),
+        }
+        if now.best:
+            text += f", best {self._metric} {_short(now.best.value)} in trial {now.best.number}"
+        if now.ended == "failures":
+            number, error = self._last_error()
+            text += f"; the last error, of trial {number}: {error}"
+            data |= {"trial": number, "error": error}
+        return text, data
+
+    def _last_error(self) -> tuple[int | None, str]:
+        errors = [
+            (trial.datetime_complete or datetime.min, trial.number, str(trial.user_attrs["error"]))
+            for trial in self._storage.trials(self._record)
+            if trial.state == TrialState.FAIL and trial.user_attrs.get("error", "cancelled") != "cancelled"
+        ]
+        return max(errors)[1:] if errors else (None, "no reason was given")
+
+    def _losses(self, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        self._gathering = None
+        lost = [_loss(worker) for worker in self._lost if f"worker_lost {worker.worker}" in names]
+        shown = [f"{w['host']} (pid {w['pid']}, {w['device']}): {w['reason']}" for w in lost[:NAMED]]
+        more = f"; and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+        count = "a worker was lost" if len(lost) == 1 else f"{len(lost)} workers were lost"
+        return f"{count}: {'; '.join(shown)}{more}", {**lost[0], "workers": lost}
+
+
+def _kind(name: str) -> str:
+    return name.partition(" ")[0]
+
+
+def _loss(worker: LostWorker) -> dict[str, Any]:
+    seen = round(worker.seen_seconds_ago, 1)
+    return {
+        **{key: getattr(worker, key) for key in ("worker", "host", "pid", "device")},
+        "reason": worker.died_of or f"no sign of life for {seen:.0f} s",
+        "seen_seconds_ago": seen,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """``value``, or ``None`` where JSON has no number for it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

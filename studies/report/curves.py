@@ -1,0 +1,134 @@
+"""Learning curves, made ready to draw: a panel for each metric, with a line for each trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+if TYPE_CHECKING:
+    from studies.report.data import StudyData
+
+#: So many panels at most, and so many points in each, so that a page stays quick.
+MOST_PANELS: Final = 8
+MOST_POINTS: Final = 60_000
+_LEAST_POINTS_OF_A_LINE: Final = 20
+_FIRST: Final = ("accuracy", "loss")
+
+_GROUPS: Final = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "unfinished",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A metric of a trial."""
+
+    number: int
+    steps: Sequence[int]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A metric of all trials."""
+
+    name: str
+    lines: Mapping[str, Sequence[Line]]
+    """Under complete, pruned, failed and unfinished; the complete ones from the worst to the best."""
+    best: Line | None
+    """The best trial's."""
+    best_train: Line | None
+    """In a panel of a validation metric: the same trial's on the training data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panels:
+    """All that there is to draw, row by row."""
+
+    rows: Sequence[Sequence[Panel]]
+    """One or two in each: a metric of training beside that of validation."""
+    left_out: Sequence[str]
+    """Metrics for which there was no room."""
+
+
+def panels(data: StudyData) -> Panels:
+    """The metrics that the trials reported; what they reported without a name is the last one."""
+    found = _lines(data)
+    rows = _in_rows(list(found))
+    while sum(map(len, rows)) > MOST_PANELS:
+        rows.pop()
+    shown = {name for row in rows for name in row}
+    best = data.best.number if data.best else None
+    order = _from_worst_to_best(data)
+    return Panels(
+        rows=[[_panel(name, found, data, best, order) for name in row] for row in rows],
+        left_out=sorted(set(found) - shown),
+    )
+
+
+def _lines(data: StudyData) -> dict[str, dict[int, Line]]:
+    """``{metric: {trial: line}}``."""
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    for trial in data.trials:
+        points = data.curves.get(trial.number, ())
+        for point in points:
+            found.setdefault(point.name, {}).setdefault(trial.number, {})[point.step] = point.value
+        if trial.intermediate_values and not points:
+            found.setdefault("reported value", {})[trial.number] = trial.intermediate_values
+    return {
+        name: {
+            number: _thinned(number, values, max(_LEAST_POINTS_OF_A_LINE, MOST_POINTS // len(by_trial)))
+            for number, values in by_trial.items()
+        }
+        for name, by_trial in found.items()
+    }
+
+
+def _thinned(number: int, values: Mapping[int, float], most: int) -> Line:
+    """A line of at most ``most`` points, the last one among them; in which what is not finite is a gap."""
+    steps = sorted(values)
+    if len(steps) > most:
+        steps = [steps[(i + 1) * len(steps) // most - 1] for i in range(most)]
+    finite = [values[step] if math.isfinite(values[step]) else math.nan for step in steps]
+    return Line(number=number, steps=steps, values=finite)
+
+
+def _in_rows(names: Sequence[str]) -> list[list[str]]:
+    """Training beside validation, accuracy and loss first; then what has no such pair, two in a row."""
+    pairs = [name.removeprefix("train_") for name in names if name.startswith("train_")]
+    pairs = [name for name in pairs if f"val_{name}" in names]
+    pairs.sort(key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
+    rows = [[f"train_{name}", f"val_{name}"] for name in pairs]
+    single = sorted(set(names) - {name for row in rows for name in row})
+    return rows + [single[i : i + 2] for i in range(0, len(single), 2)]
+
+
+def _from_worst_to_best(data: StudyData) -> dict[int, float]:
+    sign = 1 if data.directions[0] == StudyDirection.MAXIMIZE else -1
+    return {trial.number: sign * trial.values[0] for trial in data.valued}
+
+
+def _panel(
+    name: str, found: Mapping[str, Mapping[int, Line]], data: StudyData, best: int | None, order: Mapping[int, float]
+) -> Panel:
+    groups: dict[str, list[Line]] = {}
+    for trial in data.trials:
+        if trial.number in found[name] and trial.number != best:
+            groups.setdefault(_GROUPS[trial.state], []).append(found[name][trial.number])
+    groups.get("complete", []).sort(key=lambda line: order.get(line.number, -math.inf))
+    train = found.get(f"train_{name.removeprefix('val_')}", {}) if name.startswith("val_") else {}
+    return Panel(
+        name=name,
+        lines=groups,
+        best=None if best is None else found[name].get(best),
+        best_train=None if best is None else train.get(best),
+    )

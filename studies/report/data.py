@@ -1,0 +1,139 @@
+"""What a report is made of, read from the storage at one moment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Final
+
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.control import END_WORDS
+from studies.spec import StudySpec
+from studies.storage.postgres import Attempt, Point, PostgresStorage, Status, StudyRecord
+from studies.watching import Overview, overview
+
+#: Where Optuna keeps the names of what an objective returns.
+_METRIC_NAMES: Final = "study:metric_names"
+#: Sections of a spec that may hold secrets, such as a webhook's address.
+_SECRET: Final = ("notify",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyData:
+    """A study at one moment."""
+
+    name: str
+    directions: Sequence[StudyDirection]
+    trials: Sequence[FrozenTrial]
+    """All of it, by number."""
+    status: Status
+    metric_names: Sequence[str]
+    """What the objective returns, one name for each direction."""
+    curves: Mapping[int, Sequence[Point]] = field(default_factory=dict)
+    """Every named metric of every step, by trial."""
+    attempts: Mapping[int, Attempt] = field(default_factory=dict)
+    """Who ran a trial; without those of stock Optuna workers."""
+    spec: str | None = None
+    """The study file, without secrets; ``None`` where stock Optuna made the study."""
+    now: datetime = field(default_factory=datetime.now)
+    """When it was read: local time without a zone, as Optuna's trials have it."""
+
+    @cached_property
+    def overview(self) -> Overview:
+        """What follows from the trials."""
+        return overview(self.status, self.trials, self.attempts, objectives=len(self.directions), now=self.now)
+
+    @cached_property
+    def valued(self) -> Sequence[FrozenTrial]:
+        """The COMPLETE trials with finite values: those that a plot can place."""
+        return [
+            trial
+            for trial in self.trials
+            if trial.state == TrialState.COMPLETE and trial.values and all(map(math.isfinite, trial.values))
+        ]
+
+    @cached_property
+    def params(self) -> Mapping[str, Sequence[object]]:
+        """The different values of each parameter in :attr:`valued`, by name."""
+        found: dict[str, dict[str, object]] = {}
+        for trial in self.valued:
+            for name, value in trial.params.items():
+                found.setdefault(name, {})[repr(value)] = value  # a choice that was a tuple may be a list by now
+        return {name: list(values.values()) for name, values in found.items()}
+
+    @cached_property
+    def numbers(self) -> Mapping[str, Sequence[float]]:
+        """Those of :attr:`params` that are numbers from a range."""
+        kinds = {name: distribution for trial in self.valued for name, distribution in trial.distributions.items()}
+        return {
+            name: [float(value) for value in values if isinstance(value, int | float)]
+            for name, values in self.params.items()
+            if isinstance(kinds[name], FloatDistribution | IntDistribution)
+        }
+
+    @cached_property
+    def log_params(self) -> Mapping[str, Sequence[float]]:
+        """Those of :attr:`numbers` that are drawn on a logarithmic scale."""
+        logs = {
+            name
+            for trial in self.valued
+            for name, of in trial.distributions.items()
+            if isinstance(of, FloatDistribution | IntDistribution) and of.log
+        }
+        return {name: values for name, values in self.numbers.items() if name in logs}
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The best trial; ``None`` where there is none, or several objectives."""
+        return self.status.best
+
+    @property
+    def state(self) -> str:
+        """How the study stands, in words."""
+        now = self.status
+        if now.ended:
+            return END_WORDS.get(now.ended, now.ended)
+        if now.paused:
+            return "paused"
+        return "running" if now.trials["running"] else "no trial is running"
+
+    def span(self, trial: FrozenTrial) -> tuple[datetime, datetime] | None:
+        """When the trial ran, up to now; ``None`` where it has not begun."""
+        if trial.datetime_start is None or trial.state == TrialState.WAITING:
+            return None
+        return trial.datetime_start, max(trial.datetime_start, trial.datetime_complete or self.now)
+
+
+def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
+    """Read all that there is of a study."""
+    status = storage.status(record)  # before the trials, which then hold its best one
+    trials = storage.trials(record)
+    directions = storage.get_study_directions(record.study_id)
+    names = storage.get_study_system_attrs(record.study_id).get(_METRIC_NAMES)
+    if not names and len(directions) > 1:
+        names = [f"objective {number}" for number in range(len(directions))]
+    return StudyData(
+        name=record.name,
+        directions=directions,
+        trials=trials,
+        status=status,
+        metric_names=names or ["value"],
+        curves=storage.curves(trials),
+        attempts=storage.attempts(record),
+        spec=_study_file(record),
+    )
+
+
+def _study_file(record: StudyRecord) -> str | None:
+    if record.spec is None:
+        return None
+    import tomli_w
+
+    spec: StudySpec = record.spec.model_copy(update={"budget": record.budget or record.spec.budget})
+    return tomli_w.dumps({key: value for key, value in spec.to_file().items() if key not in _SECRET}).rstrip()

@@ -1,0 +1,57 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from studies.errors import StudyhallError
+
+#: Bytes of a study's name in a file's: a file system takes 255, with the ending.
+_MOST_BYTES: Final = 200
+
+
+def file_name(study: str, ending: str) -> str:
+    """A name for a file about ``study``: ``file_name("a/b", ".html")`` is ``a_b.html``."""
+    safe = re.sub(r"[^\w.-]", "_", study).encode()[:_MOST_BYTES].decode(errors="ignore")
+    return (safe.lstrip(".-") or "study") + ending
+
+
+def require_writable(path: Path) -> None:
+    """Raise :exc:`StudyhallError` unless a file can be written at ``path``; leaves nothing there."""
+    try:
+        folder = path.resolve().parent
+        if path.is_dir():
+            raise StudyhallError(f"{path} is a folder; name a file in it: -o {path / 'FILE'}")
+        if path.exists() and not path.is_file():
+            raise StudyhallError(f"{path} is no ordinary file; name another one: -o FILE")
+        if not folder.is_dir():
+            raise StudyhallError(f"{path} can't be written: there is no folder {folder}; make it, or name another file")
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, in place of what is there: beside it first, so that nobody finds a half of it.
+
+    Raises:
+        StudyhallError: it can't be written.
+    """
+    target = path.resolve()
+    beside = target.with_name(f".studyhall-{os.getpid()}.part")
+    try:
+        try:
+            beside.write_bytes(data)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> StudyhallError:
+    return StudyhallError(f"{path} can't be written: {error.strerror or error}; name another file")

@@ -1,0 +1,104 @@
+"""The plots by name, and why a study can't have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from studies.errors import StudyhallError
+
+if TYPE_CHECKING:
+    from studies.report.data import StudyData
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A plot."""
+
+    title: str
+    obstacle: Callable[[StudyData], str | None]
+    """Why a study can't have it; ``None`` where it can."""
+
+
+def _no_value(data: StudyData) -> str | None:
+    if data.valued:
+        return None
+    complete = data.status.trials["complete"]
+    return "no complete trial has a finite value" if complete else "no trial is complete yet"
+
+
+def _no_param(data: StudyData) -> str | None:
+    return _no_value(data) or (None if data.params else "its trials have no parameters")
+
+
+def _no_two_params(data: StudyData) -> str | None:
+    few = {0: "its trials have no parameters", 1: "it has one parameter, and this plot compares two"}
+    return _no_value(data) or few.get(len(data.params))
+
+
+def _no_importances(data: StudyData) -> str | None:
+    return _no_two_params(data) or (None if len(data.valued) > 1 else "one trial is complete, and two must be compared")
+
+
+def _no_pairs(data: StudyData) -> str | None:
+    if reason := _no_two_params(data):
+        return reason
+    return "fewer than two of its parameters have more than one value" if len(varied(data)) < 2 else None
+
+
+def _no_steps(data: StudyData) -> str | None:
+    return None if any(t.intermediate_values for t in data.trials) else "its trials have reported no steps"
+
+
+def _no_curves(data: StudyData) -> str | None:
+    return None if any(data.curves.values()) else _no_steps(data)
+
+
+def _not_begun(data: StudyData) -> str | None:
+    return None if any(data.span(trial) for trial in data.trials) else "no trial has begun yet"
+
+
+def _no_workers(data: StudyData) -> str | None:
+    known = None if data.attempts else "its trials were run by Optuna, which does not say who ran them"
+    return _not_begun(data) or known
+
+
+def _one_objective(data: StudyData) -> str | None:
+    return "it has one objective, and this plot compares several" if len(data.directions) < 2 else _no_value(data)
+
+
+def _no_front(data: StudyData) -> str | None:
+    count = len(data.directions)
+    return f"it has {count} objectives, and Optuna draws fronts of two or three" if count > 3 else _one_objective(data)
+
+
+#: In the order of a report. Optuna's words, but for curves and workers, which are ours.
+KINDS: Final[Mapping[str, Kind]] = {
+    "history": Kind(title="Optimization history", obstacle=_no_value),
+    "pareto": Kind(title="Pareto front", obstacle=_no_front),
+    "hypervolume": Kind(title="Hypervolume history", obstacle=_one_objective),
+    "curves": Kind(title="Learning curves", obstacle=_no_curves),
+    "intermediate": Kind(title="Intermediate values", obstacle=_no_steps),
+    "importances": Kind(title="Parameter importances", obstacle=_no_importances),
+    "slice": Kind(title="Slices", obstacle=_no_param),
+    "parallel": Kind(title="Parallel coordinates", obstacle=_no_param),
+    "contour": Kind(title="Contours", obstacle=_no_pairs),
+    "rank": Kind(title="Ranks", obstacle=_no_pairs),
+    "edf": Kind(title="Distribution of the values", obstacle=_no_value),
+    "timeline": Kind(title="Timeline of the trials", obstacle=_not_begun),
+    "workers": Kind(title="Timeline of the workers", obstacle=_no_workers),
+}
+
+
+def varied(data: StudyData) -> list[str]:
+    """The parameters with more than one value."""
+    return [name for name, values in data.params.items() if len(values) > 1]
+
+
+def require(data: StudyData, kind: str) -> None:
+    """Raise :exc:`StudyhallError` with the reason and the plots that are possible, unless ``kind`` is one of them."""
+    reason = KINDS[kind].obstacle(data)
+    if reason:
+        possible = ", ".join(name for name, other in KINDS.items() if not other.obstacle(data)) or "none yet"
+        raise StudyhallError(f"study {data.name!r} can't have the plot {kind!r}: {reason}; possible: {possible}")

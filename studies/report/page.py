@@ -1,0 +1,123 @@
+"""The HTML: a page without a single request, in which only our own scripts run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Final
+
+from plotly.offline import get_plotlyjs
+
+from studies.report import sections
+from studies.report.figures import figure
+from studies.report.kinds import KINDS
+from studies.report.snapshot import compared, importances
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from studies.report.data import StudyData
+
+#: So many slices stand side by side.
+_SLICES: Final = 4
+
+_REMARKS: Final = {
+    "curves": "Training beside validation, one line for each trial. A pruned one ends at its cross. "
+    "Click on the legend to hide a group.",
+    "importances": "By PED-ANOVA over the complete trials: what each parameter has to do with being among the best.",
+    "contour": "Of the parameters that matter most. Numbers with many values are rounded to a grid.",
+    "workers": "One row for each worker; a trial that was begun again stands with its last one.",
+}
+
+
+@dataclass(kw_only=True)
+class _Figures:
+    """The plots of a page, as JSON that a script may hold."""
+
+    json: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, drawn: go.Figure) -> str:
+        """Keep a plot; returns its place in the page."""
+        name = f"plot-{kind}-{len(self.json)}"
+        # Escapes <, > and /, so that no text in it can end the script.
+        self.json[name] = drawn.to_json()
+        return f'<div class="plot" id="{name}" style="height:{drawn.layout.height}px"></div>'
+
+
+def report(data: StudyData) -> bytes:
+    """Everything that there is to see of a study, as one HTML file."""
+    figures = _Figures()
+    plots = {kind: _plot(data, kind, figures) for kind in _plots_of(data)}
+    first, rest = ("history",), [kind for kind in plots if kind != "history"]
+    body = [
+        sections.header(data),
+        sections.tiles(data),
+        _section("best", "Best parameters" if len(data.directions) == 1 else "Best trials", sections.best(data)),
+        *(_section(kind, KINDS[kind].title, plots[kind]) for kind in (*first, *rest)),
+        sections.failures(data),
+        _section("all", "Trials", sections.trials(data)),
+        _section("spec", "Study file", sections.spec(data)),
+    ]
+    return _page(data.name, body, figures.json)
+
+
+def single(data: StudyData, kind: str) -> bytes:
+    """One plot as an HTML file; raises :exc:`StudyhallError` where the study can't have it."""
+    figures = _Figures()
+    place = figures.add(kind, figure(data, kind))
+    body = [f"<header><h1>{sections.text(data.name)}</h1></header>", _section(kind, KINDS[kind].title, place)]
+    return _page(f"{data.name}: {KINDS[kind].title.lower()}", body, figures.json)
+
+
+def _plots_of(data: StudyData) -> list[str]:
+    """The plots of a report, whether the study can have them or not."""
+    several = ["pareto", "hypervolume"] if len(data.directions) > 1 else []
+    workers = "workers" if data.attempts or KINDS["timeline"].obstacle(data) else "timeline"
+    return ["history", *several, "curves", "importances", "slice", "parallel", "contour", workers]
+
+
+def _plot(data: StudyData, kind: str, figures: _Figures) -> str:
+    reason = KINDS[kind].obstacle(data)
+    if reason:
+        return sections.reason(reason)
+    remark = f"<p>{sections.text(_REMARKS[kind])}</p>" if kind in _REMARKS else ""
+    if kind == "slice":
+        order = [*importances(data), *data.params]
+        names = sorted(data.params, key=order.index)
+        parts = [names[i : i + _SLICES] for i in range(0, len(names), _SLICES)]
+        return remark + "".join(figures.add(kind, figure(data, kind, part)) for part in parts)
+    return remark + figures.add(kind, figure(data, kind, compared(data) if kind == "contour" else None))
+
+
+def _section(name: str, title: str, content: str) -> str:
+    return f'<section id="{name}"><h2>{sections.text(title)}</h2>{content}</section>'
+
+
+def _page(title: str, body: Sequence[str], figures: Mapping[str, str]) -> bytes:
+    assets = files("studies.report") / "assets"
+    script = (assets / "page.js").read_text(encoding="utf-8")
+    plotly = get_plotlyjs() if figures else ""
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"script-src {_hash(plotly)} {_hash(script)}"
+    )
+    page = Template((assets / "page.html").read_text(encoding="utf-8")).substitute(
+        title=sections.text(title),
+        policy=policy,
+        style=(assets / "page.css").read_text(encoding="utf-8"),
+        body="\n".join(body),
+        figures="{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in figures.items()) + "}",
+        plotly=plotly,
+        script=script,
+    )
+    return page.encode(errors="replace")
+
+
+def _hash(script: str) -> str:
+    """By which a browser runs this script, and no other one."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,190 @@
+"""The parts of a report that are text and tables. Whatever comes from the database is escaped here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.errors import command
+from studies.report.snapshot import quiet, snapshot
+from studies.report.words import count, counted, duration, moment, number, param
+
+if TYPE_CHECKING:
+    from studies.report.data import StudyData
+
+#: Of several objectives' best trials, so many are shown.
+_MOST_OF_FRONT = 20
+
+
+def text(value: object) -> str:
+    """``value`` as HTML."""
+    return html.escape(str(value))
+
+
+def header(data: StudyData) -> str:
+    """Name, state and time."""
+    zone = data.now.astimezone().tzname() or ""
+    begins = [trial.datetime_start for trial in data.trials if trial.datetime_start]
+    began = f"Began {moment(min(begins))}. " if begins else ""
+    return (
+        f"<header><h1>{text(data.name)}</h1><p>{text(data.state.capitalize())}. {began}"
+        f"As of {moment(data.now)} {text(zone)}.</p></header>"
+    )
+
+
+def tiles(data: StudyData) -> str:
+    """The study in a few numbers."""
+    now = data.status
+    of = f" of {count(now.budget.trials)}" if now.budget else ""
+    words = {"complete": "complete", "pruned": "pruned", "fail": "failed", "running": "running", "waiting": "waiting"}
+    states = " · ".join(f"{count(now.trials[key])} {word}" for key, word in words.items() if now.trials[key])
+    shown = [("trials done", f"{count(now.finished)}{of}", states or "none has begun")]
+    if len(data.directions) == 1:
+        goal = f"{data.directions[0].name.lower()} {data.metric_names[0]}"
+        best = data.best
+        shown.append(
+            ("best value", number(best.value if best else None), f"trial {best.number}, {goal}" if best else goal)
+        )
+    spans = [span for trial in data.trials if (span := data.span(trial))]
+    if spans:
+        begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
+        compute = sum((end - begin).total_seconds() for begin, end in spans)
+        workers = len({attempt.worker for attempt in data.attempts.values()})
+        by = f"of {counted(workers, 'worker')}" if workers else "of all workers"
+        shown.append(("wall time", duration((end - begin).total_seconds()), f"till {moment(end)}"))
+        shown.append(("compute time", duration(compute), by))
+    pruning = data.overview.pruning
+    if pruning.saved is not None and pruning.share is not None:
+        shown.append(
+            ("steps saved by pruning", count(pruning.saved), f"{pruning.share:.0%} of all that would have run")
+        )
+    return '<section class="tiles">' + "".join(_tile(*tile) for tile in shown) + "</section>"
+
+
+def _tile(label: str, value: str, remark: str) -> str:
+    return f"<div><span>{text(label)}</span><strong>{text(value)}</strong><small>{text(remark)}</small></div>"
+
+
+def best(data: StudyData) -> str:
+    """The best parameters; of several objectives, the trials that no other one beats in all of them."""
+    if len(data.directions) > 1:
+        return _front(data)
+    trial = data.best
+    if trial is None:
+        return reason("no trial is complete yet")
+    last = {point.name: point for point in data.curves.get(trial.number, ())}
+    facts = [(name, param(value)) for name, value in trial.params.items()]
+    metrics = [(name, number(point.value)) for name, point in last.items()]
+    tables = _pairs("parameter", facts) + (_pairs("metric of its last step", metrics) if metrics else "")
+    line = text(command("best", data.name, "--format", "json"))
+    return (
+        f'<div class="side">{tables}</div><p>As data: <code id="command">{line}</code> '
+        '<button type="button" id="copy" hidden>Copy</button></p>'
+    )
+
+
+def _pairs(what: str, pairs: Sequence[tuple[str, str]]) -> str:
+    rows = "".join(f"<tr><th scope=row>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in pairs)
+    return f"<table><thead><tr><th>{text(what)}</th><th>value</th></tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _front(data: StudyData) -> str:
+    if not data.valued:
+        return reason("no trial is complete yet")
+    with quiet():
+        numbers = [trial.number for trial in snapshot(data, "pareto", str).best_trials]
+    trials = [data.trials[number] for number in numbers]
+    names = [
+        f"{name} ({'min' if direction == StudyDirection.MINIMIZE else 'max'})"
+        for name, direction in zip(data.metric_names, data.directions, strict=True)
+    ]
+    params = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    rows = [
+        [str(trial.number), *map(number, trial.values), *(_param(trial, name) for name in params)]
+        for trial in trials[:_MOST_OF_FRONT]
+    ]
+    more = f" The first {_MOST_OF_FRONT} are shown." if len(trials) > _MOST_OF_FRONT else ""
+    return (
+        f"<p>{counted(len(trials), 'trial')} that no other one beats in all objectives.{more}</p>"
+        f'<div class="scroll"><table>{_head(["trial", *names, *params])}{_body(rows)}</table></div>'
+    )
+
+
+def failures(data: StudyData) -> str:
+    """Why trials failed, the most frequent reason first; nothing where none did."""
+    seen = data.overview
+    rows = [[count(failed.count), failed.reason] for failed in seen.failures]
+    if seen.cancelled:
+        rows.append([count(seen.cancelled), "cancelled"])
+    if not rows:
+        return ""
+    table = f"<table>{_head(['trials', 'the newest of their errors'])}{_body(rows)}</table>"
+    return f'<section id="failures"><h2>Failed trials</h2><div class="scroll">{table}</div></section>'
+
+
+def trials(data: StudyData) -> str:
+    """The table of all trials; what sorts otherwise than it reads has its number beside it."""
+    params = list(dict.fromkeys(name for trial in data.trials for name in trial.params))
+    columns = ["trial", "state", *data.metric_names, *params, "steps", "duration", "worker", "attempts", "error"]
+    head = "".join(f'<th scope="col"><button type="button">{text(name)}</button></th>' for name in columns)
+    rows = "".join(_trial(data, trial, params) for trial in data.trials)
+    return (
+        '<p class="filter"><label>Filter <input type="search" id="filter" placeholder="pruned, adamw, cuda:0 …">'
+        f'</label> <span id="matching" role="status">{counted(len(data.trials), "trial")}</span></p>'
+        f'<div class="scroll tall"><table id="trials"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _trial(data: StudyData, trial: FrozenTrial, params: Iterable[str]) -> str:
+    attempt = data.attempts.get(trial.number)
+    span = data.span(trial)
+    seconds = (span[1] - span[0]).total_seconds() if span else None
+    state = trial.state.name.lower()
+    error = " ".join(str(trial.user_attrs.get("error", "")).split()) if trial.state == TrialState.FAIL else ""
+    values = trial.values or [None] * len(data.directions)
+    worker = (f"{attempt.host} {attempt.device}" if attempt.host else attempt.worker) if attempt else "–"
+    cells = [
+        f"<td>{trial.number}</td><td class={state}>{'failed' if state == 'fail' else state}</td>",
+        *(_cell(number(value), value) for value in values),
+        *(_cell(_param(trial, name), trial.params.get(name)) for name in params),
+        f"<td>{len(trial.intermediate_values)}</td>",
+        _cell("–" if seconds is None else duration(seconds), seconds),
+        f'<td title="{text(attempt.worker if attempt else "")}">{text(worker)}</td>',
+        f"<td>{attempt.times if attempt else '–'}</td>",
+        f'<td class="error" title="{text(error)}">{text(error)}</td>' if error else "<td></td>",
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(shown: str, value: Any) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    exact = f' data-v="{value!r}"' if is_number and repr(value) != shown else ""
+    return f"<td{exact}>{text(shown)}</td>"
+
+
+def _param(trial: FrozenTrial, name: str) -> str:
+    return param(trial.params[name]) if name in trial.params else "–"
+
+
+def spec(data: StudyData) -> str:
+    """The study file."""
+    if data.spec is None:
+        return reason("it was made by Optuna, not by studyhall, so there is no study file")
+    return f"<pre>{text(data.spec)}</pre>"
+
+
+def reason(words: str) -> str:
+    return f'<p class="reason">{text(words[0].upper() + words[1:])}.</p>'
+
+
+def _head(names: Iterable[str]) -> str:
+    return "<thead><tr>" + "".join(f"<th>{text(name)}</th>" for name in names) + "</tr></thead>"
+
+
+def _body(rows: Iterable[Sequence[str]]) -> str:
+    cells = ("".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows)
+    return "<tbody>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</tbody>"

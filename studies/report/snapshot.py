@@ -1,0 +1,160 @@
+"""The study that Optuna's plots are drawn of: a copy in memory, without what they must not show."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.report.kinds import KINDS, varied
+
+if TYPE_CHECKING:
+    from studies.report.data import StudyData
+
+#: So many parameters are compared with each other at most.
+MOST_COMPARED: Final = 4
+#: Optuna's contours have a column for each different value, so that a thousand trials would make a million cells.
+#: Numbers with more values than this are rounded to so many.
+CONTOUR_CELLS: Final = 24
+#: Kinds that show trials without a finite value, too.
+_OF_ALL: Final = ("timeline", "intermediate")
+
+Escape = Callable[[str], str]
+Rounding = Callable[[float], float]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna's remarks on experimental functions and trials left out from whoever looks at a plot."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def snapshot(data: StudyData, kind: str, escape: Escape) -> optuna.Study:
+    """The study to draw the plot ``kind`` of.
+
+    Its trials have no attributes, which Optuna would print in full, tracebacks included. Where values are drawn,
+    COMPLETE trials without a finite value count as failed. To be called within :func:`quiet`.
+
+    Args:
+        data: the study.
+        kind: one of ``KINDS``.
+        escape: applied to whatever a person has named, since the drawing libraries read markup in text.
+    """
+    storage = optuna.storages.InMemoryStorage()
+    name = escape(data.name) or " "
+    study_id = storage.create_new_study(list(data.directions), name)
+    storage.set_study_system_attr(study_id, "study:metric_names", list(map(escape, data.metric_names)))
+    placed = {trial.number for trial in data.valued}
+    rounding = _rounding(data) if kind == "contour" else {}
+    for trial in data.trials:
+        is_shown = kind in _OF_ALL or trial.state != TrialState.COMPLETE or trial.number in placed
+        # Not by Study.add_trial, which refuses what was enqueued outside of its distribution.
+        storage.create_new_trial(study_id, _copy(trial, escape, rounding, is_shown=is_shown))
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def importances(data: StudyData) -> Mapping[str, float]:
+    """How much each parameter matters, the most important first; of several objectives, for the first.
+
+    By Optuna's default, PED-ANOVA. Empty where the study has too little to compare.
+    """
+    if KINDS["importances"].obstacle(data):
+        return {}
+    with quiet():
+        study = snapshot(data, "importances", str)
+        return optuna.importance.get_param_importances(study, target=lower_is_better(data))
+
+
+def compared(data: StudyData) -> list[str]:
+    """The parameters to compare with each other: the most important ones that have more than one value."""
+    order = [*importances(data), *data.params]
+    return sorted(varied(data), key=order.index)[:MOST_COMPARED]
+
+
+def target_of(data: StudyData, escape: Escape) -> dict[str, Any]:
+    """The first objective, as keywords of a plot."""
+    name = {"target_name": escape(data.metric_names[0])}
+    return name if len(data.directions) == 1 else {"target": _first, **name}
+
+
+def lower_is_better(data: StudyData) -> Callable[[FrozenTrial], float] | None:
+    """The first of several objectives as PED-ANOVA wants it; ``None`` where there is only one, which Optuna knows."""
+    if len(data.directions) == 1:
+        return None
+    return _first if data.directions[0] == StudyDirection.MINIMIZE else lambda trial: -_first(trial)
+
+
+def worst_values(data: StudyData) -> list[float]:
+    """The worst value of each objective: the reference point of a hypervolume."""
+    columns = zip(*(trial.values for trial in data.valued), strict=True)
+    return [
+        max(column) if direction == StudyDirection.MINIMIZE else min(column)
+        for column, direction in zip(columns, data.directions, strict=True)
+    ]
+
+
+def _first(trial: FrozenTrial) -> float:
+    return float(trial.values[0])
+
+
+def _copy(trial: FrozenTrial, escape: Escape, rounding: Mapping[str, Rounding], *, is_shown: bool) -> FrozenTrial:
+    def shown(name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return escape(value)
+        return rounding[name](value) if name in rounding else value
+
+    return FrozenTrial(
+        number=trial.number,
+        trial_id=trial.number,
+        state=trial.state if is_shown else TrialState.FAIL,
+        value=None,
+        values=trial.values if is_shown else None,
+        datetime_start=trial.datetime_start,
+        datetime_complete=trial.datetime_complete,
+        params={escape(name): shown(name, value) for name, value in trial.params.items()},
+        distributions={escape(name): _escaped(of, escape) for name, of in trial.distributions.items()},
+        user_attrs={},
+        system_attrs={key: value for key, value in trial.system_attrs.items() if key.startswith("constraints")},
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def _escaped(distribution: BaseDistribution, escape: Escape) -> BaseDistribution:
+    if not isinstance(distribution, CategoricalDistribution):
+        return distribution
+    choices = [escape(choice) if isinstance(choice, str) else choice for choice in distribution.choices]
+    return CategoricalDistribution(choices)
+
+
+def _rounding(data: StudyData) -> dict[str, Rounding]:
+    """How the values of each parameter are rounded that has too many for a contour."""
+    return {
+        name: _grid(min(values), max(values), log=name in data.log_params)
+        for name, values in data.numbers.items()
+        if len(values) > CONTOUR_CELLS
+    }
+
+
+def _grid(low: float, high: float, *, log: bool) -> Rounding:
+    """Rounds to ``CONTOUR_CELLS`` values from ``low`` to ``high``."""
+    to, back = (math.log, math.exp) if log else (float, float)
+    start, width = to(low), (to(high) - to(low)) / (CONTOUR_CELLS - 1)
+
+    def rounded(value: float) -> float:
+        return min(high, max(low, back(start + round((to(value) - start) / width) * width)))
+
+    return rounded

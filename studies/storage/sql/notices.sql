@@ -1,0 +1,40 @@
+-- Who was told what happened to a study. An address is known here by its hash alone.
+
+-- name: notices
+-- What was told, or is about to be told, to an address. Nobody is at a notice that is free, and it was not told.
+select event, told_at is not null as told, told_at is null and taken_till < now() as free, taken_by as taker,
+    extract(epoch from now() - told_at)::float8 as told_seconds_ago
+from studyhall.notices where study_id = %(study_id)s and address = %(address)s
+
+-- name: take_notices
+-- Take notices for a minute, in which nobody else tells them; returns those that are the caller's now. The minute
+-- is not begun anew, so that others get a chance where the caller cannot reach the address.
+insert into studyhall.notices as n (study_id, address, event, taken_by, taken_till)
+select study_id, %(address)s, event, %(taker)s, now() + interval '1 minute'
+from studies, unnest(%(events)s::text[]) as event where study_id = %(study_id)s order by event
+on conflict (study_id, address, event) do update set
+    taken_by = excluded.taken_by,
+    taken_till = case when n.taken_till > now() then n.taken_till else excluded.taken_till end
+where n.told_at is null and (n.taken_till < now() or n.taken_by = excluded.taken_by)
+returning event
+
+-- name: note_told
+-- Notices were told, or need not be any more.
+update studyhall.notices set told_at = coalesce(told_at, now())
+where study_id = %(study_id)s and address = %(address)s and event = any(%(events)s::text[])
+
+-- name: lost_workers
+-- The workers of a study that were lost in the last hour: found dead by their supervisor, or silent for a minute and
+-- two leases without a goodbye. While the server was down nobody could give a sign of life.
+with found as materialized (
+    select worker_id, host, pid, device, died_of, extract(epoch from now() - seen_at)::float8 as seen_seconds_ago,
+        extract(epoch from now() - greatest(seen_at, pg_postmaster_start_time()))::float8 as silent
+    from studyhall.workers
+    where %(study_id)s = any(study_ids) and seen_at > now() - interval '1 hour'
+        and (died_of is not null or ended_at is null and seen_at < now() - interval '1 minute')
+)
+select worker_id as worker, host, pid, device, died_of, seen_seconds_ago
+from found
+where died_of is not null or silent > greatest(60, 2 * (
+    select max(l.seconds) from studyhall.leases l join trials t using (trial_id) where t.study_id = %(study_id)s))
+order by host, pid

@@ -1,0 +1,274 @@
+"""What a person who watches a study wants to know, computed from its trials and workers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.storage.postgres import Attempt, Status
+
+#: The pace is that of so many trials, the last ones, and of at least four for each that runs.
+PACE_TRIALS: Final = 50
+#: Between two trials it takes a worker so long at most to begin the next; longer breaks don't count as time spent.
+BREAK: Final = timedelta(seconds=10)
+
+_FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+_BLOCKS: Final = "▁▂▃▄▅▆▇█"
+
+Span = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A trial that runs."""
+
+    number: int
+    step: int | None
+    """The last one it reported; so its value."""
+    value: float | None
+    curve: Sequence[float]
+    """Every value that it reported, by step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """What a worker has done."""
+
+    done: int
+    """COMPLETE and PRUNED trials."""
+    per_hour: float | None
+    """By its last trials; ``None`` until it has done one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """FAILed trials with the same kind of error."""
+
+    count: int
+    reason: str
+    """The newest one's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What the pruner has done."""
+
+    at_step: Mapping[int | None, int]
+    """How many trials were pruned at each step; ``None``: before the first."""
+    saved: int | None
+    """Steps that the pruned trials did not run, if complete ones are a measure; ``None`` where there is none."""
+    share: float | None
+    """What part that is of all steps that would have been run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """A study at one moment, with what follows from its trials."""
+
+    status: Status
+    objectives: int
+    seconds_left: float | None
+    """Until the budget is spent, by the pace so far; ``None`` where there is no budget, or no pace yet."""
+    running: Sequence[Running]
+    throughput: Mapping[str, Throughput]
+    """By the worker's id."""
+    failures: Sequence[Failures]
+    """The most frequent first; without what was cancelled."""
+    cancelled: int
+    pruning: Pruning
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the study has ended."""
+        return is_over(self.status)
+
+
+def is_over(status: Status) -> bool:
+    """Whether a study has ended, and its last trials too. Those that run without a worker end nevermore."""
+    return status.ended is not None and not (status.trials["running"] and status.workers)
+
+
+def overview(
+    status: Status,
+    trials: Sequence[FrozenTrial],
+    attempts: Mapping[int, Attempt],
+    *,
+    objectives: int,
+    now: datetime,
+) -> Overview:
+    """Compute what there is to see.
+
+    Args:
+        status: of the study.
+        trials: all of it, by number.
+        attempts: who ran each trial last, by number.
+        objectives: how many it has.
+        now: local time without a zone, as Optuna's trials have it.
+    """
+    cancelled, failures = _failures(trials)
+    return Overview(
+        status=status,
+        objectives=objectives,
+        seconds_left=seconds_left(status, trials, attempts, now),
+        running=[_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
+        throughput={worker.id: _throughput(worker.id, trials, attempts) for worker in status.workers},
+        failures=failures,
+        cancelled=cancelled,
+        pruning=_pruning(trials),
+    )
+
+
+def seconds_left(
+    status: Status, trials: Sequence[FrozenTrial], attempts: Mapping[int, Attempt], now: datetime
+) -> float | None:
+    """How long the study still takes, by the pace of its last trials; never longer than its timeout."""
+    running = status.trials["running"]
+    if status.budget is None or status.paused or status.ended or not (running or status.workers):
+        return None
+    remaining = status.budget.trials - status.finished
+    finished = sorted(_ended(trial) for trial in trials if trial.state in _FINISHED and trial.datetime_complete)
+    # Before each worker has been through a trial, the short ones alone have come to an end.
+    if remaining <= 0 or len(finished) < max(2, running):
+        return None
+    count, last = max(PACE_TRIALS, 4 * running), finished[-1]
+    spans = _spans(trials, attempts, last)
+    # Of many, those after the first of them; of few, all since the study began.
+    if len(finished) > count:
+        since = finished[-count - 1]
+    else:
+        count, since = len(finished), min((begin for begin, _ in spans), default=last)
+    pace = _busy((max(begin, since), end) for begin, end in spans if end > since) / count
+    if not pace:
+        return None
+    # What runs now has been paid for in part. The two clocks may differ: it is never more than those trials.
+    spent = min(max(0.0, (now - last).total_seconds()), pace * running)
+    left = remaining * pace - spent
+    if status.budget.timeout is not None:
+        began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=now)
+        left = min(left, status.budget.timeout - (now - began).total_seconds())
+    return left if left > 0 else None  # it takes longer than it should: nobody knows
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """``values`` as at most ``width`` blocks, from the lowest to the highest; a space where one is not finite."""
+    if len(values) > width:
+        values = [values[(i + 1) * len(values) // width - 1] for i in range(width)]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return " " * len(values)
+    low, high = min(finite), max(finite)
+
+    def block(value: float) -> str:
+        if not math.isfinite(value):
+            return " "
+        # Halved, so that no difference of two floats overflows.
+        part = (value / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
+        return _BLOCKS[min(len(_BLOCKS) - 1, int(part * len(_BLOCKS)))]
+
+    return "".join(map(block, values))
+
+
+def share_rows(rows: int, wanted: Sequence[int]) -> list[int]:
+    """Share ``rows`` among tables that want so many each: what one doesn't need the others get."""
+    given = [0] * len(wanted)
+    open_, left = [i for i, want in enumerate(wanted) if want], max(0, rows)
+    while open_ and left >= len(open_):
+        for i in open_:
+            given[i] += 1
+        left -= len(open_)
+        open_ = [i for i in open_ if given[i] < wanted[i]]
+    for i in open_[:left]:
+        given[i] += 1
+    return given
+
+
+def _ended(trial: FrozenTrial) -> datetime:
+    assert trial.datetime_complete is not None  # the caller has looked
+    return trial.datetime_complete
+
+
+def _spans(trials: Iterable[FrozenTrial], attempts: Mapping[int, Attempt], end: datetime) -> list[Span]:
+    """When the trials ran, up to ``end``. Without those that were begun more than once: in between they waited."""
+    return [
+        (trial.datetime_start, min(end, trial.datetime_complete or end))
+        for trial in trials
+        if trial.datetime_start and trial.datetime_start < end and _times(trial, attempts) == 1
+        and trial.state != TrialState.WAITING
+    ]  # fmt: skip
+
+
+def _times(trial: FrozenTrial, attempts: Mapping[int, Attempt]) -> int:
+    attempt = attempts.get(trial.number)
+    return attempt.times if attempt else 1  # a stock Optuna worker's
+
+
+def _busy(spans: Iterable[Span]) -> float:
+    """Seconds in which at least one of ``spans`` lies, with short breaks between them."""
+    total, until = timedelta(), None
+    for begin, end in sorted(spans):
+        if until is None or begin > until + BREAK:
+            total, until = total + (end - begin), end
+        elif end > until:
+            total, until = total + (end - until), end
+    return total.total_seconds()
+
+
+def _running(trial: FrozenTrial) -> Running:
+    steps = sorted(trial.intermediate_values)
+    curve = [trial.intermediate_values[step] for step in steps]
+    return Running(
+        number=trial.number, step=steps[-1] if steps else None, value=curve[-1] if curve else None, curve=curve
+    )
+
+
+def _throughput(worker: str, trials: Sequence[FrozenTrial], attempts: Mapping[int, Attempt]) -> Throughput:
+    done = [
+        trial
+        for trial in trials
+        if trial.state in _FINISHED and (attempt := attempts.get(trial.number)) and attempt.worker == worker
+    ]
+    timed = [trial for trial in done if trial.datetime_start and trial.datetime_complete]
+    last = [trial for trial in timed if _times(trial, attempts) == 1][-PACE_TRIALS:]
+    seconds = _busy(_spans(last, attempts, max(map(_ended, last)))) if last else 0.0
+    return Throughput(done=len(done), per_hour=len(last) * 3600 / seconds if seconds else None)
+
+
+def _failures(trials: Iterable[FrozenTrial]) -> tuple[int, list[Failures]]:
+    """How many were cancelled, and the others by the kind of their errors."""
+    counts: Counter[str] = Counter()
+    newest: dict[str, str] = {}
+    for trial in trials:
+        if trial.state == TrialState.FAIL:
+            reason = " ".join(str(trial.user_attrs.get("error", "no reason was given")).split())
+            kind = reason.partition(": ")[0]
+            counts[kind] += 1
+            newest[kind] = reason
+    cancelled = counts.pop("cancelled", 0)
+    return cancelled, [Failures(count=count, reason=newest[kind]) for kind, count in counts.most_common()]
+
+
+def _pruning(trials: Iterable[FrozenTrial]) -> Pruning:
+    at_step: Counter[int | None] = Counter()
+    pruned: list[int] = []
+    complete: list[int] = []
+    for trial in trials:
+        steps = trial.intermediate_values
+        if trial.state == TrialState.PRUNED:
+            at_step[max(steps) if steps else None] += 1
+            pruned.append(len(steps))
+        elif trial.state == TrialState.COMPLETE and steps:
+            complete.append(len(steps))
+    saved = share = None
+    if complete and pruned:
+        full = round(statistics.median(complete))
+        saved = sum(max(0, full - ran) for ran in pruned)
+        share = saved / (saved + sum(pruned) + sum(complete))
+    in_order = sorted(at_step.items(), key=lambda item: -1 if item[0] is None else item[0])
+    return Pruning(at_step=dict(in_order), saved=saved, share=share)

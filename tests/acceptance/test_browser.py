@@ -1,0 +1,151 @@
+"""Both sites in a real Chromium, on a study that is running: as anybody at this machine, and as a viewer."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from studies import PostgresStorage
+from studies.storage.url import StorageURL
+from tests.browser import open_chromium, troubles
+from tests.conftest import Server
+from tests.sites import COMMAND, Hall, eventually, serving, surroundings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+SCRIPT = """
+import time
+
+
+def objective(trial):
+    rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+    width = trial.suggest_int("width", 16, 256)
+    for epoch in range(1, 7):
+        time.sleep(0.25)
+        loss = 1 / epoch + rate
+        trial.report(1 - loss / 2, epoch, train_loss=loss, val_loss=1.1 * loss, train_accuracy=1 - loss / 3, lr=rate)
+    return 1 - rate - width / 1000
+"""
+NAME = "landscape"
+RUN = ("run", "script.py:objective", "--name", NAME, "--trials", "1000", "--workers", "1")
+CURVES = ("train_loss", "val_loss", "train_accuracy", "lr")
+PASSWORD = "look, and do not touch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visit:
+    """Somebody's browser before a running study."""
+
+    hall: Hall
+    page: Page
+    troubles: list[str]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with open_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def running(
+    separate_server: Server, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[StorageURL, Path, dict[str, str]]]:
+    """A study that runs, in an external database."""
+    folder = tmp_path_factory.mktemp("running")
+    (folder / "script.py").write_text(SCRIPT)
+    with separate_server.database() as url:
+        environment = surroundings(STUDYHALL_STORAGE=url.sqlalchemy, STUDYHALL_HOME=str(home))
+        with (folder / "run.err").open("wb") as err:
+            run = subprocess.Popen(
+                [COMMAND, *RUN, "--set", "direction=maximize", "--set", "pruner.name=none"],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+            )
+        try:
+            yield url, folder, environment
+            assert run.poll() is None, (folder / "run.err").read_text()
+        finally:
+            run.terminate()
+            run.wait(timeout=30)
+
+
+@pytest.fixture(scope="module", params=["anybody", "viewer"])
+def hall(
+    request: pytest.FixtureRequest, running: tuple[StorageURL, Path, dict[str, str]]
+) -> Iterator[tuple[Hall, str]]:
+    """The sites, and by whom they are visited."""
+    url, folder, environment = running
+    file = folder / "password"
+    file.touch(0o600)
+    file.write_text(PASSWORD)
+    options = ("--host", "0.0.0.0", "--password-file", file) if request.param == "viewer" else ()
+    with serving(folder, environment, *options) as hall, closing(PostgresStorage(url)) as storage:
+        # Then plots have something to show.
+        eventually(lambda: storage.status(storage.find_study(NAME)).finished >= 4)
+        yield hall, request.param
+
+
+@pytest.fixture
+def visit(chromium: Browser, hall: tuple[Hall, str]) -> Iterator[Visit]:
+    login = {"username": "viewer", "password": PASSWORD} if hall[1] == "viewer" else None
+    context = chromium.new_context(viewport={"width": 1200, "height": 720}, http_credentials=login)
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    yield Visit(hall=hall[0], page=page, troubles=troubles(page))
+    context.close()
+
+
+def test_the_dashboard_lists_a_running_study_with_its_trials_and_draws_its_plots(visit: Visit) -> None:
+    page = visit.page
+    page.goto(visit.hall.dashboard)
+    page.get_by_role("link", name=NAME).click()
+    page.wait_for_url(re.compile(r"/dashboard/studies/\d+$"))
+    for plot in ("History", "Hyperparameter Importance", "Timeline", "Intermediate values"):
+        page.get_by_role("heading", name=plot).wait_for()
+    # Points and bars of the trials, and the parameters by their importance.
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .scatterlayer .points path').length >= 4")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .barlayer .point path').length >= 4")
+    for parameter in ("rate", "width"):
+        page.locator(".js-plotly-plot .ytick", has_text=parameter).first.wait_for()
+    page.goto(f"{page.url}/trials")
+    for text in ("Trial 0", "Complete", "Running", "Intermediate Values", "rate"):
+        page.get_by_text(text).first.wait_for()
+    assert visit.troubles == []
+
+
+def test_mlflow_shows_the_run_of_a_study_with_its_trials_beneath_and_their_curves(visit: Visit) -> None:
+    page = visit.page
+    page.goto(f"{visit.hall.mlflow}/#/experiments")
+    page.get_by_role("link", name=NAME).click()
+    page.wait_for_url(re.compile(r"/experiments/\d+/"))
+    number = re.search(r"/experiments/(\d+)/", page.url)
+    assert number
+    page.goto(f"{visit.hall.mlflow}/#/experiments/{number[1]}/runs")
+    parent = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=NAME, exact=True))
+    parent.get_by_role("button").click()
+    trials = page.get_by_role("gridcell").get_by_role("link", name=re.compile(r"^trial \d+$"))
+    trials.nth(3).wait_for()
+    trials.nth(2).click()
+    page.get_by_role("heading", name=re.compile(r"^trial \d+$")).wait_for()
+    page.get_by_role("tab", name="Model metrics").click()
+    for curve in CURVES:
+        page.get_by_text(curve, exact=True).first.wait_for()
+    # A curve has a point for each step: its line goes through five more.
+    page.wait_for_function(
+        "count => [...document.querySelectorAll('.js-plotly-plot path.js-line')]"
+        ".filter(line => (line.getAttribute('d') || '').split(/[LC]/).length >= 6).length >= count",
+        arg=len(CURVES),
+    )
+    assert visit.troubles == []
