@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -15,11 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from studies.errors import StudyhallError
+from studies.errors import NoTables, StorageUnreachable, StudyhallError
 
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
 
+#: Seconds between two words about a database that is away.
+REMIND = 30.0
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -28,6 +33,8 @@ class Common:
     """The options that every command takes."""
 
     storage_url: str | None
+    wait: float
+    """Seconds for which a database is waited for that is away, or has no tables yet."""
     debug: bool
 
     def open(self, *, create: bool = False) -> closing[PostgresStorage]:
@@ -39,7 +46,21 @@ class Common:
         from studies.storage import open_storage
 
         where = None if self.storage_url else home()
-        return closing(open_storage(self.storage_url, home=where, create=create, patience=0.0))
+        return closing(self.patiently(lambda: open_storage(self.storage_url, home=where, create=create, patience=0.0)))
+
+    def patiently(self, action: Callable[[], T]) -> T:
+        """Do it; where the database is away or has no tables yet, again, for as long as ``--wait`` says."""
+        deadline, told = time.monotonic() + self.wait, -math.inf
+        while True:
+            try:
+                return action()
+            except (StorageUnreachable, NoTables) as error:
+                if time.monotonic() > deadline:
+                    raise
+                if time.monotonic() - told > REMIND:
+                    say(f"waiting for the database: {error}")
+                    told = time.monotonic()
+            time.sleep(1.0)
 
 
 def home() -> Path:
@@ -60,12 +81,20 @@ def common_options(command: F) -> F:
         metavar="URL",
         help="A PostgreSQL server instead of the embedded one. [env: STUDYHALL_STORAGE]",
     )
+    @click.option(
+        "--wait",
+        envvar="STUDYHALL_WAIT",
+        type=click.FloatRange(0),
+        default=0.0,
+        metavar="SECONDS",
+        help="How long to wait for a database that is away. [env: STUDYHALL_WAIT]",
+    )
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(command)
-    def wrapped(storage_url: str | None, debug: bool, **options: Any) -> Any:
+    def wrapped(storage_url: str | None, wait: float, debug: bool, **options: Any) -> Any:
         logging.basicConfig(format="%(message)s", level=logging.DEBUG if debug else logging.WARNING)
         try:
-            return command(Common(storage_url=storage_url or None, debug=debug), **options)
+            return command(Common(storage_url=storage_url or None, wait=wait, debug=debug), **options)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -84,13 +85,61 @@ def upgrade(common: Common, time_zone: str | None) -> None:
         if time_zone is not None:
             converted = schema.convert_optuna_4(url, time_zone)
             say(f"the times of {counted(converted, 'trial')} are now UTC instead of {time_zone}")
-        before, now = schema.upgrade(url)
+        before, now = common.patiently(lambda: schema.upgrade(url))
         if before == now:
             say(f"nothing to do: the tables are of version {now}")
         elif before:
             say(f"upgraded the tables from version {before} to {now}")
         else:
             say(f"made the tables: version {now}")
+
+
+@db.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@common_options
+def backup(common: Common, file: Path) -> None:
+    """Write all studies into FILE; workers may go on.
+
+    Checkpoints in directories and buckets, and what MLflow has, are not in it: the mirror writes the latter
+    again.
+    """
+    from studies.storage import backup as backups
+
+    with located(common) as url:
+        backups.backup(url, file)
+    say(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB); restore it with: studyhall db restore {file}")
+
+
+@db.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@common_options
+def restore(common: Common, file: Path) -> None:
+    """Read the studies of FILE into an empty database.
+
+    What ran when the backup was made is given to other workers; what was finished since is done again.
+    """
+    from studies.storage import backup as backups
+
+    with located(common) as url:
+        backups.restore(url, file)
+    say(f"restored {file}; look at it with: studyhall ls")
+
+
+@db.command()
+@click.argument("kind", type=click.Choice(["worker", "viewer"]))
+@click.argument("role", metavar="USER")
+@common_options
+def grant(common: Common, kind: str, role: str) -> None:
+    """Let a database user be a worker, or a viewer.
+
+    A worker reads and writes trials, and neither changes tables nor deletes studies; a viewer reads. As the
+    tables' owner, and once more after each `db upgrade`.
+    """
+    from studies.storage import roles
+
+    with located(common) as url:
+        common.patiently(lambda: roles.grant(url, kind, role))
+    say(f"{role} is a {kind} now")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from studies.child import Kept
 from studies.cli.common import Common, common_options, counted, home, say, until_interrupted
 from studies.cli.formats import echo
 from studies.errors import TrackingError, command
@@ -146,6 +147,35 @@ def _follow(storage: PostgresStorage, process: MirrorProcess, tracking_uri: str 
 def environment() -> dict[str, str]:
     """The environment of a process that we start."""
     return {name: value for name, value in os.environ.items() if name not in _PRIVATE}
+
+
+class KeptMirror(Kept):
+    """A mirror of all studies that is started again when it dies, and says what it does."""
+
+    child: MirrorProcess
+
+    def __init__(self, storage: PostgresStorage, tracking_uri: str | None) -> None:
+        self._storage = storage
+        self._uri = tracking_uri
+        super().__init__("the mirror", lambda: start_mirror(storage, tracking_uri, say), say)
+
+    def wait_until_ready(self) -> None:
+        """Wait until it has found MLflow, or waits for something itself.
+
+        Raises:
+            TrackingError: it makes no sense to go on.
+        """
+        while not self.child.last_words.keys() & {"connected", "waiting"}:
+            if why := self.cause_of_death:
+                raise TrackingError(why)
+            time.sleep(POLL)
+
+    def poll(self) -> None:
+        """Start it again if it is time, and pass on what it says."""
+        super().poll()
+        for line in news(self.child, self._uri):
+            say(line)
+        heal(self._storage, self.child)
 
 
 class Mirroring:

@@ -49,17 +49,20 @@ def report(common: Common, name: str, output: Path | None) -> None:
     _write(path, page.report(data))
 
 
-@click.command()
+@click.command(
+    help=f"""Draw one plot of a study.
+
+    KIND is one of {", ".join(KINDS)}.
+
+    The file's ending says what is written: .png, .svg or .html. A file that is there already is
+    replaced.
+    """
+)
 @study_argument
 @click.argument("kind", metavar="KIND", type=click.Choice(list(KINDS)))
 @click.option("-o", "--output", type=_File(*IMAGES, ".html"), metavar="FILE", required=True, help="The file to write.")
 @common_options
 def plot(common: Common, name: str, kind: str, output: Path) -> None:
-    """Draw one plot of a study.
-
-    The file's ending says what is written: .png, .svg or .html. A file that is there already is
-    replaced.
-    """
     require_writable(output)
     data = _read(common, name)
     ending = output.suffix.lower()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from studies.cli.common import (
+    REMIND,
     Common,
     allow_option,
     common_options,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at the study.
 POLL = 0.5
-#: Seconds between two words about a database that is away.
-REMIND = 30.0
 #: What workers need not know.
 _SECRETS = ("STUDYHALL_STORAGE", "STUDYHALL_NOTIFY")
 

@@ -15,7 +15,7 @@ import click
 
 from studies.cli.common import Common, common_options, home, say, until_interrupted
 from studies.cli.formats import echo
-from studies.cli.mirror import POLL, checked, environment, heal, news, start_mirror, tracking_option
+from studies.cli.mirror import POLL, KeptMirror, checked, environment, tracking_option
 from studies.errors import SiteError, StorageUnreachable, StudyNotFound
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ _PORT: Final = click.IntRange(1, 65535)
     type=click.Path(path_type=Path, dir_okay=False),
     help="Holds the password of the user `admin`, who can write, too. [env: STUDYHALL_ADMIN_PASSWORD]",
 )
+@click.option(
+    "--only",
+    type=click.Choice(["dashboard", "mlflow"]),
+    help="One of the sites, and no mirror: for containers, where each is one.",
+)
 @click.option("--read-only", is_flag=True, help="Let nobody write, and read the studies as a user who can't.")
 @tracking_option
 @common_options
@@ -57,6 +62,7 @@ def serve(
     mlflow_port: int | None,
     password_file: Path | None,
     admin_password_file: Path | None,
+    only: str | None,
     read_only: bool,
     tracking_uri: str | None,
 ) -> None:
@@ -71,12 +77,17 @@ def serve(
     tracking_uri = checked(tracking_uri)
     access = _access(host, password_file, admin_password_file, read_only)
     with common.open(create=not read_only) as storage, until_interrupted():
-        listeners = {DASHBOARD: listen(host, dashboard_port, 8080, "--dashboard-port")}
-        if not (tracking_uri or "").startswith("http"):
+        is_elsewhere = (tracking_uri or "").startswith("http")
+        if is_elsewhere and (mlflow_port or only == "mlflow"):
+            raise click.UsageError(
+                "--mlflow-port and --only mlflow are for our MLflow, and --tracking-uri names another"
+            )
+        listeners = {}
+        if only != "mlflow":
+            listeners[DASHBOARD] = listen(host, dashboard_port, 8080, "--dashboard-port")
+        if only != "dashboard" and not is_elsewhere:
             listeners[MLFLOW] = listen(host, mlflow_port, 5000, "--mlflow-port")
-        elif mlflow_port:
-            raise click.UsageError("--mlflow-port is for an MLflow of ours, and --tracking-uri names another")
-        _serve(storage, listeners, access, tracking_uri, read_only)
+        _serve(storage, listeners, access, tracking_uri, read_only=read_only, is_alone=only is not None)
 
 
 def _serve(
@@ -84,12 +95,12 @@ def _serve(
     listeners: dict[str, socket.socket],
     access: Access,
     tracking_uri: str | None,
+    *,
     read_only: bool,
+    is_alone: bool,
 ) -> None:
-    from studies.child import Kept
     from studies.sites.sites import DASHBOARD, Site
     from studies.storage.roles import reader
-    from studies.tracking.launcher import MirrorProcess
 
     sites = [
         Site(
@@ -105,25 +116,23 @@ def _serve(
         )
         for name, listener in listeners.items()
     ]
-    notifications = _Notifications(storage, is_on=not read_only)
-    mirror = Kept("the mirror", lambda: start_mirror(storage, tracking_uri, say), say)
+    notifications = _Notifications(storage, is_on=not (read_only or is_alone))
+    mirrors = [] if is_alone else [KeptMirror(storage, tracking_uri)]
     try:
         for site in sites:
             site.wait_until_ready()
+        for mirror in mirrors:
+            mirror.wait_until_ready()
         _tell_addresses(storage, sites, access, tracking_uri)
         while True:
-            for kept in (*sites, mirror):
+            for kept in (*sites, *mirrors):
                 kept.poll()
             notifications.poll()
-            assert isinstance(mirror.child, MirrorProcess)  # by start_mirror
-            for line in news(mirror.child, tracking_uri):
-                say(line)
-            heal(storage, mirror.child)
             time.sleep(POLL)
     finally:
-        for kept in (*sites, mirror):
+        for kept in (*sites, *mirrors):
             kept.stop()
-        for kept in (*sites, mirror):
+        for kept in (*sites, *mirrors):
             kept.close(GRACE)
         notifications.stop()
 

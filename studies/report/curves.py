@@ -75,6 +75,11 @@ def panels(data: StudyData) -> Panels:
     )
 
 
+def is_pair(row: Sequence[Panel]) -> bool:
+    """Whether a row is a metric of training beside the same one of validation."""
+    return len(row) == 2 and row[1].name == f"val_{row[0].name.removeprefix('train_')}"
+
+
 def _lines(data: StudyData) -> dict[str, dict[int, Line]]:
     """``{metric: {trial: line}}``."""
     found: dict[str, dict[int, dict[int, float]]] = {}

@@ -27,14 +27,10 @@ STATES: Final = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "
 def optuna_plot(
     library: ModuleType, data: StudyData, kind: str, escape: Escape, params: Sequence[str] | None = None
 ) -> Any:
-    """Draw one of Optuna's plots; to be called within :func:`quiet`, and when the study can have it.
+    """Draw one of Optuna's plots with one of its two ``library`` modules, which wants ``escape`` done to text.
 
-    Args:
-        library: ``optuna.visualization`` or ``optuna.visualization.matplotlib``.
-        data: the study.
-        kind: one of ``KINDS``, but none of ours.
-        escape: what the library wants to be done to text.
-        params: which to show; by default all, or those that matter most where each is compared with each.
+    To be called within :func:`quiet`, and when the study can have it. Of the parameters it shows ``params``; by
+    default all, or those that matter most where each is compared with each.
     """
     study = snapshot(data, kind, escape)
     several = len(data.directions) > 1

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
-from studies.report.curves import Line, Panel, panels
+from studies.report.curves import Line, Panel, is_pair, panels
 from studies.report.drawing import COLORS, STATES, optuna_plot
 from studies.report.kinds import require
 from studies.report.lanes import Row, rows
@@ -139,7 +139,7 @@ def _curves(data: StudyData) -> go.Figure:
                 trace.update(legendgroup=group, showlegend=False, name=_GROUPS[group])
                 drawn.add_trace(trace, row=i, col=j)
                 in_legend[group] = drawn.data[-1]
-        if len(row) == 2 and row[0].name.startswith("train_"):
+        if is_pair(row):
             drawn.update_yaxes(matches=drawn.get_subplot(i, 1).yaxis.plotly_name.replace("axis", ""), row=i, col=2)
     for group, trace in in_legend.items():
         trace.update(showlegend=True, legendrank=list(_GROUPS).index(group))

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import optuna.visualization.matplotlib
 
-from studies.report.curves import Line, Panel, panels
+from studies.report.curves import Line, Panel, is_pair, panels
 from studies.report.drawing import COLORS, STATES, optuna_plot
 from studies.report.kinds import KINDS, require, varied
 from studies.report.lanes import Row, rows
@@ -92,7 +92,7 @@ def _curves(data: StudyData) -> Figure:
             legend = _panel(ax, panel) | legend
         for ax in places[len(row) :]:
             ax.set_axis_off()
-        if len(row) == 2 and row[0].name.startswith("train_"):
+        if is_pair(row):
             places[1].sharey(places[0])
             places[0].autoscale_view()
     drawn.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend), frameon=False)

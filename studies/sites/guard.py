@@ -32,10 +32,10 @@ _SEARCHES = "|".join(
 )
 #: What MLflow is asked by POST and changes nothing; its pages need most of these.
 MLFLOW_READS: Final = re.compile(rf"/(?:ajax-)?api/[23]\.0/mlflow/(?:{_SEARCHES})|/graphql")
-#: What MLflow does on behalf of a GET that is no look at what it has: it talks to language models, and lists label
-#: schemas after making one. ``DOTALL``: its router takes line breaks, too.
-MLFLOW_ACTS: Final = re.compile(
-    r"/(?:ajax-)?api/[23]\.0/mlflow/(?:assistant|gateway-proxy|label-schemas/list)(?:[/\s].*)?|/gateway(?:[/\s].*)?",
+#: What nobody is served: MLflow's assistant, which runs programs on this machine for whoever asks; its gateway to
+#: language models; and a list that is made by being looked at. ``DOTALL``: its router takes line breaks, too.
+MLFLOW_CLOSED: Final = re.compile(
+    r"/(?:ajax-)?api/[23]\.0/mlflow/(?:assistant|label-schemas/list)(?:[/\s].*)?|/gateway(?:[/\s].*)?",
     re.DOTALL,
 )
 _HOST: Final = re.compile(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d+)?", re.ASCII | re.IGNORECASE)
@@ -74,7 +74,7 @@ class Guard:
         application: which one.
         access: who may do what.
         reads: paths that a viewer may POST to: they change nothing.
-        acts: paths that a viewer may not even GET.
+        closed: paths that nobody may ask for.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Guard:
         access: Access,
         *,
         reads: re.Pattern[str] | None = None,
-        acts: re.Pattern[str] | None = None,
+        closed: re.Pattern[str] | None = None,
     ) -> None:
         self._application = application
         self._access = access
         self._reads = reads
-        self._acts = acts
+        self._closed = closed
 
     async def __call__(
         self, scope: Scope, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], send: Send
@@ -115,6 +115,8 @@ class Guard:
         role = self._access.role(headers.get("authorization", ""))
         if role is None:
             return 401, "a password is needed: the user's name is viewer, or admin"
+        if self._closed and self._closed.fullmatch(path):
+            return 403, "this part of the site is not served here"
         if method not in SAFE and not _is_same_site(host, headers):
             return 403, "a request from another page is refused"
         if role == VIEWER and not self._may_view(method, path):
@@ -122,9 +124,7 @@ class Guard:
         return None
 
     def _may_view(self, method: str, path: str) -> bool:
-        if method in SAFE:
-            return not (self._acts and self._acts.fullmatch(path))
-        return method == "POST" and bool(self._reads and self._reads.fullmatch(path))
+        return method in SAFE or (method == "POST" and bool(self._reads and self._reads.fullmatch(path)))
 
 
 def _is_same_site(host: str, headers: Mapping[str, str]) -> bool:

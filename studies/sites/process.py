@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from studies.child import Events, wait_for_end_of_input
 from studies.errors import StudyhallError
-from studies.sites.guard import MLFLOW_ACTS, MLFLOW_READS, Access, Guard
+from studies.sites.guard import MLFLOW_CLOSED, MLFLOW_READS, Access, Guard
 
 DASHBOARD: Final = "optuna-dashboard"
 MLFLOW: Final = "MLflow"
@@ -92,7 +92,7 @@ def mlflow(setup: Setup, access: Access) -> Guard:
     }
     from mlflow.server.fastapi_app import app
 
-    return Guard(app, access, reads=MLFLOW_READS, acts=MLFLOW_ACTS)
+    return Guard(app, access, reads=MLFLOW_READS, closed=MLFLOW_CLOSED)
 
 
 def serve(application: Any, descriptor: int) -> None:

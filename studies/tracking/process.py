@@ -28,12 +28,14 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from studies.child import Events, wait_for_end_of_input
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, TrackingError, TrackingUnreachable
+from studies.tracking.server import configure, probe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,7 +71,7 @@ class Setup:
 def main() -> int:
     """Be a mirror. Returns the exit status."""
     events = Events()
-    os.nice(19)
+    _give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore")
@@ -81,6 +83,14 @@ def main() -> int:
         events.tell("error", message=str(error) if known else f"{type(error).__name__}: {error}")
         return 1
     return 0
+
+
+def _give_way() -> None:
+    """Let the workers have the processor."""
+    os.nice(19)
+    # Linux may give each session, as this process is one, the same share whatever its niceness is.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
 
 
 class Mirror:
@@ -119,10 +129,12 @@ class Mirror:
             self._finish.wait(self._pause)
 
     def _mirror(self) -> None:
-        # Imported here: MLflow takes its time, and must find its settings.
+        if self._setup.tracking:
+            probe(self._setup.tracking)
+        # Imported here: MLflow and Optuna take two seconds of the processor, for nothing if nobody answers.
         from studies.storage.postgres import PostgresStorage
         from studies.storage.url import StorageURL
-        from studies.tracking.server import configure, connect, prepare_database
+        from studies.tracking.server import connect, prepare_database
 
         configure()
         import mlflow  # noqa: F401

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import os
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
@@ -91,6 +94,19 @@ def prepare_database(storage: StorageURL) -> str:
     return url.sqlalchemy
 
 
+def probe(uri: str) -> None:
+    """Whether anything answers, without MLflow's own client; raises :exc:`TrackingUnreachable`."""
+    if not uri.startswith("http"):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=float(_HTTP["MLFLOW_HTTP_REQUEST_TIMEOUT"])):
+            pass
+    except urllib.error.HTTPError:
+        pass  # something does; what it is, MLflow's client finds out
+    except (OSError, http.client.HTTPException) as error:
+        raise _no_answer(uri) from error
+
+
 def connect(uri: str) -> MlflowClient:
     """A client of the MLflow at ``uri``, which has answered.
 
@@ -127,10 +143,16 @@ def explained(uri: str, error: Exception) -> TrackingError:
             "of somebody who may write"
         )
     if _AWAY.search(text) or code == "TEMPORARILY_UNAVAILABLE":
-        return TrackingUnreachable(f"no answer from {where}: is it running, and does the address match it?")
+        return _no_answer(uri)
     if uri.startswith("http") and _is_foreign(error, text):
         return TrackingError(f"what answers at {display(uri)} is not MLflow: give the address of an MLflow server")
     return TrackingError(f"{where} refuses what it was told: {_without(uri, text)[:300]}")
+
+
+def _no_answer(uri: str) -> TrackingUnreachable:
+    return TrackingUnreachable(
+        f"no answer from MLflow at {display(uri)}: is it running, and does the address match it?"
+    )
 
 
 def _is_foreign(error: Exception, text: str) -> bool:

@@ -1,7 +1,8 @@
 """What a study pays for its mirror: its wall time with none, with MLflow at work, stopped, and hanging.
 
-Each arm is a whole ``studyhall run`` of the digits preset with all random draws alike, so that they train the same;
-"hanging" is a server that accepts connections and never answers.
+Each arm is a whole ``studyhall run`` of trials that are all alike, and as much work for the processor in each step:
+with trials of different lengths the wall time depends on which of them comes last. "Hanging" is a server that accepts
+connections and never answers.
 """
 
 from __future__ import annotations
@@ -28,14 +29,27 @@ from tests.mlflow_server import mlflow_server
 from tests.postgres import free_port
 
 
+ARMS = ("at work", "stopped", "hanging")
+SCRIPT = """
+def objective(trial):
+    x = trial.suggest_float("x", 0, 1)
+    for step in range(4):
+        sum(i * i for i in range(1_000_000))
+        trial.report(x, step, loss=x, accuracy=1 - x, rate=0.1)
+        trial.should_prune()
+    return x
+"""
+
+
 def main() -> None:
     """Measure, and end in one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=30, help="of each study (default: %(default)s)")
+    parser.add_argument("--trials", type=int, default=240, help="of each study (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of all arms in turn (default: %(default)s)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="beside none (default: all)")
     options = parser.parse_args()
     configure()
-    seconds: dict[str, list[float]] = {"none": [], "at work": [], "stopped": [], "hanging": []}
+    seconds: dict[str, list[float]] = {"none": [], **{arm: [] for arm in options.arms}}
     with ExitStack() as stack:
         url = stack.enter_context(postgres("18"))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -75,9 +89,10 @@ def _tables(url: StorageURL) -> str:
 
 
 def _run(url: StorageURL, folder: Path, name: str, trials: int, arguments: list[str]) -> float:
-    command = [Path(sys.executable).with_name("studyhall"), "run", "digits", "--name", name, "--trials", str(trials)]
-    # Without pruning: what is pruned depends on which of two workers is ahead.
-    command += ["--set", "pruner.name=none", "--set", "pruner.options={}", "--set", "sampler.name=random", *arguments]
+    (folder / "script.py").write_text(SCRIPT)
+    command = [Path(sys.executable).with_name("studyhall"), "run", "script.py:objective", "--name", name]
+    command += ["--trials", str(trials), "--workers", "2"]
+    command += ["--set", "pruner.name=none", "--set", "sampler.name=random", *arguments]
     began = time.perf_counter()
     subprocess.run(
         command,

@@ -7,6 +7,7 @@ import random
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -235,8 +236,7 @@ def test_complete_curves_are_ordered_from_the_worst_to_the_best() -> None:
     trials = [trial(n, values=[value], steps=2) for n, value in enumerate(values)]
     complete = panels(study(trials)).rows[0][0].lines["complete"]
     assert [line.number for line in complete] == [2, 0, 3]
-    falling = study(trials)
-    minimized = StudyData(**{**falling.__dict__, "directions": [StudyDirection.MINIMIZE]})
+    minimized = replace(study(trials), directions=[StudyDirection.MINIMIZE])
     assert [line.number for line in panels(minimized).rows[0][0].lines["complete"]] == [3, 0, 2]
 
 

@@ -15,6 +15,13 @@ create table studyhall.addresses (
     url      text not null
 );
 
+-- It, for those who may read the table; null for the others, to whom the study is no secret.
+create function studyhall.address(p_study_id integer) returns text
+language sql stable security definer set search_path = pg_catalog as $$
+    select url from studyhall.addresses
+    where study_id = p_study_id and has_table_privilege(session_user, 'studyhall.addresses', 'select')
+$$;
+
 -- What is told to an address, each event once, by whichever process takes it first. One that dies before it has
 -- told leaves it to the next.
 create table studyhall.notices (

@@ -38,13 +38,12 @@ select study_id from study union all select answer from request
 
 -- name: find_study
 -- A study by its name, with its spec as JSON (null where stock Optuna made it) and its live budget.
-select s.study_id, s.study_name as name, a.value_json as spec, b.uid::text as uid, n.url as notify_url,
+select s.study_id, s.study_name as name, a.value_json as spec, b.uid::text as uid, studyhall.address(s.study_id) as notify_url,
     case when b.study_id is not null then json_build_object(
         'trials', b.trials, 'max_failures', b.max_failures, 'timeout', b.timeout_seconds, 'target', b.target
     ) end as budget
 from studies s
 left join studyhall.budgets b using (study_id)
-left join studyhall.addresses n using (study_id)
 left join study_user_attributes a on a.study_id = s.study_id and a.key = 'spec'
 where s.study_name = %(name)s
 

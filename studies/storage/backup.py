@@ -1,0 +1,97 @@
+"""A database in a file, and back, by PostgreSQL's own programs from the wheel: they speak with any older server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import psycopg2
+
+from studies.errors import StorageError
+from studies.storage.binaries import Account, find_binaries
+from studies.storage.url import StorageURL, connection_error
+
+#: A setting that pg_restore 18 writes into its script, and that servers before 17 do not know.
+_UNKNOWN_TO_OLDER: Final = b"SET transaction_timeout = 0;\n"
+
+
+def backup(url: StorageURL, file: Path) -> None:
+    """Write the whole database, studies and all, into ``file``, as one moment saw it. Workers may go on.
+
+    Raises:
+        StorageError: the file is there already or cannot be written, or the database cannot be read.
+    """
+    if file.exists():
+        raise StorageError(f"{file} is there already: choose another name, or remove it")
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.touch(mode=0o600)
+        with _service(url) as environment:
+            _run(url, ["pg_dump", "--format=custom", "--no-owner", "--no-privileges", "--file", part], environment)
+        part.replace(file)
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def restore(url: StorageURL, file: Path) -> None:
+    """Read what :func:`backup` wrote into an empty database; all or nothing.
+
+    Raises:
+        StorageError: the database holds tables already, or the file is no backup.
+    """
+    if not file.is_file():
+        raise StorageError(f"there is no backup {file}")
+    _require_empty(url)
+    script = _run(url, ["pg_restore", "--no-owner", "--no-privileges", "--file=-", file], dict(os.environ))
+    script = script.replace(_UNKNOWN_TO_OLDER, b"", 1)
+    with _service(url) as environment:
+        _run(
+            url,
+            ["psql", "--no-psqlrc", "--quiet", "--single-transaction", "-v", "ON_ERROR_STOP=1"],
+            environment,
+            script,
+        )
+
+
+def _require_empty(url: StorageURL) -> None:
+    try:
+        connection = psycopg2.connect(**url.libpq)
+    except psycopg2.OperationalError as error:
+        raise connection_error(url, error) from error
+    with closing(connection), connection.cursor() as cursor:
+        cursor.execute("select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'")
+        if cursor.fetchone() != (0,):
+            raise StorageError(
+                f"{url.display} is not empty: a backup is restored into an empty database; make one (createdb NAME), "
+                "name it by --storage, and let the old one lie until you have looked at the new one"
+            )
+
+
+def _run(url: StorageURL, argv: list[str | Path], environment: dict[str, str], given: bytes | None = None) -> bytes:
+    # In the wheel, as whoever runs this: no copy for another account is needed.
+    binaries = find_binaries(Account(uid=os.geteuid(), gid=os.getegid()), Path())
+    done = subprocess.run(
+        [binaries / argv[0], *argv[1:]], env=environment, input=given, capture_output=True, check=False
+    )
+    if done.returncode:
+        told = done.stderr.decode(errors="replace").strip().splitlines()
+        raise StorageError(f"{url.display}: {argv[0]}: {told[0] if told else f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+@contextmanager
+def _service(url: StorageURL) -> Iterator[dict[str, str]]:
+    """An environment in which libpq's programs connect to ``url``: by a file, so that no argument holds a password."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "service.conf")
+        file.touch(mode=0o600)
+        given = {key: value for key, value in url.libpq.items() if key not in ("service", "servicefile")}
+        file.write_text("[studyhall]\n" + "".join(f"{key}={value}\n" for key, value in given.items()))
+        yield {**os.environ, "PGSERVICEFILE": str(file), "PGSERVICE": "studyhall"}
