@@ -4,13 +4,16 @@
 # make bench   measurements; each ends in one line of JSON
 # make chaos   ten studies of 200 trials whose workers, and database, are killed all the time; half an hour
 # make faults  the longer outages, all kill points, more starts: what make test does a part of
+# make test-compose  docker-compose.yml on a real Docker engine: builds the image
+# make test-slurm    the Slurm launcher on a Slurm that answers
+# make test-netns    three workers' hosts and a database in network namespaces, one cut off; as root
 # make clean   remove what was built here; says what it leaves
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench chaos faults clean
+.PHONY: demo test lint bench chaos faults test-compose test-slurm test-netns clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -41,6 +44,15 @@ chaos: $(VENV)/.installed-dev
 faults: $(VENV)/.installed-dev
 	STUDYHALL_ALL_KILL_POINTS=1 STUDYHALL_LONG_OUTAGES=1 STUDYHALL_ROUNDS=20 $(BIN)/python -m pytest -n 2 \
 		tests/acceptance/test_kill_points.py tests/acceptance/test_outages.py tests/integration/test_start_together.py
+
+test-compose: $(VENV)/.installed-dev
+	$(BIN)/python tests/compose.py
+
+test-slurm: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/acceptance/slurm.py
+
+test-netns: $(VENV)/.installed-dev
+	$(BIN)/python tests/netns.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

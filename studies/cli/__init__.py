@@ -11,7 +11,21 @@ import sys
 
 import click
 
-from studies.cli import change, control, db, doctor, finalize, look, mirror, report, run, serve, watch
+from studies.cli import (
+    change,
+    control,
+    db,
+    doctor,
+    finalize,
+    launch,
+    launch_slurm,
+    look,
+    mirror,
+    report,
+    run,
+    serve,
+    watch,
+)
 from studies.cli.common import report_error
 from studies.errors import StudyhallError
 
@@ -51,6 +65,7 @@ for _command in (
     report.plot,
     serve.serve,
     mirror.mirror,
+    launch.launch,
     finalize.finalize,
     change.extend,
     control.pause,
@@ -64,6 +79,10 @@ for _command in (
     db.db,
 ):
     studyhall.add_command(_command)
+
+
+launch.launch.add_command(launch_slurm.slurm)
+launch.launch.add_command(launch_slurm.cancel_jobs)
 
 
 def main() -> None:

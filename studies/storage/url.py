@@ -15,7 +15,8 @@ from studies.errors import StorageUnreachable, StorageURLError, TooManyConnectio
 
 LEGAL: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
 MASK: Final = "***"
-DEFAULTS: Final = {"connect_timeout": "10", "application_name": "studyhall"}
+#: UTF-8 whatever the database's own encoding is: a server that was made in the C locale has none.
+DEFAULTS: Final = {"connect_timeout": "10", "application_name": "studyhall", "client_encoding": "UTF8"}
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")
 _REFUSED = {

@@ -279,7 +279,7 @@ def test_a_password_file_that_will_not_do_is_an_error(
         (("--host", "192.0.2.1", "--password-file", "password"), 1, "error: 192.0.2.1 is no address of this machine"),
         (("--tracking-uri", "ftp://me:secret@there"), 1, "error: the tracking URI 'ftp://***@there' cannot be used"),
         (("--read-only", "--admin-password-file", "password"), 2, "exclude each other"),
-        (("--tracking-uri", "http://there", "--mlflow-port", "5000"), 2, "are for our MLflow, and --tracking-uri names another"),
+        (("--tracking-uri", "http://there", "--mlflow-port", "5000"), 2, "are for our MLflow, and --tracking-uri"),
         (("--dashboard-port", "70000"), 2, "70000 is not in the range"),
     ],
 )

@@ -28,7 +28,6 @@ from tests.benchmarks.arms import postgres
 from tests.mlflow_server import mlflow_server
 from tests.postgres import free_port
 
-
 ARMS = ("at work", "stopped", "hanging")
 SCRIPT = """
 def objective(trial):

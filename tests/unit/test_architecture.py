@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 # Each layer may import from itself and from those after it.
 LAYERS = (
     "studies.cli",
+    "studies.launch",
     "studies.doctor",
     "studies.sites",
     "studies.tracking",

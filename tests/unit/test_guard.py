@@ -85,7 +85,7 @@ ADMINS = basic("admin:wörd: ok")
         ("GET", "/ajax-api/3.0/mlflow/label-schemas/list", 403, 403),
     ],
 )
-def test_a_viewer_looks_and_an_admin_may_do_everything_but_what_is_closed(method: str, path: str, viewer: int, admin: int) -> None:
+def test_a_viewer_looks_and_an_admin_does_what_is_not_closed(method: str, path: str, viewer: int, admin: int) -> None:
     assert ask(PASSWORDS, method, path, authorization=VIEWERS)[0] == viewer
     assert ask(PASSWORDS, method, path, authorization=ADMINS)[0] == admin
     assert ask(PASSWORDS, method, path)[0] == 401

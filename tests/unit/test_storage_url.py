@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from studies.errors import StorageURLError
-from studies.storage.url import StorageURL, connection_error
+from studies.storage.url import DEFAULTS, StorageURL, connection_error
 
 RAW = [
     "p@ss",
@@ -56,6 +56,7 @@ def test_libpq_gets_a_timeout_and_a_name_unless_the_url_sets_them() -> None:
         "user": "ann",
         "dbname": "studies",
         "connect_timeout": "10",
+        "client_encoding": "UTF8",
         "application_name": "studyhall",
     }
     own = StorageURL.parse("postgresql://ann@db/studies?connect_timeout=3&application_name=mine").libpq
@@ -123,7 +124,7 @@ def test_the_password_never_shows(password: str) -> None:
 )  # fmt: skip
 def test_every_kind_of_address_is_kept(text: str, libpq: dict[str, str]) -> None:
     url = StorageURL.parse(text)
-    assert url.libpq == {"connect_timeout": "10", "application_name": "studyhall", "dbname": "d", **libpq}
+    assert url.libpq == {**DEFAULTS, "dbname": "d", **libpq}
     assert sqlalchemy_arguments(url) == url.libpq
     assert StorageURL.parse(url.sqlalchemy).libpq == url.libpq
     psycopg2.extensions.make_dsn(**url.libpq)

@@ -14,9 +14,10 @@ alter role studyhall_owner password :'owner';
 alter role studyhall_worker password :'worker';
 alter role studyhall_viewer password :'viewer';
 alter role studyhall_mlflow password :'mlflow';
-select 'create database studies owner studyhall_owner'
+-- In UTF-8, whatever the server's own locale is.
+select 'create database studies owner studyhall_owner encoding ''UTF8'' template template0'
 where not exists (select from pg_database where datname = 'studies') \gexec
-select 'create database studies_mlflow owner studyhall_mlflow'
+select 'create database studies_mlflow owner studyhall_mlflow encoding ''UTF8'' template template0'
 where not exists (select from pg_database where datname = 'studies_mlflow') \gexec
 revoke all on database studies, studies_mlflow from public;
 grant connect on database studies to studyhall_worker, studyhall_viewer, studyhall_mlflow;

@@ -1,0 +1,1 @@
+"""Starting workers by the schedulers of other machines."""

@@ -1,0 +1,148 @@
+"""The Slurm launcher without a Slurm: the script it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from studies.cli.launch_slurm import cancel_jobs, slurm
+from studies.errors import StudyhallError
+from studies.launch.slurm import WorkerArray, default_grace, find_tasks, seconds_of, slug
+
+ARRAY = WorkerArray(
+    study="my study",
+    uid="6f0e",
+    work=["/opt/lab/bin/studyhall", "work", "my study", "--workers", "1"],
+    tasks=8,
+    gpus_per_worker=1,
+    partition="gpu",
+    time="4:00:00",
+    logs=Path("/scratch/slurm-my-study"),
+)
+
+
+def directives(array: WorkerArray) -> list[str]:
+    return [line.removeprefix("#SBATCH --") for line in array.script.splitlines() if line.startswith("#SBATCH")]
+
+
+def test_the_script_says_all_that_slurm_has_to_know() -> None:
+    assert directives(ARRAY) == [
+        "job-name=my-study",
+        "comment=studyhall:6f0e",
+        "array=0-7",
+        "partition=gpu",
+        "time=4:00:00",
+        "signal=B:USR1@120",
+        "requeue",
+        "open-mode=append",
+        "output=/scratch/slurm-my-study/%A_%a.log",
+        "export=ALL",
+        "cpus-per-task=1",
+        "gres=gpu:1",
+    ]
+    assert "\n/opt/lab/bin/studyhall work 'my study' --workers 1 &\n" in ARRAY.script
+    assert "\n(sleep 90 && scontrol requeue" not in ARRAY.script  # within the trap alone
+    assert "    (sleep 90 && scontrol requeue" in ARRAY.script
+
+
+@pytest.mark.parametrize("array", [ARRAY, replace(ARRAY, gpus_per_worker=0, study="it's $HOME `id`")])
+def test_the_script_is_one_that_bash_can_read(array: WorkerArray) -> None:
+    done = subprocess.run(["bash", "-n"], input=array.script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_task_of_several_workers_asks_for_all_their_cpus_and_gpus() -> None:
+    told = directives(replace(ARRAY, tasks=2, workers_per_task=4))
+    assert {"array=0-1", "cpus-per-task=4", "gres=gpu:4"} <= set(told)
+
+
+def test_workers_on_cpus_touch_no_gpu_that_a_node_shows_them() -> None:
+    array = replace(ARRAY, gpus_per_worker=0)
+    assert "\nexport CUDA_VISIBLE_DEVICES=  #" in array.script
+    assert not [line for line in directives(array) if "gpu:" in line]
+    assert "CUDA_VISIBLE_DEVICES" not in ARRAY.script
+
+
+def test_further_options_of_sbatch_overrule_ours() -> None:
+    settings = {"account": "the lab", "exclusive": "", "cpus-per-task": "6", "gpus-per-node": "a100:1"}
+    told = directives(replace(ARRAY, settings=settings))
+    assert {"account='the lab'", "exclusive", "cpus-per-task=6", "gpus-per-node=a100:1"} <= set(told)
+    assert "cpus-per-task=1" not in told
+    assert "gres=gpu:1" not in told
+
+
+def test_a_percent_sign_in_the_path_of_the_logs_is_not_one_of_slurms() -> None:
+    assert "output='/scratch/100%% sure/%A_%a.log'" in directives(replace(ARRAY, logs=Path("/scratch/100% sure")))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mnist-mlp", "mnist-mlp"), ("../a b", "a-b"), ("größe", "größe"), ("//", "study")]
+)
+def test_a_studys_name_as_a_folder(name: str, expected: str) -> None:
+    assert slug(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("1:30", 120), ("4:00:00", 14_400), ("1-12", 129_600), ("1-0:30", 88_200), ("2-0:0:1", 172_860)],
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(time: str, seconds: int) -> None:
+    assert seconds_of(time) == seconds
+
+
+def test_the_grace_is_a_quarter_of_a_short_limit() -> None:
+    assert [default_grace(seconds) for seconds in (60, 14_400, None)] == [15, 120, 120]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "0"], "0 is not in the range x>=1"),
+        (
+            ["--gpus-per-worker", "2"],
+            "2: a worker trains on one GPU (1), or on a CPU (0); for more GPUs, more --workers",
+        ),
+        (["--gpus-per-worker", "-1"], "-1: a worker trains on one GPU"),
+        (["--time", "4h"], "'4h' is no time limit: write minutes (90), hours:minutes:seconds (4:00:00)"),
+        (["--time", "0:00"], "'0:00' is no time limit"),
+        (["--time", "1:2:3:4"], "'1:2:3:4' is no time limit"),
+        (["--time", "1", "--grace", "60"], "a grace of 60 s leaves nothing of a time limit of 60 s"),
+        (["--grace", "0"], "0 is not in the range"),
+        (["--lease", "1"], "1.0 is not in the range"),
+        (["--workers-per-task", "3"], "8 workers are no multiple of 3 in each task"),
+        (["--logs", "a\\b"], "holds a backslash"),
+        (["--sbatch", "mem 4G"], "'mem 4G' is not KEY=VALUE with a long option of sbatch, such as account=lab"),
+        (["--sbatch", "-p=main"], "'-p=main' is not KEY=VALUE"),
+        (["--sbatch", "mem=1\n#SBATCH --uid=0"], "is not KEY=VALUE"),
+        (["--sbatch", "array=0-99"], "array is said by the launcher itself: use --workers"),
+        (["--sbatch", "comment=x"], "comment is said by the launcher itself"),
+        (["--sbatch", "gres=gpu:1"], "--sbatch gres asks for GPUs, and --gpus-per-worker is 0: set it to 1"),
+    ],
+)
+def test_options_that_cannot_be(options: list[str], message: str) -> None:
+    done = CliRunner().invoke(slurm, ["digits", "--workers", "8", *options])
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["--workers", "8"], ["--workers", "8", "--print"], None])
+def test_the_embedded_database_cannot_serve_a_cluster(arguments: list[str] | None) -> None:
+    command, options = (cancel_jobs, []) if arguments is None else (slurm, arguments)
+    done = CliRunner().invoke(command, ["digits", *options])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(
+        "error: the embedded database serves this machine alone, and the workers run on others"
+    )
+    assert "--storage or STUDYHALL_STORAGE" in done.stderr
+
+
+def test_a_machine_without_slurms_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StudyhallError, match="there is no sbatch on this machine: run this where Slurm's commands are"):
+        ARRAY.submit({"PATH": str(tmp_path)})
+    with pytest.raises(StudyhallError, match="there is no squeue on this machine"):
+        find_tasks("6f0e")
