@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -23,6 +24,7 @@ import psycopg2
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.benchmarks.arms import SERVERS, postgres
+from tests.pgbouncer import start_pgbouncer
 
 SCRIPT = """
 import time
@@ -44,17 +46,25 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=384, help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30, help="of each trial (default: %(default)s)")
     parser.add_argument("--sleep", type=float, default=1.0, metavar="S", help="before each step (default: %(default)s)")
+    parser.add_argument("--pgbouncer", action="store_true", help="workers go by PgBouncer, as the runbook sets it")
     settings = parser.parse_args()
-    with postgres(settings.postgres) as url, tempfile.TemporaryDirectory() as folder:
-        figures = run(url, Path(folder), settings)
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres(settings.postgres))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        by = url
+        if settings.pgbouncer:
+            bouncer = start_pgbouncer(url.sqlalchemy, default_pool_size=40, max_client_conn=5000)
+            by = StorageURL.parse(stack.enter_context(bouncer).url)
+        figures = run(url, by, folder, settings)
     print(json.dumps({"benchmark": "many_workers", **vars(settings), **figures}))
 
 
-def run(url: StorageURL, folder: Path, settings: argparse.Namespace) -> dict[str, float]:
+def run(url: StorageURL, by: StorageURL, folder: Path, settings: argparse.Namespace) -> dict[str, float]:
+    """Figures of workers that reach the server at ``url`` by way of ``by``."""
     (folder / "script.py").write_text(SCRIPT.format(steps=settings.steps, sleep=settings.sleep))
     command = [Path(sys.executable).with_name("studyhall"), "run", "script.py:objective", "--name", "many"]
     command += ["--trials", str(settings.trials), "--workers", str(settings.workers), "--set", "sampler.name=random"]
-    environment = {**os.environ, "STUDYHALL_STORAGE": url.sqlalchemy, "STUDYHALL_HOME": str(folder)}
+    environment = {**os.environ, "STUDYHALL_STORAGE": by.sqlalchemy, "STUDYHALL_HOME": str(folder)}
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         # Over a connection of its own, which an overcrowded server has no place for later.
