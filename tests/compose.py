@@ -123,6 +123,18 @@ def run(compose: Compose) -> None:
     assert [trial["number"] for trial in trials] == list(range(TRIALS))
     assert max(trial["attempts"] for trial in trials) > 1
 
+    step("another password for the workers, and a backup, as the runbook has it")
+    secrets = compose.folder / "secrets"
+    before = (secrets / "worker").read_text()
+    for name in ("worker", "worker.pgpass"):
+        (secrets / name).unlink()
+    subprocess.run(["deploy/secrets.sh"], cwd=compose.folder, check=True)
+    assert (secrets / "worker").read_text() != before
+    compose("up", "-d", "--force-recreate")
+    compose("exec", "-T", "-u", "postgres", "postgres", "sh", "/docker-entrypoint-initdb.d/10-roles.sh")
+    assert compose.status()["trials"] == status["trials"]
+    compose.cli("db", "backup", "/data/studies.dump")
+
     step("the best parameters, and both sites")
     best = json.loads(compose.cli("best", STUDY, "--format", "json"))
     assert best["value"] > 0.9

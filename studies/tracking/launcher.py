@@ -17,8 +17,10 @@ from studies.tracking.process import Setup
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
 
-#: Seconds for which MLflow may be silent before a command that is about to end waits for it no longer.
+#: Seconds for which MLflow may be silent before a command that is about to end waits for it no longer: a server,
+#: and a database beside the studies, which answers as they do, but may have to be made first.
 SILENCE: Final = 5.0
+SILENCE_OF_DATABASE: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class MirrorProcess(Child):
         #: Whether MLflow, or the database, was away when it was heard of last.
         self.is_waiting = False
         self._heard = time.monotonic()
+        self._silence = SILENCE if tracking else SILENCE_OF_DATABASE
         super().__init__(
             "studies.tracking.process",
             Setup(
@@ -83,7 +86,7 @@ class MirrorProcess(Child):
         self.send(_Finish())
         began = time.monotonic()
         # One that is hardly there yet, beside workers that have the processor, has not been silent.
-        while time.monotonic() - (self._heard if "started" in self.last_words else began) < SILENCE:
+        while time.monotonic() - (self._heard if "started" in self.last_words else began) < self._silence:
             with suppress(subprocess.TimeoutExpired):
                 return self.wait(timeout=0.05) == 0
             for _ in self.news():

@@ -144,7 +144,8 @@ def test_what_is_not_mlflow_is_said_and_the_study_goes_on(shell: Shell, foreign:
     done = shell.run("mirror", "--once", "--tracking-uri", foreign)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: what answers at {foreign} is not MLflow: give the address of an MLflow server\n"
-    done = shell.run(*RUN, "--mlflow", "--tracking-uri", foreign)
+    # Long enough that the mirror, which gives way to the workers, has found out.
+    done = shell.run(*RUN, "--mlflow", "--tracking-uri", foreign, STEP_SECONDS="1")
     assert done.returncode == 0, done.stderr
     assert f"what answers at {foreign} is not MLflow" in done.stderr
 
