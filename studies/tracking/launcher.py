@@ -55,6 +55,7 @@ class MirrorProcess(Child):
         #: Whether MLflow, or the database, was away when it was heard of last.
         self.is_waiting = False
         self._heard = time.monotonic()
+        self._is_loading = True
         self._silence = SILENCE if tracking else SILENCE_OF_DATABASE
         super().__init__(
             "studies.tracking.process",
@@ -76,17 +77,18 @@ class MirrorProcess(Child):
             while True:
                 event = self.events.get_nowait()
                 self.is_waiting = event["event"] == "waiting"
+                self._is_loading = event["event"] == "loading"
                 if not self.is_waiting:
                     self._heard = time.monotonic()
-                if event["event"] not in ("beat", "started"):
+                if event["event"] not in ("asking", "beat", "loading"):
                     yield event
 
     def finish(self) -> bool:
         """Let it catch up a last time, as long as MLflow answers, and end it. Returns whether it caught up."""
         self.send(_Finish())
         began = time.monotonic()
-        # One that is hardly there yet, beside workers that have the processor, has not been silent.
-        while time.monotonic() - (self._heard if "started" in self.last_words else began) < self._silence:
+        # One that was still loading, beside workers that have the processor, has not been silent.
+        while time.monotonic() - (began if self._is_loading else self._heard) < self._silence:
             with suppress(subprocess.TimeoutExpired):
                 return self.wait(timeout=0.05) == 0
             for _ in self.news():

@@ -4,7 +4,8 @@ By itself, so that nothing that MLflow does, or fails to do, takes a worker's ti
 where both want the processor. It reads a line of JSON from its standard input, a :class:`Setup`, and writes
 events, one line of JSON each, to its standard output:
 
-- ``{"event": "started"}`` when it is about to speak with MLflow;
+- ``{"event": "asking"}`` when it is about to speak with MLflow, and ``{"event": "loading"}`` when its programs are
+  still to be loaded for that;
 - ``{"event": "beat"}`` now and then while MLflow answers;
 - ``{"event": "connected"}`` when MLflow has answered for the first time, or again;
 - ``{"event": "waiting", "message": …}`` when MLflow or the database is away;
@@ -130,7 +131,9 @@ class Mirror:
 
     def _mirror(self) -> None:
         if self._setup.tracking:
+            self._events.tell("asking")
             probe(self._setup.tracking)
+            self._events.tell("loading")
         # Imported here: MLflow and Optuna take two seconds of the processor, for nothing if nobody answers.
         from studies.storage.postgres import PostgresStorage
         from studies.storage.url import StorageURL
@@ -139,7 +142,7 @@ class Mirror:
         configure()
         import mlflow  # noqa: F401
 
-        self._events.tell("started")
+        self._events.tell("asking")
         location = StorageURL.parse(self._setup.storage)
         uri = self._setup.tracking or prepare_database(location)
         client = connect(uri)
