@@ -32,7 +32,7 @@ _GRANTS: Final = {
         # Which tables there are is the owner's business.
         "revoke insert, update on studyhall.version, alembic_version, version_info from {role}",
         f"grant delete on {', '.join(f'studyhall.{table}' for table in _WORKER_DELETES)} to {{role}}",
-        "grant usage on all sequences in schema public, studyhall to {role}",
+        "grant usage, select on all sequences in schema public, studyhall to {role}",
     ),
 }
 _IS_OWNER: Final = """

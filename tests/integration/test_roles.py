@@ -17,6 +17,7 @@ from studies import PostgresStorage, StudySpec
 from studies.cli import studyhall
 from studies.errors import StorageError
 from studies.storage import roles, schema
+from studies.storage.backup import backup
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
@@ -128,6 +129,7 @@ def test_a_worker_runs_a_study_that_a_viewer_looks_at(url: StorageURL, users: di
             storage.delete(record)
         with pytest.raises(StorageError, match="must be owner of table metrics"):
             storage.database.execute("drop table studyhall.metrics")
+    backup(as_worker, tmp_path / "studies.dump")
     as_viewer = replace(url, user=users["viewer"], password="p")
     with closing(PostgresStorage(as_viewer)) as storage:
         record = storage.find_study("s")
