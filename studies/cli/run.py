@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from studies.control import END_WORDS
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from studies.cli.progress import Progress
     from studies.spec import StudySpec
@@ -284,7 +284,10 @@ def _run_workers(
         inherit=[storage.server.fileno()] if storage.server else [],
     )
     began = time.monotonic()
-    with ExitStack() as stack, _Interrupts(storage.database.stop) as interrupts, supervisor:
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(_Interrupts(storage.database.stop))
+        with interrupts.held():  # in the middle of starting a worker, nobody would know of it
+            stack.enter_context(supervisor)
         # Nothing is written before the objective and the place for checkpoints are known to be sound.
         with progress.waiting(f"starting {counted(supervisor.alive, 'worker')}"):
             for spec, _ in specs:
@@ -412,6 +415,7 @@ class _Interrupts:
         #: Whether trials may be running, which are to be given back; until then a signal ends the command.
         self.wait = False
         self._applied = 0
+        self._is_held = self._came_meanwhile = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interrupts:
@@ -422,6 +426,15 @@ class _Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let what comes meanwhile end the command afterwards."""
+        self._is_held = True
+        yield
+        self._is_held = False
+        if self._came_meanwhile:
+            raise KeyboardInterrupt
 
     def apply(self, supervisor: Supervisor, progress: Progress) -> None:
         """Do what was asked since the last call."""
@@ -434,6 +447,9 @@ class _Interrupts:
                 supervisor.kill()
 
     def _note(self, number: int, _frame: object) -> None:
+        if self._is_held:
+            self._came_meanwhile = True
+            return
         if not self.wait:
             raise KeyboardInterrupt
         if not self.count:
