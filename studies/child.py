@@ -19,6 +19,8 @@ from dataclasses import asdict
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
+from studies.errors import StudyhallError
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -167,6 +169,11 @@ class Events:
         """Tell an event; from any thread."""
         with suppress(BrokenPipeError):  # nobody is left to read it
             os.write(self._descriptor, (json.dumps({"event": event, **facts}) + "\n").encode())
+
+    def tell_error(self, error: Exception) -> None:
+        """Tell what ends the process; only what was foreseen speaks for itself."""
+        known = isinstance(error, StudyhallError)
+        self.tell("error", message=str(error) if known else f"{type(error).__name__}: {error}")
 
 
 def wait_for_end_of_input() -> None:

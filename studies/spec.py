@@ -197,6 +197,12 @@ class StudySpec(Section):
         }
         return {key: value for key, value in data.items() if value != {}}
 
+    def to_public_file(self, budget: BudgetSpec | None) -> dict[str, Any]:
+        """What everybody may see: :meth:`to_file` with the budget as it stands, and without whom it notifies."""
+        data = self.model_copy(update={"budget": budget}).to_file() if budget else self.to_file()
+        data.pop("notify", None)
+        return data
+
     def _shown(self, **how: Any) -> dict[str, Any]:
         data = self.model_dump(**how)
         if "url" in data.get("notify", {}):

@@ -20,7 +20,8 @@ import click
 from studies.errors import NoTables, StorageUnreachable, StudyhallError
 
 if TYPE_CHECKING:
-    from studies.storage.postgres import PostgresStorage
+    from studies.spec import StudySpec
+    from studies.storage.postgres import PostgresStorage, StudyRecord
 
 #: Seconds between two words about a database that is away.
 REMIND = 30.0
@@ -138,6 +139,23 @@ def until_interrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def require_runnable(record: StudyRecord, allow: tuple[str, ...]) -> StudySpec:
+    """The spec of a study, by which workers know what it runs.
+
+    Raises:
+        StudyhallError: stock Optuna made it.
+        ObjectiveError: its objective is not among those that ``allow`` says.
+    """
+    from studies.objective import require_allowed
+
+    if record.spec is None:
+        raise StudyhallError(
+            f"study {record.name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
+        )
+    require_allowed(record.spec.objective.path, allow, record.name)
+    return record.spec
 
 
 def report_error(error: Exception) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from studies.cli.common import Common, allow_option, common_options, say, study_argument
+from studies.cli.common import Common, allow_option, common_options, require_runnable, say, study_argument
 from studies.cli.formats import echo
 from studies.control import END_WORDS, way_on
 from studies.errors import StudyhallError
@@ -63,14 +63,11 @@ def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, *
     import yaml
 
     from studies.launch.kubernetes import WorkerJob
-    from studies.objective import require_allowed
 
     with common.open() as storage:
         record = storage.find_study(name)
         ended = storage.status(record).ended
-    if record.spec is None:
-        raise StudyhallError(f"study {name!r} was made by Optuna, not by studyhall: no worker knows what it runs")
-    require_allowed(record.spec.objective.path, options["allow"], name)
+    require_runnable(record, options["allow"])
     if ended:
         raise StudyhallError(
             f"study {name!r} has ended ({END_WORDS.get(ended, ended)}), and so would its workers; "

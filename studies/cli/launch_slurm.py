@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, allow_option, common_options, counted, data_dir_option, say, study_argument
+from studies.cli.common import (
+    Common,
+    allow_option,
+    common_options,
+    counted,
+    data_dir_option,
+    require_runnable,
+    say,
+    study_argument,
+)
 from studies.cli.formats import echo
 from studies.cli.look import status_line
 from studies.cli.run import LEASE
@@ -137,9 +146,11 @@ def slurm(
     grace = _grace(grace, time)
     with _open_server(common) as storage:
         record = storage.find_study(name)
+        require_runnable(record, allow)
+        assert record.uid is not None  # as of every study of ours
         array = launcher.WorkerArray(
             study=name,
-            uid=_require_ours(record, allow),
+            uid=record.uid,
             work=_work(name, workers_per_task, data_dir, lease, allow),
             tasks=workers // workers_per_task,
             workers_per_task=workers_per_task,
@@ -186,18 +197,6 @@ def _open_server(common: Common) -> closing[PostgresStorage]:
             "that they reach, with --storage or STUDYHALL_STORAGE (deploy/README.md says how to make one)"
         )
     return common.open()
-
-
-def _require_ours(record: StudyRecord, allow: tuple[str, ...]) -> str:
-    """The study's uid. Raises where its workers would refuse to work."""
-    from studies.objective import require_allowed
-
-    if record.spec is None or record.uid is None:
-        raise StudyhallError(
-            f"study {record.name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
-        )
-    require_allowed(record.spec.objective.path, allow, record.name)
-    return record.uid
 
 
 def _goes_on(storage: PostgresStorage, record: StudyRecord) -> bool:

@@ -23,6 +23,7 @@ from studies.cli.common import (
     data_dir_or_default,
     duration,
     home,
+    require_runnable,
     say,
 )
 from studies.cli.formats import best_as, echo
@@ -212,8 +213,6 @@ def work(
     The study says which objective is run; so that a database can't choose any code, only
     objectives.* is imported unless --allow says more.
     """
-    from studies.objective import require_allowed
-
     if len(set(names)) < len(names):
         raise click.UsageError(f"a study is named twice: {' '.join(names)}")
     if shares and len(shares) != len(names):
@@ -223,12 +222,7 @@ def work(
         served: list[tuple[StudySpec, float]] = []
         for name, share in zip(names, shares or [1.0] * len(names), strict=True):
             record = storage.find_study(name)
-            spec = record.spec
-            if spec is None:
-                raise StudyhallError(
-                    f"study {name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
-                )
-            require_allowed(spec.objective.path, allow, name)
+            spec = require_runnable(record, allow)
             if storage.status(record).ended:
                 _conclude(storage, record, None)
             else:

@@ -14,14 +14,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.control import END_WORDS
-from studies.spec import StudySpec
 from studies.storage.postgres import Attempt, Point, PostgresStorage, Status, StudyRecord
 from studies.watching import Overview, overview
 
 #: Where Optuna keeps the names of what an objective returns.
 _METRIC_NAMES: Final = "study:metric_names"
-#: Sections of a spec that may hold secrets, such as a webhook's address.
-_SECRET: Final = ("notify",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,5 +132,4 @@ def _study_file(record: StudyRecord) -> str | None:
         return None
     import tomli_w
 
-    spec: StudySpec = record.spec.model_copy(update={"budget": record.budget or record.spec.budget})
-    return tomli_w.dumps({key: value for key, value in spec.to_file().items() if key not in _SECRET}).rstrip()
+    return tomli_w.dumps(record.spec.to_public_file(record.budget)).rstrip()

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from studies.child import Events, wait_for_end_of_input
-from studies.errors import StudyhallError
 from studies.sites.guard import MLFLOW_CLOSED, MLFLOW_READS, Access, Guard
 
 DASHBOARD: Final = "optuna-dashboard"
@@ -52,8 +51,7 @@ def main() -> int:
         access = Access(**{**setup.access, "hosts": tuple(setup.access["hosts"])})
         serve(dashboard(setup, access) if setup.site == DASHBOARD else mlflow(setup, access), setup.descriptor)
     except Exception as error:
-        known = isinstance(error, StudyhallError)
-        events.tell("error", message=str(error) if known else f"{type(error).__name__}: {error}")
+        events.tell_error(error)
         return 1
     return 0
 

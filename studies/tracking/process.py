@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from studies.child import Events, wait_for_end_of_input
-from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, TrackingError, TrackingUnreachable
+from studies.errors import StorageUnreachable, StudyNotFound, TrackingError, TrackingUnreachable
 from studies.tracking.server import configure, probe
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def main() -> int:
         setup = Setup(**json.loads(sys.stdin.readline()))
         Mirror(setup, events).run()
     except Exception as error:
-        known = isinstance(error, StudyhallError)
-        events.tell("error", message=str(error) if known else f"{type(error).__name__}: {error}")
+        events.tell_error(error)
         return 1
     return 0
 

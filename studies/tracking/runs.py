@@ -169,11 +169,7 @@ def of_study(
 
 def public_spec(record: StudyRecord, now: Status) -> dict[str, Any] | None:
     """The study file, with the budget as it stands, for everybody to see; ``None`` of a study of Optuna's."""
-    if record.spec is None:
-        return None
-    data = record.spec.model_copy(update={"budget": now.budget}).to_file()
-    data.pop("notify", None)  # its URL may hold a secret
-    return data
+    return record.spec.to_public_file(now.budget) if record.spec else None
 
 
 def batches(contents: Contents, known: Known) -> Iterator[Batch]:
