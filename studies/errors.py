@@ -8,6 +8,7 @@ StudyhallError
 │   ├── StorageURLError     the storage URL cannot be understood
 │   ├── StorageUnreachable  no answer, or the server refused us
 │   │   └── TooManyConnections  all of the server's connections are taken
+│   ├── Refused             the database will never take a value, for what it is
 │   ├── NoTables            the database holds no studies yet
 │   ├── LeaseLost           a trial is no longer the worker's that writes to it
 │   ├── BudgetSpent         the study's budget has no room for one more trial
@@ -69,6 +70,10 @@ class StorageUnreachable(StorageError):
 
 class TooManyConnections(StorageUnreachable):
     """All of the server's connections are taken."""
+
+
+class Refused(StorageError):
+    """The database will never take a value, for what it is; sending it again would not help."""
 
 
 class NoTables(StorageError):

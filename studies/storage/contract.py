@@ -1,7 +1,8 @@
 """Optuna's contract for storages, on Optuna's own tables: one statement for each call.
 
-What it remembers: the names and directions of studies, which never change; finished trials, which never
-change; and the running trials that this process began, which by Optuna's contract nobody else writes to.
+What it remembers: the names and directions of studies, which never change; the trials that it read, until the
+database says that one has changed; and the running trials that this process began, which by Optuna's contract
+nobody else writes to.
 A trial that a worker holds by a lease is written to by its :class:`Writer`.
 """
 
@@ -26,11 +27,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.errors import StorageUnreachable
 from studies.storage.database import AlreadyFinished, Database, NotThere
+from studies.storage.limits import check_name, check_size, to_json
 from studies.storage.trials import TrialCache, changed, copied, read_distribution, to_trial, to_utc
 
 #: Seconds for which what was read for a worker's trial is not read again. With Hyperband, TPE reads all trials
 #: once for each parameter; and steps as short as this are not pruned by what happened in between.
 FRESH_SECONDS = 0.05
+
+#: How many trials are read at a time when a study is read for the first time.
+BATCH = 2000
 
 Change = Mapping[str, Any]
 
@@ -66,6 +71,7 @@ class OptunaContract(BaseStorage):
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         name = DEFAULT_STUDY_NAME_PREFIX + str(uuid.uuid4()) if study_name is None else study_name
+        check_name("study name", name)
         row = self.database.row(
             "new_study", token=new_token(), name=name, directions=[direction.name for direction in directions]
         )
@@ -166,7 +172,9 @@ class OptunaContract(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
+        check_name("parameter", param_name)
         text = distribution_to_json(distribution)
+        check_size(f"the distribution of parameter {param_name!r}", text)
         change = {"name": param_name, "value": float(param_value_internal), "distribution": text}
         if writer := self._writers.get(trial_id):
             known = self._cache(self._study_of[trial_id]).distributions.get(param_name, distribution)
@@ -231,7 +239,7 @@ class OptunaContract(BaseStorage):
             self._own[trial._trial_id], self._study_of[trial._trial_id] = trial, study_id
             cache = self._cache(study_id)
             if cache.get(trial._trial_id):
-                cache.put(trial, None)
+                cache.put(trial)
 
     def hold(self, study_id: int, trial_id: int, writer: Writer) -> None:
         """From now on ``writer`` writes to this trial, which was read when it was claimed."""
@@ -279,13 +287,13 @@ class OptunaContract(BaseStorage):
         with self._lock, _as_optuna():
             if time.monotonic() > self._fresh.get(study_id, 0.0):
                 self._refresh(study_id)
-            trials = [trial for trial in self._cache(study_id).trials if states is None or trial.state in states]
+            trials = self._cache(study_id).select(states)
         return copy.deepcopy(trials) if deepcopy else trials
 
     def known_trials(self, study_id: int) -> list[FrozenTrial]:
         """The trials as they were last read."""
         with self._lock:
-            return list(self._cache(study_id).trials)
+            return self._cache(study_id).select(None)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         row = self.database.row("best", study_id=study_id)
@@ -309,9 +317,23 @@ class OptunaContract(BaseStorage):
             cache, losses = self._cache(study_id), self.database.losses
             if cache.losses != losses:
                 cache = self._caches[study_id] = TrialCache(losses)
+            if cache.snapshot is None:
+                self._read_all(study_id, cache)
             rows = self.database.rows(statement, study_id=study_id, **parameters, **cache.question(self._own))
             if losses == self.database.losses:
                 return cache, rows
+
+    def _read_all(self, study_id: int, cache: TrialCache) -> None:
+        """Read a study's trials for the first time, some thousands at a time."""
+        snapshot: str | None = None
+        while True:
+            rows = self.database.rows("all_trials", study_id=study_id, after=cache.last_id, count=BATCH)
+            cache.learn(rows, self._own)
+            # By the first snapshot, since what changed during a later batch may belong to an earlier one.
+            snapshot = snapshot or cache.snapshot
+            if len(rows) < BATCH:
+                cache.snapshot = snapshot
+                return
 
     def _note_fresh(self, study_id: int) -> None:
         """The trials of a study were just read. Only a worker's trial is content with that for a while."""
@@ -320,20 +342,6 @@ class OptunaContract(BaseStorage):
 
     def _cache(self, study_id: int) -> TrialCache:
         return self._caches.setdefault(study_id, TrialCache())
-
-
-def to_json(key: str, value: Any) -> str:
-    """An attribute as Optuna stores it.
-
-    Raises:
-        TypeError: it is not JSON; the message names the attribute and what in it is wrong.
-    """
-    try:
-        return json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"attribute {key!r} is not JSON: {error}; legal are text, numbers, booleans, None, lists and dicts"
-        ) from None
 
 
 @contextmanager

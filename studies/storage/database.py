@@ -23,7 +23,8 @@ import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import POLL_OK, POLL_READ
 
-from studies.errors import BudgetSpent, LeaseLost, StorageError, StorageUnreachable, TooManyConnections
+from studies.errors import BudgetSpent, LeaseLost, Refused, StorageError, StorageUnreachable, TooManyConnections
+from studies.storage.sqlstate import ADVICE, Verdict, breaks_connection, verdict
 from studies.storage.url import StorageURL, connection_error
 
 Row = dict[str, Any]
@@ -115,7 +116,8 @@ class Database:
             Its rows, each a dict by column; empty for a statement that returns none.
 
         Raises:
-            StorageUnreachable: the server does not answer, or refuses us.
+            StorageUnreachable: the server does not answer, refuses us, or can't do it now.
+            Refused: it will never take a value, for what it is.
             StorageError: it answers with an error; :exc:`LeaseLost`, :exc:`BudgetSpent`,
                 :exc:`NotThere`, :exc:`AlreadyFinished` where our own functions raise it.
         """
@@ -145,35 +147,49 @@ class Database:
                     rows = self._ask(connection, sql, parameters, within)
                     self._put_back(connection)
                     return rows
-                except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-                    _close(connection)
-                    lost = error
                 except psycopg2.Error as error:
-                    self._put_back(connection)
-                    raise _ERRORS.get(error.pgcode, StorageError)(
-                        f"{self.url.display}: {_first_line(error)}"
-                    ) from error
+                    failure, is_broken = error, breaks_connection(error)
+                    if is_broken:
+                        _close(connection)
+                    else:
+                        self._put_back(connection)
                 except BaseException:
                     _close(connection)  # in the middle of something
                     raise
+            reason = self._explain(failure)
+            if not isinstance(reason, StorageUnreachable):
+                raise reason from failure
             tried += 1
-            reason = connection_error(self.url, lost)
             if isinstance(reason, TooManyConnections):
                 self.spare_connections()  # others' turn; ours comes
                 patience = max(patience, min(within, CROWD_SECONDS))
-            else:
+            elif is_broken:
                 self.losses += 1
-            if isinstance(lost, _Silent) and self.stop.is_set():
+            elif verdict(failure) is Verdict.TRY_AGAIN:
+                patience = max(patience, min(within, CROWD_SECONDS))
+            if isinstance(failure, _Silent) and self.stop.is_set():
                 self._is_given_up = True
-                raise reason from lost
-            if tried == 1 and not is_fresh and time.monotonic() - began < within:
+                raise reason from failure
+            if tried == 1 and is_broken and not is_fresh and time.monotonic() - began < within:
                 self._drop()  # what broke one connection has broken the others
                 continue
             pause = min(1.0, pause * 2)
             if time.monotonic() - began + pause > patience or self.stop.is_set():
-                raise reason from lost
+                raise reason from failure
             # With jitter: a fleet must not come back all at once.
             self.stop.wait(pause * random.uniform(0.5, 1))
+
+    def _explain(self, error: psycopg2.Error) -> StorageError:
+        """What to raise for ``error``; a :exc:`StorageUnreachable` where the statement may be sent again."""
+        code = error.pgcode
+        is_by_choice = code == "25006" and self.url.is_read_only
+        judged = Verdict.UNEXPECTED if is_by_choice else verdict(error)
+        if judged in (Verdict.AWAY, Verdict.TRY_AGAIN):
+            if code in ADVICE:
+                return StorageUnreachable(ADVICE[code].format(where=self.url.where))
+            return connection_error(self.url, error)
+        kind = Refused if judged is Verdict.REFUSED else _ERRORS.get(code, StorageError)
+        return kind(f"{self.url.display}: {_first_line(error)}")
 
     def spare_connections(self) -> None:
         """Connections are scarce: keep none between two statements for a while."""
@@ -219,7 +235,10 @@ class Database:
 
     def _ask(self, connection: Any, sql: str, parameters: dict[str, Any] | None, within: float) -> list[Row]:
         with connection.cursor() as cursor:
-            cursor.execute(sql, parameters)
+            try:
+                cursor.execute(sql, parameters)
+            except ValueError as error:  # psycopg2's own, of a NUL or half a surrogate pair: nothing was sent
+                raise psycopg2.DataError(f"cannot be sent: {error}") from error
             self._wait(connection, within)
             if not cursor.description:
                 return []

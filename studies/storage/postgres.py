@@ -394,7 +394,8 @@ class PostgresStorage(OptunaContract):
         timeout: float | None = None,
         target: float | None = None,
     ) -> None:
-        """Change what may change of the budget, and let a stopped study go on.
+        """Change what may change of the budget, and let a stopped study go on. Where more trials are running than a
+        smaller budget has room for, the newest are requeued.
 
         Args:
             record: the study.
@@ -419,10 +420,11 @@ class PostgresStorage(OptunaContract):
         budget = record.budget.model_dump() | {key: value for key, value in changes.items() if value is not None}
         budget["trials"] += more_trials
         StudySpec.from_dict({**record.spec.model_dump(exclude_none=True), "budget": budget}, record.name)
-        finished = self.status(record).finished
-        if budget["trials"] < finished:
-            raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: {finished} are done already")
-        self.database.rows("extend", token=new_token(), study_id=record.study_id, more_trials=more_trials, **changes)
+        (row,) = self.database.rows(
+            "extend", token=new_token(), study_id=record.study_id, more_trials=more_trials, **changes
+        )
+        if row["finished"] is not None:
+            raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: {row['finished']} are done already")
 
     def stop(self, record: StudyRecord, reason: str) -> None:
         """Let no more trials begin."""

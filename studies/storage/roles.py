@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 READER: Final = "studyhall_reader"
 #: What a worker, and whoever creates and steers studies, deletes in the course of that; no study and no trial.
-_WORKER_DELETES: Final = ("checkpoints", "notices", "requests", "workers")
+_WORKER_DELETES: Final = ("checkpoints", "notices", "requests", "transitions", "workers")
 _GRANTS: Final = {
     "viewer": (
         "grant usage on schema public, studyhall to {role}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -53,60 +53,78 @@ def to_utc(local: datetime | None) -> datetime | None:
 class TrialCache:
     """The trials of one study, as far as they were read.
 
-    Finished trials never change, so they are read once. Of the others it knows the revision. It is
-    guarded by whoever owns it.
+    It knows the snapshot of its last read, and asks only for what that snapshot does not show. It is guarded by
+    whoever owns it.
 
     Args:
         losses: of connections, when it was begun. After another one it is not to be trusted: a server that
-            crashed may have lost changes that were read here, and have given their revisions to others.
+            crashed may have lost changes that were read here, and may give their transactions' ids to others.
     """
 
     def __init__(self, losses: int = 0) -> None:
         self.losses = losses
-        self.trials: list[FrozenTrial] = []
-        """By id, which within a study is by number: both are given under the study's row lock."""
+        self.snapshot: str | None = None
+        """Of the last read, as PostgreSQL writes it; ``None`` before the first."""
         self.distributions: dict[str, BaseDistribution] = {}
         """Of each parameter, as some trial has it."""
+        self._trials: list[FrozenTrial] = []  # by id, which within a study is by number
         self._position: dict[int, int] = {}
-        self._revisions: dict[int, int | None] = {}
+        self._stale: set[int] = set()  # to be read again, whatever the snapshot shows
+        self._versions = dict.fromkeys(TrialState, 0)  # how often the trials of each state have changed
+        self._selected: dict[frozenset[TrialState], tuple[int, list[FrozenTrial]]] = {}
+
+    @property
+    def last_id(self) -> int:
+        """The id of the newest trial; -1 where there is none."""
+        return self._trials[-1]._trial_id if self._trials else -1
 
     def question(self, own: Collection[int]) -> dict[str, Any]:
-        """What the database needs to know to tell what is new; ``own`` trials are not asked for."""
-        known = [trial_id for trial_id in self._revisions if trial_id not in own]
-        return {
-            "after": self.trials[-1]._trial_id if self.trials else -1,
-            "known": known,
-            "revisions": [self._revisions[trial_id] for trial_id in known],
-        }
+        """What the database needs to know to tell what has changed; ``own`` trials are not asked for."""
+        return {"since": self.snapshot, "again": [trial_id for trial_id in self._stale if trial_id not in own]}
 
     def learn(self, rows: Iterable[Mapping[str, Any]], own: Mapping[int, FrozenTrial]) -> None:
         """Take in new and changed trials; ``own`` ones are known better than from the rows."""
         for row in sorted(rows, key=lambda row: int(row["trial_id"])):
-            self.put(own.get(row["trial_id"]) or to_trial(row), row["revision"])
+            self.snapshot = row["snapshot"]
+            self._stale.discard(row["trial_id"])
+            self.put(own.get(row["trial_id"]) or to_trial(row))
 
-    def put(self, trial: FrozenTrial, revision: int | None) -> None:
+    def put(self, trial: FrozenTrial) -> None:
         """Take in one trial. A new one has a higher id than all that are known."""
         position = self._position.get(trial._trial_id)
         if position is None:
-            self._position[trial._trial_id] = len(self.trials)
-            self.trials.append(trial)
+            self._position[trial._trial_id] = len(self._trials)
+            self._trials.append(trial)
         else:
-            self.trials[position] = trial
-        if trial.state.is_finished():
-            self._revisions.pop(trial._trial_id, None)
-        else:
-            self._revisions[trial._trial_id] = revision
+            self._versions[self._trials[position].state] += 1
+            self._trials[position] = trial
+        self._versions[trial.state] += 1
         self.distributions.update(trial.distributions)
 
     def get(self, trial_id: int) -> FrozenTrial | None:
         """The trial as it was last read."""
         position = self._position.get(trial_id)
-        return None if position is None else self.trials[position]
+        return None if position is None else self._trials[position]
+
+    def select(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
+        """The trials in these states, by number; all for ``None``. The list is the caller's.
+
+        With many trials a walk over all of them costs more than a step of training, and at most steps nothing has
+        changed but the trials that run.
+        """
+        if states is None:
+            return list(self._trials)
+        wanted = frozenset(state for state in TrialState if state in states)
+        version = sum(self._versions[state] for state in wanted)
+        known = self._selected.get(wanted)
+        if known is None or known[0] != version:
+            known = self._selected[wanted] = version, [trial for trial in self._trials if trial.state in wanted]
+        return list(known[1])
 
     def forget(self, trial_id: int) -> None:
         """Read this trial again next time."""
-        if trial_id in self._revisions:
-            self._revisions[trial_id] = None
+        if trial_id in self._position:
+            self._stale.add(trial_id)
 
 
 def changed(trial: FrozenTrial, field: str, key: Any, value: Any) -> FrozenTrial:

@@ -119,6 +119,11 @@ class StorageURL:
             return "the default address"
         return ", ".join(f"{host or 'the default address'} port {port or 5432}" for host, port in self.hosts)
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether its sessions are made read-only by the URL itself."""
+        return "default_transaction_read_only=on" in dict(self.options).get("options", "")
+
     def _address_options(self) -> dict[str, str]:
         options = {"host": ",".join(host for host, _ in self.hosts)}
         if any(port for _, port in self.hosts):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from studies.checkpoints import CheckpointStore
-from studies.errors import CheckpointError, StorageUnreachable
+from studies.errors import CheckpointError, LeaseLost, StorageError
 from studies.storage.postgres import Claim, PostgresStorage, SavedCheckpoint, StudyRecord
 from studies.trial import Checkpoint
 
@@ -64,7 +64,9 @@ class Checkpoints:
             )
             if self._store:
                 self._store.delete(superseded)
-        except (CheckpointError, StorageUnreachable) as error:
+        except LeaseLost:
+            raise
+        except (CheckpointError, StorageError) as error:
             log.warning("trial %d: no checkpoint at step %d: %s", self._claim.number, step, error)
         self._saved_at = time.monotonic()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from studies.errors import LeaseLost, StorageUnreachable
 from studies.storage.contract import json_number
+from studies.storage.limits import check_name
 from studies.trial import Checkpoint, Interrupted
 from studies.worker.checkpoints import Checkpoints
 from studies.worker.lease import Lease
@@ -43,6 +44,8 @@ class HeldTrial:
 
     def put_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Have the metrics of a step written with what is told next."""
+        for name in metrics:
+            check_name("metric", name)
         for name, value in metrics.items():
             self.lease.put("metrics", {"step": step, "name": name, "value": json_number(value)})
 

@@ -20,10 +20,11 @@ from typing import Final
 
 from optuna.trial import TrialState
 
-from studies.errors import LeaseLost, StorageError, StorageUnreachable
+from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable
 from studies.storage.contract import Change
 from studies.storage.database import Forgotten
 from studies.storage.postgres import Claim, PostgresStorage, Wishes
+from studies.worker.refusals import Refusal, fail_refused, isolate
 from studies.worker.results import KeptResult, Results
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Lease:
         lost: somebody else has the trial, or it is over: nothing of this lease is wanted.
         cancelled: a person wants the trial to end.
         interrupted: the trial's study is paused or stopped.
+        refusals: what the database does not take of the trial, which FAILs for it.
     """
 
     def __init__(self, claim: Claim, courier: Courier, results: Results) -> None:
@@ -74,7 +76,7 @@ class Lease:
         self._step: int | None = None
         self._result: _Result | None = None
         self._due: float | None = None  # when what is pending is to be carried (monotonic clock)
-        self._refused: list[StorageError] = []  # what the database would not take, for who waits
+        self.refusals: list[Refusal] = []
         self._heard = time.monotonic()
 
     def is_told(self) -> bool:
@@ -102,26 +104,25 @@ class Lease:
             step: the newest one, for people to see.
 
         Raises:
-            StorageError: the database refuses something for what it is.
+            Refused: the database does not take something that was put here, for what it is.
         """
         self._step = self._step if step is None else step
         self._courier.carry(self)
         self._wait(lambda: self.is_told() or time.monotonic() - self._heard < self._courier.lease_seconds)
+        if self.refusals:
+            raise Refused(str(self.refusals[0]))
 
     def finish(self, state: TrialState, values: Sequence[float] | None) -> None:
         """Have the result written, with everything put before, and wait until it is.
 
-        While the database is away the result is kept on the disk, in case this worker goes, too.
-
-        Raises:
-            StorageError: the database refuses something for what it is.
+        While the database is away the result is kept on the disk, in case this worker goes, too. Where it refuses
+        something, the trial FAILs with the reason.
         """
         result = _Result(state=state, values=None if values is None else [float(value) for value in values])
         with self._changed:
             self._result, self._due = result, time.monotonic()
         self._courier.carry(self)
         if self.is_told():
-            self._wait(lambda: True)
             return
         with self._changed:
             changes = _merged(*self._recently_told(), self._carried, self._pending)
@@ -141,10 +142,8 @@ class Lease:
     def _wait(self, condition: Callable[[], bool]) -> None:
         """Wait for the courier, unless the worker is asked to stop."""
         with self._changed:
-            while not (condition() or self._refused or self._courier.stop.is_set()):
+            while not (condition() or self._courier.stop.is_set()):
                 self._changed.wait(RETRY)
-            if self._refused:
-                raise self._refused.pop()
 
     def carry(self, storage: PostgresStorage, within: float) -> None:
         """Tell the database what is pending; for the courier.
@@ -156,15 +155,10 @@ class Lease:
             self._carried, self._pending = _merged(self._pending), {}
             result, step, self._due = self._result, self._step, None
         wishes: Wishes | None = None
-        refused: list[StorageError] = []
+        refusals: list[Refusal] = []
         is_lost = False
         try:
-            try:
-                wishes = self._send(storage, result, step, within)
-            except Forgotten:
-                with self._changed:
-                    self._carried, self._revision = _merged(*self._recently_told(), self._carried), 0
-                wishes = self._send(storage, result, step, within)
+            wishes, refusals = self._deliver(storage, result, step, within)
         except LeaseLost:
             is_lost = True
         except StorageUnreachable:
@@ -172,8 +166,6 @@ class Lease:
                 self._pending, self._carried = _merged(self._carried, self._pending), {}
                 self._due = time.monotonic()
             raise
-        except StorageError as error:
-            refused = [error]  # it is about what was sent: sending it again would not help
         with self._changed:
             if self._carried:
                 now = time.monotonic()
@@ -181,7 +173,7 @@ class Lease:
                 while self._told[0][0] < now - MEMORY:
                     self._told.popleft()
             self._carried = {}
-            self._refused += refused
+            self.refusals += refusals
             self._heard, self.lost = time.monotonic(), self.lost or is_lost
             if wishes:
                 self.cancelled, self.interrupted = wishes.cancelled, wishes.interrupted
@@ -189,12 +181,49 @@ class Lease:
             if result:
                 self._result = None
             self._changed.notify_all()
+        if refusals:
+            self._results.put_aside(self.claim, refusals)
 
-    def _send(self, storage: PostgresStorage, result: _Result | None, step: int | None, within: float) -> Wishes | None:
+    def _deliver(
+        self, storage: PostgresStorage, result: _Result | None, step: int | None, within: float
+    ) -> tuple[Wishes | None, list[Refusal]]:
+        """Send what is carried. What the database refuses of it is taken out, and returned."""
+        try:
+            return self._send(storage, self._carried, result, step, within), []
+        except Forgotten:
+            with self._changed:
+                self._carried, self._revision = _merged(*self._recently_told(), self._carried), 0
+            return self._send(storage, self._carried, result, step, within), []
+        except (LeaseLost, StorageUnreachable):
+            raise
+        except StorageError as error:
+            wishes, refusals = self._deliver_in_parts(storage, result, step, within, error)
+            with self._changed:
+                self._carried = {}  # not to be remembered: after a crash of the server all of it would be refused again
+            return wishes, refusals
+
+    def _deliver_in_parts(
+        self, storage: PostgresStorage, result: _Result | None, step: int | None, within: float, error: StorageError
+    ) -> tuple[Wishes | None, list[Refusal]]:
+        try:
+            if result:
+                return None, fail_refused(storage, self.claim, self._carried, error)
+            refusals = isolate(self._carried, partial(storage.write, self.claim, step=step, within=within), error)
+            return self._send(storage, {}, None, step, within), refusals
+        except (LeaseLost, StorageUnreachable):
+            raise
+        except StorageError as error:
+            # Nothing can be told of this trial. Others take it when its lease runs out, three times at most.
+            log.error("trial %d: the database refuses everything about it: %s", self.claim.number, error)
+            raise LeaseLost(str(error)) from error
+
+    def _send(
+        self, storage: PostgresStorage, changes: Changes, result: _Result | None, step: int | None, within: float
+    ) -> Wishes | None:
         if result is None:
-            return storage.write(self.claim, self._carried, step=step, revision=self._revision, within=within)
+            return storage.write(self.claim, changes, step=step, revision=self._revision, within=within)
         state, values = result.state.name, result.values
-        storage.finish(self.claim, state, values, self._carried, revision=self._revision, within=within)
+        storage.finish(self.claim, state, values, changes, revision=self._revision, within=within)
         return None
 
     def _recently_told(self) -> list[Changes]:

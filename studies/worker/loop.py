@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from studies.catalog import reseed
 from studies.checkpoints import CheckpointStore, open_store
-from studies.errors import LeaseLost, StorageError, StorageUnreachable
+from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable
 from studies.objective import Objective, one_line
 from studies.spec import StudySpec
 from studies.storage.postgres import Claim, PostgresStorage, StudyRecord
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks for a trial while there is none: the first, and at most.
 POLL, LONGEST_POLL = 0.25, 2.0
+#: Characters of an objective's error and traceback that are stored; of the traceback the last ones.
+MAX_ERROR, MAX_TRACEBACK = 2_000, 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,7 @@ class Worker:
             lease.lost = True
         finally:
             if lease.lost:
-                log.warning("trial %d was taken over while this worker was silent: dropped", claim.number)
+                log.warning("trial %d is no longer this worker's (requeued or taken over): dropped", claim.number)
             lease.close()
             self._storage.release(claim.trial_id)
         if study.optuna._stop_flag:
@@ -163,6 +165,9 @@ class Worker:
         except StorageUnreachable as error:  # the storage's failure, and not the trial's
             self._end_if_forked(1)
             raise Interrupted from error
+        except Refused:
+            self._end_if_forked(1)
+            return TrialState.FAIL, None
         except optuna.TrialPruned:
             self._end_if_forked(0)
             return TrialState.PRUNED, None
@@ -171,9 +176,10 @@ class Worker:
             if held.stop_requested:
                 # What breaks while everything is taken down, or the trial away, says nothing about the trial.
                 raise Interrupted from error
-            log.warning("trial %d failed: %s: %s", trial.number, type(error).__name__, one_line(error))
-            trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}")
-            trial.set_user_attr("traceback", traceback.format_exc())
+            message = f"{type(error).__name__}: {one_line(error)}"[:MAX_ERROR]
+            log.warning("trial %d failed: %s", trial.number, message)
+            trial.set_user_attr("error", message)
+            trial.set_user_attr("traceback", traceback.format_exc()[-MAX_TRACEBACK:])
             return TrialState.FAIL, None
         values = as_values(returned, len(study.spec.all_directions))
         if isinstance(values, str):
@@ -195,6 +201,10 @@ class Worker:
         if held.lease.cancelled and state != TrialState.COMPLETE:
             state = TrialState.FAIL
             trial.set_user_attr("error", "cancelled")
+        if held.lease.refusals:  # whatever the objective made of it: not all that it recorded is there
+            state, values = TrialState.FAIL, None
+            trial.set_user_attr("error", str(held.lease.refusals[0]))
+            log.warning("trial %d failed: %s", trial.number, held.lease.refusals[0])
         # Study.tell without its answer, a deep copy of the trial that nobody here looks at.
         _tell_with_warning(study.optuna, trial, values, state)
         if state == TrialState.FAIL:
@@ -209,6 +219,9 @@ class Worker:
             try:
                 self._storage.give_back(claim, pending)
                 return
+            except Refused as error:  # the next attempt meets it again, and FAILs for it
+                log.warning("trial %d is requeued without what it had to tell: %s", claim.number, error)
+                pending = {}
             except StorageUnreachable as error:
                 if self._stop.wait(1.0):
                     log.warning(

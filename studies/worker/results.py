@@ -14,8 +14,12 @@ from typing import Any
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
 from studies.storage.contract import Change
 from studies.storage.postgres import Claim, PostgresStorage
+from studies.worker.refusals import Refusal, fail_refused
 
 log = logging.getLogger(__name__)
+
+#: How the name of a file ends that holds what the database refused.
+REFUSED = ".refused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +49,25 @@ class Results:
         Returns:
             Its file; ``None`` where none can be written, which is logged: the result is then only in memory.
         """
-        file = self._directory / f"{result.claim.trial_id}-{result.claim.epoch}.json"
+        file = self._write(f"{result.claim.trial_id}-{result.claim.epoch}.json", asdict(result))
+        if file:
+            log.info("trial %d: its result waits for the database in %s", result.claim.number, file)
+        return file
+
+    def put_aside(self, claim: Claim, refusals: Sequence[Refusal]) -> None:
+        """Write what the database refused of a trial, for a person to look at; `studyhall doctor` finds it."""
+        for refusal in refusals:
+            name = f"{claim.trial_id}-{claim.epoch}-{uuid.uuid4().hex[:8]}{REFUSED}"
+            file = self._write(name, {"claim": asdict(claim), "refused": asdict(refusal)})
+            log.warning("trial %d: %s; it is put aside in %s", claim.number, refusal, file or "no file")
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> Path | None:
+        file = self._directory / name
         beside = file.with_name(f".{uuid.uuid4()}")
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with beside.open("x") as handle:
-                json.dump(asdict(result), handle)
+                json.dump(content, handle)
                 handle.flush()
                 os.fsync(handle.fileno())
             beside.replace(file)
@@ -58,14 +75,8 @@ class Results:
                 _sync(folder)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            log.warning(
-                "trial %d: its result waits for the database in memory alone, since it can't be written to %s: %s",
-                result.claim.number,
-                self._directory,
-                error.strerror,
-            )
+            log.warning("%s can't be written, so that what it would hold is in memory alone: %s", file, error.strerror)
             return None
-        log.info("trial %d: its result waits for the database in %s", result.claim.number, file)
         return file
 
     def tell(self, storage: PostgresStorage) -> None:
@@ -77,7 +88,7 @@ class Results:
         for file in sorted(self._directory.glob("*.json")):
             try:
                 result = _read(file)
-                storage.finish(result.claim, result.state, result.values, result.changes)
+                self._finish(storage, result)
                 log.info("trial %d: told the result that had waited in %s", result.claim.number, file)
             except FileNotFoundError:
                 continue  # told by another worker
@@ -87,9 +98,17 @@ class Results:
                 raise
             except (StorageError, ValueError, KeyError, TypeError) as error:
                 log.warning("%s: no result that can be told: %s", file, error)
-                file.replace(file.with_suffix(".refused"))
+                file.replace(file.with_suffix(REFUSED))
                 continue
             file.unlink(missing_ok=True)
+
+    def _finish(self, storage: PostgresStorage, result: KeptResult) -> None:
+        try:
+            storage.finish(result.claim, result.state, result.values, result.changes)
+        except (LeaseLost, StorageUnreachable):
+            raise
+        except StorageError as error:
+            self.put_aside(result.claim, fail_refused(storage, result.claim, result.changes, error))
 
 
 def _read(file: Path) -> KeptResult:

@@ -23,6 +23,7 @@ from studies.errors import (
     StudyNotFound,
     TrialNotFound,
 )
+from studies.storage import schema
 from studies.storage.postgres import Attempt, Claim, StudyRecord
 from studies.storage.url import StorageURL
 
@@ -122,7 +123,9 @@ def test_no_table_is_made_where_only_to_look(empty_database: StorageURL) -> None
 
 def test_tables_of_a_newer_version_are_refused(storage: PostgresStorage) -> None:
     storage.database.execute("insert into studyhall.version values (999, now())")
-    with pytest.raises(StorageError, match="version 999, this studyhall knows 4; upgrade it: pip install"):
+    with pytest.raises(
+        StorageError, match=f"version 999, this studyhall knows {schema.newest()}; upgrade it: pip install"
+    ):
         PostgresStorage(storage.location)
 
 

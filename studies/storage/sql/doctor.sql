@@ -18,7 +18,7 @@ select library_version as optuna, version_num as version from version_info, alem
 -- name: examined_studies
 -- The studies of ours: where their checkpoints lie, and whether they go on.
 select s.study_name as name, b.uid::text as uid, b.paused, a.value_json::json -> 'checkpoints' ->> 'store' as store,
-    studyhall.ended(s.study_id, t.finished, t.failed, t.began, t.best) as ended
+    studyhall.ended(t) as ended
 from studies s
 join studyhall.budgets b using (study_id)
 left join study_user_attributes a on a.study_id = s.study_id and a.key = 'spec'

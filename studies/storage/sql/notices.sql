@@ -21,7 +21,10 @@ returning event
 -- name: note_told
 -- Notices were told, or need not be any more.
 update studyhall.notices set told_at = coalesce(told_at, now())
-where study_id = %(study_id)s and address = %(address)s and event = any(%(events)s::text[])
+where (study_id, address, event) in (
+    select study_id, address, event from studyhall.notices
+    where study_id = %(study_id)s and address = %(address)s and event = any(%(events)s::text[])
+    order by event for update)
 
 -- name: lost_workers
 -- The workers of a study that were lost in the last hour: found dead by their supervisor, or silent for a minute and
@@ -36,5 +39,5 @@ with found as materialized (
 select worker_id as worker, host, pid, device, died_of, seen_seconds_ago
 from found
 where died_of is not null or silent > greatest(60, 2 * (
-    select max(l.seconds) from studyhall.leases l join trials t using (trial_id) where t.study_id = %(study_id)s))
+    select max(l.seconds) from studyhall.leases l where l.study_id = %(study_id)s))
 order by host, pid

@@ -88,9 +88,14 @@ select * from studyhall.contents where trial_id = %(trial_id)s
 -- The id of a study's trial by its number.
 select trial_id from trials where study_id = %(study_id)s and number = %(number)s
 
+-- name: all_trials
+-- The next trials of a study after one of them, by id; each with the snapshot by which to ask for changes.
+select pg_current_snapshot()::text as snapshot, c.* from studyhall.contents c
+where c.study_id = %(study_id)s and c.trial_id > %(after)s order by c.trial_id limit %(count)s
+
 -- name: changed_trials
--- The trials of a study that are new or changed.
-select * from studyhall.changes(%(study_id)s, %(after)s, %(known)s::integer[], %(revisions)s::integer[])
+-- The trials of a study that are new or changed since a snapshot, and those of the given ids.
+select snapshot, (trial).* from studyhall.changes(%(study_id)s, %(since)s::pg_snapshot, %(again)s::integer[])
 
 -- name: best
 -- The best COMPLETE trial of a study's first objective; of equal ones the lowest number.
@@ -106,21 +111,5 @@ order by
 limit 1
 
 -- name: delete_study
--- A study and all that hangs on it: Optuna's foreign keys do not cascade, so the leaves go first. No row
--- where there is no study; sent again, it finds what it deleted by its token.
-with
-    doomed as (select trial_id from trials where study_id = %(study_id)s),
-    a as (delete from trial_heartbeats where trial_id in (select trial_id from doomed)),
-    b as (delete from trial_intermediate_values where trial_id in (select trial_id from doomed)),
-    c as (delete from trial_params where trial_id in (select trial_id from doomed)),
-    d as (delete from trial_system_attributes where trial_id in (select trial_id from doomed)),
-    e as (delete from trial_user_attributes where trial_id in (select trial_id from doomed)),
-    f as (delete from trial_values where trial_id in (select trial_id from doomed)),
-    g as (delete from study_directions where study_id = %(study_id)s),
-    h as (delete from study_system_attributes where study_id = %(study_id)s),
-    i as (delete from study_user_attributes where study_id = %(study_id)s),
-    j as (delete from trials where study_id = %(study_id)s),
-    k as (delete from studyhall.workers where study_ids = array[%(study_id)s::integer]),
-    study as (delete from studies where study_id = %(study_id)s returning study_id),
-    remembered as (insert into studyhall.requests (token, answer) select %(token)s, study_id from study)
-select study_id from study union all select answer from studyhall.requests where token = %(token)s
+-- A study and all that hangs on it; no row where there is no study.
+select true as deleted where studyhall.delete_study(%(token)s, %(study_id)s)

@@ -52,37 +52,24 @@ where s.study_name = %(name)s
 select study_name as name from studies order by study_name
 
 -- name: list_studies
--- One row for each study: its trials by state, budget, best value, and workers seen lately.
-select s.study_name as name, b.trials as budget,
-    count(t.trial_id) filter (where t.state = 'COMPLETE') as complete,
-    count(t.trial_id) filter (where t.state = 'PRUNED') as pruned,
-    count(t.trial_id) filter (where t.state = 'RUNNING') as running,
-    count(t.trial_id) filter (where t.state = 'WAITING') as waiting,
-    count(t.trial_id) filter (where t.state = 'FAIL') as fail,
-    extract(epoch from now() - min(t.datetime_start) at time zone 'UTC')::float8 as seconds_ago,
-    (select count(*) from studyhall.workers w
-        where s.study_id = any(w.study_ids) and w.ended_at is null
-            and w.seen_at > now() - interval '2 minutes') as workers
+-- One row for each study: its trials by state, budget, and workers seen lately.
+select s.study_name as name, b.trials as budget, t.complete, t.pruned, t.running, t.waiting,
+    t.failed + t.cancelled as fail,
+    extract(epoch from now() - t.began at time zone 'UTC')::float8 as seconds_ago, coalesce(w.workers, 0) as workers
 from studies s
-left join studyhall.budgets b using (study_id)
-left join trials t on t.study_id = s.study_id
-group by s.study_id, b.trials
-order by min(t.datetime_start) nulls last, s.study_id
+cross join studyhall.tally(s.study_id) t
+left join studyhall.budgets b on b.study_id = s.study_id
+left join (
+    select study_id, count(*) as workers from studyhall.workers, unnest(study_ids) as study_id
+    where ended_at is null and seen_at > now() - interval '2 minutes' group by study_id
+) w on w.study_id = s.study_id
+order by t.began nulls last, s.study_id
 
 -- name: status
 -- Trials by state, and why no more begin (null where they do).
-select c.*, coalesce(b.paused, false) as paused, studyhall.ended(b.study_id, t.finished, t.failed, t.began, t.best) as ended
-from (
-    select
-        count(*) filter (where state = 'COMPLETE') as complete,
-        count(*) filter (where state = 'PRUNED') as pruned,
-        count(*) filter (where state = 'RUNNING') as running,
-        count(*) filter (where state = 'WAITING') as waiting,
-        count(*) filter (where state = 'FAIL') as fail
-    from trials where study_id = %(study_id)s
-) c
-left join studyhall.budgets b on b.study_id = %(study_id)s
-left join studyhall.tally(b.study_id) t on true
+select t.complete, t.pruned, t.running, t.waiting, t.failed + t.cancelled as fail,
+    coalesce((select paused from studyhall.budgets where study_id = t.study_id), false) as paused, studyhall.ended(t) as ended
+from studyhall.tally(%(study_id)s) t
 
 -- name: last_metrics
 -- The metrics of the last step that each of these trials reported.
@@ -125,10 +112,13 @@ order by m.trial_id, m.step, m.name
 -- name: register_worker
 -- A worker begins. Those that ended a day ago, and ran no trial that is there, are forgotten.
 with forgotten as (
-    delete from studyhall.workers w where w.seen_at < now() - interval '1 day'
-        and not exists (select from studyhall.leases l where l.worker_id = w.worker_id)
+    delete from studyhall.workers where worker_id in (
+        select worker_id from studyhall.workers w where w.seen_at < now() - interval '1 day'
+            and not exists (select from studyhall.leases l where l.worker_id = w.worker_id)
+        for update skip locked)
 ), answered as (
-    delete from studyhall.requests where at < now() - interval '1 day'
+    delete from studyhall.requests where token in (
+        select token from studyhall.requests where at < now() - interval '1 day' for update skip locked)
 )
 insert into studyhall.workers (worker_id, study_ids, host, pid, device)
 values (%(worker_id)s, %(study_ids)s, %(host)s, %(pid)s, %(device)s)
@@ -141,9 +131,9 @@ where worker_id = %(worker_id)s
 
 -- name: claim
 -- The next trial for a worker, with its lease, among all trials that are new or changed; or why there is none.
-select reason, epoch, (trial).*
+select reason, epoch, snapshot, (trial).*
 from studyhall.claim(
-    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claim)s, %(after)s, %(known)s::integer[], %(revisions)s::integer[]
+    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claim)s, %(since)s::pg_snapshot, %(again)s::integer[]
 )
 
 -- name: write
@@ -194,14 +184,7 @@ update studyhall.budgets set paused = false, stopped = null where study_id = %(s
 update studyhall.budgets set stopped = coalesce(stopped, %(reason)s) where study_id = %(study_id)s
 
 -- name: extend
--- Change what may change of a study's budget, once for each token. Whatever stopped it may have gone with that.
-with request as (
-    insert into studyhall.requests (token, answer) values (%(token)s, %(study_id)s) on conflict do nothing returning token
+-- Change what may change of a study's budget; how many trials are done, where that is too many for it.
+select finished from studyhall.extend(
+    %(token)s, %(study_id)s, %(trials)s, %(more_trials)s, %(max_failures)s, %(timeout)s, %(target)s
 )
-update studyhall.budgets set
-    trials = coalesce(%(trials)s, trials) + %(more_trials)s,
-    max_failures = coalesce(%(max_failures)s, max_failures),
-    timeout_seconds = coalesce(%(timeout)s, timeout_seconds),
-    target = coalesce(%(target)s, target),
-    stopped = null
-where study_id = %(study_id)s and exists (select from request)
