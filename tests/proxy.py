@@ -105,9 +105,16 @@ class Proxy:
         passed on. (Except that COPY FROM STDIN is asked for its data.)"""
         self._set_break(_Break("after", n, containing))
 
+    def refuse(self, sqlstate: str, n: int = 1, *, containing: str = "") -> None:
+        """Like :meth:`break_before`, but answer the query with an error of this SQLSTATE, in the server's place.
+
+        For a simple Query, outside of a transaction, which is all that our own clients send.
+        """
+        self._set_break(_Break("before", n, containing, sqlstate=sqlstate))
+
     @property
     def fired(self) -> bool:
-        """Whether the last break that was asked for has cut its connection."""
+        """Whether the last break or refusal that was asked for has met its query."""
         return self._break is not None and self._break.fired
 
     def on_query(self, hook: Hook | None) -> None:
@@ -247,6 +254,8 @@ class _Break:
     left: int
     containing: str
     fired: bool = False
+    sqlstate: str | None = None
+    """Instead of being cut, the query is answered with this error."""
 
     def meets(self, text: str) -> bool:
         """Count ``text``; whether it is the one."""
@@ -265,7 +274,7 @@ class _Query:
     def check_break(self, when: When) -> None:
         if self.broken is not None and self.broken.when == when:
             self.broken.fired = True  # first: the client may look as soon as it is cut
-            raise _Cut
+            raise _Refused(self.broken.sqlstate) if self.broken.sqlstate else _Cut
 
 
 @dataclass
@@ -279,6 +288,18 @@ class _Exchange:
 
 class _Cut(Exception):
     """End this connection, hard."""
+
+
+class _Refused(Exception):
+    """Answer with the error of this SQLSTATE, and pass nothing on."""
+
+    def answer(self) -> bytes:
+        """ErrorResponse and ReadyForQuery."""
+        fields = b"".join(
+            part + text.encode() + b"\0"
+            for part, text in ((b"S", "ERROR"), (b"V", "ERROR"), (b"C", str(self)), (b"M", "refused by the proxy"))
+        )
+        return b"E" + struct.pack("!I", len(fields) + 5) + fields + b"\0" + b"Z" + struct.pack("!I", 5) + b"I"
 
 
 class _Lane:
@@ -386,6 +407,7 @@ class _Session(threading.Thread):
             if end.family != socket.AF_UNIX:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         requests, answers = _Lane(self._client, server), _Lane(server, self._client)
+        self._answers = answers
         while True:
             self._proxy.wait_while_hung(self)
             requests.flush()
@@ -419,7 +441,12 @@ class _Session(threading.Thread):
             if self._starting:
                 self._start_up(int(struct.unpack_from("!I", message, 4)[0]))
             else:
-                self._request(message[:1], message[5:])
+                try:
+                    self._request(message[:1], message[5:])
+                except _Refused as refused:
+                    self._exchanges.pop()
+                    self._answers.put(refused.answer(), self._proxy.delay)
+                    continue
             passed.append(message)
         lane.put(b"".join(passed), self._proxy.delay)
 

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -315,25 +316,30 @@ class OptunaContract(BaseStorage):
         """Send a statement that answers with the trials that changed since they were read into the cache."""
         while True:
             cache, losses = self._cache(study_id), self.database.losses
-            if cache.losses != losses:
-                cache = self._caches[study_id] = TrialCache(losses)
-            if cache.snapshot is None:
-                self._read_all(study_id, cache)
+            if cache.losses != losses or cache.snapshot is None:
+                cache = self._caches[study_id] = self._read_all(study_id, losses)
             rows = self.database.rows(statement, study_id=study_id, **parameters, **cache.question(self._own))
             if losses == self.database.losses:
                 return cache, rows
 
-    def _read_all(self, study_id: int, cache: TrialCache) -> None:
+    def _read_all(self, study_id: int, losses: int) -> TrialCache:
         """Read a study's trials for the first time, some thousands at a time."""
-        snapshot: str | None = None
-        while True:
-            rows = self.database.rows("all_trials", study_id=study_id, after=cache.last_id, count=BATCH)
+
+        def read(after: int) -> list[dict[str, Any]]:
+            return self.database.rows("all_trials", study_id=study_id, after=after, count=BATCH)
+
+        cache = TrialCache(losses)
+        with ThreadPoolExecutor(1) as reader:
+            rows = read(-1)
+            snapshot = rows[0]["snapshot"] if rows else None
+            while len(rows) == BATCH:
+                following = reader.submit(read, rows[-1]["trial_id"])  # meanwhile these are taken in
+                cache.learn(rows, self._own)
+                rows = following.result()
             cache.learn(rows, self._own)
-            # By the first snapshot, since what changed during a later batch may belong to an earlier one.
-            snapshot = snapshot or cache.snapshot
-            if len(rows) < BATCH:
-                cache.snapshot = snapshot
-                return
+        # By the first one, since what changed during a later batch may belong to an earlier one.
+        cache.snapshot = snapshot
+        return cache
 
     def _note_fresh(self, study_id: int) -> None:
         """The trials of a study were just read. Only a worker's trial is content with that for a while."""

@@ -41,8 +41,8 @@ ADVICE: Final = {
     "name the primary, or let its operator end that",
     "53100": "the disk of the server at {where} is full: free some space there",
     "53200": "the server at {where} is out of memory: give it more, or run fewer workers",
-    "40P01": "the server at {where} kept meeting deadlocks: see in pg_stat_activity who holds its locks",
-    "55P03": "the server at {where} gave up a statement at its lock_timeout: see in pg_stat_activity who holds its locks",
+    "40P01": "the server at {where} kept meeting deadlocks: pg_stat_activity shows who locks",
+    "55P03": "the server at {where} gave up a statement at its lock_timeout: pg_stat_activity shows who locks",
     "57014": "the server at {where} gave up a statement at its statement_timeout: raise that for this user",
 }
 

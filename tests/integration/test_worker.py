@@ -504,22 +504,6 @@ def test_an_attribute_may_be_set_over_and_over(storage: PostgresStorage, run: Ru
     assert trials(storage)[0].user_attrs == {"count": -4, "last": 4}
 
 
-def test_what_the_database_refuses_fails_the_trial_also_where_nobody_waited_for_it(
-    storage: PostgresStorage, run: Run
-) -> None:
-    def objective(trial: Trial) -> float:
-        if trial.number == 0:
-            trial.set_user_attr("a\0b", 1)
-            time.sleep(1)  # the courier has carried it by now
-            trial.report(1.0, 0)
-        return 1.0
-
-    assert run(objective, budget={"trials": 1}) == "complete"
-    first, second = trials(storage)
-    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
-    assert first.user_attrs["error"].startswith("StorageError: ")
-
-
 # Several studies
 
 
