@@ -188,8 +188,9 @@ class Database:
             if code in ADVICE:
                 return StorageUnreachable(ADVICE[code].format(where=self.url.where))
             return connection_error(self.url, error)
-        kind = Refused if judged is Verdict.REFUSED else _ERRORS.get(code, StorageError)
-        return kind(f"{self.url.display}: {_first_line(error)}")
+        if judged is Verdict.REFUSED:
+            return Refused(_first_line(error))
+        return _ERRORS.get(code, StorageError)(f"{self.url.display}: {_first_line(error)}")
 
     def spare_connections(self) -> None:
         """Connections are scarce: keep none between two statements for a while."""

@@ -66,7 +66,7 @@ def test_every_error_of_the_server_is_taken_for_what_it_is_in(method: str, proxy
             with closing(PostgresStorage(proxy.url)) as storage:
                 stage = set_up(storage)
                 proxy.refuse(code, n)
-                if method in IMPATIENT and code in AWAY:
+                if method in IMPATIENT and code == "53100":  # what breaks a connection is tried once over another
                     with pytest.raises(StorageUnreachable):
                         case(stage)
                 assert shown(case(stage)) == result, (code, n)
@@ -173,7 +173,7 @@ def test_what_the_database_refuses_fails_its_trial_and_all_else_is_kept(
     assert list(failed.params) == ["x"]
     assert failed.user_attrs["before"] == 1
     assert failed.value is None
-    assert ("swallowed" in failed.user_attrs) == (body is swallowed and kind in ("metrics", "reports", "user_attrs"))
+    assert ("swallowed" in failed.user_attrs) == (body is swallowed)
     [aside] = folder.glob("*.refused")
     assert json.loads(aside.read_text())["refused"]["kind"] == kind
     assert list(folder.glob("*.json")) == []

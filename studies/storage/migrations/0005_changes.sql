@@ -45,7 +45,7 @@ create table studyhall.tallies (
     failed    integer not null,
     cancelled integer not null,                             -- FAILed as well, but no failures
     began     timestamp,                                    -- the first trial, in UTC
-    best      double precision                              -- of the first objective
+    best      double precision                              -- of the first objective, where constraints are kept
 );
 insert into studyhall.transitions (study_id, trial_id, became) select study_id, trial_id, state from trials;
 alter table studyhall.budgets drop settled, drop finished, drop failed, drop began, drop best;
@@ -193,6 +193,10 @@ begin
     left join lateral (
         select case value_type when 'INF_POS' then 'Infinity' when 'INF_NEG' then '-Infinity' else value end as number
         from trial_values where trial_id = x.trial_id and objective = 0 and x.became = 'COMPLETE'
+            and not exists (  -- a constraint that is broken: one number, or an older Optuna's list of them
+                select from trial_system_attributes a, unnest(string_to_array(trim('[]' from a.value_json), ',')) c
+                where a.trial_id = x.trial_id and (a.key = 'constraints' or a.key like 'constraints:%')
+                    and trim(c) not in ('', 'null') and c::float8 > 0)
     ) v on true;
     return n;
 end $$;
