@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -13,8 +13,18 @@ from studies.errors import nearest
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import CategoricalDistribution
 
 Choice = None | bool | int | float | str
+
+
+def categorical(choices: Sequence[Any]) -> CategoricalDistribution:
+    """Optuna's distribution without its warning about lists and dicts as choices, which are stored as they are."""
+    from optuna.distributions import CategoricalDistribution
+
+    distribution = CategoricalDistribution([None] * len(choices))
+    distribution.choices = tuple(choices)
+    return distribution
 
 
 class _Parameter(BaseModel):

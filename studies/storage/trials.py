@@ -8,11 +8,19 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
-#: One distribution is one object, however many trials have it: they are never changed.
-read_distribution = lru_cache(maxsize=4096)(json_to_distribution)
+from studies.space import categorical
+
+
+@lru_cache(maxsize=4096)
+def read_distribution(text: str) -> BaseDistribution:
+    """The distribution in a JSON text. One is one object, however many trials have it: they are never changed."""
+    data = json.loads(text)
+    if data.get("name") == CategoricalDistribution.__name__ and data["attributes"]["choices"]:
+        return categorical(data["attributes"]["choices"])
+    return json_to_distribution(text)
 
 
 def to_trial(row: Mapping[str, Any]) -> FrozenTrial:
@@ -66,7 +74,7 @@ class TrialCache:
         self.trials: list[FrozenTrial] = []
         """By id, which within a study is by number: both are given under the study's row lock."""
         self.distributions: dict[str, BaseDistribution] = {}
-        """Of each parameter, as some trial has it."""
+        """Of each parameter, as the first trial that was read has it."""
         self._position: dict[int, int] = {}
         self._revisions: dict[int, int | None] = {}
 
@@ -96,7 +104,8 @@ class TrialCache:
             self._revisions.pop(trial._trial_id, None)
         else:
             self._revisions[trial._trial_id] = revision
-        self.distributions.update(trial.distributions)
+        for name, distribution in trial.distributions.items():
+            self.distributions.setdefault(name, distribution)
 
     def get(self, trial_id: int) -> FrozenTrial | None:
         """The trial as it was last read."""

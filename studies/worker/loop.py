@@ -129,7 +129,7 @@ class Worker:
         lease = self._courier.take(claim, study.results)
         self._storage.hold(study.record.study_id, claim.trial_id, lease)
         checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
-        held = HeldTrial(lease, checkpoints, device=self._device, stop=self._stop)
+        held = HeldTrial(self._storage, lease, checkpoints, device=self._device, stop=self._stop)
         try:
             trial = study.begin(self._storage, claim, held)
             try:

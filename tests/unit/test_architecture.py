@@ -36,6 +36,7 @@ LAYERS = (
     "studies.catalog",
     "studies.child",
     "studies.space",
+    "studies.values",
     "studies.errors",
 )
 
