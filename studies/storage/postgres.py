@@ -236,7 +236,9 @@ class PostgresStorage(OptunaContract):
             spec=spec.to_json(),
             sha256=spec.sha256,
             metric_names=spec.metric_names,
-            **spec.budget.model_dump(exclude={"timeout"}),
+            # A grid has an end, and no trial begins beyond it.
+            trials=min(spec.budget.trials, spec.combinations or spec.budget.trials),
+            **spec.budget.model_dump(exclude={"timeout", "trials"}),
             timeout_seconds=spec.budget.timeout,
             notify_url=spec.notify.url,
         )

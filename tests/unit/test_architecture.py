@@ -34,6 +34,7 @@ LAYERS = (
     "studies.webhook",
     "studies.checkpoints",
     "studies.catalog",
+    "studies.samplers",
     "studies.child",
     "studies.space",
     "studies.values",
