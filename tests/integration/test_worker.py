@@ -305,12 +305,17 @@ def test_an_objective_may_stop_its_study(storage: PostgresStorage, run: Run) -> 
     assert len(trials(storage)) == 1
 
 
-def test_a_grid_ends_the_study_when_it_is_exhausted(storage: PostgresStorage, run: Run) -> None:
+@pytest.mark.parametrize(("failing", "reason"), [(None, "complete"), (2, "stopped")])
+def test_a_grid_ends_the_study_when_it_is_exhausted(
+    storage: PostgresStorage, run: Run, failing: int | None, reason: str
+) -> None:
+    def objective(trial: Trial) -> float:
+        assert trial.params["x"] != failing
+        return float(trial.params["x"])
+
     space = {"x": {"type": "int", "low": 1, "high": 2}, "y": {"type": "categorical", "choices": ["a", "b"]}}
-    reason = run(lambda trial: trial.params["x"], space=space, sampler={"name": "grid"}, budget={"trials": 100})
-    assert reason == "stopped"
-    drawn = [(trial.params["x"], trial.params["y"]) for trial in trials(storage)]
-    assert sorted(drawn) == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
+    assert run(objective, space=space, sampler={"name": "grid"}, budget={"trials": 100}) == reason
+    assert len({tuple(trial.params.items()) for trial in trials(storage)}) == len(trials(storage)) == 4
 
 
 def test_trials_know_their_seed_and_device(storage: PostgresStorage, run: Run) -> None:
