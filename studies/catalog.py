@@ -11,19 +11,21 @@ import optuna
 from optuna.samplers._lazy_random_state import LazyRandomState
 
 from studies.errors import nearest
+from studies.samplers import BruteForceSampler, GridSampler, QMCSampler
+from studies.space import CategoricalParameter
 
 if TYPE_CHECKING:
-    from studies.space import CategoricalParameter, FloatParameter, IntParameter
+    from studies.space import FloatParameter, IntParameter
 
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
-    "bruteforce": optuna.samplers.BruteForceSampler,
+    "bruteforce": BruteForceSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
     "gp": optuna.samplers.GPSampler,
-    "grid": optuna.samplers.GridSampler,
+    "grid": GridSampler,
     "nsgaii": optuna.samplers.NSGAIISampler,
     "nsgaiii": optuna.samplers.NSGAIIISampler,
     "partialfixed": optuna.samplers.PartialFixedSampler,
-    "qmc": optuna.samplers.QMCSampler,
+    "qmc": QMCSampler,
     "random": optuna.samplers.RandomSampler,
     "tpe": optuna.samplers.TPESampler,
 }
@@ -82,17 +84,20 @@ def build_sampler(
     options = dict(options)
     if "base_sampler" in options:
         base = _nested("sampler.options.base_sampler", options["base_sampler"])
-        options["base_sampler"] = build_sampler(*base, space, study_seed, trial_seed)
+        fixed = options.get("fixed_params", {})
+        options["base_sampler"] = build_sampler(*base, _fixed(space, fixed), study_seed, trial_seed)
     if "independent_sampler" in options:
         independent = _nested("sampler.options.independent_sampler", options["independent_sampler"])
         options["independent_sampler"] = build_sampler(*independent, space, study_seed, trial_seed)
-    extra: dict[str, Any] = {}
-    if name == "grid":
-        extra["search_space"] = _grid(space)
-    # The points of a grid or a quasi-random sequence are told apart by the trial's number: all draw from one.
-    if name != "partialfixed":
-        extra["seed"] = study_seed if name in ("grid", "qmc") else trial_seed
+    if name == "grid" or (name == "bruteforce" and space):
+        _check_options("sampler", SAMPLERS, name, options)
+        return _grid(name, space, study_seed)
+    # The points of a quasi-random sequence are told apart by the trial's number: all draw from one.
+    extra = {} if name == "partialfixed" else {"seed": study_seed if name == "qmc" else trial_seed}
     sampler: optuna.samplers.BaseSampler = _build("sampler", SAMPLERS, name, options, extra)
+    if isinstance(sampler, QMCSampler):
+        found = {name: parameter.distribution() for name, parameter in space.items()}
+        sampler.space = {name: distribution for name, distribution in found.items() if not distribution.single()}
     return sampler
 
 
@@ -100,10 +105,8 @@ def reseed(sampler: optuna.samplers.BaseSampler, seed: int) -> None:
     """Let ``sampler`` draw as if it had been built with ``seed``, without losing what it has learned of the
     study: building one anew for each trial costs it a walk over all trials.
 
-    Those that tell points apart by the trial's number, grid and qmc, keep their seed.
+    Those that tell points apart by the trial's number, grid and qmc, keep theirs.
     """
-    if isinstance(sampler, optuna.samplers.GridSampler | optuna.samplers.QMCSampler):
-        return
     for part in vars(sampler).values():
         if isinstance(part, LazyRandomState):
             part.rng.seed(seed)
@@ -133,6 +136,18 @@ def _build(
     options: Mapping[str, Any],
     extra: dict[str, Any],
 ) -> Any:
+    _check_options(kind, known, name, options)
+    with warnings.catch_warnings():
+        # "Experimental" is Optuna's word to programmers; whoever names a sampler in a file has chosen it.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            return known[name](**options, **extra)
+        except (TypeError, ValueError, AssertionError) as error:
+            shown = ", ".join(f"{key} = {value!r}" for key, value in options.items())
+            raise ValueError(f"{kind}.options: {name!r} refuses {shown or 'no options'}: {_line(error)}") from None
+
+
+def _check_options(kind: str, known: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]) -> None:
     if name not in known:
         raise ValueError(f"{kind}.name: {name!r} is unknown; {nearest(name, known)}; all: {', '.join(known)}")
     parameters = inspect.signature(known[name]).parameters
@@ -145,14 +160,6 @@ def _build(
         least = _LEAST.get(option, 0)
         if isinstance(value, int) and value < least and option not in _SIGNED:
             raise ValueError(f"{kind}.options.{option} = {value}: should be at least {least}")
-    with warnings.catch_warnings():
-        # "Experimental" is Optuna's word to programmers; whoever names a sampler in a file has chosen it.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        try:
-            return known[name](**options, **extra)
-        except (TypeError, ValueError, AssertionError) as error:
-            shown = ", ".join(f"{key} = {value!r}" for key, value in options.items())
-            raise ValueError(f"{kind}.options: {name!r} refuses {shown or 'no options'}: {_line(error)}") from None
 
 
 def _fits(value: Any, annotation: str) -> bool:
@@ -172,14 +179,38 @@ def _nested(key: str, value: Any) -> tuple[str, dict[str, Any]]:
     return name, dict(options)
 
 
-def _grid(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter]) -> dict[str, list[Any]]:
+def _grid(
+    name: str, space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter], seed: int
+) -> GridSampler:
     if not space:
-        raise ValueError("sampler.name: 'grid' needs a [space]; add one or choose another sampler")
-    grid = {name: parameter.grid() for name, parameter in space.items()}
-    for name, values in grid.items():
-        if values is None:
-            raise ValueError(f"sampler.name: 'grid' needs a step for the real number space.{name}; add step = …")
-    return {name: values for name, values in grid.items() if values is not None}
+        raise ValueError(f"sampler.name: {name!r} needs a [space]; add one or choose another sampler")
+    try:
+        return GridSampler(space, seed)
+    except ValueError as error:
+        raise ValueError(f"sampler.name: {name!r} {error}") from None
+
+
+def _fixed(
+    space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter], fixed: Any
+) -> Mapping[str, FloatParameter | IntParameter | CategoricalParameter]:
+    """``space`` with the parameters that a partialfixed sampler fixes at their values.
+
+    Raises:
+        ValueError: there is no such parameter, or it never takes its value.
+    """
+    if not isinstance(fixed, Mapping) or not space:
+        return space
+    for name, value in fixed.items():
+        key = f"sampler.options.fixed_params.{name}"
+        if name not in space:
+            raise ValueError(f"{key}: there is no such parameter; {nearest(name, space)}")
+        if not space[name].contains(value):
+            raise ValueError(f"{key} = {value!r}: the parameter never takes this value")
+    held = {
+        name: CategoricalParameter(type="categorical", choices=[value], when=space[name].when)
+        for name, value in fixed.items()
+    }
+    return {**space, **held}
 
 
 def _line(error: Exception) -> str:

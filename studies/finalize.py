@@ -24,6 +24,7 @@ from studies.errors import ObjectiveError, StudyhallError
 from studies.objective import Objective
 from studies.spec import StudySpec
 from studies.storage.postgres import PostgresStorage, StudyRecord
+from studies.values import to_json
 
 #: The study's attribute under which the last word is stored.
 ATTRIBUTE = "final"
@@ -113,4 +114,4 @@ def require_new(directory: Path) -> None:
 
 
 def _write(file: Path, data: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(to_json(data, indent=2) + "\n", encoding="utf-8")

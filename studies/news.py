@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from optuna.trial import TrialState
 
 from studies.control import END_WORDS
 from studies.spec import Event
+from studies.values import finite, strict
 from studies.watching import is_over
 
 if TYPE_CHECKING:
@@ -144,9 +144,9 @@ class News:
         metrics = self._storage.last_metrics([best])[best.number]
         return {
             "trial": best.number,
-            "value": _plain(best.value),
-            "params": {name: _plain(value) for name, value in best.params.items()},
-            "metrics": {name: _plain(value) for name, value in metrics.items()},
+            "value": finite(best.value),
+            "params": strict(best.params),
+            "metrics": {name: finite(value) for name, value in metrics.items()},
         }
 
     def _end(self, _names: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -196,11 +196,6 @@ def _loss(worker: LostWorker) -> dict[str, Any]:
         "reason": worker.died_of or f"no sign of life for {seen:.0f} s",
         "seen_seconds_ago": seen,
     }
-
-
-def _plain(value: Any) -> Any:
-    """``value``, or ``None`` where JSON has no number for it."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(value: Any) -> str:

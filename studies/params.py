@@ -10,6 +10,7 @@ from typing import Any
 from studies.errors import SpecError, nearest
 from studies.space import CategoricalParameter, FloatParameter, IntParameter
 from studies.target import override
+from studies.values import to_text
 
 Space = Mapping[str, FloatParameter | IntParameter | CategoricalParameter]
 
@@ -110,4 +111,4 @@ def _either(values: Iterable[Any]) -> str:
 
 def _show(value: Any) -> str:
     """A value as a person would type it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return to_text(value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,8 +15,18 @@ from studies.errors import nearest
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import CategoricalDistribution
 
 Choice = None | bool | int | float | str
+
+
+def categorical(choices: Sequence[Any]) -> CategoricalDistribution:
+    """Optuna's distribution without its warning about lists and dicts as choices, which are stored as they are."""
+    from optuna.distributions import CategoricalDistribution
+
+    distribution = CategoricalDistribution([None] * len(choices))
+    distribution.choices = tuple(choices)
+    return distribution
 
 
 class _Parameter(BaseModel):
@@ -56,6 +68,8 @@ class _Range(_Parameter):
         if self.log and (step != 1 or isinstance(step, float)):
             raise ValueError(f"step = {step} with log = true; give one of the two")
         steps = (self.high - self.low) / step
+        if not math.isfinite(steps):
+            raise ValueError(f"step = {step} makes too many steps from {self.low} to {self.high}; give a larger step")
         if not math.isclose(steps, round(steps), abs_tol=1e-9):
             reachable = self.low + math.floor(steps) * step
             raise ValueError(f"high = {self.high} is no whole number of steps of {step}; {reachable:g} is")
@@ -70,11 +84,22 @@ class FloatParameter(_Range):
         """Sample it into ``trial``."""
         trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
-    def grid(self) -> list[Choice] | None:
-        """Every value, or ``None`` where there are infinitely many."""
-        if self.step is None:
-            return [self.low] if self.low == self.high else None
-        return [self.low + i * self.step for i in range(round((self.high - self.low) / self.step) + 1)]
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """As :meth:`suggest` samples it."""
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(self.low, self.high, step=self.step, log=self.log)
+
+    def size(self) -> int | None:
+        """How many values it has; ``None`` where they are infinitely many."""
+        if self.low == self.high:
+            return 1
+        return None if self.step is None else round((self.high - self.low) / self.step) + 1
+
+    def grid(self) -> Iterator[Choice]:
+        """Every value of a finite number: decimals, as Optuna rounds them, and never above ``high``."""
+        low, step = Decimal(str(self.low)), Decimal(str(self.step or 0))
+        return (min(self.high, float(low + i * step)) for i in range(self.size() or 0))
 
     def contains(self, value: Choice) -> bool:
         """Whether it can take ``value``."""
@@ -93,9 +118,19 @@ class IntParameter(_Range):
         """Sample it into ``trial``."""
         trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
-    def grid(self) -> list[Choice] | None:
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """As :meth:`suggest` samples it."""
+        from optuna.distributions import IntDistribution
+
+        return IntDistribution(self.low, self.high, step=self.step, log=self.log)
+
+    def size(self) -> int:
+        """How many values it has."""
+        return (self.high - self.low) // self.step + 1
+
+    def grid(self) -> Iterator[Choice]:
         """Every value."""
-        return list(range(self.low, self.high + 1, self.step))
+        return iter(range(self.low, self.high + 1, self.step))
 
     def contains(self, value: Choice) -> bool:
         """Whether it can take ``value``."""
@@ -124,9 +159,17 @@ class CategoricalParameter(_Parameter):
         """Sample it into ``trial``."""
         trial.suggest_categorical(name, self.choices)
 
-    def grid(self) -> list[Choice] | None:
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """As :meth:`suggest` samples it."""
+        return categorical(self.choices)
+
+    def size(self) -> int:
+        """How many values it has."""
+        return len(self.choices)
+
+    def grid(self) -> Iterator[Choice]:
         """Every value."""
-        return self.choices
+        return iter(self.choices)
 
     def contains(self, value: Choice) -> bool:
         """Whether it can take ``value``."""
@@ -158,3 +201,45 @@ def check_conditions(space: Mapping[str, FloatParameter | IntParameter | Categor
 def suggestion_order(space: Mapping[str, _Parameter]) -> list[str]:
     """The names of ``space`` in the file's order, but each after the parents in its ``when``."""
     return list(TopologicalSorter({name: parameter.when for name, parameter in space.items()}).static_order())
+
+
+def combinations(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter]) -> Iterator[dict[str, Any]]:
+    """Every combination of values that the conditions of ``space`` allow; all its parameters are finite."""
+    names = suggestion_order(space)
+
+    def extended(params: dict[str, Any], position: int) -> Iterator[dict[str, Any]]:
+        if position == len(names):
+            yield params
+        elif space[names[position]].applies(params):
+            for value in space[names[position]].grid():
+                yield from extended({**params, names[position]: value}, position + 1)
+        else:
+            yield from extended(params, position + 1)
+
+    return extended({}, 0)
+
+
+def count_combinations(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter], most: int) -> int:
+    """How many combinations the conditions of ``space`` allow.
+
+    Raises:
+        ValueError: a parameter has infinitely many values, or there are more than ``most`` combinations; the message
+            goes on from the sampler's name.
+    """
+    for name, parameter in space.items():
+        if parameter.size() is None:
+            raise ValueError(f"needs a step for the real number space.{name}; add step = …")
+    # Only what a condition names must be gone through.
+    tied = {name for name, parameter in space.items() if parameter.when}
+    tied |= {parent for name in tied for parent in space[name].when}
+    free = math.prod(parameter.size() or 0 for name, parameter in space.items() if name not in tied)
+    part = {name: parameter for name, parameter in space.items() if name in tied}
+    count = free * len(list(islice(combinations(part), most + 1)))
+    if count > most:
+        bound = math.prod(parameter.size() or 0 for parameter in space.values())
+        shown = f"up to {bound:,}" if tied else f"{bound:,}"
+        raise ValueError(
+            f"has {shown} combinations, and at most {most:,} are legal; "
+            "narrow a range, give it a larger step, or choose another sampler"
+        )
+    return count

@@ -158,9 +158,13 @@ class StudySpec(Section):
             )
         if not all(name.strip() for name in self.metric_names):
             raise ValueError("metric is empty; name what the objective returns")
+        from studies.samplers import require_several_objectives
+
         check_conditions(self.space)
         # Built once here, so that a wrong option is an error of the file and not of a worker.
-        self.to_sampler(0)
+        sampler = self.to_sampler(0)
+        if len(self.all_directions) > 1:
+            require_several_objectives(sampler)
         self.to_pruner()
         return self
 
@@ -274,6 +278,13 @@ class StudySpec(Section):
         from studies.catalog import build_sampler
 
         return build_sampler(self.sampler.name, self.sampler.options, self.space, self.seed, self.seed_of(number))
+
+    @property
+    def combinations(self) -> int | None:
+        """How many combinations the sampler has to try, where it tries them all."""
+        from studies.samplers import grid_size
+
+        return grid_size(self.to_sampler(0))
 
     def to_pruner(self) -> optuna.pruners.BasePruner:
         """The pruner of every trial."""

@@ -15,8 +15,9 @@ from click.core import ParameterSource
 
 from studies.cli.common import Common, common_options, counted, data_dir_option, data_dir_or_default, home, say
 from studies.cli.db import located
-from studies.cli.formats import echo, to_json
+from studies.cli.formats import echo
 from studies.errors import EmbeddedServerError
+from studies.values import to_json
 
 if TYPE_CHECKING:
     from studies.doctor import Finding

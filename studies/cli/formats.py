@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import re
 import shlex
 import sys
@@ -16,6 +14,7 @@ import click
 
 from studies.cli.common import number
 from studies.errors import StudyhallError
+from studies.values import finite, to_json, to_text
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -28,9 +27,9 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Map
     data = {
         "study": study,
         "number": trial.number,
-        "value": plain(trial.value),
+        "value": finite(trial.value),
         "params": trial.params,
-        "metrics": {name: plain(value) for name, value in metrics.items()},
+        "metrics": {name: finite(value) for name, value in metrics.items()},
     }
     if kind == "json":
         return to_json(data)
@@ -41,11 +40,11 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Map
     if kind == "toml":
         import tomli_w
 
-        return tomli_w.dumps(_without_none(data)).rstrip()
+        return tomli_w.dumps(_for_toml(data)).rstrip()
     if kind == "env":
-        return "\n".join(f"{name}={shlex.quote(text(v))}" for name, v in _variables(trial.params).items())
+        return "\n".join(f"{name}={shlex.quote(to_text(v))}" for name, v in _variables(trial.params).items())
     if kind == "args":
-        given = {f"--{name}": text(value) for name, value in trial.params.items() if value is not None}
+        given = {f"--{name}": to_text(value) for name, value in trial.params.items() if value is not None}
         return shlex.join(part for pair in given.items() for part in pair)
     lines = [f"best of {study}: trial {trial.number} with {metric} = {number(trial.value)}", ""]
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
@@ -53,11 +52,6 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Map
     if metrics:
         lines += ["", "at its last step:", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
     return "\n".join(lines)
-
-
-def to_json(data: Any) -> str:
-    """``data`` as one line of JSON, in which every number is finite."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -94,21 +88,11 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numer
     echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-def text(value: Any) -> str:
-    """A parameter's exact value, for scripts."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def readable(value: Any) -> str:
     """A parameter's value, for people: real numbers to four significant digits, odd text in quotes."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return shlex.quote(value) if isinstance(value, str) else text(value)
-
-
-def plain(value: float | None) -> float | None:
-    """``value``, or ``None`` where JSON has no number for it."""
-    return value if value is not None and math.isfinite(value) else None
+    return shlex.quote(value) if isinstance(value, str) else to_text(value)
 
 
 def echo(data: str) -> None:
@@ -130,8 +114,13 @@ def _variables(params: Mapping[str, Any]) -> dict[str, Any]:
     return {variable: "" if params[name] is None else params[name] for variable, name in names.items()}
 
 
-def _without_none(data: Any) -> Any:
-    """``data`` without the values that TOML cannot say."""
+def _for_toml(data: Any) -> Any:
+    """``data`` without None, which TOML cannot say: its key is left out, a list that holds it becomes a string."""
     if isinstance(data, dict):
-        return {key: _without_none(value) for key, value in data.items() if value is not None}
-    return data
+        return {key: _for_toml(value) for key, value in data.items() if value is not None}
+    return to_json(data) if isinstance(data, list) and _holds_none(data) else data
+
+
+def _holds_none(data: Any) -> bool:
+    parts = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return data is None or any(map(_holds_none, parts))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument
-from studies.cli.formats import BEST_FORMATS, best_as, echo, plain, print_columns, readable, to_csv, to_json
+from studies.cli.formats import BEST_FORMATS, best_as, echo, print_columns, readable, to_csv
 from studies.control import BY_HAND, END_WORDS
 from studies.errors import NoTables, command
+from studies.values import finite, strict, to_json, to_text
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -164,11 +165,11 @@ def _trial_data(trial: FrozenTrial, metrics: dict[str, float], attempts: dict[in
     return {
         "number": trial.number,
         "state": trial.state.name,
-        "value": plain(trial.values[0]) if trial.values and len(trial.values) == 1 else None,
-        "values": [plain(value) for value in trial.values or []],
+        "value": finite(trial.values[0]) if trial.values and len(trial.values) == 1 else None,
+        "values": [finite(value) for value in trial.values or []],
         "params": trial.params,
-        "metrics": {name: plain(value) for name, value in metrics.items()},
-        "steps": {str(step): plain(value) for step, value in trial.intermediate_values.items()},
+        "metrics": {name: finite(value) for name, value in metrics.items()},
+        "steps": {str(step): finite(value) for step, value in trial.intermediate_values.items()},
         "start": trial.datetime_start and trial.datetime_start.astimezone().isoformat(),
         "complete": trial.datetime_complete and trial.datetime_complete.astimezone().isoformat(),
         "worker": attempt and attempt.worker,
@@ -186,10 +187,15 @@ def _trials_csv(found: list[FrozenTrial], metrics: dict[int, dict[str, float]], 
         data = _trial_data(trial, metrics[trial.number], attempts) | {"steps": len(trial.intermediate_values)}
         rows.append(
             [data[key] for key in header]
-            + [trial.params.get(name) for name in params]
+            + [_csv(trial.params.get(name)) for name in params]
             + [metrics[trial.number].get(name) for name in names]
         )
     return to_csv(header + [f"params_{name}" for name in params] + [f"metrics_{name}" for name in names], rows)
+
+
+def _csv(value: Any) -> Any:
+    """A parameter's value in a cell: a scalar as it is, a list or a table as JSON."""
+    return to_text(value) if isinstance(value, list | dict) else strict(value)
 
 
 @click.command()

@@ -181,6 +181,7 @@ def create(common: Common, target: str, name: str | None, trials: int | None, se
         record, created = storage.create_study(spec)
     state = "created study" if created else "there is, with this spec, study"
     say(f"{state} {record.name!r} of {counted(spec.budget.trials, 'trial')}")
+    _say_grid(spec)
     say(f"run it with: {command('work', record.name)}")
 
 
@@ -247,6 +248,15 @@ def _read_spec(target: str, name: str | None, trials: int | None, settings: tupl
     return StudySpec.from_dict(data, target)
 
 
+def _say_grid(spec: StudySpec) -> None:
+    """Say that a grid ends before the budget that was given."""
+    size = spec.combinations
+    if size is not None and size < spec.budget.trials:
+        say(
+            f"its grid has {counted(size, 'combination')}: it ends with them, and not after {spec.budget.trials} trials"
+        )
+
+
 def _run_workers(
     storage: PostgresStorage,
     specs: Sequence[tuple[StudySpec, float]],
@@ -292,6 +302,8 @@ def _run_workers(
             record, created = storage.create_study(spec)
             records.append(record)
             say(f"study {record.name!r} {'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}")
+            if created:
+                _say_grid(spec)
         names = tuple(record.name for record in records)
         mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]
         notifier = Notifier(storage, records, url=notify_url, warn=progress.print)

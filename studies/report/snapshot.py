@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import optuna
@@ -14,6 +15,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.report.kinds import KINDS, varied
+from studies.space import categorical
+from studies.values import strict, to_text
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
@@ -60,10 +63,11 @@ def snapshot(data: StudyData, kind: str, escape: Escape) -> optuna.Study:
     storage.set_study_system_attr(study_id, "study:metric_names", list(map(escape, data.metric_names)))
     placed = {trial.number for trial in data.valued}
     rounding = _rounding(data) if kind == "contour" else {}
+    odd = {name for trial in data.trials for name, of in trial.distributions.items() if _is_odd(of)}
     for trial in data.trials:
         is_shown = kind in _OF_ALL or trial.state != TrialState.COMPLETE or trial.number in placed
         # Not by Study.add_trial, which refuses what was enqueued outside of its distribution.
-        storage.create_new_trial(study_id, _copy(trial, escape, rounding, is_shown=is_shown))
+        storage.create_new_trial(study_id, _copy(trial, escape, rounding, odd, is_shown=is_shown))
     return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -111,8 +115,12 @@ def _first(trial: FrozenTrial) -> float:
     return float(trial.values[0])
 
 
-def _copy(trial: FrozenTrial, escape: Escape, rounding: Mapping[str, Rounding], *, is_shown: bool) -> FrozenTrial:
+def _copy(
+    trial: FrozenTrial, escape: Escape, rounding: Mapping[str, Rounding], odd: Container[str], *, is_shown: bool
+) -> FrozenTrial:
     def shown(name: str, value: Any) -> Any:
+        if name in odd:
+            return escape(to_text(value))
         if isinstance(value, str):
             return escape(value)
         return rounding[name](value) if name in rounding else value
@@ -126,18 +134,24 @@ def _copy(trial: FrozenTrial, escape: Escape, rounding: Mapping[str, Rounding], 
         datetime_start=trial.datetime_start,
         datetime_complete=trial.datetime_complete,
         params={escape(name): shown(name, value) for name, value in trial.params.items()},
-        distributions={escape(name): _escaped(of, escape) for name, of in trial.distributions.items()},
+        distributions={escape(name): _shown(of, partial(shown, name)) for name, of in trial.distributions.items()},
         user_attrs={},
         system_attrs={key: value for key, value in trial.system_attrs.items() if key.startswith("constraints")},
         intermediate_values=trial.intermediate_values,
     )
 
 
-def _escaped(distribution: BaseDistribution, escape: Escape) -> BaseDistribution:
+def _shown(distribution: BaseDistribution, shown: Callable[[Any], Any]) -> BaseDistribution:
     if not isinstance(distribution, CategoricalDistribution):
         return distribution
-    choices = [escape(choice) if isinstance(choice, str) else choice for choice in distribution.choices]
-    return CategoricalDistribution(choices)
+    return categorical(list(map(shown, distribution.choices)))
+
+
+def _is_odd(distribution: BaseDistribution) -> bool:
+    """Whether its choices are shown as text: lists, dicts and infinities have no place on an axis."""
+    return isinstance(distribution, CategoricalDistribution) and any(
+        isinstance(choice, list | tuple | dict) or strict(choice) != choice for choice in distribution.choices
+    )
 
 
 def _rounding(data: StudyData) -> dict[str, Rounding]:

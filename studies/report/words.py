@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any
+
+from studies.values import to_text
 
 
 def number(value: float | None) -> str:
@@ -43,4 +44,4 @@ def param(value: Any) -> str:
     """A parameter's value: real numbers to five significant digits."""
     if isinstance(value, float):
         return f"{value:.5g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return to_text(value)

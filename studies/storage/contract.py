@@ -9,6 +9,7 @@ A trial that a worker holds by a lease is written to by its :class:`Writer`.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import threading
 import time
@@ -176,6 +177,7 @@ class OptunaContract(BaseStorage):
         check_name("parameter", param_name)
         text = distribution_to_json(distribution)
         check_size(f"the distribution of parameter {param_name!r}", text)
+        distribution = read_distribution(text)  # as it is stored: a tuple among its choices is a list by then
         change = {"name": param_name, "value": float(param_value_internal), "distribution": text}
         if writer := self._writers.get(trial_id):
             known = self._cache(self._study_of[trial_id]).distributions.get(param_name, distribution)
@@ -221,6 +223,16 @@ class OptunaContract(BaseStorage):
                 values=None if values is None else [float(value) for value in values],
             )
         return bool(row["done"])
+
+    def agree(self, study_id: int, name: str, distribution: BaseDistribution) -> BaseDistribution:
+        """The distribution under which the study stores a parameter: that of the first trial that was read, or
+        else ``distribution``, unless another process has said another one first."""
+        known = self._cache(study_id).distributions.get(name)
+        if known is None:
+            key = f"studyhall:distribution:{hashlib.sha256(name.encode()).hexdigest()}"
+            row = self._required("agree", study_id=study_id, key=key, value=distribution_to_json(distribution))
+            known = read_distribution(row["value_json"])
+        return known
 
     def _put(self, trial_id: int, kind: str, change: Change) -> None:
         if writer := self._writers.get(trial_id):

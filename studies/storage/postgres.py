@@ -29,6 +29,7 @@ from studies.storage import schema
 from studies.storage.contract import Change, OptunaContract, new_token
 from studies.storage.database import ANSWER_SECONDS, Database
 from studies.storage.url import StorageURL
+from studies.trial import is_feasible
 
 if TYPE_CHECKING:
     from studies.storage.embedded import EmbeddedServer
@@ -235,7 +236,9 @@ class PostgresStorage(OptunaContract):
             spec=spec.to_json(),
             sha256=spec.sha256,
             metric_names=spec.metric_names,
-            **spec.budget.model_dump(exclude={"timeout"}),
+            # A grid has an end, and no trial begins beyond it.
+            trials=min(spec.budget.trials, spec.combinations or spec.budget.trials),
+            **spec.budget.model_dump(exclude={"timeout", "trials"}),
             timeout_seconds=spec.budget.timeout,
             notify_url=spec.notify.url,
         )
@@ -293,17 +296,17 @@ class PostgresStorage(OptunaContract):
         )
 
     def find_best(self, record: StudyRecord) -> FrozenTrial | None:
-        """The best COMPLETE trial, of equal ones the lowest number; ``None`` where there is none, or where
-        there are several objectives."""
+        """The best COMPLETE trial that keeps its constraints, of equal ones the lowest number; ``None`` where there
+        is none, or where there are several objectives."""
         if len(self.get_study_directions(record.study_id)) > 1:
             return None
         row = self.database.row("best", study_id=record.study_id)
         best = self.get_trial(row["trial_id"]) if row else None
-        if best and not _is_feasible(best):
+        if best and not is_feasible(best):
             # Constraints are rare, and stand in JSON that may hold infinities: sort them out here.
             complete = self.get_all_trials(record.study_id, deepcopy=False, states=(TrialState.COMPLETE,))
             sign = 1 if self.get_study_directions(record.study_id)[0] == StudyDirection.MINIMIZE else -1
-            feasible = [trial for trial in complete if _is_feasible(trial)]
+            feasible = [trial for trial in complete if is_feasible(trial)]
             best = min(
                 feasible,
                 key=lambda trial: (sign * (trial.values or [math.inf])[0], trial.number),
@@ -328,8 +331,9 @@ class PostgresStorage(OptunaContract):
         if best is None:
             counts = self.database.rows("status", study_id=record.study_id)[0]
             shown = ", ".join(f"{counts[state]} {state}" for state in ("pruned", "running", "waiting", "fail"))
+            what = "complete trial that keeps its constraints" if counts["complete"] else "complete trial"
             raise NothingFinished(
-                f"study {record.name!r} has no complete trial yet ({shown}); see: studyhall status {record.name}"
+                f"study {record.name!r} has no {what} yet ({shown}); see: studyhall status {record.name}"
             )
         return best
 
@@ -626,8 +630,3 @@ class PostgresStorage(OptunaContract):
     def lost_workers(self, record: StudyRecord) -> list[LostWorker]:
         """The workers that died or vanished within the last hour."""
         return [LostWorker(**row) for row in self.database.rows("lost_workers", study_id=record.study_id)]
-
-
-def _is_feasible(trial: FrozenTrial) -> bool:
-    """Whether ``trial`` keeps its constraints, as Optuna counts: each is at most 0."""
-    return all(constraint <= 0 for constraint in trial.system_attrs.get("constraints") or ())

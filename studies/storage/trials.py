@@ -9,11 +9,19 @@ from functools import lru_cache
 from struct import unpack
 from typing import Any
 
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
-#: One distribution is one object, however many trials have it: they are never changed.
-read_distribution = lru_cache(maxsize=4096)(json_to_distribution)
+from studies.space import categorical
+
+
+@lru_cache(maxsize=4096)
+def read_distribution(text: str) -> BaseDistribution:
+    """The distribution in a JSON text. One is one object, however many trials have it: they are never changed."""
+    data = json.loads(text)
+    if data.get("name") == CategoricalDistribution.__name__ and data["attributes"]["choices"]:
+        return categorical(data["attributes"]["choices"])
+    return json_to_distribution(text)
 
 
 #: Likewise the name of a parameter.
@@ -83,17 +91,12 @@ class TrialCache:
         self.snapshot: str | None = None
         """Of the last read, as PostgreSQL writes it; ``None`` before the first."""
         self.distributions: dict[str, BaseDistribution] = {}
-        """Of each parameter, as some trial has it."""
+        """Of each parameter, as the first trial that was read has it."""
         self._trials: list[FrozenTrial] = []  # by id, which within a study is by number
         self._position: dict[int, int] = {}
         self._stale: set[int] = set()  # to be read again, whatever the snapshot shows
         self._versions = dict.fromkeys(TrialState, 0)  # how often the trials of each state have changed
         self._selected: dict[frozenset[TrialState], tuple[int, list[FrozenTrial]]] = {}
-
-    @property
-    def last_id(self) -> int:
-        """The id of the newest trial; -1 where there is none."""
-        return self._trials[-1]._trial_id if self._trials else -1
 
     def question(self, own: Collection[int]) -> dict[str, Any]:
         """What the database needs to know to tell what has changed; ``own`` trials are not asked for."""
@@ -116,7 +119,8 @@ class TrialCache:
             self._versions[self._trials[position].state] += 1
             self._trials[position] = trial
         self._versions[trial.state] += 1
-        self.distributions.update(trial.distributions)
+        for name, distribution in trial.distributions.items():
+            self.distributions.setdefault(name, distribution)
 
     def get(self, trial_id: int) -> FrozenTrial | None:
         """The trial as it was last read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import posixpath
 import re
@@ -17,6 +16,7 @@ from mlflow.entities import Metric, Param, RunTag
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.storage.postgres import Attempt, Point, Status, StudyRecord
+from studies.values import to_json, to_text
 
 #: The tags by which the mirror knows its runs.
 STUDY_TAG: Final = "studyhall.study"
@@ -152,7 +152,7 @@ def of_study(
         }
     metrics = []
     if now.best:
-        tags |= {"best_trial": str(now.best.number), "best_params": json.dumps(now.best.params)}
+        tags |= {"best_trial": str(now.best.number), "best_params": to_json(now.best.params)}
         tags["best_value"] = f"{now.best.value!r}"
         if now.ended and now.best.value is not None:
             # Once the study has ended, so that any number of mirrors writes the same; after an extension anew.
@@ -233,7 +233,7 @@ def _same(a: float, b: float) -> bool:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return to_text(value)
 
 
 def _key(name: str) -> str:

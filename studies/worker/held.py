@@ -6,9 +6,12 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
+from optuna.distributions import BaseDistribution
+
 from studies.errors import LeaseLost, StorageUnreachable
 from studies.storage.contract import json_number
 from studies.storage.limits import check_name
+from studies.storage.postgres import PostgresStorage
 from studies.trial import Checkpoint, Interrupted
 from studies.worker.checkpoints import Checkpoints
 from studies.worker.lease import Lease
@@ -20,13 +23,23 @@ class HeldTrial:
     """What :class:`studies.trial.Trial` asks of its worker (a :class:`studies.trial.Holder`).
 
     Args:
+        storage: where the study is.
         lease: by which the trial is held.
         checkpoints: of the trial.
         device: the PyTorch name of the device.
         stop: set when the worker is asked to stop.
     """
 
-    def __init__(self, lease: Lease, checkpoints: Checkpoints, *, device: str, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        storage: PostgresStorage,
+        lease: Lease,
+        checkpoints: Checkpoints,
+        *,
+        device: str,
+        stop: threading.Event,
+    ) -> None:
+        self._storage = storage
         self.device = device
         self.lease = lease
         self.checkpoints = checkpoints
@@ -41,6 +54,13 @@ class HeldTrial:
     def is_over(self) -> bool:
         """Whether the trial was cancelled, or is no longer this worker's."""
         return self.lease.cancelled or self.lease.lost
+
+    def agree(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
+        """The distribution under which the study stores a parameter; a database that is away is not waited for."""
+        try:
+            return self._storage.agree(self.lease.claim.study_id, name, distribution)
+        except StorageUnreachable:
+            return distribution
 
     def put_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Have the metrics of a step written with what is told next."""

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from studies.catalog import reseed
 from studies.checkpoints import CheckpointStore, open_store
-from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable
+from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable, StudyhallError
 from studies.objective import Objective, one_line
 from studies.spec import StudySpec
 from studies.storage.postgres import Claim, PostgresStorage, StudyRecord
@@ -131,7 +131,7 @@ class Worker:
         lease = self._courier.take(claim, study.results)
         self._storage.hold(study.record.study_id, claim.trial_id, lease)
         checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
-        held = HeldTrial(lease, checkpoints, device=self._device, stop=self._stop)
+        held = HeldTrial(self._storage, lease, checkpoints, device=self._device, stop=self._stop)
         try:
             trial = study.begin(self._storage, claim, held)
             try:
@@ -206,7 +206,12 @@ class Worker:
             trial.set_user_attr("error", str(held.lease.refusals[0]))
             log.warning("trial %d failed: %s", trial.number, held.lease.refusals[0])
         # Study.tell without its answer, a deep copy of the trial that nobody here looks at.
-        _tell_with_warning(study.optuna, trial, values, state)
+        try:
+            _tell_with_warning(study.optuna, trial, values, state)
+        except StudyhallError:
+            raise
+        except Exception as error:  # of the sampler, which looks back at each trial; the result is told all the same
+            log.warning("trial %d: the sampler failed: %s: %s", trial.number, type(error).__name__, one_line(error))
         if state == TrialState.FAIL:
             gc.collect()  # what ran out of memory must not hold it while the next trial runs
         if not held.lease.lost:

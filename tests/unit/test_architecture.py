@@ -34,8 +34,10 @@ LAYERS = (
     "studies.webhook",
     "studies.checkpoints",
     "studies.catalog",
+    "studies.samplers",
     "studies.child",
     "studies.space",
+    "studies.values",
     "studies.errors",
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from studies.errors import ObjectiveError
@@ -135,4 +136,9 @@ def test_what_an_objective_returns_is_numbers_or_a_reason() -> None:
     assert as_values(float("nan"), 1) == "the objective returned nan"
     assert as_values(None, 1) == "the objective returned None, which is not a number"
     assert as_values("x", 1) == "the objective returned 'x', which is not a number"
+    assert as_values("1.5", 1) == "the objective returned '1.5', which is not a number"
+    assert as_values(10**400, 1).startswith("the objective returned 1000")
+    assert as_values(10**5000, 1) == "the objective returned an object of type int, which is not a number"
+    assert as_values(np.ones(2), 1) == "the objective returned array([1., 1.]), which is not a number"
+    assert as_values(range(2), 2) == [0.0, 1.0]
     assert as_values(1.0, 2) == "the objective returned 1 values, and the study has 2 directions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -31,6 +32,7 @@ from studies.report.lanes import rows
 from studies.report.page import report, single
 from studies.report.snapshot import CONTOUR_CELLS, importances
 from studies.report.words import duration
+from studies.space import categorical
 from studies.spec import BudgetSpec
 from studies.storage.postgres import Attempt, Point, Status
 
@@ -427,3 +429,32 @@ def test_what_cannot_be_written_is_known_beforehand(name: str, words: str, tmp_p
 )
 def test_a_duration_reads_well(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+# Choices of odd types
+
+ODD: dict[str, list[Any]] = {
+    "lists": [[50], [100], [50, 50]],
+    "dicts": [{"depth": 1}, {"depth": [2, math.inf]}],
+    "infinities": [1, 2, math.inf, -math.inf],
+    "nan": [0.5, math.nan],
+    "mixed": [None, True, 2, "<b>", [None]],
+}
+
+
+@pytest.mark.parametrize("choices", ODD.values(), ids=ODD)
+def test_choices_of_any_type_are_drawn_in_every_plot(choices: list[Any]) -> None:
+    space = {**SPACE, "odd": categorical(choices), "more": categorical(choices)}
+    trials = [
+        trial(
+            n, params={"lr": 0.1 / (n + 1), "odd": choices[n % len(choices)], "more": choices[-1 - n % 2]}, space=space
+        )
+        for n in range(12)
+    ]
+    trials[3].intermediate_values = {0: math.nan, 1: math.inf, 2: 0.5}
+    data = study(trials)
+    for kind in possible(data):
+        assert figure(data, kind).data
+        assert image(data, kind, "png")
+    json.loads(figure(data, "slice").to_json(), parse_constant=pytest.fail)
+    assert b"odd" in report(data)

@@ -62,6 +62,13 @@ select study_id, %(key)s, %(value)s from studies where study_id = %(study_id)s
 on conflict (study_id, key) do update set value_json = excluded.value_json
 returning study_id
 
+-- name: agree
+-- A study's system attribute, which becomes %(value)s where there is none: who asks first decides.
+insert into study_system_attributes (study_id, key, value_json)
+select study_id, %(key)s, %(value)s from studies where study_id = %(study_id)s
+on conflict (study_id, key) do update set value_json = study_system_attributes.value_json
+returning value_json
+
 -- name: create_trial
 -- A new trial, alone or from a template, as it came to be.
 select * from studyhall.create_trial(
