@@ -139,7 +139,7 @@ def ask(
         )
 
 
-def place(address: str) -> str:
+def without_token(address: str) -> str:
     """An address without its token."""
     return urlsplit(address)._replace(path="", query="").geturl()
 

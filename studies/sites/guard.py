@@ -151,7 +151,7 @@ class Guard:
         comes_with_token = method == "GET" and token is not None and self._access.is_token(token)
         role = self._access.role if comes_with_token else self._role(headers, cookie)
         if role is None:
-            await self._refuse_login(scope, is_attempt=token is not None or "authorization" in headers, answer=answer)
+            await self._refuse_login(scope, is_attempt=bool(token or headers.get("authorization")), answer=answer)
         elif why := self._reason_against(role, method, path, host, headers):
             await answer.refuse(403, why)
         elif comes_with_token:
@@ -167,7 +167,8 @@ class Guard:
 
     async def _refuse_login(self, scope: Scope, *, is_attempt: bool, answer: _Answer) -> None:
         if is_attempt and (seconds := self._failures.count((scope.get("client") or ("",))[0])):
-            await self._failures.wait(seconds)
+            if self._access.token is None:  # which nobody can guess, as he may a password
+                await self._failures.wait(seconds)
             again = (b"retry-after", str(retry_after(seconds)).encode())
             await answer.refuse(429, "too many failed logins: wait, then try again", [again])
         elif self._access.token:
