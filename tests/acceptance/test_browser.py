@@ -111,6 +111,7 @@ def visit(chromium: Browser, hall: tuple[Hall, str]) -> Iterator[Visit]:
 def test_the_dashboard_lists_a_running_study_with_its_trials_and_draws_its_plots(visit: Visit) -> None:
     page = visit.page
     page.goto(visit.hall.dashboard)
+    assert "token" not in page.url  # a cookie has taken its place
     page.get_by_role("link", name=NAME).click()
     page.wait_for_url(re.compile(r"/dashboard/studies/\d+$"))
     for plot in ("History", "Hyperparameter Importance", "Timeline", "Intermediate values"):

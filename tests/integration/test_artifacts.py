@@ -133,10 +133,11 @@ def test_no_location_outside_is_taken(site: Site, location: str) -> None:
         assert refused(answer)
     assert refused(site.ask("POST", "/api/3.0/mlflow/traces", trace(site, "tr-chosen", chosen)))
     assert site.ask("GET", "/api/3.0/mlflow/traces/tr-chosen").status == 404
-    site.asked("POST", "/api/3.0/mlflow/traces", trace(site, f"tr-{abs(hash(location))}"))
+    number = "tr-" + re.sub(r"\W", "-", location)[:40]
+    site.asked("POST", "/api/3.0/mlflow/traces", trace(site, number))
     tag = {"key": "mlflow.artifactLocation", "value": chosen}
     for version in ("2.0", "3.0"):
-        assert refused(site.ask("PATCH", f"/api/{version}/mlflow/traces/tr-{abs(hash(location))}/tags", tag))
+        assert refused(site.ask("PATCH", f"/api/{version}/mlflow/traces/{number}/tags", tag))
 
 
 def trace(site: Site, number: str, location: str | None = None) -> dict[str, Any]:
@@ -346,4 +347,5 @@ def test_what_mlflow_calls_a_location_is_known(site: Site) -> None:
         ("issues", "root_causes"),
         ("mcp_access_endpoints", "url"),
         ("webhooks", "url"),
-    } | {column for column in columns if column[0] in ("workspaces",)}
+        *((table, column) for table, column in columns if table == "workspaces"),  # which are off here
+    }

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -119,6 +121,25 @@ def test_each_route_answers_as_the_table_says(place: Place, site: str, who: str)
 
     with ThreadPoolExecutor(4) as pool:
         assert [found for found in pool.map(differs, routes) if found] == []
+
+
+@pytest.mark.parametrize("count", [12, 100])
+@pytest.mark.parametrize("site", ["dashboard", "mlflow"])
+def test_unfinished_requests_of_somebody_who_may_come_in_hold_up_nobody(place: Place, site: str, count: int) -> None:
+    address = place.address(site, "admin")
+    parts = urlsplit(address)
+    head = f"HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {parts.query.removeprefix('token=')}\r\n"
+    begun = [
+        f"POST /api/studies {head}Content-Length: 100\r\n\r\n{{",
+        f"POST /ajax-api/2.0/mlflow/runs/search {head}Content-Length: 100\r\n\r\n{{",
+        f"PUT /api/2.0/mlflow-artifacts/artifacts/x {head}Content-Length: 100\r\n\r\n{{",
+        f"GET / {head}X-",
+    ]
+    with ExitStack() as stack:
+        for number in range(count):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", parts.port or 0)))
+            client.sendall(begun[number % len(begun)].encode())
+        assert [ask(address, "GET", "/", timeout=120).status for _ in range(3)] in ([302] * 3, [200] * 3)
 
 
 def test_the_token_is_nowhere_but_in_the_addresses(place: Place) -> None:
