@@ -52,8 +52,11 @@ class Hall:
         assert process.poll() is None, self.complaints
         rows = dict(line.split(maxsplit=1) for line in self.said.splitlines())
         # It may listen everywhere, and tell the name of this machine, by which not every machine finds itself.
-        self.dashboard = f"http://127.0.0.1:{urlsplit(rows['optuna-dashboard']).port}"
-        self.mlflow = f"http://127.0.0.1:{urlsplit(rows['MLflow']).port}"
+        self.dashboard, self.mlflow = (
+            urlsplit(rows[site])._replace(netloc=f"127.0.0.1:{urlsplit(rows[site]).port}").geturl()
+            for site in ("optuna-dashboard", "MLflow")
+        )
+        """As printed: with the token, unless there is none."""
 
     @property
     def said(self) -> str:
@@ -112,17 +115,19 @@ def ask(
     """Ask a site.
 
     Args:
-        address: as ``serve`` printed it.
+        address: as ``serve`` printed it; its token is sent, unless there is a login.
         method: of HTTP.
         path: sent as it is.
-        login: ``name:password``.
+        login: ``name:password``; empty: nothing is sent.
         body: of JSON.
         headers: further ones.
         timeout: in seconds.
     """
     parts = urlsplit(address)
     all_headers = {"Content-Type": "application/json", **(headers or {})}
-    if login is not None:
+    if login is None and parts.query:
+        all_headers.setdefault("Authorization", f"Bearer {parts.query.removeprefix('token=')}")
+    elif login:
         all_headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
     with closing(http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=timeout)) as connection:
         connection.request(method, path, body, all_headers)
@@ -132,6 +137,11 @@ def ask(
             headers={name.lower(): value for name, value in response.getheaders()},
             body=response.read().decode(errors="replace"),
         )
+
+
+def without_token(address: str) -> str:
+    """An address without its token."""
+    return urlsplit(address)._replace(path="", query="").geturl()
 
 
 def contents(url: StorageURL) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import stat
 import time
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ _PORT: Final = click.IntRange(1, 65535)
     type=click.Choice(["dashboard", "mlflow"]),
     help="One of the sites, and no mirror: for containers, where each is one.",
 )
+@click.option("--no-token", is_flag=True, help="Let every user and program on this machine in.")
 @click.option("--read-only", is_flag=True, help="Let nobody write, and read the studies as a user who can't.")
 @tracking_option
 @common_options
@@ -63,19 +65,20 @@ def serve(
     password_file: Path | None,
     admin_password_file: Path | None,
     only: str | None,
+    no_token: bool,
     read_only: bool,
     tracking_uri: str | None,
 ) -> None:
     """Show studies in a browser: optuna-dashboard, MLflow.
 
     Starts what is missing, the mirror into MLflow too, prints the addresses, starts again what dies, and
-    stops all with Ctrl-C. On this machine no password is needed, and everybody may write; with --host the
-    sites are for others, too.
+    stops all with Ctrl-C. The addresses hold a token, new with each start, without which nobody gets in. With
+    --host the sites are for others, too, by passwords instead of the token.
     """
     from studies.sites.sites import DASHBOARD, MLFLOW, listen
 
     tracking_uri = checked(tracking_uri)
-    access = _access(host, password_file, admin_password_file, read_only)
+    access = _access(host, password_file, admin_password_file, read_only=read_only, no_token=no_token)
     with common.open(create=not read_only) as storage, until_interrupted():
         is_elsewhere = (tracking_uri or "").startswith("http")
         if is_elsewhere and (mlflow_port or only == "mlflow"):
@@ -108,7 +111,7 @@ def _serve(
             listener,
             storage=reader(storage) if read_only and name == DASHBOARD else storage.location,
             tracking=tracking_uri,
-            artifacts=str(home() / "mlflow" / "received"),
+            home=home(),
             access=access,
             environment=environment(),
             output=say,
@@ -177,21 +180,27 @@ class _Notifications:
 
 
 def _tell_addresses(storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None) -> None:
+    from studies.sites.guard import VIEWER
     from studies.tracking.server import display
 
-    rows = {"studies": storage.where, **{site.name: site.address for site in sites}}
+    rows = {"studies": storage.where, **{site.name: site.entrance for site in sites}}
     if tracking_uri and len(sites) == 1:
         rows["MLflow"] = display(tracking_uri)
     width = max(map(len, rows))
     for name, where in rows.items():
         echo(f"{name:<{width}}  {where}")
-    if access.anybody is None:
+    if access.token:
+        say("whoever knows an address gets in; programs send its token as: Authorization: Bearer TOKEN")
+    elif access.anybody:
+        may = "read" if access.role == VIEWER else "read and change"
+        say(f"--no-token: every user and program on this machine can {may} all studies and all that MLflow holds")
+    else:
         users = [name for name, word in (("viewer", access.viewer_password), ("admin", access.admin_password)) if word]
         say(f"log in as {' or '.join(users)}; passwords travel as the sites do, so put TLS before them on a network")
     say("Ctrl-C stops them")
 
 
-def _access(host: str, viewer_file: Path | None, admin_file: Path | None, read_only: bool) -> Access:
+def _access(host: str, viewer_file: Path | None, admin_file: Path | None, *, read_only: bool, no_token: bool) -> Access:
     from studies.sites.guard import ADMIN, VIEWER, Access
     from studies.sites.sites import is_loopback
 
@@ -199,6 +208,8 @@ def _access(host: str, viewer_file: Path | None, admin_file: Path | None, read_o
     admin = _password(admin_file, "--admin-password-file", "STUDYHALL_ADMIN_PASSWORD")
     if admin and read_only:
         raise click.UsageError("--read-only and an admin's password exclude each other: an admin may write")
+    if (viewer or admin) and no_token:
+        raise click.UsageError("--no-token lets everybody in, and a password does not: leave one of them out")
     if viewer or admin:
         return Access(viewer_password=viewer, admin_password=admin)
     if not is_loopback(host):
@@ -206,7 +217,12 @@ def _access(host: str, viewer_file: Path | None, admin_file: Path | None, read_o
             f"--host {host}: others could reach the sites there, so a password is needed: write one into a file that "
             "you alone can read, and give --password-file FILE (or set STUDYHALL_PASSWORD)"
         )
-    return Access(anybody=VIEWER if read_only else ADMIN, hosts=("localhost", "127.0.0.1", "::1", host))
+    return Access(
+        token=None if no_token else secrets.token_urlsafe(32),
+        anybody=no_token,
+        role=VIEWER if read_only else ADMIN,
+        hosts=("localhost", "127.0.0.1", "::1", host),
+    )
 
 
 def _password(file: Path | None, option: str, variable: str) -> str | None:

@@ -1,26 +1,34 @@
-"""The guard before both sites: who may come in, and what they may do there.
+"""The guard before both sites: who may come in, what they may do there, and for how long they may take to say it.
 
-An admin may do everything, a viewer look. Without passwords everybody on this machine is one or the other.
-The requests of other pages in the same browser are refused: they would be sent with its owner's password.
+An admin may do everything, a viewer look. Whoever started the sites has a token, or gave passwords to others.
+The requests of other pages in the same browser are refused: they would be sent with its owner's cookie or password.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+from studies.sites import bodies
+from studies.sites.bodies import BodyRefused, Limits, Message, Receive
+from studies.sites.logins import Failures, retry_after
 
 Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Callable[[], Awaitable[MutableMapping[str, Any]]], Send], Awaitable[None]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 
 ADMIN: Final = "admin"
 VIEWER: Final = "viewer"
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
+TOKEN: Final = "token"
 
 _SEARCHES = "|".join(
     (
@@ -38,33 +46,54 @@ MLFLOW_CLOSED: Final = re.compile(
     r"/(?:ajax-)?api/[23]\.0/mlflow/(?:assistant|label-schemas/list)(?:[/\s].*)?|/gateway(?:[/\s].*)?",
     re.DOTALL,
 )
-_HOST: Final = re.compile(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d+)?", re.ASCII | re.IGNORECASE)
+#: MLflow's artifacts: of any size, and written to the disk as they come.
+MLFLOW_STREAMS: Final = re.compile(r"/(?:ajax-)?api/2\.0/mlflow-artifacts/artifacts/.*", re.DOTALL)
+_HOST: Final = re.compile(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::(\d+))?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
     """Who may do what."""
 
-    viewer_password: str | None = None
-    admin_password: str | None = None
-    anybody: str | None = None
-    """The role of who gives no password; ``None``: none is let in."""
+    viewer_password: str | None = field(default=None, repr=False)
+    admin_password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    """Lets its bearer in as :attr:`role`."""
+    anybody: bool = False
+    """Whether everybody is let in, as :attr:`role`."""
+    role: str = ADMIN
     hosts: tuple[str, ...] = ()
-    """The names by which the sites may be called; none: any. Else a page of somebody else's, whose name he
-    points to this machine, could speak with them. With a password it could not."""
+    """The names by which the sites may be called; none: any. Prevents DNS rebinding: a foreign page whose name
+    points to this machine. It has neither our cookie nor a password, so with passwords any name will do."""
 
-    def role(self, authorization: str) -> str | None:
-        """The role of a request with this header; ``None``: none."""
-        kind, _, encoded = authorization.partition(" ")
-        if kind.lower() == "basic":
-            try:
-                name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-            except ValueError:  # not Base64, or not UTF-8
-                return self.anybody
-            for role, right in ((VIEWER, self.viewer_password), (ADMIN, self.admin_password)):
-                if right and name == role and hmac.compare_digest(password.encode(), right.encode()):
-                    return role
-        return self.anybody
+    def login(self, authorization: str) -> str | None:
+        """The role of whoever sends this header; ``None``: it is wrong."""
+        kind, _, word = authorization.partition(" ")
+        if kind.lower() == "bearer":
+            return self.role if self.is_token(word.strip()) else None
+        if kind.lower() != "basic":
+            return None
+        try:
+            name, _, password = base64.b64decode(word, validate=True).decode().partition(":")
+        except ValueError:  # not Base64, or not UTF-8
+            return None
+        for role, right in ((VIEWER, self.viewer_password), (ADMIN, self.admin_password)):
+            if right and name == role and _is_same(password, right):
+                return role
+        return None
+
+    def is_token(self, word: str) -> bool:
+        """Whether ``word`` is the token."""
+        return self.token is not None and _is_same(word, self.token)
+
+    @property
+    def cookie(self) -> str:
+        """What a browser keeps instead of the token. It sends it to every port of this host, so it is not the token."""
+        return hmac.digest((self.token or "").encode(), b"cookie", hashlib.sha256).hex()
+
+    def has_cookie(self, cookies: Mapping[str, str], name: str) -> bool:
+        """Whether a browser has exchanged the token for a cookie."""
+        return self.token is not None and _is_same(cookies.get(name, ""), self.cookie)
 
 
 class Guard:
@@ -75,6 +104,8 @@ class Guard:
         access: who may do what.
         reads: paths that a viewer may POST to: they change nothing.
         closed: paths that nobody may ask for.
+        streams: paths whose bodies the application reads piece by piece.
+        limits: of the bodies.
     """
 
     def __init__(
@@ -84,74 +115,178 @@ class Guard:
         *,
         reads: re.Pattern[str] | None = None,
         closed: re.Pattern[str] | None = None,
+        streams: re.Pattern[str] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._application = application
         self._access = access
         self._reads = reads
         self._closed = closed
+        self._streams = streams
+        self._limits = limits or Limits()
+        self._failures = Failures()
 
-    async def __call__(
-        self, scope: Scope, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], send: Send
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
         if scope["type"] == "lifespan":
             await self._application(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})  # neither site needs one
         else:
+            answer = _Answer(send)
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            if refusal := self._refusal(scope["method"], scope["path"], headers):
-                await _refuse(send, *refusal)
-            else:
-                # The password is nothing to the application.
-                scope["headers"] = [(n, v) for n, v in scope["headers"] if n.lower() != b"authorization"]
-                await self._application(scope, receive, _with_headers(send))
+            if await self._admits(scope, headers, answer):
+                await self._pass(scope, receive, headers, answer)
 
-    def _refusal(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
+    async def _admits(self, scope: Scope, headers: Mapping[str, str], answer: _Answer) -> bool:
+        """Whether a request may go on; else it is answered."""
+        method, path = scope["method"], scope["path"]
         host = headers.get("host", "")
-        name = _HOST.fullmatch(host)
-        if self._access.hosts and (not name or (name[1] or name[2]).lower() not in self._access.hosts):
-            return 403, f"this site is called {self._access.hosts[0]} here, not {host[:80]!r}"
-        role = self._access.role(headers.get("authorization", ""))
+        called = _HOST.fullmatch(host)
+        if self._access.hosts and (not called or (called[1] or called[2]).lower() not in self._access.hosts):
+            await answer.refuse(403, f"this site is called {self._access.hosts[0]} here, not {host[:80]!r}")
+            return False
+        cookie = f"studyhall-{(called and called[3]) or 80}"  # the ports of a host share its cookies
+        token = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"))).get(TOKEN)
+        comes_with_token = method == "GET" and token is not None and self._access.is_token(token)
+        role = self._access.role if comes_with_token else self._role(headers, cookie)
         if role is None:
-            return 401, "a password is needed: the user's name is viewer, or admin"
+            await self._refuse_login(scope, is_attempt=bool(token or headers.get("authorization")), answer=answer)
+        elif why := self._reason_against(role, method, path, host, headers):
+            await answer.refuse(403, why)
+        elif comes_with_token:
+            await answer.redirect(_without_token(scope), f"{cookie}={self._access.cookie}")
+        else:
+            return True
+        return False
+
+    def _role(self, headers: Mapping[str, str], cookie: str) -> str | None:
+        if self._access.anybody or self._access.has_cookie(_cookies(headers.get("cookie", "")), cookie):
+            return self._access.role
+        return self._access.login(headers.get("authorization", ""))
+
+    async def _refuse_login(self, scope: Scope, *, is_attempt: bool, answer: _Answer) -> None:
+        if is_attempt and (seconds := self._failures.count((scope.get("client") or ("",))[0])):
+            if self._access.token is None:  # which nobody can guess, as he may a password
+                await self._failures.wait(seconds)
+            again = (b"retry-after", str(retry_after(seconds)).encode())
+            await answer.refuse(429, "too many failed logins: wait, then try again", [again])
+        elif self._access.token:
+            why = (
+                "a token is needed: open the address that studyhall serve printed, or send Authorization: Bearer TOKEN"
+            )
+            await answer.refuse(401, why, [(b"www-authenticate", b'Bearer realm="Studyhall"')])
+        else:
+            why = "a password is needed: the user's name is viewer, or admin"
+            await answer.refuse(401, why, [(b"www-authenticate", b'Basic realm="Studyhall", charset="UTF-8"')])
+
+    def _reason_against(self, role: str, method: str, path: str, host: str, headers: Mapping[str, str]) -> str | None:
         if self._closed and self._closed.fullmatch(path):
-            return 403, "this part of the site is not served here"
-        if method not in SAFE and not _is_same_site(host, headers):
-            return 403, "a request from another page is refused"
-        if role == VIEWER and not self._may_view(method, path):
-            return 403, "a viewer can look, and not change anything"
+            return "this part of the site is not served here"
+        if not _is_same_site(host, method, headers):
+            return "a request from another page is refused"
+        may_view = method in SAFE or (method == "POST" and bool(self._reads and self._reads.fullmatch(path)))
+        if role == VIEWER and not may_view:
+            return "a viewer can look, and not change anything"
         return None
 
-    def _may_view(self, method: str, path: str) -> bool:
-        return method in SAFE or (method == "POST" and bool(self._reads and self._reads.fullmatch(path)))
+    async def _pass(self, scope: Scope, receive: Receive, headers: Mapping[str, str], answer: _Answer) -> None:
+        """Ask the application, which gets neither a password nor more body than there may be."""
+        scope["headers"] = _without_login(scope["headers"])
+        try:
+            if scope["method"] == "PUT" and self._streams and self._streams.fullmatch(scope["path"]):
+                receive = bodies.streamed(receive, self._limits, answer.refuse)
+            else:
+                receive = await bodies.whole(receive, self._limits, headers.get("content-length", ""))
+        except BodyRefused as refused:
+            await answer.refuse(refused.status, str(refused))
+        except bodies.Gone:
+            pass
+        else:
+            try:
+                await self._application(scope, receive, answer.send)
+            except Exception:
+                if not answer.is_ours:  # else it is what became of a body that was refused
+                    raise
 
 
-def _is_same_site(host: str, headers: Mapping[str, str]) -> bool:
-    origin = headers.get("origin")
-    return headers.get("sec-fetch-site", "none") in ("same-origin", "none") and (
-        origin is None or origin.partition("://")[2] == host
-    )
+class _Answer:
+    """One answer to a request: the application's or ours, whichever begins first."""
 
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._has_begun = False
+        self.is_ours = False
+        """Whether the guard has answered; what the application says is ignored then."""
 
-async def _refuse(send: Send, status: int, why: str) -> None:
-    # As either site's pages read an error.
-    body = json.dumps({"reason": why, "error_code": "PERMISSION_DENIED", "message": why}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b'Basic realm="Studyhall", charset="UTF-8"'))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _with_headers(send: Send) -> Send:
-    async def sending(message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: Message) -> None:
+        """Send what the application says."""
+        if self.is_ours:
+            return
         if message["type"] == "http.response.start":
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-content-type-options", b"nosniff"),
-                (b"x-frame-options", b"SAMEORIGIN"),
-            ]
-        await send(message)
+            self._has_begun = True
+            message["headers"] = [*message.get("headers", ()), *_HEADERS]
+        await self._send(message)
 
-    return sending
+    async def refuse(self, status: int, why: str, headers: Headers = ()) -> None:
+        """Say no, as the pages of either site read an error."""
+        body = json.dumps({"reason": why, "error_code": "PERMISSION_DENIED", "message": why}).encode()
+        await self._answer(status, [(b"content-type", b"application/json"), *headers], body)
+
+    async def redirect(self, location: str, cookie: str) -> None:
+        """Send a browser on, with a cookie that it sends to the pages of this site alone."""
+        cookie = f"{cookie}; Path=/; HttpOnly; SameSite=Lax"
+        await self._answer(303, [(b"location", location.encode()), (b"set-cookie", cookie.encode())], b"")
+
+    async def _answer(self, status: int, headers: Headers, body: bytes) -> None:
+        if self._has_begun:
+            return
+        self._has_begun = self.is_ours = True
+        length = (b"content-length", str(len(body)).encode())
+        headers = [*headers, length, (b"cache-control", b"no-store"), *_HEADERS]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+#: Of every answer. The referrer of another site is told nothing.
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+    (b"referrer-policy", b"same-origin"),
+)
+
+
+def _is_same(given: str, right: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), right.encode("utf-8", "surrogatepass"))
+
+
+def _is_same_site(host: str, method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a request comes from no page, or from one of this site. A link to us may be anywhere."""
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != host:
+        return False
+    is_link = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
+    return is_link or headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+
+
+def _cookies(header: str) -> dict[str, str]:
+    pairs = (pair.strip().partition("=") for pair in header.split(";"))
+    return {name: value for name, _, value in pairs}
+
+
+def _without_login(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers without passwords and cookies of ours: the application has no use for them."""
+    kept = []
+    for name, value in headers:
+        if name.lower() == b"cookie":
+            value = b"; ".join(p for p in map(bytes.strip, value.split(b";")) if not p.startswith(b"studyhall-"))
+        if name.lower() != b"authorization" and (value or name.lower() != b"cookie"):
+            kept.append((name, value))
+    return kept
+
+
+def _without_token(scope: Scope) -> str:
+    """Where a browser goes on that has shown its token: to the same page of this host, and no other."""
+    path = quote("/" + scope["path"].lstrip("/"), safe="/:@!$&'()*+,;=~")
+    rest = [(name, value) for name, value in parse_qsl(scope["query_string"].decode("latin-1"), True) if name != TOKEN]
+    return f"{path}?{urlencode(rest)}" if rest else path

@@ -11,15 +11,15 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from studies.child import Events, wait_for_end_of_input
-from studies.sites.guard import MLFLOW_CLOSED, MLFLOW_READS, Access, Guard
+from studies.sites.guard import MLFLOW_CLOSED, MLFLOW_READS, MLFLOW_STREAMS, Access, Guard
 
 DASHBOARD: Final = "optuna-dashboard"
 MLFLOW: Final = "MLflow"
@@ -27,7 +27,7 @@ MLFLOW: Final = "MLflow"
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a site needs. Given on standard input: it holds passwords."""
+    """What a site needs. Given on standard input: it holds passwords, and the token."""
 
     site: str
     descriptor: int
@@ -35,7 +35,8 @@ class Setup:
     storage: str
     tracking: str | None
     """MLflow's database; ``None`` for the one beside the studies, which is made if need be."""
-    artifacts: str
+    home: str
+    """Of Studyhall, for MLflow's artifacts."""
     access: dict[str, Any]
 
 
@@ -46,6 +47,8 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
     try:
+        from studies.sites.server import serve
+
         setup = Setup(**json.loads(sys.stdin.readline()))
         threading.Thread(target=_end_with_parent, daemon=True).start()
         access = Access(**{**setup.access, "hosts": tuple(setup.access["hosts"])})
@@ -64,15 +67,17 @@ def dashboard(setup: Setup, access: Access) -> Guard:
     from studies.storage.postgres import PostgresStorage
 
     storage = PostgresStorage(setup.storage, create=False, patience=1.0)
-    # mypy: two ways to say ASGI.
-    return Guard(WSGIMiddleware(wsgi(storage), workers=8), access)  # type: ignore[arg-type]
+    # With a queue that has no end, a thread never waits for who reads its answer. mypy: two ways to say ASGI.
+    return Guard(WSGIMiddleware(wsgi(storage), workers=8, send_queue_size=0), access)  # type: ignore[arg-type]
 
 
 def mlflow(setup: Setup, access: Access) -> Guard:
     """MLflow's server, with the application that its own command serves."""
     from studies.storage.url import StorageURL
-    from studies.tracking.server import configure, connect, prepare_database
+    from studies.tracking.server import configure, connect, folder_of, prepare_database
 
+    root = folder_of(Path(setup.home))
+    os.umask(0o077)  # what others send is for nobody else to read
     configure()
     uri = setup.tracking or prepare_database(StorageURL.parse(setup.storage))
     connect(uri)  # what is wrong with it is to be known before anybody looks
@@ -80,25 +85,22 @@ def mlflow(setup: Setup, access: Access) -> Guard:
     os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "true"
     # Else it fetches a list of language models from the network, for a page of its own.
     os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
+    from mlflow import set_tracking_uri
     from mlflow.server import constants
 
+    from studies.sites.artifacts import confine
+
+    set_tracking_uri(uri)  # its registry of models looks up there what a model's name means
     os.environ |= {
         constants.BACKEND_STORE_URI_ENV_VAR: uri,
         constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
-        constants.ARTIFACTS_DESTINATION_ENV_VAR: setup.artifacts,
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: str(root / "received"),
         constants.SERVE_ARTIFACTS_ENV_VAR: "true",
     }
     from mlflow.server.fastapi_app import app
 
-    return Guard(app, access, reads=MLFLOW_READS, closed=MLFLOW_CLOSED)
-
-
-def serve(application: Any, descriptor: int) -> None:
-    """Serve until a signal."""
-    import uvicorn
-
-    config = uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+    confine(root)
+    return Guard(app, access, reads=MLFLOW_READS, closed=MLFLOW_CLOSED, streams=MLFLOW_STREAMS)
 
 
 def _end_with_parent() -> None:

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from studies.child import Child, Kept
@@ -76,7 +77,7 @@ class Site(Kept):
         listener: where it is served.
         storage: of the studies.
         tracking: MLflow's database; ``None`` for the one beside the studies.
-        artifacts: where MLflow keeps the artifacts that others send it.
+        home: of Studyhall, for MLflow's artifacts.
         access: who may do what.
         environment: of the process.
         output: is given each line that the process writes, and told of its deaths.
@@ -90,19 +91,20 @@ class Site(Kept):
         *,
         storage: StorageURL,
         tracking: str | None = None,
-        artifacts: str,
+        home: Path,
         access: Access,
         environment: Mapping[str, str],
         output: Callable[[str], None],
         inherit: Sequence[int] = (),
     ) -> None:
         self._listener = listener
+        self._token = access.token
         setup = Setup(
             site=name,
             descriptor=listener.fileno(),
             storage=storage.sqlalchemy,
             tracking=tracking,
-            artifacts=artifacts,
+            home=str(home),
             access=asdict(access),
         )
 
@@ -124,6 +126,11 @@ class Site(Kept):
         if ipaddress.ip_address(host).is_unspecified:
             host = socket.gethostname()
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def entrance(self) -> str:
+        """The address that lets its reader in: it ends in the token, if there is one."""
+        return f"{self.address}/?token={self._token}" if self._token else self.address
 
     def wait_until_ready(self) -> None:
         """Wait until it answers.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from studies.child import Child
 from studies.tracking.process import Setup
+from studies.tracking.server import folder_of
 
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
@@ -99,4 +100,4 @@ class MirrorProcess(Child):
 
 def artifacts_of(home: Path) -> str:
     """Where artifacts lie of an MLflow that is a database and no server."""
-    return (home / "mlflow" / "artifacts").as_uri()
+    return (folder_of(home) / "artifacts").as_uri()

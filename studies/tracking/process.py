@@ -73,6 +73,7 @@ def main() -> int:
     """Be a mirror. Returns the exit status."""
     events = Events()
     _give_way()
+    os.umask(0o077)  # its artifacts are for nobody else to read
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore")

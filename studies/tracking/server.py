@@ -6,10 +6,12 @@ import dataclasses
 import http.client
 import os
 import re
+import stat
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -50,6 +52,17 @@ def configure() -> None:
 def database_of(storage: StorageURL) -> StorageURL:
     """The database of MLflow that belongs to a storage: its neighbour on the same server."""
     return dataclasses.replace(storage, database=f"{storage.database or 'studyhall'}_mlflow")
+
+
+def folder_of(home: Path) -> Path:
+    """The folder of all of MLflow's artifacts, which nobody but its owner may enter; made if need be."""
+    folder = home / "mlflow"
+    home.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != 0o700:  # an earlier version made it
+        folder.chmod(0o700)
+    return folder
 
 
 def check_uri(uri: str) -> str:

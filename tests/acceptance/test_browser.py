@@ -1,4 +1,4 @@
-"""Both sites in a real Chromium, on a study that is running: as anybody at this machine, and as a viewer."""
+"""Both sites in a real Chromium, on a study that is running: by the address that was printed, and as a viewer."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def running(
             run.wait(timeout=30)
 
 
-@pytest.fixture(scope="module", params=["anybody", "viewer"])
+@pytest.fixture(scope="module", params=["token", "viewer"])
 def hall(
     request: pytest.FixtureRequest, running: tuple[StorageURL, Path, dict[str, str]]
 ) -> Iterator[tuple[Hall, str]]:
@@ -111,6 +111,7 @@ def visit(chromium: Browser, hall: tuple[Hall, str]) -> Iterator[Visit]:
 def test_the_dashboard_lists_a_running_study_with_its_trials_and_draws_its_plots(visit: Visit) -> None:
     page = visit.page
     page.goto(visit.hall.dashboard)
+    assert "token" not in page.url  # a cookie has taken its place
     page.get_by_role("link", name=NAME).click()
     page.wait_for_url(re.compile(r"/dashboard/studies/\d+$"))
     for plot in ("History", "Hyperparameter Importance", "Timeline", "Intermediate values"):
@@ -128,12 +129,12 @@ def test_the_dashboard_lists_a_running_study_with_its_trials_and_draws_its_plots
 
 def test_mlflow_shows_the_run_of_a_study_with_its_trials_beneath_and_their_curves(visit: Visit) -> None:
     page = visit.page
-    page.goto(f"{visit.hall.mlflow}/#/experiments")
+    page.goto(f"{visit.hall.mlflow}#/experiments")
     page.get_by_role("link", name=NAME).click()
     page.wait_for_url(re.compile(r"/experiments/\d+/"))
     number = re.search(r"/experiments/(\d+)/", page.url)
     assert number
-    page.goto(f"{visit.hall.mlflow}/#/experiments/{number[1]}/runs")
+    page.goto(f"{visit.hall.mlflow}#/experiments/{number[1]}/runs")
     parent = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=NAME, exact=True))
     parent.get_by_role("button").click()
     trials = page.get_by_role("gridcell").get_by_role("link", name=re.compile(r"^trial \d+$"))

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,10 +36,13 @@ def ask(access: Access, method: str = "GET", path: str = "/", **headers: str) ->
     """What the guard says to a request, what came through it, and all that it sent."""
     sent: list[Any] = []
     application = Application()
+    path, _, query = path.partition("?")
     scope = {
         "type": "http",
         "method": method,
         "path": path,
+        "query_string": query.encode(),
+        "client": ("192.0.2.7", 1234),
         "headers": [(n.replace("_", "-").encode(), v.encode("latin-1")) for n, v in headers.items()],
     }
 
@@ -52,7 +56,7 @@ def ask(access: Access, method: str = "GET", path: str = "/", **headers: str) ->
 
 
 async def _receive() -> MutableMapping[str, Any]:
-    raise AssertionError("the guard has no need of the request's body")
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 def basic(login: str) -> str:
@@ -181,7 +185,7 @@ def test_the_scheme_is_written_in_any_case_and_the_password_goes_no_further() ->
     ("role", "method", "status"), [(ADMIN, "POST", 200), (VIEWER, "POST", 403), (VIEWER, "GET", 200)]
 )
 def test_without_passwords_everybody_at_this_machine_has_one_role(role: str, method: str, status: int) -> None:
-    access = Access(anybody=role, hosts=HERE)
+    access = Access(anybody=True, role=role, hosts=HERE)
     assert ask(access, method, host="localhost:8080")[0] == status
     assert ask(access, method, host="localhost:8080", authorization="Basic !!!")[0] == status
 
@@ -190,7 +194,7 @@ def test_without_passwords_everybody_at_this_machine_has_one_role(role: str, met
     "host", ["localhost", "localhost:5000", "LOCALHOST:5000", "127.0.0.1:80", "[::1]:5000", "[::1]"]
 )
 def test_the_names_of_this_machine_are_known(host: str) -> None:
-    assert ask(Access(anybody=ADMIN, hosts=HERE), host=host)[0] == 200
+    assert ask(Access(anybody=True, hosts=HERE), host=host)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def test_the_names_of_this_machine_are_known(host: str) -> None:
     ],
 )
 def test_a_page_whose_name_was_pointed_to_this_machine_is_refused(host: str) -> None:
-    assert ask(Access(anybody=ADMIN, hosts=HERE), host=host)[0] == 403
+    assert ask(Access(anybody=True, hosts=HERE), host=host)[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ def test_a_page_whose_name_was_pointed_to_this_machine_is_refused(host: str) -> 
     ],
 )
 def test_another_page_in_the_same_browser_can_send_nothing(headers: dict[str, str]) -> None:
-    for access in (Access(anybody=ADMIN, hosts=HERE), PASSWORDS):
+    for access in (Access(anybody=True, hosts=HERE), PASSWORDS):
         assert ask(access, "POST", READ, host="localhost:8080", authorization=ADMINS, **headers)[0] == 403
 
 
@@ -243,7 +247,7 @@ def test_a_page_of_the_site_itself_can() -> None:
 def test_no_websocket_is_opened_and_the_application_is_told_of_its_life() -> None:
     sent: list[Any] = []
     application = Application()
-    guard = Guard(application, Access(anybody=ADMIN))
+    guard = Guard(application, Access(anybody=True))
 
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
@@ -261,3 +265,122 @@ def test_a_refusal_is_read_by_both_sites_and_no_page_frames_them() -> None:
     _, _, sent = ask(PASSWORDS, authorization=VIEWERS)
     assert (b"x-frame-options", b"SAMEORIGIN") in sent[0]["headers"]
     assert (b"x-content-type-options", b"nosniff") in sent[0]["headers"]
+
+
+TOKENS = Access(token="t0ken-of_this-start", hosts=HERE)
+BEARER = "Bearer t0ken-of_this-start"
+COOKIE = f"studyhall-8080={TOKENS.cookie}"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": BEARER},
+        {"authorization": BEARER.replace("Bearer", "bearer ")},
+        {"cookie": COOKIE},
+        {"cookie": f"theme=dark;{COOKIE}; studyhall-5000=other"},
+        {"cookie": COOKIE, "authorization": "Bearer of somebody else"},
+    ],
+)
+@pytest.mark.parametrize(("role", "post"), [(ADMIN, 200), (VIEWER, 403)])
+def test_the_token_or_its_cookie_lets_in_and_goes_no_further(headers: dict[str, str], role: str, post: int) -> None:
+    access = replace(TOKENS, role=role)
+    status, application, sent = ask(access, host="localhost:8080", **headers)
+    assert status == 200
+    assert "t0ken" not in repr(application.asked[0]["headers"]) + repr(sent) + repr(access)
+    assert TOKENS.cookie not in repr(application.asked[0]["headers"])
+    assert ask(access, "POST", "/api/studies", host="localhost:8080", **headers)[0] == post
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/", {}),
+        ("GET", "/", {"authorization": "Bearer "}),
+        ("GET", "/", {"authorization": "Bearer"}),
+        ("GET", "/", {"authorization": BEARER[:-1]}),
+        ("GET", "/", {"authorization": f"{BEARER}x"}),
+        ("GET", "/", {"authorization": BEARER.upper()}),
+        ("GET", "/", {"authorization": BEARER.replace("Bearer", "Token")}),
+        ("GET", "/", {"authorization": "Bearer t\xf6ken"}),
+        ("GET", "/", {"authorization": basic(f":{TOKENS.token}")}),
+        ("GET", "/", {"cookie": "studyhall-8080="}),
+        ("GET", "/", {"cookie": "studyhall-8080"}),
+        ("GET", "/", {"cookie": f"studyhall-8080={TOKENS.token}"}),
+        ("GET", "/", {"cookie": COOKIE.replace("8080", "5000")}),
+        ("GET", "/?token=", {}),
+        ("GET", "/?token=wrong", {}),
+        ("GET", f"/?Token={TOKENS.token}", {}),
+        ("GET", f"/?token={TOKENS.token}&token=wrong", {}),
+        ("GET", f"/?token={TOKENS.cookie}", {}),
+        ("HEAD", f"/?token={TOKENS.token}", {}),
+        ("POST", f"/api/studies?token={TOKENS.token}", {}),
+    ],
+)
+def test_without_the_right_token_nobody_gets_in(method: str, path: str, headers: dict[str, str]) -> None:
+    status, _, sent = ask(TOKENS, method, path, host="localhost:8080", **headers)
+    assert status == 401
+    assert dict(sent[0]["headers"])[b"www-authenticate"].startswith(b"Bearer ")
+    assert "set-cookie" not in repr(sent)
+
+
+def test_where_there_is_no_token_none_lets_in() -> None:
+    for path, headers in (
+        ("/", {"authorization": "Bearer "}),
+        ("/", {"authorization": "Bearer None"}),
+        ("/", {"cookie": f"studyhall-80={PASSWORDS.cookie}"}),
+        ("/?token=", {}),
+        ("/?token=None", {}),
+    ):
+        assert ask(PASSWORDS, "GET", path, **headers)[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("/?token={}", "/"),
+        ("/dashboard/studies/1?token={}", "/dashboard/studies/1"),
+        ("/?token={}&a=1&b=%26", "/?a=1&b=%26"),
+        ("//evil.example/?token={}", "/evil.example/"),
+        ("/\\evil.example?token={}", "/%5Cevil.example"),
+        ("/x\r\nset-cookie: a=b?token={}", "/x%0D%0Aset-cookie:%20a=b"),
+        ("/\N{SNOWMAN}?token={}", "/%E2%98%83"),
+    ],
+)
+def test_a_browser_exchanges_the_token_for_a_cookie_and_goes_on_without_it(path: str, place: str) -> None:
+    for host, port in (("localhost:8080", 8080), ("127.0.0.1:5000", 5000), ("[::1]", 80)):
+        status, _, sent = ask(TOKENS, "GET", path.format(TOKENS.token), host=host)
+        headers = dict(sent[0]["headers"])
+        assert (status, headers[b"location"].decode()) == (303, place)
+        cookie = f"studyhall-{port}={TOKENS.cookie}; Path=/; HttpOnly; SameSite=Lax"
+        assert headers[b"set-cookie"].decode() == cookie
+        assert (headers[b"cache-control"], headers[b"referrer-policy"]) == (b"no-store", b"same-origin")
+        assert "t0ken" not in repr(sent)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/", {"host": "evil.example:8080", "authorization": BEARER}),
+        ("GET", "/", {"host": "evil.example:8080", "cookie": COOKIE}),
+        ("GET", f"/?token={TOKENS.token}", {"host": "evil.example:8080"}),
+        ("GET", f"/?token={TOKENS.token}", {"host": "localhost:8080", "origin": "http://evil.example"}),
+        ("GET", "/api/studies", {"host": "localhost:8080", "origin": "http://localhost:9999", "cookie": COOKIE}),
+        ("GET", "/api/studies", {"host": "localhost:8080", "sec-fetch-site": "cross-site", "cookie": COOKIE}),
+        ("POST", READ, {"host": "localhost:8080", "sec-fetch-site": "same-site", "cookie": COOKIE}),
+        (
+            "POST",
+            READ,
+            {"host": "localhost:8080", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "cookie": COOKIE},
+        ),
+    ],
+)
+def test_another_page_can_use_neither_token_nor_cookie(method: str, path: str, headers: dict[str, str]) -> None:
+    status, _, sent = ask(TOKENS, method, path, **headers)
+    assert status == 403
+    assert "set-cookie" not in repr(sent)
+
+
+def test_a_link_on_another_page_leads_to_the_site() -> None:
+    headers = {"host": "localhost:8080", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "cookie": COOKIE}
+    assert ask(TOKENS, "GET", "/dashboard", **headers)[0] == 200

@@ -1,0 +1,93 @@
+"""Failed logins: each one from the same address waits longer for its answer. The right one never waits."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+#: Failures that are answered at once: of one address, and of all together.
+FREE: Final = 5.0
+FREE_IN_ALL: Final = 50.0
+#: Seconds until one failure is forgotten.
+FORGET: Final = 10.0
+#: Seconds that an answer waits at most.
+LONGEST: Final = 8.0
+#: Doublings that are remembered, so that a long attack is forgotten soon after it ends.
+DOUBLINGS: Final = 6.0
+#: Addresses that are remembered; the one that failed longest ago goes first.
+ADDRESSES: Final = 1024
+#: Answers that wait at the same time. More are refused at once: waiting costs an open connection.
+WAITING: Final = 128
+
+
+@dataclass
+class _Bucket:
+    """Fills by one with each failure and leaks over time."""
+
+    free: float
+    level: float = 0.0
+    since: float = 0.0
+
+    def add(self, now: float) -> float:
+        """Count a failure. Returns by how much there are too many."""
+        self.level = max(0.0, self.level - (now - self.since) / FORGET) + 1.0
+        self.level = min(self.level, self.free + DOUBLINGS)
+        self.since = now
+        return self.level - self.free
+
+
+class Failures:
+    """Counts failed logins, by address and in all, in bounded memory.
+
+    Nobody is locked out: whoever knows the password or the token is not asked how often others failed.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._all = _Bucket(FREE_IN_ALL)
+        self._addresses: OrderedDict[str, _Bucket] = OrderedDict()
+        self._waiting = 0
+
+    def count(self, address: str) -> float:
+        """Count a failure of ``address``. Returns for how many seconds its answer waits; 0: not at all."""
+        key = _network(address)
+        bucket = self._addresses.setdefault(key, _Bucket(FREE))
+        self._addresses.move_to_end(key)
+        if len(self._addresses) > ADDRESSES:
+            self._addresses.popitem(last=False)
+        now = self._clock()
+        excess = max(bucket.add(now), self._all.add(now))
+        return min(LONGEST, 2.0 ** (excess - 3.0)) if excess > 0 else 0.0
+
+    async def wait(self, seconds: float) -> None:
+        """Hold an answer back, unless too many are already."""
+        if self._waiting >= WAITING:
+            return
+        self._waiting += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting -= 1
+
+
+def retry_after(seconds: float) -> int:
+    """Whole seconds, for the header of that name."""
+    return max(1, math.ceil(seconds))
+
+
+def _network(address: str) -> str:
+    """What one client can choose freely: of IPv6 the lower half."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
+    return address if ip.version == 4 else str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
