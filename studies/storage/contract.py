@@ -174,9 +174,7 @@ class OptunaContract(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        check_name("parameter", param_name)
-        text = distribution_to_json(distribution)
-        check_size(f"the distribution of parameter {param_name!r}", text)
+        text = _checked(param_name, distribution)
         distribution = read_distribution(text)  # as it is stored: a tuple among its choices is a list by then
         change = {"name": param_name, "value": float(param_value_internal), "distribution": text}
         if writer := self._writers.get(trial_id):
@@ -229,8 +227,9 @@ class OptunaContract(BaseStorage):
         else ``distribution``, unless another process has said another one first."""
         known = self._cache(study_id).distributions.get(name)
         if known is None:
+            text = _checked(name, distribution)
             key = f"studyhall:distribution:{hashlib.sha256(name.encode()).hexdigest()}"
-            row = self._required("agree", study_id=study_id, key=key, value=distribution_to_json(distribution))
+            row = self._required("agree", study_id=study_id, key=key, value=text)
             known = read_distribution(row["value_json"])
         return known
 
@@ -360,6 +359,14 @@ class OptunaContract(BaseStorage):
 
     def _cache(self, study_id: int) -> TrialCache:
         return self._caches.setdefault(study_id, TrialCache())
+
+
+def _checked(name: str, distribution: BaseDistribution) -> str:
+    """The JSON of a parameter's distribution; raises :exc:`ValueError` where the database can't store that."""
+    check_name("parameter", name)
+    text = distribution_to_json(distribution)
+    check_size(f"the distribution of parameter {name!r}", text)
+    return text
 
 
 @contextmanager
