@@ -70,6 +70,16 @@ class Postgres:
                 self._process = None  # a killed server's last backend may still have held the directory
             time.sleep(0.02)
 
+    def execute(self, *statements: str) -> None:
+        """Send statements as its superuser, each in a transaction of its own."""
+        connection = psycopg2.connect(self.url)
+        try:
+            connection.autocommit = True
+            for statement in statements:
+                connection.cursor().execute(statement)
+        finally:
+            connection.close()
+
     def stop(self) -> None:
         """Shut down cleanly, ending every session ("fast")."""
         if self._process is not None:
@@ -101,15 +111,18 @@ class Postgres:
 
 
 @contextmanager
-def start_postgres(bin_dir: Path | None = None, *, auth: str = "scram-sha-256", **settings: str) -> Iterator[Postgres]:
+def start_postgres(
+    bin_dir: Path | None = None, *, auth: str = "scram-sha-256", parent: Path = Path("/tmp"), **settings: str
+) -> Iterator[Postgres]:
     """A new cluster with a running server, gone at the end.
 
     Args:
         bin_dir: where its programs are, e.g. ``DEBIAN_15``; the wheel's PostgreSQL 18 when left out.
         auth: how a client on 127.0.0.1 shows who it is.
+        parent: the folder in which its own is made.
         settings: of postgresql.conf, by name.
     """
-    directory = Path(tempfile.mkdtemp(prefix="studyhall-postgres-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="studyhall-postgres-", dir=parent))
     try:
         directory.chmod(0o755)  # as root, the server's account has to reach its cluster
         account = account_for(directory / "data")

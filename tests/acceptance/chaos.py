@@ -1,6 +1,6 @@
 """A study under faults: workers are killed and stopped, PostgreSQL is killed twice.
 
-    python tests/acceptance/chaos.py --seeds 0 1 2 --budget 200 [--pgbouncer]
+    python tests/acceptance/chaos.py --seeds 0 1 2 --budget 200 [--pgbouncer] [--poison 10]
 
 A line for each seed; the last line is JSON with all figures. Exits with 1 if a seed failed.
 """
@@ -25,11 +25,18 @@ def main() -> int:
     parser.add_argument("--budget", type=int, default=200, help="trials")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--pgbouncer", action="store_true", help="behind a PgBouncer in transaction mode")
+    parser.add_argument("--poison", type=int, default=0, metavar="N", help="one trial in N writes what is refused")
     options = parser.parse_args()
     runs, failed = [], []
     for seed in options.seeds:
         try:
-            figures = chaos(seed, budget=options.budget, workers=options.workers, pgbouncer=options.pgbouncer)
+            figures = chaos(
+                seed,
+                budget=options.budget,
+                workers=options.workers,
+                pgbouncer=options.pgbouncer,
+                poison=options.poison,
+            )
         except Exception:
             traceback.print_exc()
             failed.append(seed)
@@ -37,7 +44,8 @@ def main() -> int:
             continue
         runs.append(asdict(figures))
         print(
-            f"seed {seed}: {figures.budget} trials ({figures.pruned} pruned) in {figures.seconds:.0f} s; "
+            f"seed {seed}: {figures.budget} trials ({figures.pruned} pruned), {figures.failed} poisoned, in "
+            f"{figures.seconds:.0f} s; "
             f"{figures.kills} kills, {figures.stops} stops, {figures.restarts} restarts of PostgreSQL; "
             f"{figures.redone} of {figures.epochs} epochs redone, {figures.torn} torn; "
             f"{figures.refused} writes refused",

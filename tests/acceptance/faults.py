@@ -38,6 +38,7 @@ from studies.storage.postgres import PostgresStorage
 
 EPOCHS = int(os.environ["EPOCHS"])
 EPOCH_SECONDS = float(os.environ["EPOCH_SECONDS"])
+POISON = int(os.environ.get("POISON", "0"))
 
 
 def note(event, **details):
@@ -70,6 +71,8 @@ def objective(trial):
     x = trial.suggest_float("x", -10, 10)
     # Each value tells under which claim of the trial it was made: see _WATCH in faults.py.
     by = trial._holder.lease.claim.epoch * 1e-6
+    if POISON and trial.number % POISON == POISON - 1:
+        trial.set_user_attr("poison", 1)  # see _CONSTRAINT in faults.py
     kept = trial.restore()
     loss = round(x * x, 2) if kept is None else float(kept.state)
     for step in range(0 if kept is None else kept.step + 1, EPOCHS):
@@ -106,6 +109,9 @@ create trigger watch before insert or update on trial_intermediate_values
     for each row execute function watch('intermediate_value');
 create trigger watch before insert or update on trial_values for each row execute function watch('value');
 """
+
+# What a trial writes is refused, by a rule that no client knows of.
+_CONSTRAINT = "alter table trial_user_attributes add constraint poison check (key <> 'poison')"
 
 Entry = dict[str, Any]
 
@@ -156,7 +162,9 @@ class Fleet:
         self, *, trials: int, workers: int, lease: float = 3, settings: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
         """Start ``studyhall run``; a checkpoint is due after each epoch."""
-        settings = ["checkpoints.every=0", "budget.max_failures=1", *settings]
+        settings = ["checkpoints.every=0", *settings]
+        if not any(setting.startswith("budget.max_failures") for setting in settings):
+            settings.append("budget.max_failures=1")
         arguments = ["run", "script.py:objective", "--name", self.study, "--trials", str(trials)]
         arguments += [word for setting in settings for word in ("--set", setting)]
         return self._start(*arguments, "--workers", str(workers), "--lease", str(lease))
@@ -234,9 +242,9 @@ def new_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def own_postgres() -> Iterator[Postgres]:
+def own_postgres(parent: Path = Path("/tmp")) -> Iterator[Postgres]:
     """A server that may be killed: Debian's 15 where it is installed, else the wheel's 18."""
-    with start_postgres(DEBIAN_15 if DEBIAN_15.is_dir() else None) as postgres:
+    with start_postgres(DEBIAN_15 if DEBIAN_15.is_dir() else None, parent=parent) as postgres:
         yield postgres
 
 
@@ -270,6 +278,7 @@ class Figures:
     budget: int
     workers: int
     pgbouncer: bool
+    poison: int
     seconds: float = 0.0
     kills: int = 0
     stops: int = 0
@@ -278,6 +287,8 @@ class Figures:
     refused: int = 0
     """Writes of workers whose trial was another's, or over."""
     pruned: int = 0
+    failed: int = 0
+    """For what they wrote."""
     epochs: int = 0
     """Trained, redone ones included."""
     redone: int = 0
@@ -307,6 +318,7 @@ def chaos(
     restarts: Sequence[float] = (8, 18),
     lease: float = 3,
     pgbouncer: bool = False,
+    poison: int = 0,
     limit: float = 400,
     most_redone: float = 0.02,
 ) -> Figures:
@@ -321,13 +333,14 @@ def chaos(
         restarts: when PostgreSQL is killed, in seconds after the first epoch.
         lease: of a trial, in seconds.
         pgbouncer: have all connections go through one, in transaction mode.
+        poison: one trial in so many writes something that the database refuses; 0 for none.
         limit: seconds after which the study must be over.
         most_redone: of all epochs, the part that may be trained once more.
 
     Raises:
         AssertionError: something was lost, doubled, stuck or let through.
     """
-    figures = Figures(seed=seed, budget=budget, workers=workers, pgbouncer=pgbouncer)
+    figures = Figures(seed=seed, budget=budget, workers=workers, pgbouncer=pgbouncer, poison=poison)
     with ExitStack() as stack:
         folder, postgres = stack.enter_context(new_folder()), stack.enter_context(own_postgres())
         url = postgres.url
@@ -337,7 +350,12 @@ def chaos(
         watch_writes(postgres)
         parsed = StorageURL.parse(url)
         fleet = stack.enter_context(Fleet(parsed, folder, epochs=epochs, epoch_seconds=epoch_seconds))
-        fleet.run(trials=budget, workers=workers // 2, lease=lease)
+        if poison:
+            postgres.execute(_CONSTRAINT)
+            fleet.environment["POISON"] = str(poison)
+        fleet.run(
+            trials=budget, workers=workers // 2, lease=lease, settings=["budget.max_failures=1000"] if poison else []
+        )
         eventually(lambda: fleet.entries("epoch"), "the first epoch")
         fleet.work(workers=workers - workers // 2, lease=lease)
         eventually(lambda: len(fleet.busy_workers()) == workers, "all workers at work")
@@ -406,16 +424,24 @@ def _judge(fleet: Fleet, postgres: Postgres, figures: Figures, most_redone: floa
         record = storage.find_study(fleet.study)
         trials, best, attempts = storage.trials(record), storage.find_best(record), storage.attempts(record)
     states = Counter(trial.state.name for trial in trials)
-    figures.pruned = states["PRUNED"]
-    assert states.keys() <= {"COMPLETE", "PRUNED"}, states
-    assert [trial.number for trial in trials] == list(range(budget))
-    assert attempts.keys() == set(range(budget))
+    figures.pruned, figures.failed = states["PRUNED"], states["FAIL"]
+    assert states.keys() <= {"COMPLETE", "PRUNED", "FAIL"}, states
+    assert states["COMPLETE"] + states["PRUNED"] == budget
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert attempts.keys() == set(range(len(trials)))
+    poisoned = {trial.number for trial in trials if figures.poison and (trial.number + 1) % figures.poison == 0}
+    assert {trial.number for trial in trials if trial.state == TrialState.FAIL} == poisoned
+    for number in poisoned:
+        assert trials[number].user_attrs["error"].startswith("the database refuses the attribute 'poison': ")
+        assert list(trials[number].params) == ["x"]
 
     # No result that was acknowledged is lost, and none was acknowledged twice with different words.
     for told in fleet.entries("told"):
         trial = trials[told["trial"]]
         assert (trial.state.name, trial.values if told["values"] else None) == (told["state"], told["values"])
     for trial in trials:
+        if trial.number in poisoned:
+            continue
         steps = max(trial.intermediate_values) + 1
         assert sorted(trial.intermediate_values) == list(range(steps))
         assert (steps == int(fleet.environment["EPOCHS"])) or trial.state == TrialState.PRUNED

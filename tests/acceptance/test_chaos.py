@@ -15,8 +15,10 @@ from tests.acceptance.faults import chaos
 SEEDS = [int(seed) for seed in os.environ.get("STUDYHALL_CHAOS_SEEDS", "").split()]
 
 
-@pytest.mark.parametrize("pgbouncer", [False, True], ids=["direct", "pgbouncer"])
-def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(pgbouncer: bool) -> None:
+@pytest.mark.parametrize(
+    ("pgbouncer", "poison"), [(False, 0), (True, 0), (False, 10)], ids=["direct", "pgbouncer", "poison"]
+)
+def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(pgbouncer: bool, poison: int) -> None:
     figures = chaos(
         4711,
         budget=40,
@@ -25,7 +27,8 @@ def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(pgbounce
         epoch_seconds=0.15,
         restarts=[6],
         pgbouncer=pgbouncer,
-        limit=120,
+        poison=poison,
+        limit=240,
         # In so small a study a handful of epochs is 2 %, to which `make chaos` holds the full one.
         most_redone=0.05,
     )

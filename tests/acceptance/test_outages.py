@@ -1,4 +1,4 @@
-"""PostgreSQL is away, stopped or hung: no worker ends of it, no result is lost, and training goes on.
+"""PostgreSQL is stopped, hung, read-only, or its disk is full: no worker ends, no result is lost, training goes on.
 
 2 seconds here; 30 and 120 with ``STUDYHALL_LONG_OUTAGES=1``.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,16 +40,69 @@ class Server:
     come_back: Callable[[], None]
 
 
-@pytest.fixture(params=["stopped", "hung"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+@contextmanager
+def stopped() -> Iterator[Server]:
     with own_postgres() as postgres:
-        direct = StorageURL.parse(postgres.url)
-        PostgresStorage(direct).close()
-        if request.param == "stopped":
-            yield Server(url=direct, direct=direct, go_away=postgres.stop, come_back=postgres.start)
-        else:
-            with Proxy(direct) as proxy:
-                yield Server(url=proxy.url, direct=direct, go_away=proxy.hang, come_back=proxy.up)
+        url = StorageURL.parse(postgres.url)
+        yield Server(url=url, direct=url, go_away=postgres.stop, come_back=postgres.start)
+
+
+@contextmanager
+def hung() -> Iterator[Server]:
+    with own_postgres() as postgres, Proxy(StorageURL.parse(postgres.url)) as proxy:
+        yield Server(url=proxy.url, direct=StorageURL.parse(postgres.url), go_away=proxy.hang, come_back=proxy.up)
+
+
+@contextmanager
+def read_only() -> Iterator[Server]:
+    """As a standby is before its promotion, and a server at a cloud provider whose disk is full."""
+    begin = ("alter system set default_transaction_read_only = on", "select pg_reload_conf()")
+    end = ("set default_transaction_read_only = off", "alter system reset default_transaction_read_only", begin[1])
+    with own_postgres() as postgres:
+        url = StorageURL.parse(postgres.url)
+        yield Server(
+            url=url,
+            direct=url,
+            go_away=lambda: postgres.execute(*begin),
+            come_back=lambda: postgres.execute(*end),
+        )
+
+
+@contextmanager
+def full() -> Iterator[Server]:
+    """On a disk of its own that is filled to the last byte. A server that can't write its log crashes."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    with new_folder() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m,mode=755", "studyhall", str(folder)], check=True)
+        try:
+            with own_postgres(folder) as postgres:
+                url, ballast = StorageURL.parse(postgres.url), folder / "ballast"
+
+                def fill() -> None:
+                    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+                        while True:
+                            file.write(bytes(4096))
+                    # What is free in its files is used up as well.
+                    with suppress(psycopg2.Error):
+                        postgres.execute(
+                            "create table filler as select repeat('x', 1000) from generate_series(1, 100000)"
+                        )
+
+                def empty() -> None:
+                    ballast.unlink()
+                    postgres.start()  # where it has crashed
+
+                yield Server(url=url, direct=url, go_away=fill, come_back=empty)
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(params=[stopped, hung, read_only, full], ids=lambda kind: kind.__name__.replace("_", "-"))
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with request.param() as server:
+        PostgresStorage(server.direct).close()
+        yield server
 
 
 @contextmanager
@@ -189,3 +243,22 @@ def test_a_preempted_machine_gives_its_trials_back(
         assert fleet.supervisors[1].wait(timeout=60) == 0, fleet.output
         # What was trained while the database was away was never told, and nowhere kept.
         require_complete(fleet, server, trials=2, redone=24 if is_away else 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("statement_timeout = '100ms'",), ("idle_session_timeout = '200ms'",), ("lock_timeout = '1ms'",)],
+    ids=lambda settings: settings[0].partition(" ")[0],
+)
+def test_a_server_that_ends_statements_and_sessions_early_ends_no_worker(settings: tuple[str, ...]) -> None:
+    with own_postgres() as postgres:
+        direct = StorageURL.parse(postgres.url)
+        PostgresStorage(direct).close()
+        postgres.execute(*(f"alter role postgres set {setting}" for setting in settings))
+        with fleet_on(Server(url=direct, direct=direct, go_away=list, come_back=list), epochs=6) as fleet:
+            fleet.run(trials=12, workers=3, settings=NO_PRUNING)
+            assert fleet.supervisors[0].wait(timeout=240) == 0, fleet.output
+            assert "| died: " not in fleet.output
+            require_complete(
+                fleet, Server(url=direct, direct=direct, go_away=list, come_back=list), trials=12, redone=6
+            )
