@@ -49,7 +49,9 @@ class Child:
         self.last_words: dict[str, dict[str, Any]] = {}
         """The last event of each name; all are there once :meth:`wait` has returned."""
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", module],
+            # -P: no module of the current folder takes the place of ours or Python's. By a flag and not by the
+            # environment, which what they start themselves would inherit.
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -63,6 +63,7 @@ def finalize(
         objective = build(
             record.spec.objective.path,
             record.spec.objective.args,
+            allow=allow,
             space=tuple(record.spec.space),
             data_dir=data_dir_or_default(data_dir),
         )

@@ -159,6 +159,7 @@ def run(
         _run_workers(
             storage,
             [(spec, 1.0)],
+            allow=[spec.objective.path],  # whoever types TARGET has chosen it
             workers=workers,
             data_dir=data_dir,
             lease=lease,
@@ -229,7 +230,14 @@ def work(
                 served.append((spec, share))
         if served:
             _run_workers(
-                storage, served, workers=workers, data_dir=data_dir, lease=lease, notify_url=notify_url, mirrors=mirrors
+                storage,
+                served,
+                allow=allow,
+                workers=workers,
+                data_dir=data_dir,
+                lease=lease,
+                notify_url=notify_url,
+                mirrors=mirrors,
             )
 
 
@@ -251,6 +259,7 @@ def _run_workers(
     storage: PostgresStorage,
     specs: Sequence[tuple[StudySpec, float]],
     *,
+    allow: Sequence[str],
     workers: int | None,
     data_dir: Path | None,
     lease: float,
@@ -270,6 +279,7 @@ def _run_workers(
     supervisor = Supervisor(
         specs,
         devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        allow=allow,
         data_dir=data_dir_or_default(data_dir),
         results=home() / "results",
         # The storage's URL, which may hold a password, is told over a pipe.

@@ -60,6 +60,8 @@ class Setup:
     device: str
     label: str
     objectives: tuple[ObjectiveSetup, ...]
+    allow: tuple[str, ...]
+    """What the studies may run, as :func:`studies.objective.is_allowed` takes it."""
     data_dir: str
     results: str
     """The directory where results wait while the database is away."""
@@ -84,7 +86,9 @@ def main() -> int:
     try:
         setup = _read_setup(sys.stdin.readline())
         built = {
-            each.study: objective.build(each.path, each.args, space=tuple(each.space), data_dir=Path(setup.data_dir))
+            each.study: objective.build(
+                each.path, each.args, allow=setup.allow, space=tuple(each.space), data_dir=Path(setup.data_dir)
+            )
             for each in setup.objectives
         }
         events.tell("ready")
