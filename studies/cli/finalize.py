@@ -72,7 +72,7 @@ def finalize(
             storage, record, record.spec, trial, objective,
             device=device.torch, directory=directory, progress=_show,
         )  # fmt: skip
-    echo("\n".join(f"{key} {number(value)}" for key, value in metrics.items()))
+    echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
     say(f"wrote {directory}" + (f"; this was look {before['looks'] + 1} at the test data" if before else ""))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from studies.cli.common import Common, allow_option, common_options, require_runnable, say, study_argument
-from studies.cli.formats import echo
+from studies.cli.formats import echo_data
 from studies.control import END_WORDS, way_on
 from studies.errors import StudyhallError
 
@@ -74,5 +74,5 @@ def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, *
             f"go on with: {way_on(name, ended)}"
         )
     job = WorkerJob(study=name, workers=workers, gpus=gpus, is_spot=spot, **options)
-    echo(yaml.safe_dump(job.manifest(), sort_keys=False).rstrip())
+    echo_data(yaml.safe_dump(job.manifest(), sort_keys=False).rstrip())
     say(f"start or scale: the same | kubectl apply -f -; end: kubectl -n {job.namespace} delete job {job.name}")

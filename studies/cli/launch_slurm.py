@@ -22,7 +22,7 @@ from studies.cli.common import (
     say,
     study_argument,
 )
-from studies.cli.formats import echo
+from studies.cli.formats import echo, echo_data
 from studies.cli.look import status_line
 from studies.cli.run import LEASE
 from studies.errors import StudyhallError, command
@@ -162,7 +162,7 @@ def slurm(
             settings=settings,
         )
         if only_print:
-            echo(array.script.rstrip())
+            echo_data(array.script.rstrip())
         elif _goes_on(storage, record):
             _warn(storage, workers)
             _submit(array, {**os.environ, "STUDYHALL_STORAGE": str(common.storage_url)}, workers)

@@ -26,7 +26,7 @@ from studies.cli.common import (
     require_runnable,
     say,
 )
-from studies.cli.formats import best_as, echo
+from studies.cli.formats import best_lines, echo
 from studies.cli.look import status_line
 from studies.cli.mirror import Mirroring, checked, tracking_option
 from studies.control import END_WORDS
@@ -388,10 +388,12 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
     say(status_line(now, record) + (f" in {duration(seconds)}" if seconds else ""))
     if now.best:
         metric = record.spec.metric_names[0] if record.spec else "value"
-        echo(best_as("table", record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number]))
-        say(f"\nnext: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
+        echo(*best_lines(record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number]))
+        say()
+        say(f"next: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
     elif now.trials["complete"]:
-        say(f"\nit has several objectives, so no best trial; next: {command('trials', record.name)}")
+        say()
+        say(f"it has several objectives, so no best trial; next: {command('trials', record.name)}")
     if now.ended == "failures":
         failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
         last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""

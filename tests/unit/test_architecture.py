@@ -37,6 +37,7 @@ LAYERS = (
     "studies.child",
     "studies.space",
     "studies.errors",
+    "studies.text",
 )
 
 
