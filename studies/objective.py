@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+from studies.checkpoints import PERMISSION
 from studies.errors import ObjectiveError, nearest
 
 Objective = Callable[[Any], Any]
@@ -172,15 +173,16 @@ def _parse(path: str) -> tuple[str | Path, list[str]]:
 
 
 def _is_named(path: str, prefixes: Sequence[str]) -> bool:
-    return any(_parse(prefix) == _parse(path) for prefix in prefixes if ":" in prefix)
+    named = [prefix for prefix in prefixes if ":" in prefix and not prefix.startswith(PERMISSION)]
+    return any(_parse(prefix) == _parse(path) for prefix in named)
 
 
 def _covers(source: str | Path, prefixes: Sequence[str]) -> bool:
     """Whether one of ``prefixes`` covers a module of that name, or a file of that real path."""
     for prefix in (BUILT_IN_PREFIX, *prefixes):
         if isinstance(source, Path):
-            is_path = "/" in prefix or prefix.endswith(".py")
-            if is_path and ":" not in prefix and source.is_relative_to(os.path.realpath(prefix)):
+            is_path = ("/" in prefix or prefix.endswith(".py")) and ":" not in prefix
+            if is_path and not prefix.startswith(PERMISSION) and source.is_relative_to(os.path.realpath(prefix)):
                 return True
         elif (package := prefix.removesuffix(".")) and (source == package or source.startswith(f"{package}.")):
             return True

@@ -130,7 +130,7 @@ allow_option = click.option(
     "--allow",
     multiple=True,
     metavar="PREFIX",
-    help="An objective outside of objectives.* that this machine may import: lab. or /path/script.py",
+    help="What a study may use here beside objectives.*: lab. or /path/script.py; store=/DIR for checkpoints.",
 )
 study_argument = click.argument("name", metavar="NAME")
 
@@ -155,20 +155,22 @@ def until_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def require_runnable(record: StudyRecord, allow: tuple[str, ...]) -> StudySpec:
+def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path) -> StudySpec:
     """The spec of a study, by which workers know what it runs.
 
     Raises:
         StudyhallError: stock Optuna made it.
         ObjectiveError: its objective is not among those that ``allow`` says.
+        CheckpointError: its place for checkpoints is neither in ``allow`` nor below ``data_dir``.
     """
-    from studies.objective import require_allowed
+    from studies import checkpoints, objective
 
     if record.spec is None:
         raise StudyhallError(
             f"study {record.name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
         )
-    require_allowed(record.spec.objective.path, allow, record.name)
+    objective.require_allowed(record.spec.objective.path, allow, record.name)
+    checkpoints.require_allowed(record.spec.checkpoints.store, allow, data_dir, record.name)
     return record.spec
 
 

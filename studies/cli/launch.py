@@ -62,12 +62,12 @@ def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, *
     """
     import yaml
 
-    from studies.launch.kubernetes import WorkerJob
+    from studies.launch.kubernetes import DATA_DIR, WorkerJob
 
     with common.open() as storage:
         record = storage.find_study(name)
         ended = storage.status(record).ended
-    require_runnable(record, options["allow"])
+    require_runnable(record, options["allow"], DATA_DIR)
     if ended:
         raise StudyhallError(
             f"study {name!r} has ended ({END_WORDS.get(ended, ended)}), and so would its workers; "

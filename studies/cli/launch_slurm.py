@@ -18,6 +18,7 @@ from studies.cli.common import (
     common_options,
     counted,
     data_dir_option,
+    data_dir_or_default,
     require_runnable,
     say,
     study_argument,
@@ -146,7 +147,7 @@ def slurm(
     grace = _grace(grace, time)
     with _open_server(common) as storage:
         record = storage.find_study(name)
-        require_runnable(record, allow)
+        require_runnable(record, allow, data_dir_or_default(data_dir))
         assert record.uid is not None  # as of every study of ours
         array = launcher.WorkerArray(
             study=name,

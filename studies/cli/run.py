@@ -143,6 +143,8 @@ def run(
     objective (script.py:objective, package.module:objective). A study of that name that exists is
     joined. Ctrl-C gives the running trials back; the same command goes on.
     """
+    from studies.checkpoints import PERMISSION
+
     mirrors = [checked(tracking_uri)] if mlflow else []
     spec = _read_spec(target, name, trials, settings)
     with common.open(create=True) as storage:
@@ -159,7 +161,8 @@ def run(
         _run_workers(
             storage,
             [(spec, 1.0)],
-            allow=[spec.objective.path],  # whoever types TARGET has chosen it
+            # Whoever types TARGET has chosen both.
+            allow=[spec.objective.path, PERMISSION + spec.checkpoints.store],
             workers=workers,
             data_dir=data_dir,
             lease=lease,
@@ -223,7 +226,7 @@ def work(
         served: list[tuple[StudySpec, float]] = []
         for name, share in zip(names, shares or [1.0] * len(names), strict=True):
             record = storage.find_study(name)
-            spec = require_runnable(record, allow)
+            spec = require_runnable(record, allow, data_dir_or_default(data_dir))
             if storage.status(record).ended:
                 _conclude(storage, record, None)
             else:

@@ -60,7 +60,7 @@ class Supervisor:
     Args:
         specs: the studies, each with its share of the workers' trials.
         devices: one for each worker.
-        allow: what the studies may run, as :func:`studies.objective.is_allowed` takes it.
+        allow: what the studies may run, and where they may keep checkpoints, as ``work --allow`` says it.
         data_dir: where this machine keeps data sets.
         results: the directory where results wait while the database is away.
         environment: what the workers' environment is made from.
