@@ -270,4 +270,4 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         print_columns(header, rows, numeric=header)
     if "error" in trial.user_attrs:
         error = str(trial.user_attrs.get("traceback") or trial.user_attrs["error"])
-        echo("", *error.expandtabs().rstrip().split("\n"))
+        echo("", *(f"  {line}" for line in error.expandtabs().rstrip().split("\n")))

@@ -15,7 +15,6 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from studies import PostgresStorage, StudySpec
-from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 
 #: A terminal's title, its screen cleared, a line of its own, right to left, C1, no width, a page's script.
@@ -25,13 +24,18 @@ UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e
 LOCALES = ({}, {"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"})
 
 
+def stock_storage(shell: Shell) -> optuna.storages.RDBStorage:
+    """Optuna's own, beside our tables."""
+    PostgresStorage(shell.url).close()
+    return optuna.storages.RDBStorage(shell.url.sqlalchemy)
+
+
 @pytest.fixture
 def evil(shell: Shell) -> Shell:
     """A shell with such a study, of three trials, one of which failed."""
-    storage = optuna.storages.RDBStorage(shell.url.sqlalchemy, engine_kwargs={"poolclass": None})
+    storage = stock_storage(shell)
     study = optuna.create_study(storage=storage, study_name=EVIL)
     study.set_user_attr(EVIL, EVIL)
-    study.set_metric_names([EVIL[:20]])
     distributions = {EVIL[:60]: CategoricalDistribution([EVIL, HALF]), "x": FloatDistribution(0, 1)}
     for value, choice in ((0.5, EVIL), (0.25, HALF)):
         study.add_trial(
@@ -100,7 +104,7 @@ def test_data_formats_hold_it_escaped(evil: Shell, locale: dict[str, str]) -> No
 def test_a_shell_that_evaluates_it_gets_the_values_and_runs_nothing(shell: Shell) -> None:
     value = "x'; touch pwned; $(touch pwned) `touch pwned`\n touch pwned #"
     name = "a'; touch pwned; b"
-    storage = optuna.storages.RDBStorage(shell.url.sqlalchemy)
+    storage = stock_storage(shell)
     study = optuna.create_study(storage=storage, study_name="env")
     distributions = {name: CategoricalDistribution([value])}
     study.add_trial(optuna.create_trial(params={name: value}, distributions=distributions, value=1.0))
@@ -125,7 +129,7 @@ def test_a_shell_that_evaluates_it_gets_the_values_and_runs_nothing(shell: Shell
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ls"], ["trials", EVIL], ["trials", EVIL, "--format", "csv"], ["best", EVIL, "--format", "env"], ["watch", EVIL]],
+    [["ls"], ["trials", EVIL], ["trials", EVIL, "--format", "csv"], ["show", EVIL, "2"], ["watch", EVIL]],
     ids=str,
 )
 def test_a_terminal_is_steered_by_our_colours_alone(evil: Shell, arguments: list[str]) -> None:
