@@ -175,7 +175,8 @@ class Events:
     def tell_error(self, error: Exception) -> None:
         """Tell what ends the process; only what was foreseen speaks for itself."""
         known = isinstance(error, StudyhallError)
-        self.tell("error", message=str(error) if known else f"{type(error).__name__}: {error}")
+        message = " ".join(str(error).split())
+        self.tell("error", message=message if known else f"{type(error).__name__}: {message}")
 
 
 def wait_for_end_of_input() -> None:

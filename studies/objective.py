@@ -15,21 +15,19 @@ What ``trial`` can do is in :mod:`studies.trial`.
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from studies.checkpoints import PERMISSION
 from studies.errors import ObjectiveError, nearest
+from studies.importing import import_file, import_module
+from studies.importing import one_line as one_line
 
 Objective = Callable[[Any], Any]
 
@@ -130,7 +128,7 @@ def import_objective(path: str, allow: Sequence[str]) -> Any:
     is_named = _is_named(path, allow)
     if not is_named and not _covers(source, allow):
         raise ObjectiveError(f"objective {path!r} is not allowed here; if you trust it: --allow {shlex.quote(path)}")
-    module = _import_file(source) if isinstance(source, Path) else _import_module(source)
+    module = import_file(source) if isinstance(source, Path) else import_module(source)
     target: Any = module
     for depth, name in enumerate(names):
         is_other_module = isinstance(target, ModuleType) and target is not module
@@ -215,69 +213,16 @@ def _is_defined_in(module: ModuleType, definition: FunctionType | type, prefixes
     return isinstance(file, str) and _covers(Path(os.path.realpath(file)), prefixes)
 
 
-def _import_module(name: str) -> ModuleType:
-    try:
-        # As for `python script.py`, modules beside the user are importable, but after Python's and the installed
-        # ones; and only where one is meant, so that nobody's optional import ends in a strange folder.
-        if importlib.util.find_spec(name.partition(".")[0]) is None and str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ObjectiveError(
-                f"no module {error.name!r} for objective {name!r}; install it here, "
-                f"or name a file: path/to/file.py:callable"
-            ) from None
-        raise _import_failure(name, error) from error
-    except (Exception, SystemExit) as error:
-        raise _import_failure(name, error) from error
-
-
-def _import_file(file: Path) -> ModuleType:
-    if not os.path.isfile(file):  # noqa: PTH113  # unlike Path's, it never raises
-        raise ObjectiveError(f"no file {str(file)!r} for the objective; give the path of a Python file on this machine")
-    name = _module_name(file)
-    if name in sys.modules:
-        return sys.modules[name]  # for another study of this worker
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None  # a .py file always has a loader
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # The modules beside the script are importable, but a copy.py there must not take the place of Python's.
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    sys.modules[name] = module  # where pickle looks for what the script defines
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        sys.modules.pop(name, None)
-        raise _import_failure(str(file), error) from error
-    return module
-
-
-def _module_name(file: Path) -> str:
-    """The file's stem; with a suffix where that is the name of another module, such as one of Python's."""
-    with suppress(ValueError):  # a module without a spec, such as __main__
-        found = importlib.util.find_spec(file.stem) if file.stem.isidentifier() else None
-        if found is None or os.path.realpath(found.origin or "") == str(file):
-            return file.stem
-    return f"{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
-
-
-def _import_failure(name: str, error: BaseException) -> ObjectiveError:
-    if isinstance(error, SystemExit):
-        return ObjectiveError(
-            f"objective {name!r} calls sys.exit({error.code!r}) when it is imported; "
-            'put what is a program under: if __name__ == "__main__":'
-        )
-    return ObjectiveError(f"objective {name!r} does not import: {type(error).__name__}: {one_line(error)}")
-
-
 def _construct(path: str, cls: type, args: Mapping[str, Any], data_dir: Path) -> Any:
     signature = inspect.signature(cls)
     given = dict(args)
     if "data_dir" in signature.parameters:
-        given.setdefault("data_dir", data_dir)
+        if "data_dir" in args:  # a study would choose where this machine writes
+            raise ObjectiveError(
+                f"objective {path!r} is given this machine's data directory: leave out objective.args.data_dir, "
+                "and give --data-dir DIR"
+            )
+        given["data_dir"] = data_dir
     try:
         signature.bind(**given)
     except TypeError as error:
@@ -291,11 +236,6 @@ def _construct(path: str, cls: type, args: Mapping[str, Any], data_dir: Path) ->
         # ValueError and its kind are the objective's own words about its arguments or data.
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ObjectiveError(f"objective {path!r}: {name}{one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The message of ``error`` without line breaks; its type's name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _kind(value: Any) -> str:

@@ -59,6 +59,10 @@ class Progress:
 
     def print(self, line: str) -> None:
         """Print a line above the live ones; from any thread."""
+        self._console.print(printable(line), style="dim")
+
+    def relay(self, line: str) -> None:
+        """As :meth:`print`, of what a worker writes, whose colours stay."""
         self._console.print(Text.from_ansi(coloured(line), style="dim"))
 
     def update(self, studies: Sequence[tuple[Status, StudyRecord]]) -> None:

@@ -287,7 +287,7 @@ def _run_workers(
         results=home() / "results",
         # The storage's URL, which may hold a password, is told over a pipe.
         environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
-        output=progress.print,
+        output=progress.relay,
         inherit=[storage.server.fileno()] if storage.server else [],
     )
     began = time.monotonic()

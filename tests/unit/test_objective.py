@@ -84,13 +84,14 @@ def test_a_class_is_built_with_its_args_and_given_the_data_directory(script: str
         ("{}:Net", {}, "does not accept objective.args: missing a required argument: 'epochs'; it takes: epochs"),
         ("{}:Net", {"epoch": 1}, "did you mean 'epochs'?"),
         ("{}:Net", {"epochs": 0}, "epochs = 0; at least 1"),
+        ("{}:Net", {"epochs": 1, "data_dir": "/etc"}, "leave out objective.args.data_dir, and give --data-dir DIR"),
         ("{}:Broken", {}, "OSError: disk on fire"),
         ("/nowhere/x.py:f", {}, "no file '/nowhere/x.py' for the objective"),
         ("nowhere.at.all:f", {}, "no module 'nowhere' for objective 'nowhere.at.all'; install it here"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    script: str, tmp_path: Path, path: str, args: dict[str, int], message: str
+    script: str, tmp_path: Path, path: str, args: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ObjectiveError) as caught:
         build(path.format(script), args, allow=[path.format(script)], data_dir=tmp_path)
