@@ -240,4 +240,4 @@ def _construct(path: str, cls: type, args: Mapping[str, Any], data_dir: Path) ->
 
 def _kind(value: Any) -> str:
     # Not the value: that may be a secret of its module.
-    return f"the module {value.__name__}" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"
+    return f"a module ({value.__name__})" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"

@@ -360,7 +360,7 @@ def test_what_its_operator_names_in_full_may_be_defined_anywhere(folder: Path) -
     assert type(built("lab.nets:instance")).__name__ == "Foreign"
     assert built("lab.nets:bound.method")(None) == 5.0
     assert isinstance(built("lab.nets:shell"), functools.partial)
-    with pytest.raises(ObjectiveError, match="leads through 'subprocess', which is the module subprocess"):
+    with pytest.raises(ObjectiveError, match=r"leads through 'subprocess', which is a module \(subprocess\)"):
         built("lab.nets:subprocess.run")
     with pytest.raises(ObjectiveError, match="is defined in 'elsewhere', which this machine does not allow"):
         build("lab.nets:instance", {}, allow=["lab.nets:bound", "lab"], data_dir=folder)
