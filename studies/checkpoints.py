@@ -13,9 +13,10 @@ import os
 import random
 import re
 import secrets
+import shlex
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +28,8 @@ LEGAL: Final = (
     "postgresql, a directory's absolute path (/shared/checkpoints), or s3://bucket/prefix, "
     "whose server and keys are set by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 )
+#: Begins what an operator allows as a place for checkpoints: ``store=/shared/checkpoints``, ``store=s3://bucket``.
+PERMISSION: Final = "store="
 _PART = r"/(?!\.\.?(/|$))"
 _LOCATION = re.compile(rf"postgresql|s3://[A-Za-z0-9][\w.-]{{2,62}}({_PART}[\w.=+-]+)*|({_PART}[^/]+)+", re.A)
 _NAME = re.compile(r"([0-9]+)/([0-9]+-[0-9]+)")
@@ -43,6 +46,30 @@ def validate_location(location: str) -> str:
     # Somebody may have pasted the storage's URL, or put keys into the bucket's.
     shown = re.sub(r"\?.*", "?…", re.sub(r".*@", "***@", location, flags=re.S), flags=re.S)
     raise ValueError(f"{shown!r} is no place for checkpoints; legal: {LEGAL}")
+
+
+def require_allowed(location: str, allow: Sequence[str], data_dir: Path, study: str) -> None:
+    """Raise :exc:`CheckpointError` unless a machine's operator lets ``study`` keep checkpoints at ``location``.
+
+    Args:
+        location: a valid one.
+        allow: what is allowed; of it, what begins with :data:`PERMISSION`.
+        data_dir: of this machine, below which every study may; links and ``..`` are resolved.
+        study: for the message.
+    """
+    places = [place for entry in allow if (place := entry.removeprefix(PERMISSION)) and place != entry]
+    if location == "postgresql":
+        return
+    if location.startswith("s3://"):
+        is_allowed = any(f"{location}/".startswith(f"{place.rstrip('/')}/") for place in places)
+    else:
+        folders = [str(data_dir), *(place for place in places if not place.startswith("s3://"))]
+        is_allowed = any(Path(os.path.realpath(location)).is_relative_to(os.path.realpath(each)) for each in folders)
+    if not is_allowed:
+        raise CheckpointError(
+            f"study {study!r} keeps checkpoints in {location!r}, which this machine does not allow; "
+            f"if you trust it: --allow {shlex.quote(PERMISSION + location)}"
+        )
 
 
 class CheckpointStore(Protocol):

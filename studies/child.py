@@ -49,7 +49,9 @@ class Child:
         self.last_words: dict[str, dict[str, Any]] = {}
         """The last event of each name; all are there once :meth:`wait` has returned."""
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", module],
+            # -P: no module of the current folder takes the place of ours or Python's. By a flag and not by the
+            # environment, which what they start themselves would inherit.
+            [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -173,7 +175,8 @@ class Events:
     def tell_error(self, error: Exception) -> None:
         """Tell what ends the process; only what was foreseen speaks for itself."""
         known = isinstance(error, StudyhallError)
-        self.tell("error", message=str(error) if known else f"{type(error).__name__}: {error}")
+        message = " ".join(str(error).split())
+        self.tell("error", message=message if known else f"{type(error).__name__}: {message}")
 
 
 def wait_for_end_of_input() -> None:

@@ -94,6 +94,8 @@ def finalize(
                                         "spec": json.loads(spec.to_json())})  # fmt: skip
         _write(beside / "metrics.json", {"study": record.name, "value": trial.value, **final})
         beside.chmod(0o755)
+        if directory.is_symlink():
+            directory.unlink()  # what it leads to is not ours
         beside.rename(directory)
     finally:
         shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
@@ -102,9 +104,9 @@ def finalize(
 
 
 def require_new(directory: Path) -> None:
-    """Raise :exc:`StudyhallError` if ``directory`` exists, or cannot be looked at."""
+    """Raise :exc:`StudyhallError` if ``directory`` exists, or cannot be looked at; a link is replaced."""
     try:
-        exists = directory.exists()
+        exists = directory.exists() and not directory.is_symlink()
     except OSError as error:
         raise StudyhallError(
             f"cannot write {str(directory)!r}: {error.strerror}; name another folder with --out"

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from studies.control import END_WORDS
 from studies.spec import Event
+from studies.text import printable
 from studies.values import finite, strict
 from studies.watching import is_over
 
@@ -91,7 +92,7 @@ class News:
         details = {"best": self._best, "finished": self._end, "failures": self._end, "worker_lost": self._losses}
         text, data = details[event](names)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = " ".join(f"{self.name}: {text}".split())
+        text = printable(" ".join(f"{self.name}: {text}".split()))
         return {"event": event, "study": self.name, "text": text, "time": now, **data}
 
     def _look(self) -> None:

@@ -14,17 +14,20 @@ What ``trial`` can do is in :mod:`studies.trial`.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import functools
 import inspect
+import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+from studies.checkpoints import PERMISSION
 from studies.errors import ObjectiveError, nearest
+from studies.importing import import_file, import_module
+from studies.importing import one_line as one_line
 
 Objective = Callable[[Any], Any]
 
@@ -32,19 +35,24 @@ Objective = Callable[[Any], Any]
 BUILT_IN_PREFIX = "objectives."
 
 
-def is_allowed(path: str, prefixes: tuple[str, ...]) -> bool:
+def is_allowed(path: str, prefixes: Sequence[str]) -> bool:
     """Whether an operator who allows ``prefixes`` lets a study choose the objective ``path``.
 
-    A prefix ends at a boundary: ``lab`` allows ``lab.nets:Net`` and ``lab:Net``, not ``labour:f``.
+    ``lab`` and ``lab.`` allow the package ``lab`` and its modules, ``/srv/script.py`` and ``/srv/`` files, links
+    and ``..`` resolved; a prefix with a colon allows the one object that it names.
+
+    Raises:
+        ObjectiveError: ``path`` is no legal path.
     """
-    return any(
-        path == prefix or (path.startswith(prefix) and (prefix[-1:] in ".:/" or path[len(prefix)] in ".:/"))
-        for prefix in filter(None, (BUILT_IN_PREFIX, *prefixes))
-    )
+    source, _ = _parse(path)
+    return _is_named(path, prefixes) or _covers(source, prefixes)
 
 
-def require_allowed(path: str, prefixes: tuple[str, ...], study: str) -> None:
-    """Raise :exc:`ObjectiveError` unless the operator lets ``study`` choose the objective ``path``."""
+def require_allowed(path: str, prefixes: Sequence[str], study: str) -> None:
+    """Raise :exc:`ObjectiveError` unless the operator lets ``study`` choose the objective ``path``.
+
+    It only looks at the path; which object that leads to is for :func:`build` to judge.
+    """
     if not is_allowed(path, prefixes):
         raise ObjectiveError(
             f"study {study!r} runs {path!r}, which this machine does not allow; "
@@ -52,33 +60,37 @@ def require_allowed(path: str, prefixes: tuple[str, ...], study: str) -> None:
         )
 
 
-def build(path: str, args: Mapping[str, Any], *, space: tuple[str, ...] = (), data_dir: Path) -> Objective:
+def build(
+    path: str, args: Mapping[str, Any], *, allow: Sequence[str], space: tuple[str, ...] = (), data_dir: Path
+) -> Objective:
     """Import the objective ``path`` and build it.
 
     Args:
         path: ``package.module:callable`` or ``path/to/file.py:callable``.
         args: keyword arguments of a class; empty for a function.
+        allow: what may be chosen beside the built-in objectives, as :func:`is_allowed` takes it.
         space: the names that the study samples.
         data_dir: where this machine keeps data sets.
 
     Raises:
-        ObjectiveError: it does not import, is not callable, refuses ``args``, or does not
-            understand a name of ``space``.
+        ObjectiveError: it is not allowed, does not import, is not callable, refuses ``args``, or does
+            not understand a name of ``space``.
     """
-    target = import_objective(path)
+    target = import_objective(path, allow)
     if not callable(target):
         raise ObjectiveError(f"objective {path!r} is not callable (it is {_kind(target)}); name a function or a class")
     objective: Any = target
     if inspect.isclass(target):
+        # Before it is built: building may have effects.
+        if not any("__call__" in vars(base) for base in target.__mro__):
+            raise ObjectiveError(
+                f"instances of objective {path!r} are not callable; give the class a __call__(self, trial)"
+            )
         objective = _construct(path, target, args, data_dir)
     elif args:
         raise ObjectiveError(
             f"objective {path!r} is a function, which takes no objective.args ({', '.join(args)}); "
             "remove them, or make it a class built with them"
-        )
-    if not callable(objective):
-        raise ObjectiveError(
-            f"instances of objective {path!r} are not callable; give the class a __call__(self, trial)"
         )
     known = getattr(objective, "parameters", None)
     _check_takes_trial(path, objective)
@@ -102,69 +114,115 @@ def _check_takes_trial(path: str, objective: Any) -> None:
         ) from None
 
 
-def import_objective(path: str) -> Any:
-    """The object that ``path`` names; raises :exc:`ObjectiveError` where there is none."""
-    source, _, attribute = path.rpartition(":")
-    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+def import_objective(path: str, allow: Sequence[str]) -> Any:
+    """The object that ``path`` names.
+
+    The path leads from the module through classes alone, never into another module. Where ``allow`` names just
+    a prefix, the study chooses the object, which then must be defined in what the prefix covers. Where it names
+    the object itself, its operator has chosen it, wherever it was defined.
+
+    Raises:
+        ObjectiveError: it is not allowed, does not import, or is not there.
+    """
+    source, names = _parse(path)
+    is_named = _is_named(path, allow)
+    if not is_named and not _covers(source, allow):
+        raise ObjectiveError(f"objective {path!r} is not allowed here; if you trust it: --allow {shlex.quote(path)}")
+    module = import_file(source) if isinstance(source, Path) else import_module(source)
     target: Any = module
-    for part in attribute.split("."):
+    for depth, name in enumerate(names):
+        is_other_module = isinstance(target, ModuleType) and target is not module
+        if is_other_module or not (is_named or target is module or inspect.isclass(target)):
+            raise ObjectiveError(
+                f"objective {path!r} leads through {'.'.join(names[:depth])!r}, which is {_kind(target)}; "
+                "a path leads through classes alone: name a function or a class by its own module"
+            )
         try:
-            target = getattr(target, part)
+            target = getattr(target, name) if is_named else _member(target, name)
         except AttributeError:
             public = [name for name in vars(target) if not name.startswith("_")]
-            raise ObjectiveError(f"{source!r} has no {attribute!r}; {nearest(part, public)}") from None
+            raise ObjectiveError(
+                f"{path.rpartition(':')[0]!r} has no {'.'.join(names)!r}; {nearest(name, public)}"
+            ) from None
+    definition = _definition(target)
+    if not is_named and callable(target) and not _is_defined_in(module, definition, allow):
+        raise ObjectiveError(
+            f"objective {path!r} is defined in {definition.__module__!r}, which this machine does not allow; "
+            f"if you trust it: --allow {shlex.quote(path)}"
+        )
     return target
 
 
-def _import_module(name: str) -> ModuleType:
-    # As for `python script.py`, modules beside the user are importable; an installed script has
-    # only its own folder on the path.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ObjectiveError(
-                f"no module {error.name!r} for objective {name!r}; install it here, "
-                f"or name a file: path/to/file.py:callable"
-            ) from None
-        raise _import_failure(name, error) from error
-    except (Exception, SystemExit) as error:
-        raise _import_failure(name, error) from error
+def _parse(path: str) -> tuple[str | Path, list[str]]:
+    """A module's name, or a file's real path; and the names that lead from there to the object."""
+    source, _, attribute = path.rpartition(":")
+    names = attribute.split(".")
+    if all(name.isidentifier() and not name.startswith("__") for name in names):
+        if all(part.isidentifier() for part in source.split(".")) and not source.endswith(".py"):
+            return source, names
+        try:
+            if source.endswith(".py"):
+                return Path(os.path.realpath(source)), names
+        except ValueError:
+            pass  # NUL, or a surrogate
+    raise ObjectiveError(
+        f"objective {path!r} is not package.module:callable or path/to/file.py:callable, without names like __this__"
+    )
 
 
-def _import_file(file: Path) -> ModuleType:
-    if not file.is_file():
-        raise ObjectiveError(f"no file {str(file)!r} for the objective; give the path of a Python file on this machine")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None  # a .py file always has a loader
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # As for `python script.py`: the modules beside the script come first, and pickle finds the script's own.
-    sys.path.insert(0, str(file.parent))
-    sys.modules.setdefault(file.stem, module)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise _import_failure(str(file), error) from error
-    return module
+def _is_named(path: str, prefixes: Sequence[str]) -> bool:
+    named = [prefix for prefix in prefixes if ":" in prefix and not prefix.startswith(PERMISSION)]
+    return any(_parse(prefix) == _parse(path) for prefix in named)
 
 
-def _import_failure(name: str, error: BaseException) -> ObjectiveError:
-    if isinstance(error, SystemExit):
-        return ObjectiveError(
-            f"objective {name!r} calls sys.exit({error.code!r}) when it is imported; "
-            'put what is a program under: if __name__ == "__main__":'
-        )
-    return ObjectiveError(f"objective {name!r} does not import: {type(error).__name__}: {one_line(error)}")
+def _covers(source: str | Path, prefixes: Sequence[str]) -> bool:
+    """Whether one of ``prefixes`` covers a module of that name, or a file of that real path."""
+    for prefix in (BUILT_IN_PREFIX, *prefixes):
+        if isinstance(source, Path):
+            is_path = ("/" in prefix or prefix.endswith(".py")) and ":" not in prefix
+            if is_path and not prefix.startswith(PERMISSION) and source.is_relative_to(os.path.realpath(prefix)):
+                return True
+        elif (package := prefix.removesuffix(".")) and (source == package or source.startswith(f"{package}.")):
+            return True
+    return False
+
+
+def _member(holder: ModuleType | type, name: str) -> Any:
+    """What ``holder`` binds to ``name``, found without running code: neither __getattr__ nor a property."""
+    found = inspect.getattr_static(holder, name)
+    if isinstance(found, staticmethod):
+        return found.__func__
+    return MethodType(found.__func__, holder) if isinstance(found, classmethod) else found
+
+
+def _definition(target: Any) -> FunctionType | type:
+    """The function or the class that says what a call of ``target`` does."""
+    while isinstance(target, functools.partial | MethodType):
+        target = target.func if isinstance(target, functools.partial) else target.__func__
+    return target if isinstance(target, FunctionType | type) else type(target)
+
+
+def _is_defined_in(module: ModuleType, definition: FunctionType | type, prefixes: Sequence[str]) -> bool:
+    name: object = definition.__module__
+    if not isinstance(name, str):
+        return False
+    if _covers(name, prefixes):
+        return True
+    home = module if name == module.__name__ else sys.modules.get(name)
+    file = getattr(home, "__file__", None)
+    return isinstance(file, str) and _covers(Path(os.path.realpath(file)), prefixes)
 
 
 def _construct(path: str, cls: type, args: Mapping[str, Any], data_dir: Path) -> Any:
     signature = inspect.signature(cls)
     given = dict(args)
     if "data_dir" in signature.parameters:
-        given.setdefault("data_dir", data_dir)
+        if "data_dir" in args:  # a study would choose where this machine writes
+            raise ObjectiveError(
+                f"objective {path!r} is given this machine's data directory: leave out objective.args.data_dir, "
+                "and give --data-dir DIR"
+            )
+        given["data_dir"] = data_dir
     try:
         signature.bind(**given)
     except TypeError as error:
@@ -180,10 +238,6 @@ def _construct(path: str, cls: type, args: Mapping[str, Any], data_dir: Path) ->
         raise ObjectiveError(f"objective {path!r}: {name}{one_line(error)}") from error
 
 
-def one_line(error: BaseException) -> str:
-    """The message of ``error`` without line breaks; its type's name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _kind(value: Any) -> str:
-    return f"a module ({value.__name__})" if isinstance(value, ModuleType) else f"{value!r:.60}"
+    # Not the value: that may be a secret of its module.
+    return f"a module ({value.__name__})" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"

@@ -6,6 +6,7 @@ quick; Optuna is imported by the commands that need it, PyTorch by the workers a
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -87,6 +88,9 @@ launch.launch.add_command(launch_slurm.cancel_jobs)
 
 def main() -> None:
     """The command ``studyhall``: runs it and exits with its status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A locale without blocks and dashes, or a lone surrogate in the database, ends no command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(studyhall(standalone_mode=False, prog_name="studyhall") or 0)
     except click.ClickException as error:

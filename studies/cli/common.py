@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from studies.errors import NoTables, StorageUnreachable, StudyhallError
+from studies.text import printable
 
 if TYPE_CHECKING:
     from studies.spec import StudySpec
@@ -93,17 +94,30 @@ def common_options(command: F) -> F:
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(command)
     def wrapped(storage_url: str | None, wait: float, debug: bool, **options: Any) -> Any:
-        logging.basicConfig(format="%(message)s", level=logging.DEBUG if debug else logging.WARNING)
+        _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
             return command(Common(storage_url=storage_url or None, wait=wait, debug=debug), **options)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if debug:
-                traceback.print_exc()
+                for line in traceback.format_exc().splitlines():
+                    say(line)
             raise click.exceptions.Exit(report_error(error)) from error
 
     return wrapped  # type: ignore[return-value]  # click's decorators keep the callable, not its type
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def _log_to_stderr(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=level)
+    logging.captureWarnings(True)
 
 
 data_dir_option = click.option(
@@ -116,7 +130,7 @@ allow_option = click.option(
     "--allow",
     multiple=True,
     metavar="PREFIX",
-    help="An objective outside of objectives.* that this machine may import: lab. or /path/script.py",
+    help="What a study may use here beside objectives.*: lab. or /path/script.py; store=/DIR for checkpoints.",
 )
 study_argument = click.argument("name", metavar="NAME")
 
@@ -141,20 +155,22 @@ def until_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def require_runnable(record: StudyRecord, allow: tuple[str, ...]) -> StudySpec:
+def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path) -> StudySpec:
     """The spec of a study, by which workers know what it runs.
 
     Raises:
         StudyhallError: stock Optuna made it.
         ObjectiveError: its objective is not among those that ``allow`` says.
+        CheckpointError: its place for checkpoints is neither in ``allow`` nor below ``data_dir``.
     """
-    from studies.objective import require_allowed
+    from studies import checkpoints, objective
 
     if record.spec is None:
         raise StudyhallError(
             f"study {record.name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
         )
-    require_allowed(record.spec.objective.path, allow, record.name)
+    objective.require_allowed(record.spec.objective.path, allow, record.name)
+    checkpoints.require_allowed(record.spec.checkpoints.store, allow, data_dir, record.name)
     return record.spec
 
 
@@ -168,10 +184,10 @@ def report_error(error: Exception) -> int:
     return 1
 
 
-def say(text: str = "") -> None:
-    """Print to standard error: everything that is not data."""
+def say(line: str = "") -> None:
+    """Print a line to standard error: everything that is not data."""
     with suppress(BrokenPipeError):  # whoever read it has gone; the work goes on
-        click.echo(text, err=True)
+        click.echo(printable(line), err=True)
 
 
 def counted(count: int, noun: str) -> str:

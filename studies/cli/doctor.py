@@ -15,9 +15,9 @@ from click.core import ParameterSource
 
 from studies.cli.common import Common, common_options, counted, data_dir_option, data_dir_or_default, home, say
 from studies.cli.db import located
-from studies.cli.formats import echo
+from studies.cli.formats import echo, echo_data, to_json
 from studies.errors import EmbeddedServerError
-from studies.values import to_json
+from studies.text import printable
 
 if TYPE_CHECKING:
     from studies.doctor import Finding
@@ -37,9 +37,9 @@ def doctor(common: Common, kind: str, data_dir: Path | None) -> None:
     """
     findings = _examine(common, data_dir_or_default(data_dir))
     if kind == "json":
-        echo(to_json([asdict(finding) for finding in findings]))
+        echo_data(to_json([asdict(finding) for finding in findings]))
     else:
-        echo("\n".join(_lines(findings, max(60, min(120, shutil.get_terminal_size().columns)))))
+        echo(*_lines(findings, max(60, min(120, shutil.get_terminal_size().columns))), styled=True)
     errors, warnings = (sum(finding.level == level for finding in findings) for level in ("error", "warning"))
     if errors or warnings:
         say(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
@@ -72,7 +72,7 @@ def _lines(findings: Sequence[Finding], width: int) -> list[str]:
     """Each finding, with its fix below it."""
     lines = []
     for finding in findings:
-        level, about = f"{finding.level:<9}", f"{finding.about:<13}"
+        level, about = f"{finding.level:<9}", f"{printable(finding.about):<13}"
         margin = " " * len(level + about)
         first, *rest = _wrapped(finding.what, margin, width)
         lines.append(click.style(level, fg=_COLOURS[finding.level]) + about + first.lstrip())
@@ -84,6 +84,5 @@ def _lines(findings: Sequence[Finding], width: int) -> list[str]:
 
 def _wrapped(text: str, margin: str, width: int) -> list[str]:
     # No path and no command is broken within a word.
-    return textwrap.wrap(
-        text, width, initial_indent=margin, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
-    )
+    shown = textwrap.TextWrapper(width, margin, margin, break_long_words=False, break_on_hyphens=False)
+    return shown.wrap(printable(text))

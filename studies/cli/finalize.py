@@ -63,6 +63,7 @@ def finalize(
         objective = build(
             record.spec.objective.path,
             record.spec.objective.args,
+            allow=allow,
             space=tuple(record.spec.space),
             data_dir=data_dir_or_default(data_dir),
         )
@@ -71,7 +72,7 @@ def finalize(
             storage, record, record.spec, trial, objective,
             device=device.torch, directory=directory, progress=_show,
         )  # fmt: skip
-    echo("\n".join(f"{key} {number(value)}" for key, value in metrics.items()))
+    echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
     say(f"wrote {directory}" + (f"; this was look {before['looks'] + 1} at the test data" if before else ""))
 
 

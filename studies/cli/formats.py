@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from studies.cli.common import number
 from studies.errors import StudyhallError
-from studies.values import finite, to_json, to_text
+from studies.text import printable
+from studies.values import finite, to_text
+from studies.values import to_json as strict_json
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 BEST_FORMATS = ("table", "json", "yaml", "toml", "env", "args")
+DATA_FORMATS = BEST_FORMATS[1:]
 
 
-def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Mapping[str, float]) -> str:
-    """The best trial in the format ``kind``, one of :data:`BEST_FORMATS`."""
+def best_as(kind: str, study: str, trial: FrozenTrial, metrics: Mapping[str, float]) -> str:
+    """The best trial in the format ``kind``, one of :data:`BEST_FORMATS` but table."""
     data = {
         "study": study,
         "number": trial.number,
@@ -36,31 +40,69 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metric: str, metrics: Map
     if kind == "yaml":
         import yaml
 
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
+        shown = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
+        return shown if _is_plain(shown) else yaml.safe_dump(data, sort_keys=False).rstrip()
     if kind == "toml":
-        import tomli_w
-
-        return tomli_w.dumps(_for_toml(data)).rstrip()
+        return to_toml(_for_toml(data))
     if kind == "env":
         return "\n".join(f"{name}={shlex.quote(to_text(v))}" for name, v in _variables(trial.params).items())
-    if kind == "args":
-        given = {f"--{name}": to_text(value) for name, value in trial.params.items() if value is not None}
-        return shlex.join(part for pair in given.items() for part in pair)
+    given = {f"--{name}": to_text(value) for name, value in trial.params.items() if value is not None}
+    return shlex.join(part for pair in given.items() for part in pair)
+
+
+def best_lines(study: str, trial: FrozenTrial, metric: str, metrics: Mapping[str, float]) -> list[str]:
+    """The best trial for people."""
     lines = [f"best of {study}: trial {trial.number} with {metric} = {number(trial.value)}", ""]
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
     lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
     if metrics:
         lines += ["", "at its last step:", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
-    return "\n".join(lines)
+    return lines
+
+
+def to_json(data: Any) -> str:
+    """``data`` as one line of JSON, in which every number is finite and every character printable."""
+    return _escaped(strict_json(data), lambda c: json.dumps(c)[1:-1])
+
+
+def to_toml(data: Mapping[str, Any]) -> str:
+    """``data`` as TOML, in which every character is printable.
+
+    Raises:
+        StudyhallError: it holds half a character, which TOML cannot say.
+    """
+    import tomli_w
+
+    def escape(character: str) -> str:
+        if "\ud800" <= character <= "\udfff":
+            raise StudyhallError("a value holds half a character (a lone surrogate), which TOML can't; use json")
+        return f"\\U{ord(character):08X}"
+
+    return _escaped(tomli_w.dumps(data).rstrip(), escape)
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
+    """``text``, in which each character that standard output cannot show is escaped."""
+    return text if _is_plain(text) else "".join(c if _is_plain(c) else escape(c) for c in text)
+
+
+def _is_plain(text: str) -> bool:
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    return text.replace("\n", "").isprintable() and (encoding in ("utf-8", "utf8") or text.isascii())
 
 
 def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """CSV as RFC 4180 has it, but with line feeds alone."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    return buffer.getvalue().rstrip("\n")
+    buffer = io.StringIO(newline="")
+    # With a line's end of RFC 4180's, so that a cell that holds either half of it is quoted.
+    writer = csv.writer(buffer)
+    written = []
+    for row in (header, *rows):
+        writer.writerow(["" if cell is None else cell for cell in row])
+        written.append(buffer.getvalue().removesuffix("\r\n"))
+        buffer.seek(0)
+        buffer.truncate()
+    return "\n".join(written)
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()) -> None:
@@ -72,7 +114,7 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numer
     for name in header:
         last = name == header[-1]
         table.add_column(
-            name,
+            printable(name),
             justify="right" if name in numeric else "left",
             no_wrap=not last,
             # A long name gives way to the numbers beside it.
@@ -80,12 +122,12 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numer
             overflow="fold" if last else "ellipsis",
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     # Through a pipe every line is whole: nothing is wrapped for a terminal that is not there.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
     with console.capture() as capture:
         console.print(table)
-    echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    echo(*(line.rstrip() for line in capture.get().split("\n")[:-1]), styled=True)
 
 
 def readable(value: Any) -> str:
@@ -95,9 +137,17 @@ def readable(value: Any) -> str:
     return shlex.quote(value) if isinstance(value, str) else to_text(value)
 
 
-def echo(data: str) -> None:
-    """Print data to standard output."""
-    click.echo(data)
+def echo(*lines: str, styled: bool = False) -> None:
+    """Print lines for people to standard output. ``styled``: with colours of ours around printable text."""
+    click.echo("\n".join(lines if styled else map(printable, lines)))
+
+
+def echo_data(data: str) -> None:
+    """Print data for programs to standard output: as they are, but where a person looks at them."""
+    if sys.stdout.isatty():
+        echo(*data.split("\n"))
+    else:
+        click.echo(data, color=True)
 
 
 def _variables(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +168,7 @@ def _for_toml(data: Any) -> Any:
     """``data`` without None, which TOML cannot say: its key is left out, a list that holds it becomes a string."""
     if isinstance(data, dict):
         return {key: _for_toml(value) for key, value in data.items() if value is not None}
-    return to_json(data) if isinstance(data, list) and _holds_none(data) else data
+    return strict_json(data) if isinstance(data, list) and _holds_none(data) else data
 
 
 def _holds_none(data: Any) -> bool:

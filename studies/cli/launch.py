@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from studies.cli.common import Common, allow_option, common_options, require_runnable, say, study_argument
-from studies.cli.formats import echo
+from studies.cli.formats import echo_data
 from studies.control import END_WORDS, way_on
 from studies.errors import StudyhallError
 
@@ -62,17 +62,17 @@ def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, *
     """
     import yaml
 
-    from studies.launch.kubernetes import WorkerJob
+    from studies.launch.kubernetes import DATA_DIR, WorkerJob
 
     with common.open() as storage:
         record = storage.find_study(name)
         ended = storage.status(record).ended
-    require_runnable(record, options["allow"])
+    require_runnable(record, options["allow"], DATA_DIR)
     if ended:
         raise StudyhallError(
             f"study {name!r} has ended ({END_WORDS.get(ended, ended)}), and so would its workers; "
             f"go on with: {way_on(name, ended)}"
         )
     job = WorkerJob(study=name, workers=workers, gpus=gpus, is_spot=spot, **options)
-    echo(yaml.safe_dump(job.manifest(), sort_keys=False).rstrip())
+    echo_data(yaml.safe_dump(job.manifest(), sort_keys=False).rstrip())
     say(f"start or scale: the same | kubectl apply -f -; end: kubectl -n {job.namespace} delete job {job.name}")

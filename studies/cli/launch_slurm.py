@@ -18,11 +18,12 @@ from studies.cli.common import (
     common_options,
     counted,
     data_dir_option,
+    data_dir_or_default,
     require_runnable,
     say,
     study_argument,
 )
-from studies.cli.formats import echo
+from studies.cli.formats import echo, echo_data
 from studies.cli.look import status_line
 from studies.cli.run import LEASE
 from studies.errors import StudyhallError, command
@@ -146,7 +147,7 @@ def slurm(
     grace = _grace(grace, time)
     with _open_server(common) as storage:
         record = storage.find_study(name)
-        require_runnable(record, allow)
+        require_runnable(record, allow, data_dir_or_default(data_dir))
         assert record.uid is not None  # as of every study of ours
         array = launcher.WorkerArray(
             study=name,
@@ -162,7 +163,7 @@ def slurm(
             settings=settings,
         )
         if only_print:
-            echo(array.script.rstrip())
+            echo_data(array.script.rstrip())
         elif _goes_on(storage, record):
             _warn(storage, workers)
             _submit(array, {**os.environ, "STUDYHALL_STORAGE": str(common.storage_url)}, workers)

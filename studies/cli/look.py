@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument
-from studies.cli.formats import BEST_FORMATS, best_as, echo, print_columns, readable, to_csv
+from studies.cli.formats import (
+    BEST_FORMATS,
+    best_as,
+    best_lines,
+    echo,
+    echo_data,
+    print_columns,
+    readable,
+    to_csv,
+    to_json,
+    to_toml,
+)
 from studies.control import BY_HAND, END_WORDS
 from studies.errors import NoTables, command
-from studies.values import finite, strict, to_json, to_text
+from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -31,7 +42,7 @@ def list_studies(common: Common, kind: str) -> None:
         rows = []
     if kind == "json":
         keys = ("name", "budget", "complete", "pruned", "running", "waiting", "fail", "workers")
-        echo(to_json([{key: row[key] for key in keys} for row in rows]))
+        echo_data(to_json([{key: row[key] for key in keys} for row in rows]))
     elif not rows:
         say("no studies yet; begin one with: studyhall run digits")
     else:
@@ -62,7 +73,7 @@ def status(common: Common, name: str, kind: str) -> None:
         now = storage.status(record)
         metrics = storage.last_metrics([now.best]) if now.best else {}
     if kind == "json":
-        best = now.best and best_as("json", name, now.best, "", metrics[now.best.number])
+        best = now.best and best_as("json", name, now.best, metrics[now.best.number])
         data = {
             "study": name,
             "budget": now.budget and now.budget.trials,
@@ -72,7 +83,7 @@ def status(common: Common, name: str, kind: str) -> None:
             "best": None,
             "workers": [asdict(worker) for worker in now.workers],
         }
-        echo(to_json(data).replace('"best": null', f'"best": {best or "null"}', 1))
+        echo_data(to_json(data).replace('"best": null', f'"best": {best or "null"}', 1))
         return
     echo(status_line(now, record))
     if now.best:
@@ -121,8 +132,11 @@ def best(common: Common, name: str, kind: str) -> None:
         record = storage.find_study(name)
         trial = storage.best(record)
         metrics = storage.last_metrics([trial])[trial.number]
-    metric = record.spec.metric_names[0] if record.spec else "value"
-    echo(best_as(kind, name, trial, metric, metrics))
+    if kind == "table":
+        metric = record.spec.metric_names[0] if record.spec else "value"
+        echo(*best_lines(name, trial, metric, metrics))
+    else:
+        echo_data(best_as(kind, name, trial, metrics))
 
 
 @click.command()
@@ -137,9 +151,9 @@ def trials(common: Common, name: str, kind: str) -> None:
         metrics = storage.last_metrics(found)
         attempts = storage.attempts(record)
     if kind == "json":
-        echo(to_json([_trial_data(trial, metrics[trial.number], attempts) for trial in found]))
+        echo_data(to_json([_trial_data(trial, metrics[trial.number], attempts) for trial in found]))
     elif kind == "csv":
-        echo(_trials_csv(found, metrics, attempts))
+        echo_data(_trials_csv(found, metrics, attempts))
     elif not found:
         say(f"study {name!r} has no trials yet; run it with: {command('work', name)}")
     else:
@@ -220,9 +234,7 @@ def _show_study(storage: PostgresStorage, record: StudyRecord) -> None:
     if record.spec is None:
         say("it was made by Optuna, not by studyhall, so there is no spec")
         return
-    import tomli_w
-
-    echo(tomli_w.dumps(record.spec.model_copy(update={"budget": record.budget}).to_file()).rstrip())
+    echo_data(to_toml(record.spec.model_copy(update={"budget": record.budget}).to_file()))
 
 
 def _attempt(attempt: Attempt | None) -> str:
@@ -244,7 +256,7 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         **{name: readable(value) for name, value in trial.params.items()},
     }
     width = max(map(len, facts))
-    echo("\n".join(f"  {key:<{width}}  {value}" for key, value in facts.items()))
+    echo(*(f"  {key:<{width}}  {value}" for key, value in facts.items()))
     if trial.intermediate_values:
         names = sorted({name for values in metrics.values() for name in values})
         echo("")
@@ -262,4 +274,5 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         ]
         print_columns(header, rows, numeric=header)
     if "error" in trial.user_attrs:
-        echo(f"\n{str(trial.user_attrs.get('traceback') or trial.user_attrs['error']).rstrip()}")
+        error = str(trial.user_attrs.get("traceback") or trial.user_attrs["error"])
+        echo("", *(f"  {line}" for line in error.expandtabs().rstrip().split("\n")))

@@ -13,6 +13,7 @@ from studies.cli.common import counted, duration, number
 from studies.cli.formats import readable
 from studies.control import END_WORDS
 from studies.errors import command
+from studies.text import printable
 from studies.watching import share_rows, sparkline
 
 if TYPE_CHECKING:
@@ -72,21 +73,20 @@ def _whole(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
-def printable(text: str) -> str:
-    """``text`` without what could steer a terminal: line breaks, escape sequences."""
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
 def _line(*parts: str | tuple[str, str] | Text) -> Text:
     """One line, cut where the terminal ends."""
-    text = Text.assemble(*parts)
+    shown = [
+        printable(part) if isinstance(part, str) else part if isinstance(part, Text) else (printable(part[0]), part[1])
+        for part in parts
+    ]
+    text = Text.assemble(*shown)
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
 
 
 def _folded(text: str, console: Console, lines: int, style: str = "") -> list[Text]:
     """``text`` in at most so many lines."""
-    folded = list(Text(text, style).wrap(console, max(10, console.width))) if text else []
+    folded = list(Text(printable(text), style).wrap(console, max(10, console.width))) if text else []
     if len(folded) > lines:
         folded = folded[:lines]
         folded[-1].truncate(console.width - 2)
@@ -101,7 +101,7 @@ def _headline(seen: Overview, console: Console, trouble: str | None) -> list[Ren
     name.truncate(max(10, console.width - len(state) - 2), overflow="ellipsis")
     lines: list[RenderableType] = [_line(name, "  ", (state, style))]
     if trouble:
-        lines += _folded(printable(trouble), console, TROUBLE_LINES, "bold yellow")
+        lines += _folded(trouble, console, TROUBLE_LINES, "bold yellow")
     if now.budget:
         done = f"{now.finished} of {now.budget.trials} trials"
         if now.ended is None:
@@ -128,8 +128,8 @@ def _best(seen: Overview, metric: str, console: Console) -> list[RenderableType]
         return [_line("best  – ", ("(no trial is complete)", "dim"))]
     words = "  ".join(f"{name}={readable(value)}" for name, value in now.best.params.items())
     return [
-        _line("best  ", (number(now.best.value), "bold green"), f" {printable(metric)}, trial {now.best.number}"),
-        *_folded(printable(words), console, PARAMETER_LINES),
+        _line("best  ", (number(now.best.value), "bold green"), f" {metric}, trial {now.best.number}"),
+        *_folded(words, console, PARAMETER_LINES),
     ]
 
 
@@ -212,7 +212,7 @@ def _lost(seen: Overview) -> list[RenderableType]:
     if pruning.saved is not None and pruning.share is not None:
         lines.append(_line("saved   ", f"{counted(pruning.saved, 'step')} by pruning: {pruning.share:.0%} of all"))
     for failures in seen.failures[:REASONS]:
-        lines.append(_line(("failed  ", "red"), f"{failures.count} × {printable(failures.reason)}"))
+        lines.append(_line(("failed  ", "red"), f"{failures.count} × {failures.reason}"))
     if len(seen.failures) > REASONS:
         lines.append(_line("        ", (_more(len(seen.failures), REASONS), "dim")))
     if seen.cancelled:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from studies.cli.common import duration, number, say
 from studies.errors import command
+from studies.text import coloured, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,11 @@ class Progress:
 
     def print(self, line: str) -> None:
         """Print a line above the live ones; from any thread."""
-        self._console.print(line, style="dim")
+        self._console.print(printable(line), style="dim")
+
+    def relay(self, line: str) -> None:
+        """As :meth:`print`, of what a worker writes, whose colours stay."""
+        self._console.print(Text.from_ansi(coloured(line), style="dim"))
 
     def update(self, studies: Sequence[tuple[Status, StudyRecord]]) -> None:
         """Show where the studies stand."""
@@ -87,11 +92,11 @@ class Progress:
         line.add_column(ratio=1)
         line.add_column(no_wrap=True)
         line.add_row(
-            Text(record.name, "bold"),
+            Text(printable(record.name), "bold"),
             ProgressBar(total=total, completed=now.finished, width=max(10, min(40, self._console.width - 45))),
             Text(f"{now.finished}{_of(now)} trials"),
         )
-        return Group(line, Text(f"  {self._facts(now)}", overflow="ellipsis", no_wrap=True))
+        return Group(line, Text(f"  {printable(self._facts(now))}", overflow="ellipsis", no_wrap=True))
 
     def _facts(self, now: Status) -> str:
         facts = [f"{now.trials['running']} running", f"{now.trials['pruned']} pruned"]

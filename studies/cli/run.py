@@ -26,7 +26,7 @@ from studies.cli.common import (
     require_runnable,
     say,
 )
-from studies.cli.formats import best_as, echo
+from studies.cli.formats import best_lines, echo
 from studies.cli.look import status_line
 from studies.cli.mirror import Mirroring, checked, tracking_option
 from studies.control import END_WORDS
@@ -143,6 +143,8 @@ def run(
     objective (script.py:objective, package.module:objective). A study of that name that exists is
     joined. Ctrl-C gives the running trials back; the same command goes on.
     """
+    from studies.checkpoints import PERMISSION
+
     mirrors = [checked(tracking_uri)] if mlflow else []
     spec = _read_spec(target, name, trials, settings)
     with common.open(create=True) as storage:
@@ -159,6 +161,8 @@ def run(
         _run_workers(
             storage,
             [(spec, 1.0)],
+            # Whoever types TARGET has chosen both.
+            allow=[spec.objective.path, PERMISSION + spec.checkpoints.store],
             workers=workers,
             data_dir=data_dir,
             lease=lease,
@@ -223,14 +227,21 @@ def work(
         served: list[tuple[StudySpec, float]] = []
         for name, share in zip(names, shares or [1.0] * len(names), strict=True):
             record = storage.find_study(name)
-            spec = require_runnable(record, allow)
+            spec = require_runnable(record, allow, data_dir_or_default(data_dir))
             if storage.status(record).ended:
                 _conclude(storage, record, None)
             else:
                 served.append((spec, share))
         if served:
             _run_workers(
-                storage, served, workers=workers, data_dir=data_dir, lease=lease, notify_url=notify_url, mirrors=mirrors
+                storage,
+                served,
+                allow=allow,
+                workers=workers,
+                data_dir=data_dir,
+                lease=lease,
+                notify_url=notify_url,
+                mirrors=mirrors,
             )
 
 
@@ -261,6 +272,7 @@ def _run_workers(
     storage: PostgresStorage,
     specs: Sequence[tuple[StudySpec, float]],
     *,
+    allow: Sequence[str],
     workers: int | None,
     data_dir: Path | None,
     lease: float,
@@ -280,11 +292,12 @@ def _run_workers(
     supervisor = Supervisor(
         specs,
         devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        allow=allow,
         data_dir=data_dir_or_default(data_dir),
         results=home() / "results",
         # The storage's URL, which may hold a password, is told over a pipe.
         environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
-        output=progress.print,
+        output=progress.relay,
         inherit=[storage.server.fileno()] if storage.server else [],
     )
     began = time.monotonic()
@@ -390,10 +403,12 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
     say(status_line(now, record) + (f" in {duration(seconds)}" if seconds else ""))
     if now.best:
         metric = record.spec.metric_names[0] if record.spec else "value"
-        echo(best_as("table", record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number]))
-        say(f"\nnext: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
+        echo(*best_lines(record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number]))
+        say()
+        say(f"next: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
     elif now.trials["complete"]:
-        say(f"\nit has several objectives, so no best trial; next: {command('trials', record.name)}")
+        say()
+        say(f"it has several objectives, so no best trial; next: {command('trials', record.name)}")
     if now.ended == "failures":
         failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
         last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import sys
 import time
@@ -125,8 +124,6 @@ class _Looker:
 def _view(metric: str, every: float) -> LiveView | PlainView:
     from rich.console import Console
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # in a locale without blocks and dashes
     console = Console(highlight=False, markup=False)
     # FORCE_COLOR makes a terminal of a file in rich's eyes, and TERM=dumb can't go up a line.
     if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
@@ -227,7 +224,7 @@ def _print_line(text: str) -> None:
 
 
 def _facts(seen: Overview) -> str:
-    from studies.cli.picture import printable, state_of, time_left
+    from studies.cli.picture import state_of, time_left
 
     now = seen.status
     of = f" of {now.budget.trials}" if now.budget else ""
@@ -239,4 +236,4 @@ def _facts(seen: Overview) -> str:
     if seen.seconds_left is not None:
         facts.append(time_left(seen))
     facts.append(state_of(seen)[0])
-    return f"{printable(now.study)}: {', '.join(facts)}"
+    return f"{now.study}: {', '.join(facts)}"

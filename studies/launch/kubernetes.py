@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 #: Of a Job, so that a pod's name, six letters longer, still is a host's.
 LONGEST_NAME: Final = 57
+#: Of a worker's pod.
+DATA_DIR: Final = Path("/data")
 _PREFIX: Final = "work-"
 _LABEL: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 

@@ -18,6 +18,7 @@ from studies.report.drawing import COLORS, STATES, optuna_plot
 from studies.report.kinds import require
 from studies.report.lanes import Row, rows
 from studies.report.snapshot import quiet
+from studies.text import printable
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
@@ -71,7 +72,7 @@ def figure(data: StudyData, kind: str, params: Sequence[str] | None = None) -> g
 
 def _escape(text: str) -> str:
     """Plotly reads a little HTML in every text."""
-    return html.escape(text, quote=False)
+    return html.escape(printable(text), quote=False)
 
 
 def _unclutter(drawn: go.Figure, data: StudyData) -> None:

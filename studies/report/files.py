@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import secrets
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -23,10 +23,11 @@ def file_name(study: str, ending: str) -> str:
 def require_writable(path: Path) -> None:
     """Raise :exc:`StudyhallError` unless a file can be written at ``path``; leaves nothing there."""
     try:
-        folder = path.resolve().parent
-        if path.is_dir():
+        folder = path.parent.resolve()
+        is_link = path.is_symlink()  # which is replaced, whatever it leads to
+        if path.is_dir() and not is_link:
             raise StudyhallError(f"{path} is a folder; name a file in it: -o {path / 'FILE'}")
-        if path.exists() and not path.is_file():
+        if path.exists() and not (is_link or path.is_file()):
             raise StudyhallError(f"{path} is no ordinary file; name another one: -o FILE")
         if not folder.is_dir():
             raise StudyhallError(f"{path} can't be written: there is no folder {folder}; make it, or name another file")
@@ -36,17 +37,19 @@ def require_writable(path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, in place of what is there: beside it first, so that nobody finds a half of it.
+    """Write ``data`` to ``path``: beside it first, so that nobody finds a half of it.
+
+    It takes the place of what has that name; of a link, not of what the link leads to.
 
     Raises:
         StudyhallError: it can't be written.
     """
-    target = path.resolve()
-    beside = target.with_name(f".studyhall-{os.getpid()}.part")
+    beside = path.parent.resolve() / f".studyhall-{secrets.token_hex(8)}.part"
     try:
         try:
-            beside.write_bytes(data)
-            beside.replace(target)
+            with beside.open("xb") as stream:  # "x": never through a link that somebody laid there
+                stream.write(data)
+            beside.replace(beside.with_name(path.name))
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:

@@ -15,6 +15,7 @@ from studies.report.drawing import COLORS, STATES, optuna_plot
 from studies.report.kinds import KINDS, require, varied
 from studies.report.lanes import Row, rows
 from studies.report.snapshot import MOST_COMPARED, quiet
+from studies.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +52,7 @@ def image(data: StudyData, kind: str, format_: str) -> bytes:
 
 def _escape(text: str) -> str:
     """Matplotlib reads mathematics between dollars."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def _draw(data: StudyData, kind: str) -> Figure:

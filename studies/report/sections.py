@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.errors import command
 from studies.report.snapshot import quiet, snapshot
 from studies.report.words import count, counted, duration, moment, number, param
+from studies.text import printable
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
@@ -21,8 +22,8 @@ _MOST_OF_FRONT = 20
 
 
 def text(value: object) -> str:
-    """``value`` as HTML."""
-    return html.escape(str(value))
+    """``value`` as HTML, of the same lines, in visible characters."""
+    return html.escape("\n".join(map(printable, str(value).split("\n"))))
 
 
 def header(data: StudyData) -> str:

@@ -28,9 +28,14 @@ def backup(url: StorageURL, file: Path) -> None:
     """
     if file.exists():
         raise StorageError(f"{file} is there already: choose another name, or remove it")
-    part = file.with_name(f".{file.name}.part")
     try:
-        part.touch(mode=0o600)
+        # A file of ours alone, which is there before pg_dump opens it: never through a link that somebody laid.
+        descriptor, name = tempfile.mkstemp(prefix=".studyhall-", suffix=".part", dir=file.parent)
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror}") from error
+    os.close(descriptor)
+    part = Path(name)
+    try:
         with _service(url) as environment:
             _run(url, ["pg_dump", "--format=custom", "--no-owner", "--no-privileges", "--file", part], environment)
         part.replace(file)

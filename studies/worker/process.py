@@ -60,6 +60,8 @@ class Setup:
     device: str
     label: str
     objectives: tuple[ObjectiveSetup, ...]
+    allow: tuple[str, ...]
+    """What the studies may run, and where they may keep checkpoints, as ``work --allow`` says it."""
     data_dir: str
     results: str
     """The directory where results wait while the database is away."""
@@ -84,7 +86,9 @@ def main() -> int:
     try:
         setup = _read_setup(sys.stdin.readline())
         built = {
-            each.study: objective.build(each.path, each.args, space=tuple(each.space), data_dir=Path(setup.data_dir))
+            each.study: objective.build(
+                each.path, each.args, allow=setup.allow, space=tuple(each.space), data_dir=Path(setup.data_dir)
+            )
             for each in setup.objectives
         }
         events.tell("ready")
@@ -115,6 +119,7 @@ def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], 
 
 def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
     # Imported here: the objective's own imports come first, so that their errors do.
+    from studies import checkpoints
     from studies.storage.postgres import PostgresStorage
     from studies.worker.loop import Service, Worker
 
@@ -124,6 +129,11 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
             Service(record=storage.find_study(each.study), objective=built[each.study], share=each.share)
             for each in setup.objectives
         ]
+        for service in services:
+            if spec := service.record.spec:  # as it stands now, whatever it said when we were started
+                checkpoints.require_allowed(
+                    spec.checkpoints.store, setup.allow, Path(setup.data_dir), service.record.name
+                )
         storage.register_worker(
             [service.record for service in services],
             worker_id=setup.worker_id,

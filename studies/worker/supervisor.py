@@ -23,6 +23,13 @@ from studies.worker.process import Assignment, ObjectiveSetup, Setup
 MAX_DEATHS = 3
 #: Seconds until a worker that died is replaced; doubled with each death in a row.
 PATIENCE = 1.0
+#: Of the workers' environment, unless the user sets them.
+DEFAULTS = {
+    # A progress bar of the objective's would be a thousand lines here.
+    "TQDM_DISABLE": "1",
+    # Any number, but the same on every machine: choices that an objective takes from a set come in one order.
+    "PYTHONHASHSEED": "0",
+}
 
 
 class _Process(Child):
@@ -53,6 +60,7 @@ class Supervisor:
     Args:
         specs: the studies, each with its share of the workers' trials.
         devices: one for each worker.
+        allow: what the studies may run, and where they may keep checkpoints, as ``work --allow`` says it.
         data_dir: where this machine keeps data sets.
         results: the directory where results wait while the database is away.
         environment: what the workers' environment is made from.
@@ -65,6 +73,7 @@ class Supervisor:
         specs: Sequence[tuple[StudySpec, float]],
         devices: Sequence[Device],
         *,
+        allow: Sequence[str],
         data_dir: Path,
         results: Path,
         environment: Mapping[str, str],
@@ -73,6 +82,7 @@ class Supervisor:
     ) -> None:
         self._specs = specs
         self._devices = devices
+        self._allow = tuple(allow)
         self._data_dir = data_dir
         self._results = results
         self._environment = environment
@@ -180,11 +190,11 @@ class Supervisor:
                 )
                 for spec, share in self._specs
             ),
+            allow=self._allow,
             data_dir=str(self._data_dir),
             results=str(self._results),
         )
-        # A progress bar of the objective's would be a thousand lines here.
-        environment = {"TQDM_DISABLE": "1", **self._environment, **device.environment}
+        environment = {**DEFAULTS, **self._environment, **device.environment}
         return _Process(slot, setup, environment, self._output, self._inherit)
 
     def _bury(self, process: _Process, status: int) -> None:

@@ -28,6 +28,7 @@ LAYERS = (
     "studies.storage",
     "studies.trial",
     "studies.objective",
+    "studies.importing",
     "studies.params",
     "studies.target",
     "studies.spec",
@@ -39,6 +40,7 @@ LAYERS = (
     "studies.space",
     "studies.values",
     "studies.errors",
+    "studies.text",
 )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.checkpoints import DirectoryStore, open_store, validate_location
+from studies.checkpoints import DirectoryStore, open_store, require_allowed, validate_location
 from studies.errors import CheckpointError, StudyhallError
 from tests.conftest import ROOT
 
@@ -673,3 +673,37 @@ class _Forgetful:
 
     def read(self) -> bytes:
         return b""
+
+
+@pytest.mark.parametrize(
+    ("location", "allow"),
+    [
+        ("postgresql", []),
+        ("{}/data", []),
+        ("{}/data/checkpoints", []),
+        ("{}/shared", ["store={}/shared"]),
+        ("{}/shared/deep/er", ["lab.", "store={}/shared/"]),
+        ("{}/to-shared/x", ["store={}/shared"]),
+        ("s3://bucket/prefix", ["store=s3://bucket"]),
+        ("s3://bucket/prefix", ["store=s3://bucket/prefix/"]),
+    ],
+)
+def test_a_study_keeps_checkpoints_where_the_operator_lets_it(tmp_path: Path, location: str, allow: list[str]) -> None:
+    (tmp_path / "to-shared").symlink_to("shared")
+    allow = [entry.replace("{}", str(tmp_path)) for entry in allow]
+    require_allowed(location.replace("{}", str(tmp_path)), allow, tmp_path / "data", "study")
+
+
+@pytest.mark.parametrize("location", ["/", "/etc", "{}", "{}/database", "{}/data/out", "{}/sharedly", "s3://bucket/p"])
+@pytest.mark.parametrize(
+    "allow", [[], ["lab.", "{}/shared", "/"], ["store="], ["store={}/shared", "store=s3://bucket/pre"]]
+)
+def test_and_nowhere_else(tmp_path: Path, location: str, allow: list[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "out").symlink_to("/etc")
+    location = location.replace("{}", str(tmp_path))
+    allow = [entry.replace("{}", str(tmp_path)) for entry in allow]
+    told = refusal(lambda: require_allowed(location, allow, tmp_path / "data", "study"))
+    assert told.startswith(f"study 'study' keeps checkpoints in {location!r}, which this machine does not allow")
+    assert f"--allow store={location}" in told
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]

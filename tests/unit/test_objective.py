@@ -40,6 +40,9 @@ class NotCallable:
 class Broken:
     def __init__(self):
         raise OSError("disk on fire")
+
+    def __call__(self, trial):
+        return 1.0
 """
 
 
@@ -54,16 +57,16 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_function_in_a_file_imports_what_lies_beside_it(script: str, tmp_path: Path) -> None:
-    assert build(f"{script}:objective", {}, data_dir=tmp_path)(None) == 42
+    assert build(f"{script}:objective", {}, allow=[script], data_dir=tmp_path)(None) == 42
 
 
 @pytest.mark.usefixtures("script")
 def test_a_module_in_the_current_folder_is_found(tmp_path: Path) -> None:
-    assert build("script:objective", {}, data_dir=tmp_path)(None) == 42
+    assert build("script:objective", {}, allow=["script"], data_dir=tmp_path)(None) == 42
 
 
 def test_a_class_is_built_with_its_args_and_given_the_data_directory(script: str, tmp_path: Path) -> None:
-    net = build(f"{script}:Net", {"epochs": 5}, space=("lr",), data_dir=tmp_path)
+    net = build(f"{script}:Net", {"epochs": 5}, allow=[script], space=("lr",), data_dir=tmp_path)
     assert (net.epochs, net.data_dir) == (5, tmp_path)
 
 
@@ -71,7 +74,7 @@ def test_a_class_is_built_with_its_args_and_given_the_data_directory(script: str
     ("path", "args", "message"),
     [
         ("{}:objectiv", {}, "has no 'objectiv'; did you mean 'objective'?"),
-        ("{}:number", {}, "is not callable (it is 3); name a function or a class"),
+        ("{}:number", {}, "is not callable (it is of type int); name a function or a class"),
         ("{}:objective", {"epochs": 1}, "is a function, which takes no objective.args (epochs)"),
         (
             "{}:takes_nothing",
@@ -82,16 +85,17 @@ def test_a_class_is_built_with_its_args_and_given_the_data_directory(script: str
         ("{}:Net", {}, "does not accept objective.args: missing a required argument: 'epochs'; it takes: epochs"),
         ("{}:Net", {"epoch": 1}, "did you mean 'epochs'?"),
         ("{}:Net", {"epochs": 0}, "epochs = 0; at least 1"),
+        ("{}:Net", {"epochs": 1, "data_dir": "/etc"}, "leave out objective.args.data_dir, and give --data-dir DIR"),
         ("{}:Broken", {}, "OSError: disk on fire"),
         ("/nowhere/x.py:f", {}, "no file '/nowhere/x.py' for the objective"),
         ("nowhere.at.all:f", {}, "no module 'nowhere' for objective 'nowhere.at.all'; install it here"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    script: str, tmp_path: Path, path: str, args: dict[str, int], message: str
+    script: str, tmp_path: Path, path: str, args: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ObjectiveError) as caught:
-        build(path.format(script), args, data_dir=tmp_path)
+        build(path.format(script), args, allow=[path.format(script)], data_dir=tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -109,13 +113,13 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_a_file_that_does_not_import_says_why(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "broken.py").write_text(text)
     with pytest.raises(ObjectiveError) as caught:
-        build(f"{tmp_path}/broken.py:f", {}, data_dir=tmp_path)
+        build(f"{tmp_path}/broken.py:f", {}, allow=[f"{tmp_path}/"], data_dir=tmp_path)
     assert message in str(caught.value)
 
 
 def test_a_space_with_a_name_that_the_objective_does_not_know_is_refused(script: str, tmp_path: Path) -> None:
     with pytest.raises(ObjectiveError, match=r"no parameter 'widht' \(space.widht\); did you mean 'width'"):
-        build(f"{script}:Net", {"epochs": 5}, space=("lr", "widht"), data_dir=tmp_path)
+        build(f"{script}:Net", {"epochs": 5}, allow=[script], space=("lr", "widht"), data_dir=tmp_path)
 
 
 def test_a_study_may_choose_only_what_the_operator_allows() -> None:
@@ -128,6 +132,10 @@ def test_a_study_may_choose_only_what_the_operator_allows() -> None:
     assert is_allowed("/srv/script.py:f", ("/srv/script.py",))
     assert is_allowed("/srv/script.py:f", ("/srv/script.py:f",))
     assert not is_allowed("anything:f", ("",))
+    assert not is_allowed("/srv/script.py:g", ("/srv/script.py:f",))
+    assert is_allowed("/srv/a/script.py:f", ("/srv/",))
+    assert not is_allowed("/srv/../etc/script.py:f", ("/srv/",))
+    assert not is_allowed("/srvs/script.py:f", ("/srv",))
 
 
 def test_what_an_objective_returns_is_numbers_or_a_reason() -> None:

@@ -403,13 +403,18 @@ def test_a_study_of_any_name_makes_a_file_name(name: str, file: str, tmp_path: P
     write(tmp_path / file_name(name, ".html"), b"x")
 
 
-def test_a_file_is_replaced_whole_through_a_link_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["real.html", "nowhere.html", "/dev/null", "folder", "link.html"])
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path, target: str) -> None:
     (tmp_path / "real.html").write_text("old")
-    (tmp_path / "link.html").symlink_to("real.html")
-    require_writable(tmp_path / "link.html")
-    write(tmp_path / "link.html", b"new")
-    assert (tmp_path / "real.html").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.html", "real.html"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.html").symlink_to(target)
+    (tmp_path / "here").symlink_to(tmp_path)  # a link on the way is its maker's choice
+    require_writable(tmp_path / "here" / "link.html")
+    write(tmp_path / "here" / "link.html", b"new")
+    assert not (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "link.html").read_bytes() == b"new"
+    assert (tmp_path / "real.html").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "here", "link.html", "real.html"]
 
 
 @pytest.mark.parametrize(

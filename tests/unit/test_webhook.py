@@ -150,3 +150,48 @@ def test_an_address_that_is_not_there_or_hangs_is_tried_again(monkeypatch: pytes
             post(f"http://127.0.0.1:{silent.getsockname()[1]}{SECRET}", {})
         assert time.monotonic() - began < 2
         assert not caught.value.is_final
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("169.254.169.254", "169.254.1.1", "[fe80::1]", "[fe80::1%25lo]", "[::ffff:169.254.169.254]"),
+        *("[2002:a9fe:a9fe::]", "[64:ff9b::a9fe:a9fe]", "[fd00:ec2::254]", "100.100.100.200", "168.63.129.16"),
+        *("0.0.0.0", "[::]", "224.0.0.1", "[ff02::1]", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376"),
+    ],
+)
+def test_no_study_makes_a_machine_call_what_is_its_own(host: str) -> None:
+    with pytest.raises(Undelivered, match="is for a machine's own use") as caught:
+        post(f"http://{host}:1{SECRET}", {})
+    assert caught.value.is_final
+    assert "c4n4ry" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("where", ["169.254.169.254", "fe80::1", "100.100.100.200"])
+def test_a_name_is_judged_by_what_it_is_resolved_to_and_resolved_once(
+    scheme: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        assert host == "rebinding.example"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", where)]
+
+    with Webhook() as there:
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        with pytest.raises(Undelivered, match="is for a machine's own use"):
+            post(there.url.replace("http", scheme).replace("127.0.0.1", "rebinding.example"), {})
+        assert not there.tries
+
+
+def test_an_address_is_judged_before_a_proxy_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Webhook() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix(SECRET))
+        with pytest.raises(Undelivered, match="is for a machine's own use"):
+            post("http://169.254.169.254/latest", {})
+        assert not proxy.tries
+
+
+def test_https_still_says_whom_it_speaks_to() -> None:
+    with Webhook() as plain, pytest.raises(Undelivered, match=r"(?i)ssl|tls|wrong version") as caught:
+        post(plain.url.replace("http", "https"), {})
+    assert not caught.value.is_final

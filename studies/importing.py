@@ -1,0 +1,83 @@
+"""Importing the module that an objective is in, by its name or from a file.
+
+What the user has beside a script or in the current folder comes after Python's modules and the installed ones: a
+``copy.py`` there takes nobody's place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+from studies.errors import ObjectiveError
+
+
+def import_module(name: str) -> ModuleType:
+    """The module of that name; raises :exc:`ObjectiveError` where there is none, or it does not import."""
+    try:
+        # As for `python script.py`, modules beside the user are importable, but after Python's and the installed
+        # ones; and only where one is meant, so that nobody's optional import ends in a strange folder.
+        if importlib.util.find_spec(name.partition(".")[0]) is None and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ObjectiveError(
+                f"no module {error.name!r} for objective {name!r}; install it here, "
+                f"or name a file: path/to/file.py:callable"
+            ) from None
+        raise _import_failure(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise _import_failure(name, error) from error
+
+
+def import_file(file: Path) -> ModuleType:
+    """The module in ``file``, a real path; raises :exc:`ObjectiveError` as :func:`import_module`."""
+    if not os.path.isfile(file):  # noqa: PTH113  # unlike Path's, it never raises
+        raise ObjectiveError(f"no file {str(file)!r} for the objective; give the path of a Python file on this machine")
+    name = _module_name(file)
+    if name in sys.modules:
+        return sys.modules[name]  # for another study of this worker
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # a .py file always has a loader
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # The modules beside the script are importable, but a copy.py there must not take the place of Python's.
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    sys.modules[name] = module  # where pickle looks for what the script defines
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise _import_failure(str(file), error) from error
+    return module
+
+
+def _module_name(file: Path) -> str:
+    """The file's stem; with a suffix where that is the name of another module, such as one of Python's."""
+    with suppress(ValueError):  # a module without a spec, such as __main__
+        found = importlib.util.find_spec(file.stem) if file.stem.isidentifier() else None
+        if found is None or os.path.realpath(found.origin or "") == str(file):
+            return file.stem
+    return f"{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
+
+
+def _import_failure(name: str, error: BaseException) -> ObjectiveError:
+    if isinstance(error, SystemExit):
+        return ObjectiveError(
+            f"objective {name!r} calls sys.exit({error.code!r}) when it is imported; "
+            'put what is a program under: if __name__ == "__main__":'
+        )
+    return ObjectiveError(f"objective {name!r} does not import: {type(error).__name__}: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` without line breaks; its type's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,32 @@
+"""Text from the database, as it may reach a terminal or a log: it steers nothing, and ends no line.
+
+Whoever prints, prints by this: ``say`` and ``echo`` of the command line, its tables and pictures, its log.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
+
+
+def printable(text: str) -> str:
+    r"""``text`` in one line, in which each invisible character is written as Python writes it.
+
+    ``\x1b``, ``\n``, ``\u202e``: control characters, those that turn the direction of writing, lone surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def coloured(line: str) -> str:
+    """:func:`printable`, but for tabs and colours: of what a user's own program prints."""
+    parts = _COLOUR.split(line.expandtabs())
+    return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
+
+
+def _is_visible(character: str) -> bool:
+    # In some languages words are parted by other spaces than ASCII's.
+    return character.isprintable() or unicodedata.category(character) == "Zs"
