@@ -299,11 +299,11 @@ class PostgresStorage(OptunaContract):
             return None
         row = self.database.row("best", study_id=record.study_id)
         best = self.get_trial(row["trial_id"]) if row else None
-        if best and not _is_feasible(best):
+        if best and not is_feasible(best):
             # Constraints are rare, and stand in JSON that may hold infinities: sort them out here.
             complete = self.get_all_trials(record.study_id, deepcopy=False, states=(TrialState.COMPLETE,))
             sign = 1 if self.get_study_directions(record.study_id)[0] == StudyDirection.MINIMIZE else -1
-            feasible = [trial for trial in complete if _is_feasible(trial)]
+            feasible = [trial for trial in complete if is_feasible(trial)]
             best = min(
                 feasible,
                 key=lambda trial: (sign * (trial.values or [math.inf])[0], trial.number),
@@ -626,6 +626,6 @@ class PostgresStorage(OptunaContract):
         return [LostWorker(**row) for row in self.database.rows("lost_workers", study_id=record.study_id)]
 
 
-def _is_feasible(trial: FrozenTrial) -> bool:
+def is_feasible(trial: FrozenTrial) -> bool:
     """Whether ``trial`` keeps its constraints, as Optuna counts: each is at most 0."""
     return all(constraint <= 0 for constraint in trial.system_attrs.get("constraints") or ())
