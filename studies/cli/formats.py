@@ -60,17 +60,43 @@ def to_json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """CSV as RFC 4180 has it, but with line feeds alone."""
+def echo_json(pages: Iterable[Sequence[Any]]) -> None:
+    """Print the items of all pages as one JSON array in one line, a page at a time."""
+    before = "["
+    for page in pages:
+        click.echo(before + ", ".join(map(to_json, page)), nl=False)
+        before = ", "
+    echo("[]" if before == "[" else "]")
+
+
+def to_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """CSV as RFC 4180 has it, but with line feeds alone, and none at the end; an empty cell for None."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    return buffer.getvalue().rstrip("\n")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().removesuffix("\n")
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()) -> None:
-    """Print a table without lines to standard output; in a terminal no wider than that."""
+    """Print a table without lines to standard output; in a terminal no wider than that, through a pipe every line
+    whole: nothing is wrapped for a terminal that is not there."""
+    if sys.stdout.isatty():
+        _print_fitted(header, rows, numeric)
+        return
+    from rich.cells import cell_len
+
+    lines = [header, *rows]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    found = []
+    for line in lines:
+        cells = []
+        for name, cell, width in zip(header, line, widths, strict=True):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if name in numeric else cell + space)
+        found.append("  ".join(cells).rstrip())
+    echo("\n".join(found))
+
+
+def _print_fitted(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -82,13 +108,12 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numer
             justify="right" if name in numeric else "left",
             no_wrap=not last,
             # A long name gives way to the numbers beside it.
-            max_width=32 if name == header[0] and sys.stdout.isatty() else None,
+            max_width=32 if name == header[0] else None,
             overflow="fold" if last else "ellipsis",
         )
     for row in rows:
         table.add_row(*row)
-    # Through a pipe every line is whole: nothing is wrapped for a terminal that is not there.
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
     with console.capture() as capture:
         console.print(table)
     echo("\n".join(line.rstrip() for line in capture.get().splitlines()))

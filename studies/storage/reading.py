@@ -20,6 +20,8 @@ from studies.storage.postgres import Point
 from studies.storage.trials import read_distribution, to_local, to_trial
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
 #: Trials of one statement. A page of twice as many is no faster and takes twice the memory.
@@ -142,8 +144,10 @@ def _row(row: Mapping[str, Any]) -> TrialRow:
         row["state"],
         _values(row),
         {
-            name: read_distribution(distribution).to_external_repr(float(value))
-            for name, value, distribution in json.loads(row["params"] or "[]")
+            name: distribution.to_external_repr(float(value))
+            for (name, distribution), value in zip(
+                _names(row["names"] or "[]"), json.loads(row["params"] or "[]"), strict=True
+            )
         },
         {name: float(value) for name, value in json.loads(row["metrics"] or "{}").items()},
         row["steps"],
@@ -154,6 +158,13 @@ def _row(row: Mapping[str, Any]) -> TrialRow:
         row["attempts"],
         row["error"] and json.loads(row["error"]),
     )
+
+
+@lru_cache(maxsize=4096)
+def _names(text: str) -> list[tuple[str, BaseDistribution]]:
+    # Nearly all trials of a study have the same text, which is read once.
+    parts = json.loads(text)
+    return [(name, read_distribution(json.dumps(of))) for name, of in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def _values(row: Mapping[str, Any]) -> list[float]:

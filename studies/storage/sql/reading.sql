@@ -52,12 +52,12 @@ select distinct m.name from trials t cross join lateral (
 
 -- name: trial_rows
 -- The next trials of a study after one of them, by id, as a table lists them. Lists and objects are JSON texts, null
--- where there is nothing; metrics are those of the last step; reports come only where they are wanted.
+-- where there is nothing; ``names`` is each parameter's name and distribution, ``params`` its value; metrics are those of
+-- the last step; reports come only where they are wanted.
 select t.trial_id, t.number, t.state::text as state, t.datetime_start, t.datetime_complete,
     (select json_agg(case value_type when 'INF_POS' then 'Infinity' when 'INF_NEG' then '-Infinity' else value end
         order by objective)::text from trial_values v where v.trial_id = t.trial_id) as "values",
-    (select json_agg(json_build_array(param_name, param_value, distribution_json) order by param_id)::text
-        from trial_params p where p.trial_id = t.trial_id) as params,
+    p.names, p.params,
     (select json_object_agg(name, value order by name)::text from (
         select name, value from studyhall.metrics m where m.trial_id = t.trial_id
         order by step desc fetch first row with ties
@@ -70,5 +70,10 @@ select t.trial_id, t.number, t.state::text as state, t.datetime_start, t.datetim
     (select value_json from trial_user_attributes a where a.trial_id = t.trial_id and key = 'error') as error,
     l.worker_id as worker, l.epoch as attempts
 from trials t left join studyhall.leases l on l.trial_id = t.trial_id and l.epoch > 0
+left join lateral (
+    select '[' || string_agg(to_json(param_name)::text || ',' || distribution_json, ',' order by param_id) || ']' as names,
+        '[' || string_agg(param_value::text, ',' order by param_id) || ']' as params
+    from trial_params where trial_id = t.trial_id
+) p on true
 where t.study_id = %(study_id)s and t.trial_id > %(after)s
 order by t.trial_id limit %(count)s
