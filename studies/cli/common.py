@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -96,14 +97,22 @@ def common_options(command: F) -> F:
         logging.basicConfig(format="%(message)s", level=logging.DEBUG if debug else logging.WARNING)
         try:
             return command(Common(storage_url=storage_url or None, wait=wait, debug=debug), **options)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError as error:
+            drop_output()
+            raise click.exceptions.Exit(0) from error  # with the error itself click would exit with 1
         except Exception as error:
             if debug:
                 traceback.print_exc()
             raise click.exceptions.Exit(report_error(error)) from error
 
     return wrapped  # type: ignore[return-value]  # click's decorators keep the callable, not its type
+
+
+def drop_output() -> None:
+    """The reader of a pipe (head, less) has enough: nothing more may be written, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 data_dir_option = click.option(

@@ -35,7 +35,7 @@ SAMPLE: Final[Mapping[TrialState, int]] = {
     TrialState.RUNNING: 300,
     TrialState.WAITING: 100,
 }
-#: So many of the best and of the newest trials are shown beside the sample.
+#: So many of the best and of the newest trials are listed beside the sample.
 BEST: Final = 300
 NEWEST: Final = 300
 #: So many at most of those that were the best when they ended, unless they still are.
@@ -48,7 +48,7 @@ _OF_ALL: Final = ("curves", "intermediate", "timeline")
 #: Those that show reports.
 _OF_STEPS: Final = ("curves", "intermediate")
 #: Those that take longer for each trial than a scatter of points.
-_OF_LINES: Final = (*_OF_ALL, "parallel", "rank")
+_OF_LINES: Final = ("parallel", "rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ class Part:
     """The numbers of all trials that are shown in some plot or table."""
     sample: frozenset[int]
     """Those of the even sample: nothing that is estimated may stand on the best trials alone."""
+    reported: frozenset[int]
+    """An even sample of the trials that reported something."""
     kept: frozenset[int]
     """Those that every plot of values shows: the records and the extremes."""
 
@@ -74,9 +76,14 @@ def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
     }
     valued = [trial for trial in outlines if is_placed(trial)]
     kept = {trial.number for trial in (*_records(valued, directions), *_extremes(valued))}
-    reported = evenly([trial for trial in outlines if trial.intermediate_values], LINES)
-    also = {trial.number for trial in (*outlines[-NEWEST:], *_best(valued, directions[0]), *reported)}
-    return Part(shown=frozenset(sample | kept | also), sample=frozenset(sample), kept=frozenset(kept))
+    reported = {trial.number for trial in evenly([trial for trial in outlines if trial.intermediate_values], LINES)}
+    listed = {trial.number for trial in (*outlines[-NEWEST:], *_best(valued, directions[0]))}
+    return Part(
+        shown=frozenset(sample | reported | kept | listed),
+        sample=frozenset(sample),
+        reported=frozenset(reported),
+        kept=frozenset(kept),
+    )
 
 
 def is_placed(trial: FrozenTrial) -> bool:
@@ -95,18 +102,21 @@ def of_kind(data: StudyData, kind: str) -> Sequence[FrozenTrial]:
     """The trials that the plot ``kind`` shows."""
     if data.part is None:
         return data.trials
-    if kind == "importances":
-        return [trial for trial in data.trials if trial.number in data.part.sample]
     if kind == "edf":
         placed = sorted(filter(is_placed, data.outlines), key=lambda trial: trial.values[0])
         return evenly(placed, SAMPLE[TrialState.COMPLETE])
-    if kind not in _OF_LINES:
-        return data.trials
-    chosen = data.trials if kind in _OF_ALL else data.valued
+    chosen = data.trials
     if kind in _OF_STEPS:
-        chosen = [trial for trial in chosen if trial.intermediate_values]
-    lines = {trial.number for trial in evenly(chosen, LINES)} | data.part.kept
-    return [trial for trial in chosen if trial.number in lines]
+        numbers = data.part.reported
+        chosen = [trial for trial in data.trials if trial.intermediate_values]
+    else:
+        numbers = data.part.sample
+        chosen = data.valued if kind in _OF_LINES else chosen
+        if kind in (*_OF_LINES, "timeline"):
+            numbers = frozenset(evenly([trial.number for trial in chosen if trial.number in numbers], LINES))
+    if kind != "importances":
+        numbers |= data.part.kept
+    return [trial for trial in chosen if trial.number in numbers]
 
 
 def remark(data: StudyData, kind: str) -> str | None:

@@ -17,7 +17,7 @@ from studies.report.data import StudyData
 from studies.report.figures import figure
 from studies.report.images import image
 from studies.report.lanes import rows
-from studies.report.part import BEST, MOST_TRIALS, NEWEST, SAMPLE, Part, choose, evenly, of_kind, remark
+from studies.report.part import BEST, MOST_TRIALS, NEWEST, RECORDS, SAMPLE, Part, choose, evenly, of_kind, remark
 from studies.storage.postgres import Attempt, Status
 
 BEGAN = datetime(2030, 1, 1, 12)
@@ -95,6 +95,7 @@ def test_few_are_shown_and_the_best_the_worst_and_the_newest_are_among_them(
     assert part.shown >= set(range(COUNT - NEWEST, COUNT))
     assert {values[n] for n in part.kept} >= {min(values), max(values)}
     assert len(part.sample) == SAMPLE[TrialState.COMPLETE]
+    assert len(part.kept) <= RECORDS + 3
 
 
 def test_a_study_that_is_not_large_is_shown_whole() -> None:
