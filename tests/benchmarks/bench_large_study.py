@@ -43,8 +43,13 @@ LOOKS = {
         f"plot {kind} {end}": ("plot", STUDY, kind, "-o", f"{kind}{end}") for kind in DRAWN for end in (".png", ".html")
     },
 }
+IMPORTS = """
+import matplotlib.pyplot, optuna.visualization.matplotlib, plotly.graph_objects, studies.storage.postgres
+import studies.report.page
+plotly.graph_objects.Figure(), matplotlib.pyplot.figure()
+"""
 COMMANDS = {
-    "imports": (sys.executable, "-c", "import optuna.visualization.matplotlib, studies.storage, studies.report.page"),
+    "imports": (sys.executable, "-c", IMPORTS),
     **{name: (str(STUDYHALL), *arguments) for name, arguments in LOOKS.items()},
 }
 #: In a process of its own, since a child's peak memory begins with that of the process that started it.
