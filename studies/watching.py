@@ -113,12 +113,13 @@ def overview(
         now: local time without a zone, as Optuna's trials have it.
     """
     cancelled, failures = _failures(trials)
+    done = _by_worker(trials, attempts)
     return Overview(
         status=status,
         objectives=objectives,
         seconds_left=seconds_left(status, trials, attempts, now),
         running=[_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
-        throughput={worker.id: _throughput(worker.id, trials, attempts) for worker in status.workers},
+        throughput={worker.id: _throughput(done.get(worker.id, []), attempts) for worker in status.workers},
         failures=failures,
         cancelled=cancelled,
         pruning=_pruning(trials),
@@ -228,12 +229,16 @@ def _running(trial: FrozenTrial) -> Running:
     )
 
 
-def _throughput(worker: str, trials: Sequence[FrozenTrial], attempts: Mapping[int, Attempt]) -> Throughput:
-    done = [
-        trial
-        for trial in trials
-        if trial.state in _FINISHED and (attempt := attempts.get(trial.number)) and attempt.worker == worker
-    ]
+def _by_worker(trials: Iterable[FrozenTrial], attempts: Mapping[int, Attempt]) -> dict[str, list[FrozenTrial]]:
+    """The finished trials that each worker ran last."""
+    done: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        if trial.state in _FINISHED and (attempt := attempts.get(trial.number)):
+            done.setdefault(attempt.worker, []).append(trial)
+    return done
+
+
+def _throughput(done: Sequence[FrozenTrial], attempts: Mapping[int, Attempt]) -> Throughput:
     timed = [trial for trial in done if trial.datetime_start and trial.datetime_complete]
     last = [trial for trial in timed if _times(trial, attempts) == 1][-PACE_TRIALS:]
     seconds = _busy(_spans(last, attempts, max(map(_ended, last)))) if last else 0.0

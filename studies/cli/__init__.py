@@ -7,7 +7,6 @@ quick; Optuna is imported by the commands that need it, PyTorch by the workers a
 from __future__ import annotations
 
 import io
-import os
 import sys
 
 import click
@@ -27,7 +26,7 @@ from studies.cli import (
     serve,
     watch,
 )
-from studies.cli.common import report_error
+from studies.cli.common import drop_output, report_error
 from studies.errors import StudyhallError
 
 
@@ -100,8 +99,7 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has enough. Nothing more may be written, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(0)
     except StudyhallError as error:
         sys.exit(report_error(error))

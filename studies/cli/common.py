@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -97,8 +98,11 @@ def common_options(command: F) -> F:
         _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
             return command(Common(storage_url=storage_url or None, wait=wait, debug=debug), **options)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError as error:
+            drop_output()
+            raise click.exceptions.Exit(0) from error  # with the error itself click would exit with 1
         except Exception as error:
             if debug:
                 for line in traceback.format_exc().splitlines():
@@ -118,6 +122,11 @@ def _log_to_stderr(level: int) -> None:
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler], level=level)
     logging.captureWarnings(True)
+
+
+def drop_output() -> None:
+    """The reader of a pipe (head, less) has enough: nothing more may be written, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 data_dir_option = click.option(

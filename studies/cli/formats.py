@@ -91,14 +91,23 @@ def _is_plain(text: str) -> bool:
     return text.replace("\n", "").isprintable() and (encoding in ("utf-8", "utf8") or text.isascii())
 
 
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """CSV as RFC 4180 has it, but with line feeds alone."""
+def echo_json(pages: Iterable[Sequence[Any]]) -> None:
+    """Print the items of all pages as one JSON array in one line, a page at a time."""
+    before = "["
+    for page in pages:
+        echo_data(before + ", ".join(map(to_json, page)), end="")
+        before = ", "
+    echo_data("[]" if before == "[" else "]")
+
+
+def to_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """CSV as RFC 4180 has it, but with line feeds alone, and none at the end; an empty cell for None."""
     buffer = io.StringIO(newline="")
     # With a line's end of RFC 4180's, so that a cell that holds either half of it is quoted.
     writer = csv.writer(buffer)
     written = []
-    for row in (header, *rows):
-        writer.writerow(["" if cell is None else cell for cell in row])
+    for row in rows:
+        writer.writerow(row)
         written.append(buffer.getvalue().removesuffix("\r\n"))
         buffer.seek(0)
         buffer.truncate()
@@ -106,7 +115,26 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()) -> None:
-    """Print a table without lines to standard output; in a terminal no wider than that."""
+    """Print a table without lines to standard output; in a terminal no wider than that, through a pipe every line
+    whole: nothing is wrapped for a terminal that is not there."""
+    if sys.stdout.isatty():
+        _print_fitted(header, rows, numeric)
+        return
+    from rich.cells import cell_len
+
+    lines = [header, *rows]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    found = []
+    for line in lines:
+        cells = []
+        for name, cell, width in zip(header, line, widths, strict=True):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if name in numeric else cell + space)
+        found.append("  ".join(cells).rstrip())
+    echo(*found)
+
+
+def _print_fitted(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -118,13 +146,12 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numer
             justify="right" if name in numeric else "left",
             no_wrap=not last,
             # A long name gives way to the numbers beside it.
-            max_width=32 if name == header[0] and sys.stdout.isatty() else None,
+            max_width=32 if name == header[0] else None,
             overflow="fold" if last else "ellipsis",
         )
     for row in rows:
         table.add_row(*map(printable, row))
-    # Through a pipe every line is whole: nothing is wrapped for a terminal that is not there.
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    console = Console(highlight=False, markup=False)
     with console.capture() as capture:
         console.print(table)
     echo(*(line.rstrip() for line in capture.get().split("\n")[:-1]), styled=True)
@@ -142,12 +169,11 @@ def echo(*lines: str, styled: bool = False) -> None:
     click.echo("\n".join(lines if styled else map(printable, lines)))
 
 
-def echo_data(data: str) -> None:
+def echo_data(data: str, end: str = "\n") -> None:
     """Print data for programs to standard output: as they are, but where a person looks at them."""
     if sys.stdout.isatty():
-        echo(*data.split("\n"))
-    else:
-        click.echo(data, color=True)
+        data = "\n".join(map(printable, data.split("\n")))
+    click.echo(data + end, nl=False, color=True)
 
 
 def _variables(params: Mapping[str, Any]) -> dict[str, Any]:

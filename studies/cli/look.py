@@ -14,6 +14,7 @@ from studies.cli.formats import (
     best_lines,
     echo,
     echo_data,
+    echo_json,
     print_columns,
     readable,
     to_csv,
@@ -25,9 +26,8 @@ from studies.errors import NoTables, command
 from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
     from studies.storage.postgres import Attempt, PostgresStorage, Status, StudyRecord
+    from studies.storage.reading import StudyReader, TrialRow
 
 
 @click.command("ls")
@@ -145,66 +145,78 @@ def best(common: Common, name: str, kind: str) -> None:
 @common_options
 def trials(common: Common, name: str, kind: str) -> None:
     """List a study's trials."""
+    from studies.storage.reading import StudyReader
+
     with common.open() as storage:
-        record = storage.find_study(name)
-        found = storage.trials(record)
-        metrics = storage.last_metrics(found)
-        attempts = storage.attempts(record)
-    if kind == "json":
-        echo_data(to_json([_trial_data(trial, metrics[trial.number], attempts) for trial in found]))
-    elif kind == "csv":
-        echo_data(_trials_csv(found, metrics, attempts))
-    elif not found:
-        say(f"study {name!r} has no trials yet; run it with: {command('work', name)}")
+        reader = StudyReader(storage, storage.find_study(name))
+        if kind == "json":
+            echo_json([_trial_data(row) for row in page] for page in reader.pages(reports=True))
+        elif kind == "csv":
+            _echo_csv(reader)
+        else:
+            _print_trials(name, [_trial_cells(row) for page in reader.pages() for row in page])
+
+
+def _print_trials(name: str, rows: list[list[str]]) -> None:
+    if rows:
+        header = ["#", "state", "value", "steps", "time", "parameters"]
+        print_columns(header, rows, numeric=["#", "value", "steps", "time"])
     else:
-        print_columns(
-            ["#", "state", "value", "steps", "time", "parameters"],
-            [
-                [
-                    str(trial.number),
-                    trial.state.name.lower(),
-                    " ".join(number(value) for value in trial.values or []) or "–",
-                    str(len(trial.intermediate_values)),
-                    "–" if trial.duration is None else duration(trial.duration.total_seconds()),
-                    " ".join(f"{key}={readable(value)}" for key, value in trial.params.items()),
-                ]
-                for trial in found
-            ],
-            numeric=["#", "value", "steps", "time"],
-        )
+        say(f"study {name!r} has no trials yet; run it with: {command('work', name)}")
 
 
-def _trial_data(trial: FrozenTrial, metrics: dict[str, float], attempts: dict[int, Attempt]) -> dict[str, Any]:
-    attempt = attempts.get(trial.number)
+def _trial_cells(row: TrialRow) -> list[str]:
+    return [
+        str(row.number),
+        row.state.lower(),
+        " ".join(number(value) for value in row.values) or "–",
+        str(row.steps),
+        duration((row.complete - row.start).total_seconds()) if row.start and row.complete else "–",
+        " ".join(f"{key}={readable(value)}" for key, value in row.params.items()),
+    ]
+
+
+def _trial_data(row: TrialRow) -> dict[str, Any]:
     return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "value": finite(trial.values[0]) if trial.values and len(trial.values) == 1 else None,
-        "values": [finite(value) for value in trial.values or []],
-        "params": trial.params,
-        "metrics": {name: finite(value) for name, value in metrics.items()},
-        "steps": {str(step): finite(value) for step, value in trial.intermediate_values.items()},
-        "start": trial.datetime_start and trial.datetime_start.astimezone().isoformat(),
-        "complete": trial.datetime_complete and trial.datetime_complete.astimezone().isoformat(),
-        "worker": attempt and attempt.worker,
-        "attempts": attempt and attempt.times,
-        "error": trial.user_attrs.get("error"),
+        "number": row.number,
+        "state": row.state,
+        "value": finite(row.values[0]) if len(row.values) == 1 else None,
+        "values": [finite(value) for value in row.values],
+        "params": row.params,
+        "metrics": {name: finite(value) for name, value in row.metrics.items()},
+        "steps": {str(step): finite(value) for step, value in row.reports.items()},
+        "start": row.start and row.start.isoformat(),
+        "complete": row.complete and row.complete.isoformat(),
+        "worker": row.worker,
+        "attempts": row.attempts,
+        "error": row.error,
     }
 
 
-def _trials_csv(found: list[FrozenTrial], metrics: dict[int, dict[str, float]], attempts: dict[int, Attempt]) -> str:
-    params = list(dict.fromkeys(name for trial in found for name in trial.params))
-    names = sorted({name for values in metrics.values() for name in values})
+def _echo_csv(reader: StudyReader) -> None:
+    """Print the trials as CSV, a page at a time. A name that a running trial writes first after the header was
+    printed has no column in it."""
+    params, metrics = reader.param_names(), reader.last_metric_names()
     header = ["number", "state", "value", "steps", "start", "complete", "worker", "attempts", "error"]
-    rows = []
-    for trial in found:
-        data = _trial_data(trial, metrics[trial.number], attempts) | {"steps": len(trial.intermediate_values)}
-        rows.append(
-            [data[key] for key in header]
-            + [_csv(trial.params.get(name)) for name in params]
-            + [metrics[trial.number].get(name) for name in names]
-        )
-    return to_csv(header + [f"params_{name}" for name in params] + [f"metrics_{name}" for name in names], rows)
+    echo_data(to_csv([header + [f"params_{name}" for name in params] + [f"metrics_{name}" for name in metrics]]))
+    for page in reader.pages():
+        echo_data(to_csv(_csv_cells(row, params, metrics) for row in page))
+
+
+def _csv_cells(row: TrialRow, params: list[str], metrics: list[str]) -> list[Any]:
+    return [
+        row.number,
+        row.state,
+        finite(row.values[0]) if len(row.values) == 1 else None,
+        row.steps,
+        row.start and row.start.isoformat(),
+        row.complete and row.complete.isoformat(),
+        row.worker,
+        row.attempts,
+        row.error,
+        *(_csv(row.params.get(name)) for name in params),
+        *map(row.metrics.get, metrics),
+    ]
 
 
 def _csv(value: Any) -> Any:

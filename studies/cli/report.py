@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,10 +78,23 @@ def plot(common: Common, name: str, kind: str, output: Path) -> None:
 
 
 def _read(common: Common, name: str) -> StudyData:
+    _import_importances()
     from studies.report import data
 
     with common.open() as storage:
         return data.read(storage, storage.find_study(name))
+
+
+def _import_importances() -> None:
+    """Import ``optuna.importance`` without scikit-learn, which it loads with pandas and the rest of SciPy if they are
+    installed: 150 MB and seconds, for two evaluators that no plot of ours uses."""
+    if "sklearn" in sys.modules:
+        return
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # so Python marks a module that is not to be found
+    try:
+        import optuna.importance  # noqa: F401
+    finally:
+        del sys.modules["sklearn"]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from studies.report.part import of_kind
+
 if TYPE_CHECKING:
     from studies.report.data import StudyData
 
@@ -75,6 +77,11 @@ def panels(data: StudyData) -> Panels:
     )
 
 
+def points_of_line(lines: int) -> int:
+    """How many points of a line are drawn at most, where there are so many lines."""
+    return max(_LEAST_POINTS_OF_A_LINE, MOST_POINTS // max(1, lines))
+
+
 def is_pair(row: Sequence[Panel]) -> bool:
     """Whether a row is a metric of training beside the same one of validation."""
     return len(row) == 2 and row[1].name == f"val_{row[0].name.removeprefix('train_')}"
@@ -83,17 +90,14 @@ def is_pair(row: Sequence[Panel]) -> bool:
 def _lines(data: StudyData) -> dict[str, dict[int, Line]]:
     """``{metric: {trial: line}}``."""
     found: dict[str, dict[int, dict[int, float]]] = {}
-    for trial in data.trials:
+    for trial in of_kind(data, "curves"):
         points = data.curves.get(trial.number, ())
         for point in points:
             found.setdefault(point.name, {}).setdefault(trial.number, {})[point.step] = point.value
         if trial.intermediate_values and not points:
             found.setdefault("reported value", {})[trial.number] = trial.intermediate_values
     return {
-        name: {
-            number: _thinned(number, values, max(_LEAST_POINTS_OF_A_LINE, MOST_POINTS // len(by_trial)))
-            for number, values in by_trial.items()
-        }
+        name: {number: _thinned(number, values, points_of_line(len(by_trial))) for number, values in by_trial.items()}
         for name, by_trial in found.items()
     }
 

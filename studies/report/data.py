@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Final
@@ -14,7 +13,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.control import END_WORDS
+from studies.report.curves import points_of_line
+from studies.report.part import Part, choose, is_placed, of_kind
 from studies.storage.postgres import Attempt, Point, PostgresStorage, Status, StudyRecord
+from studies.storage.reading import StudyReader
 from studies.watching import Overview, overview
 
 #: Where Optuna keeps the names of what an objective returns.
@@ -28,7 +30,7 @@ class StudyData:
     name: str
     directions: Sequence[StudyDirection]
     trials: Sequence[FrozenTrial]
-    """All of it, by number."""
+    """All of it, by number; of a large study the ``part`` that is shown."""
     status: Status
     metric_names: Sequence[str]
     """What the objective returns, one name for each direction."""
@@ -40,20 +42,25 @@ class StudyData:
     """The study file, without secrets; ``None`` where stock Optuna made the study."""
     now: datetime = field(default_factory=datetime.now)
     """When it was read: local time without a zone, as Optuna's trials have it."""
+    part: Part | None = None
+    """What is shown of a large study."""
+    in_short: Sequence[FrozenTrial] = ()
+    """Every trial of a large study, by number: see :meth:`StudyReader.outlines`."""
+
+    @property
+    def outlines(self) -> Sequence[FrozenTrial]:
+        """Every trial by number, whole or in short."""
+        return self.trials if self.part is None else self.in_short
 
     @cached_property
     def overview(self) -> Overview:
         """What follows from the trials."""
-        return overview(self.status, self.trials, self.attempts, objectives=len(self.directions), now=self.now)
+        return overview(self.status, self.outlines, self.attempts, objectives=len(self.directions), now=self.now)
 
     @cached_property
     def valued(self) -> Sequence[FrozenTrial]:
         """The COMPLETE trials with finite values: those that a plot can place."""
-        return [
-            trial
-            for trial in self.trials
-            if trial.state == TrialState.COMPLETE and trial.values and all(map(math.isfinite, trial.values))
-        ]
+        return list(filter(is_placed, self.trials))
 
     @cached_property
     def params(self) -> Mapping[str, Sequence[object]]:
@@ -108,23 +115,28 @@ class StudyData:
 
 
 def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
-    """Read all that there is of a study."""
+    """Read all that there is of a study, or of a large one what is shown of it."""
     status = storage.status(record)  # before the trials, which then hold its best one
-    trials = storage.trials(record)
     directions = storage.get_study_directions(record.study_id)
     names = storage.get_study_system_attrs(record.study_id).get(_METRIC_NAMES)
     if not names and len(directions) > 1:
         names = [f"objective {number}" for number in range(len(directions))]
-    return StudyData(
+    reader = StudyReader(storage, record)
+    outlines = reader.outlines()
+    part = choose(outlines, directions)
+    data = StudyData(
         name=record.name,
         directions=directions,
-        trials=trials,
+        trials=reader.whole(outlines if part is None else [t for t in outlines if t.number in part.shown]),
         status=status,
         metric_names=names or ["value"],
-        curves=storage.curves(trials),
         attempts=storage.attempts(record),
         spec=_study_file(record),
+        part=part,
+        in_short=() if part is None else outlines,
     )
+    shown = of_kind(data, "curves")
+    return replace(data, curves=reader.curves(shown, points_of_line(len(shown))))
 
 
 def _study_file(record: StudyRecord) -> str | None:

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from studies.report.curves import Line, Panel, is_pair, panels
 from studies.report.drawing import COLORS, STATES, optuna_plot
 from studies.report.kinds import require
-from studies.report.lanes import Row, rows
+from studies.report.lanes import Bar, Row, rows
 from studies.report.snapshot import quiet
 from studies.text import printable
 
@@ -207,6 +207,12 @@ def _ends(lines: Sequence[Line], size: int) -> Any:
     return np.array(ends, dtype=np.int8)
 
 
+def _trials_of(bar: Bar) -> str:
+    if bar.trials > 1:
+        return f"{bar.trials} trials from {bar.number} on"
+    return f"trial {bar.number}" + (f", {bar.times} attempts" if bar.times > 1 else "")
+
+
 def _workers(found: Sequence[Row]) -> go.Figure:
     drawn = go.Figure()
     labels = [_escape(row.label) for row in found]
@@ -224,9 +230,7 @@ def _workers(found: Sequence[Row]) -> go.Figure:
                 y=[label for label, _ in bars],
                 base=[bar.begin.isoformat(timespec="milliseconds") for _, bar in bars],
                 x=[(bar.end - bar.begin).total_seconds() * 1000 for _, bar in bars],
-                customdata=[
-                    f"trial {bar.number}" + (f", {bar.times} attempts" if bar.times > 1 else "") for _, bar in bars
-                ],
+                customdata=[_trials_of(bar) for _, bar in bars],
                 hovertemplate="%{customdata}: " + state + "<br>%{base|%H:%M:%S} – %{x|%H:%M:%S}<extra>%{y}</extra>",
                 marker={"color": color, "line": {"width": 0}},
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ from studies.report.curves import Line, Panel, is_pair, panels
 from studies.report.drawing import COLORS, STATES, optuna_plot
 from studies.report.kinds import KINDS, require, varied
 from studies.report.lanes import Row, rows
+from studies.report.part import remark
 from studies.report.snapshot import MOST_COMPARED, quiet
 from studies.text import printable
 
@@ -42,6 +44,9 @@ def image(data: StudyData, kind: str, format_: str) -> bytes:
         try:
             drawn = _draw(data, kind)
             drawn.suptitle(f"{_escape(data.name)}: {KINDS[kind].title.lower()}", y=1.02)
+            if words := remark(data, kind):
+                title = drawn.get_suptitle()
+                drawn.suptitle(f"{title}\n{textwrap.fill(words, 80)}", y=1.0, va="bottom", fontsize="medium")
             written = io.BytesIO()
             drawn.savefig(written, format=format_, dpi=150, bbox_inches="tight")
         finally:

@@ -56,7 +56,7 @@ def _no_curves(data: StudyData) -> str | None:
 
 
 def _not_begun(data: StudyData) -> str | None:
-    return None if any(data.span(trial) for trial in data.trials) else "no trial has begun yet"
+    return None if any(data.span(trial) for trial in data.outlines) else "no trial has begun yet"
 
 
 def _no_workers(data: StudyData) -> str | None:

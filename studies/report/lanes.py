@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
 from optuna.trial import TrialState
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
     from studies.storage.postgres import Attempt
+
+
+#: Of a large study so many slices are drawn, but at least so many for each row.
+MOST_SLICES: Final = 480
+_LEAST_OF_A_ROW: Final = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +29,8 @@ class Bar:
     state: TrialState
     times: int
     """How often it was begun."""
+    trials: int
+    """How many trials it stands for; if several, ``number`` is the first one's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class Row:
 def rows(data: StudyData) -> list[Row]:
     """The workers by host and device."""
     workers: dict[tuple[str, str], list[Bar]] = {}
-    for trial in data.trials:
+    for trial in data.outlines:
         if span := data.span(trial):
             attempt = data.attempts.get(trial.number)
             bar = Bar(
@@ -46,16 +53,46 @@ def rows(data: StudyData) -> list[Row]:
                 end=span[1],
                 state=trial.state,
                 times=attempt.times if attempt else 1,
+                trials=1,
             )
             workers.setdefault((_place(attempt), attempt.worker if attempt else ""), []).append(bar)
     places: dict[str, list[list[Bar]]] = {}
     for (place, _), bars in sorted(workers.items(), key=lambda item: min(bar.begin for bar in item[1])):
         _put(places.setdefault(place, []), bars)
-    return [
+    found = [
         Row(label=place if number == 1 else f"{place} ({number})", bars=lane)
         for place, lanes in sorted(places.items())
         for number, lane in enumerate(lanes, 1)
     ]
+    return _sliced(found) if data.part else found
+
+
+def _sliced(found: list[Row]) -> list[Row]:
+    """The rows cut into slices of time, for more bars than can be told apart: in each slice the states stand side by
+    side, as wide as the time that they took."""
+    begin = min(bar.begin for row in found for bar in row.bars)
+    end = max(bar.end for row in found for bar in row.bars)
+    width = (end - begin) / max(_LEAST_OF_A_ROW, MOST_SLICES // len(found)) or timedelta.resolution
+    return [Row(label=row.label, bars=_in_slices(row.bars, begin, width)) for row in found]
+
+
+def _in_slices(bars: Sequence[Bar], begin: datetime, width: timedelta) -> list[Bar]:
+    taken: dict[int, dict[TrialState, timedelta]] = {}
+    numbers: dict[tuple[int, TrialState], list[int]] = {}
+    for bar in bars:
+        for place in range((bar.begin - begin) // width, (bar.end - begin) // width + 1):
+            start = begin + place * width
+            states = taken.setdefault(place, {})
+            states[bar.state] = states.get(bar.state, timedelta()) + min(bar.end, start + width) - max(bar.begin, start)
+            numbers.setdefault((place, bar.state), []).append(bar.number)
+    made: list[Bar] = []
+    for place, states in taken.items():
+        at = begin + place * width
+        for state, length in sorted(states.items()):
+            of = numbers[place, state]
+            made.append(Bar(number=min(of), trials=len(of), begin=at, end=at + length, state=state, times=1))
+            at += length
+    return made
 
 
 def _place(attempt: Attempt | None) -> str:

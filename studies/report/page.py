@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from plotly.offline import get_plotlyjs
 
-from studies.report import sections
+from studies.report import part, sections
 from studies.report.figures import figure
 from studies.report.kinds import KINDS
 from studies.report.snapshot import compared, importances
@@ -70,7 +70,8 @@ def single(data: StudyData, kind: str) -> bytes:
     """One plot as an HTML file; raises :exc:`StudyhallError` where the study can't have it."""
     figures = _Figures()
     place = figures.add(kind, figure(data, kind))
-    body = [f"<header><h1>{sections.text(data.name)}</h1></header>", _section(kind, KINDS[kind].title, place)]
+    content = _paragraph(part.remark(data, kind)) + place
+    body = [f"<header><h1>{sections.text(data.name)}</h1></header>", _section(kind, KINDS[kind].title, content)]
     return _page(f"{data.name}: {KINDS[kind].title.lower()}", body, figures.json)
 
 
@@ -85,13 +86,17 @@ def _plot(data: StudyData, kind: str, figures: _Figures) -> str:
     reason = KINDS[kind].obstacle(data)
     if reason:
         return sections.reason(reason)
-    remark = f"<p>{sections.text(_REMARKS[kind])}</p>" if kind in _REMARKS else ""
+    remark = _paragraph(_REMARKS.get(kind)) + _paragraph(part.remark(data, kind))
     if kind == "slice":
         order = [*importances(data), *data.params]
         names = sorted(data.params, key=order.index)
-        parts = [names[i : i + _SLICES] for i in range(0, len(names), _SLICES)]
-        return remark + "".join(figures.add(kind, figure(data, kind, part)) for part in parts)
+        rows = [names[i : i + _SLICES] for i in range(0, len(names), _SLICES)]
+        return remark + "".join(figures.add(kind, figure(data, kind, row)) for row in rows)
     return remark + figures.add(kind, figure(data, kind, compared(data) if kind == "contour" else None))
+
+
+def _paragraph(words: str | None) -> str:
+    return f"<p>{sections.text(words)}</p>" if words else ""
 
 
 def _section(name: str, title: str, content: str) -> str:

@@ -29,7 +29,7 @@ def text(value: object) -> str:
 def header(data: StudyData) -> str:
     """Name, state and time."""
     zone = data.now.astimezone().tzname() or ""
-    begins = [trial.datetime_start for trial in data.trials if trial.datetime_start]
+    begins = [trial.datetime_start for trial in data.outlines if trial.datetime_start]
     began = f"Began {moment(min(begins))}. " if begins else ""
     return (
         f"<header><h1>{text(data.name)}</h1><p>{text(data.state.capitalize())}. {began}"
@@ -50,7 +50,7 @@ def tiles(data: StudyData) -> str:
         shown.append(
             ("best value", number(best.value if best else None), f"trial {best.number}, {goal}" if best else goal)
         )
-    spans = [span for trial in data.trials if (span := data.span(trial))]
+    spans = [span for trial in data.outlines if (span := data.span(trial))]
     if spans:
         begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
         compute = sum((end - begin).total_seconds() for begin, end in spans)
@@ -128,13 +128,20 @@ def failures(data: StudyData) -> str:
 
 
 def trials(data: StudyData) -> str:
-    """The table of all trials; what sorts otherwise than it reads has its number beside it."""
+    """The table of the trials; what sorts otherwise than it reads has its number beside it."""
     params = list(dict.fromkeys(name for trial in data.trials for name in trial.params))
     columns = ["trial", "state", *data.metric_names, *params, "steps", "duration", "worker", "attempts", "error"]
     head = "".join(f'<th scope="col"><button type="button">{text(name)}</button></th>' for name in columns)
     rows = "".join(_trial(data, trial, params) for trial in data.trials)
+    part = ""
+    if data.part:
+        csv = text(command("trials", data.name, "--format", "csv"))
+        part = (
+            f"<p>{count(len(data.trials))} of {counted(len(data.outlines), 'trial')} are listed: the best, the newest, "
+            f"each one that was the best so far, and a sample of each state. All of them: <code>{csv}</code></p>"
+        )
     return (
-        '<p class="filter"><label>Filter <input type="search" id="filter" placeholder="pruned, adamw, cuda:0 …">'
+        f'{part}<p class="filter"><label>Filter <input type="search" id="filter" placeholder="pruned, adamw, cuda:0 …">'
         f'</label> <span id="matching" role="status">{counted(len(data.trials), "trial")}</span></p>'
         f'<div class="scroll tall"><table id="trials"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )

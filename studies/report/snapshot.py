@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.report.kinds import KINDS, varied
+from studies.report.part import is_placed, of_kind
 from studies.space import categorical
 from studies.values import strict, to_text
 
@@ -57,18 +58,41 @@ def snapshot(data: StudyData, kind: str, escape: Escape) -> optuna.Study:
         kind: one of ``KINDS``.
         escape: applied to whatever a person has named, since the drawing libraries read markup in text.
     """
-    storage = optuna.storages.InMemoryStorage()
+    rounding = _rounding(data) if kind == "contour" else {}
+    shown = of_kind(data, kind)
+    numbers = {trial.number for trial in shown if _is_shown(trial, kind)}
+    # Optuna's history for matplotlib looks values up by the trials' numbers, so no number may be missing.
+    trials = data.outlines if kind == "history" else shown
+    odd = {name for trial in shown for name, of in trial.distributions.items() if _is_odd(of)}
+    storage = _Copies([_copy(trial, escape, rounding, odd, is_shown=trial.number in numbers) for trial in trials])
     name = escape(data.name) or " "
     study_id = storage.create_new_study(list(data.directions), name)
     storage.set_study_system_attr(study_id, "study:metric_names", list(map(escape, data.metric_names)))
-    placed = {trial.number for trial in data.valued}
-    rounding = _rounding(data) if kind == "contour" else {}
-    odd = {name for trial in data.trials for name, of in trial.distributions.items() if _is_odd(of)}
-    for trial in data.trials:
-        is_shown = kind in _OF_ALL or trial.state != TrialState.COMPLETE or trial.number in placed
-        # Not by Study.add_trial, which refuses what was enqueued outside of its distribution.
-        storage.create_new_trial(study_id, _copy(trial, escape, rounding, odd, is_shown=is_shown))
     return optuna.load_study(study_name=name, storage=storage)
+
+
+class _Copies(optuna.storages.InMemoryStorage):
+    """A study of trials that keep their numbers, where Optuna's own storage would count them anew; and their
+    parameters, where ``Study.add_trial`` refuses what was enqueued outside of its distribution."""
+
+    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
+        super().__init__()
+        self._copies = trials
+
+    def get_all_trials(  # the one study's, whoever asks; nobody writes to a plot's copies
+        self,
+        study_id: int,  # noqa: ARG002
+        deepcopy: bool = True,  # noqa: ARG002
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._copies if states is None or trial.state in states]
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        return optuna.storages.BaseStorage.get_best_trial(self, study_id)
+
+
+def _is_shown(trial: FrozenTrial, kind: str) -> bool:
+    return kind in _OF_ALL or trial.state != TrialState.COMPLETE or is_placed(trial)
 
 
 def importances(data: StudyData) -> Mapping[str, float]:

@@ -64,7 +64,7 @@ class Worker:
     seen_seconds_ago: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
     """Who ran a trial last."""
 
@@ -76,7 +76,7 @@ class Attempt:
     """How often the trial was begun."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
     """A metric of a step."""
 

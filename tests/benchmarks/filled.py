@@ -73,3 +73,43 @@ _VALUES = """
     from trial_intermediate_values join trials using (trial_id)
     where study_id = %(study)s and step = %(steps)s - 1 order by trial_id
 """
+
+
+def mix(url: StorageURL, name: str = "filled") -> None:
+    """Turn a filled study into one as eight workers leave it: 3 in 20 trials FAIL, 7 are PRUNED, 10 are COMPLETE.
+
+    Every trial keeps all its reports; each step has two metrics. A failed trial has an error and a traceback.
+    Studyhall's tables must be there.
+    """
+    with closing(psycopg2.connect(**url.libpq)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(_MIX, {"name": name})
+    with closing(psycopg2.connect(**url.libpq)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("vacuum analyze")
+
+
+_MIX = """
+    create temporary table mine on commit drop as
+    select trial_id, number from trials join studies using (study_id) where study_name = %(name)s;
+    update trials set state = case when number %% 20 < 3 then 'FAIL' else 'PRUNED' end::trialstate
+    where trial_id in (select trial_id from mine where number %% 20 < 10);
+    update trials set datetime_start = timestamp '2025-01-01' + number / 8 * interval '1 minute',
+        datetime_complete = timestamp '2025-01-01' + number / 8 * interval '1 minute'
+            + case state when 'COMPLETE' then interval '58 seconds' else interval '30 seconds' end
+    where trial_id in (select trial_id from mine);
+    delete from trial_values where trial_id in (select trial_id from mine where number %% 20 < 10);
+    insert into trial_user_attributes (trial_id, key, value_json)
+    select trial_id, key, to_json(format('%%s: trial %%s' || repeat(E'\\n  File "x.py", line 1', lines),
+        (array['ValueError', 'RuntimeError', 'OutOfMemoryError'])[1 + number %% 3], number))::text
+    from mine, (values ('error', 0), ('traceback', 10)) attribute (key, lines) where number %% 20 < 3;
+    insert into studyhall.metrics (trial_id, step, name, value)
+    select trial_id, step, metric, intermediate_value + (metric = 'train_loss')::int * 0.1
+    from trial_intermediate_values join mine using (trial_id), unnest(array['train_loss', 'val_loss']) metric
+    order by trial_id, step, metric;
+    insert into studyhall.workers (worker_id, study_ids, host, pid, device)
+    select 'w' || n, array(select study_id from studies where study_name = %(name)s),
+        'gpu' || n / 4, 1, 'cuda:' || n %% 4
+    from generate_series(0, 7) n;
+    insert into studyhall.leases (trial_id, worker_id, expires_at, held, seconds)
+    select trial_id, 'w' || number %% 8, now(), false, 30 from mine order by trial_id;
+"""

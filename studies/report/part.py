@@ -1,0 +1,170 @@
+"""Which trials of a large study are drawn and listed, and what a page says about the others.
+
+A browser shows a few thousand points and lines and no more, and Optuna's plots take time and memory for each.
+So a study of more than ``MOST_TRIALS`` trials is shown in part. What matters is always in it: each trial that was
+the best when it ended, the highest and lowest value of each objective, the best trials and the newest. The rest is
+an even sample of each state. Numbers in text (counts, times, failures) are always those of all trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import numpy as np
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.report.words import count, counted
+from studies.trial import is_feasible
+
+if TYPE_CHECKING:
+    from studies.report.data import StudyData
+
+T = TypeVar("T")
+
+#: A study of so many trials is shown whole.
+MOST_TRIALS: Final = 5000
+#: Of a larger one so many trials of each state are sampled, evenly by number.
+SAMPLE: Final[Mapping[TrialState, int]] = {
+    TrialState.COMPLETE: 2000,
+    TrialState.PRUNED: 1000,
+    TrialState.FAIL: 300,
+    TrialState.RUNNING: 300,
+    TrialState.WAITING: 100,
+}
+#: So many of the best and of the newest trials are listed beside the sample.
+BEST: Final = 300
+NEWEST: Final = 300
+#: So many at most of those that were the best when they ended, unless they still are.
+RECORDS: Final = 500
+#: A plot with a line or a bar for each trial shows so many.
+LINES: Final = 1000
+
+#: The plots that have a mark for each trial of any state.
+_OF_ALL: Final = ("curves", "intermediate", "timeline")
+#: Those that show reports.
+_OF_STEPS: Final = ("curves", "intermediate")
+#: Those that take longer for each trial than a scatter of points.
+_OF_LINES: Final = ("parallel", "rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The part of a large study that is shown."""
+
+    shown: frozenset[int]
+    """The numbers of all trials that are shown in some plot or table."""
+    sample: frozenset[int]
+    """Those of the even sample: nothing that is estimated may stand on the best trials alone."""
+    reported: frozenset[int]
+    """An even sample of the trials that reported something."""
+    kept: frozenset[int]
+    """Those that every plot of values shows: the records and the extremes."""
+
+
+def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> Part | None:
+    """The part of a study to show; ``None`` where that is all of it."""
+    if len(outlines) <= MOST_TRIALS:
+        return None
+    sample = {
+        trial.number
+        for state, most in SAMPLE.items()
+        for trial in evenly([trial for trial in outlines if trial.state == state], most)
+    }
+    valued = [trial for trial in outlines if is_placed(trial)]
+    kept = {trial.number for trial in (*_records(valued, directions), *_extremes(valued))}
+    reported = {trial.number for trial in evenly([trial for trial in outlines if trial.intermediate_values], LINES)}
+    listed = {trial.number for trial in (*outlines[-NEWEST:], *_best(valued, directions[0]))}
+    return Part(
+        shown=frozenset(sample | reported | kept | listed),
+        sample=frozenset(sample),
+        reported=frozenset(reported),
+        kept=frozenset(kept),
+    )
+
+
+def is_placed(trial: FrozenTrial) -> bool:
+    """Whether a plot can place a trial: it is COMPLETE, with finite values."""
+    return trial.state == TrialState.COMPLETE and bool(trial.values) and all(map(math.isfinite, trial.values))
+
+
+def evenly(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most ``most`` of the items, at even distances; the first and the last among them."""
+    if len(items) <= most:
+        return items
+    return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]
+
+
+def of_kind(data: StudyData, kind: str) -> Sequence[FrozenTrial]:
+    """The trials that the plot ``kind`` shows."""
+    if data.part is None:
+        return data.trials
+    if kind == "edf":
+        placed = sorted(filter(is_placed, data.outlines), key=lambda trial: trial.values[0])
+        return evenly(placed, SAMPLE[TrialState.COMPLETE])
+    chosen = data.trials
+    if kind in _OF_STEPS:
+        numbers = data.part.reported
+        chosen = [trial for trial in data.trials if trial.intermediate_values]
+    else:
+        numbers = data.part.sample
+        chosen = data.valued if kind in _OF_LINES else chosen
+        if kind in (*_OF_LINES, "timeline"):
+            numbers = frozenset(evenly([trial.number for trial in chosen if trial.number in numbers], LINES))
+    if kind != "importances":
+        numbers |= data.part.kept
+    return [trial for trial in chosen if trial.number in numbers]
+
+
+def remark(data: StudyData, kind: str) -> str | None:
+    """What a plot of a part says about that; ``None`` where it shows all."""
+    if data.part is None:
+        return None
+    if kind == "workers":
+        return (
+            f"All {count(len(data.outlines))} trials, in slices of time: in each the states stand side by side, "
+            "as wide as the time that they took."
+        )
+    noun, counts = ("trial", lambda _: True) if kind in _OF_ALL else ("complete trial", is_placed)
+    shown, total = (sum(map(counts, trials)) for trials in (of_kind(data, kind), data.outlines))
+    if shown == total:
+        return None
+    if kind == "edf":
+        return f"Drawn from {count(shown)} quantiles of the values of {counted(total, noun)}."
+    if kind == "importances":
+        return f"Estimated on {count(shown)} of {counted(total, noun)}, an even sample."
+    return (
+        f"{count(shown)} of {counted(total, noun)} are shown: each one that was the best so far, "
+        "the extremes, and a sample of the others."
+    )
+
+
+def _best(valued: Sequence[FrozenTrial], direction: StudyDirection) -> Sequence[FrozenTrial]:
+    sign = 1 if direction == StudyDirection.MINIMIZE else -1
+    return sorted(filter(is_feasible, valued), key=lambda trial: (sign * trial.values[0], trial.number))[:BEST]
+
+
+def _extremes(valued: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials with the lowest and the highest value of each objective."""
+    if not valued:
+        return []
+    objectives = range(len(valued[0].values))
+    return [pick(valued, key=lambda trial: trial.values[i]) for i in objectives for pick in (min, max)]
+
+
+def _records(valued: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> Sequence[FrozenTrial]:
+    """The feasible trials that no earlier one was as good as in all objectives: those that make the line of the best
+    value so far, and the Pareto front. Where there are very many, the front and a part of the others."""
+    signs = np.array([1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in directions])
+    front, values = np.empty(0, dtype=int), np.empty((0, len(signs)))
+    found: list[FrozenTrial] = []
+    for trial in filter(is_feasible, valued):
+        value = signs * trial.values
+        if not (values <= value).all(axis=1).any():
+            stays = ~(value <= values).all(axis=1)
+            front, values = np.append(front[stays], len(found)), np.vstack([values[stays], value])
+            found.append(trial)
+    return [*evenly(found, RECORDS), *(found[i] for i in front)]
