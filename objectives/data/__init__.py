@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
+from objectives.data.delimited import OPENERS
 from objectives.data.named import NAMES
 from objectives.data.npz import read_npz
 from objectives.data.parts import Dataset, Part, split
@@ -61,21 +62,20 @@ def load(
 def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str, Role]) -> Raw:
     if is_table(dataset):
         return read_table(_find(dataset, data_dir), target, columns)
+    is_npz = dataset.lower().endswith(".npz")
+    if not is_npz and dataset not in NAMES:
+        close = get_close_matches(dataset, NAMES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise DataError(
+            f"dataset = {dataset!r} is unknown; {hint}known: {', '.join(NAMES)}, or a path to a file that ends in "
+            f".npz, {', '.join(SUFFIXES)} (as text also {', '.join(filter(None, OPENERS))})"
+        )
     for argument, value in (("target", target), ("columns", columns)):
         if value:
             raise DataError(f"{argument} = {value!r} is about a table, and {dataset!r} is none; leave it out")
-    if dataset.lower().endswith(".npz"):
-        return read_npz(_find(dataset, data_dir))
-    if dataset in NAMES:
-        raw = NAMES[dataset](data_dir)
-        raw.labels.check_classes(dataset)
-        return raw
-    close = get_close_matches(dataset, NAMES, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise DataError(
-        f"dataset = {dataset!r} is unknown; {hint}known: {', '.join(NAMES)}, "
-        f"or a path to a file that ends in .npz, {', '.join(SUFFIXES)}"
-    )
+    raw = read_npz(_find(dataset, data_dir)) if is_npz else NAMES[dataset](data_dir)
+    raw.labels.check_classes("y")
+    return raw
 
 
 def _find(path: str, data_dir: Path) -> Path:

@@ -125,7 +125,7 @@ class NumberReader:
             data = np.frombuffer(cells.buffers()[2] or b"", dtype=np.uint8)
             first = data[np.minimum(offsets, len(data) - 1)] if len(data) else np.zeros(len(cells))
             self.zero = self._first(cells, (first == ord("0")) & (values >= 1))
-        if self.too_exact is None and np.abs(values).max(initial=0, where=~np.isnan(values)) > MAX_EXACT:
+        if self.too_exact is None and np.abs(values).max(initial=0, where=~np.isnan(values)) >= MAX_EXACT:
             is_whole = pc.fill_null(pc.match_substring_regex(cells, r"^[+-]?[0-9]+$"), False)
             for row in np.flatnonzero(is_whole):
                 if int(str(cells[row])) != int(values[row]):

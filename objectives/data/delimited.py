@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv as pa_csv
 
+from objectives.data.labels import is_number
 from objectives.data.raw import few
 
 OPENERS: dict[str, Callable[[Path], Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -53,13 +54,15 @@ class TextTable:
         try:
             self._encoding = self._find_encoding()
             self._separator = self._find_separator("\t" if suffix == ".tsv" else "".join(SEPARATORS), target)
-            header = next(self._records(self._separator))[1]
+            header, *rows = self._sample(self._separator)
         except UnicodeDecodeError:
             raise self._not_decodable() from None
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             raise _torn(error) from None
         except csv.Error as error:
             raise ValueError(f"is not CSV: {error}") from None
+        if not rows:
+            raise ValueError("has a header but no rows")
         _check_header(header)
         self.names = tuple(name.strip() for name in header)
         """Of all columns; one without a name has an empty one."""
@@ -180,22 +183,14 @@ class TextTable:
 
 def _check_header(header: list[str]) -> None:
     names = [name.strip() for name in header]
-    numbers = [name for name in names if _is_number(name)]
-    # As pandas names the columns of an array.
-    is_counted = [name for name in names if name] in (
-        [str(i + start) for i in range(len(names) - names.count(""))] for start in (0, 1)
-    )
-    if numbers and len(numbers) == len(names) - names.count("") and not is_counted:
+    given = [name for name in names if name]
+    # pandas counts the columns of an array.
+    is_counted = given in ([str(i + start) for i in range(len(given))] for start in (0, 1))
+    if given and all(is_number(name) for name in given) and not is_counted:
         raise ValueError(f"has only numbers in its first line ({few(names)}); it needs a header with the names")
     repeated = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
     if repeated is not None:
         raise ValueError(f"has the column {repeated!r} twice; each needs a name of its own")
-
-
-def _is_number(text: str) -> bool:
-    with suppress(ValueError):
-        return "_" not in text and float(text) is not None
-    return False
 
 
 def _torn(error: Exception) -> ValueError:

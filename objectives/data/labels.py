@@ -106,7 +106,12 @@ def _normal(label: str) -> object:
     if number is not None:
         return number
     text = unicodedata.normalize("NFKC", label).casefold()
-    return " ".join(text.replace("_", " ").replace("-", " ").split())
+    return " ".join(text.replace("_", " ").replace("-", " ").split()) or text
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number and nothing else."""
+    return _number(text) is not None
 
 
 def _number(label: str) -> float | None:

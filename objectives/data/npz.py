@@ -39,7 +39,6 @@ def read_npz(file: Path) -> Raw:
         if x in found:
             _check_arrays(x, found[x], y, found[y])
     labels = Labels.of(found["y"])
-    labels.check_classes("y")
     if "X_test" not in found:
         return Raw(blocks=blocks_of(found["X"]), labels=labels)
     features, test_features = (found[name][0].size for name in ("X", "X_test"))
@@ -60,7 +59,7 @@ def _check_arrays(x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> Non
         )
     if len(x) != len(y):
         raise ValueError(f"{x_name} has {len(x)} examples and {y_name} {len(y)} labels; they must agree")
-    if not len(x):
+    if not x.size:
         raise ValueError(f"{x_name} is empty")
     if x.dtype.kind not in "fiub":
         raise ValueError(f"{x_name} holds {x.dtype}, which are no numbers")

@@ -26,7 +26,7 @@ class Scaling:
 
     def apply(self, x_NF: np.ndarray) -> np.ndarray:
         """Standardised, float32."""
-        shifted = x_NF.astype(self.mean_F.dtype) - self.mean_F
+        shifted: np.ndarray = x_NF.astype(self.mean_F.dtype) - self.mean_F
         shifted /= self.std_F
         return shifted.astype(np.float32, copy=False)
 

@@ -13,7 +13,7 @@ import logging
 import mmap
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
@@ -22,17 +22,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from objectives.data.cells import MISSING, NumberReader, hint
+from objectives.data.cells import MISSING, NumberReader
 from objectives.data.columnar import ParquetTable
 from objectives.data.delimited import OPENERS, TextTable
-from objectives.data.labels import Labels
-from objectives.data.raw import FLOAT32_MAX, SHOWN, Column, Raw, Role, declare, few
+from objectives.data.labels import Labels, is_number
+from objectives.data.questions import check, keep, without_row_numbers
+from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-#: Names of columns that count or identify rows where each row has a number of its own.
-ROW_NAMES = re.compile(r"index|id|row|rows?[ _.-]?(id|no|num|number|index|names?)|no\.?|nr\.?|#|level_0")
+MISSING_LABELS = frozenset(MISSING.to_pylist())
 
 
 class Table(Protocol):
@@ -79,25 +79,24 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw
     assert target is not None  # checked
     features = [i for i, name in enumerate(names) if _is_read(table.names[i], name, target, roles)]
     readers = [NumberReader(names[i], table.is_text, table.may_have_decimal_commas) for i in features]
+    if not features:
+        raise _no_feature(target)
     labels, blocks = _read(table, names.index(target), features, readers)
     labels.check_classes(f"target {target!r}")
-    _refuse_text(table, readers)
-    _refuse_doubtful(table, readers)
-    kept = _without_row_numbers(blocks, readers, roles)
+    check(readers, table.place)
+    kept = without_row_numbers(blocks, readers, roles)
     if not kept:
-        raise ValueError(f"has no feature: no column but the target {target!r} is left")
+        raise _no_feature(target)
     if len(kept) < len(readers):
         blocks = deque(block[:, kept] for block in _drained(blocks))
-    found = {readers[j].name: readers[j].kind for j in kept}
-    columns = [
-        Column(name=name, role="feature", kind=found[name])
-        if name in found
-        else Column(name=name, role="target", kind="text")
-        if name == target
-        else Column(name=name, role="ignore", kind="unread")
-        for name in names
-    ]
-    return Raw(blocks=blocks, labels=labels, columns=tuple(columns))
+    described = {name: Column(name=name, role="ignore", kind="unread") for name in names}
+    described[target] = Column(name=target, role="target", kind="text")
+    described |= {readers[j].name: Column(name=readers[j].name, role="feature", kind=readers[j].kind) for j in kept}
+    return Raw(blocks=blocks, labels=labels, columns=tuple(described.values()))
+
+
+def _no_feature(target: str) -> ValueError:
+    return ValueError(f"has no column left but the target {target!r}; it needs a feature")
 
 
 def _named(names: Sequence[str]) -> tuple[str, ...]:
@@ -113,7 +112,9 @@ def _check_declared(names: Sequence[str], target: str | None, roles: Mapping[str
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"has no column {name!r}; {hint}{columns}")
+            is_data = names[0].startswith("#") or any(map(is_number, names))
+            doubt = "; is its first line a header?" if is_data else ""
+            raise ValueError(f"has no column {name!r}; {hint}{columns}{doubt}")
     if target in roles:
         raise ValueError(f"columns gives the target {target!r} a role; leave it out there")
 
@@ -124,17 +125,9 @@ def _is_read(given: str, name: str, target: str, roles: Mapping[str, Role]) -> b
         return False
     is_unnamed = not given or re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name)
     if is_unnamed and name not in roles:
-        log.warning("left out the column %r, which has no name of its own; to keep it: %s", name, _keep(name))
+        log.warning("left out the column %r, which has no name of its own; to keep it: %s", name, keep([name]))
         return False
     return True
-
-
-def _keep(*names: str) -> str:
-    return declare(dict.fromkeys(names, "feature"))
-
-
-def _leave_out(names: Iterable[str]) -> str:
-    return f"leave them out: {declare(dict.fromkeys(names, 'ignore'))}"
 
 
 def _read(
@@ -197,102 +190,10 @@ def _labels(table: Table, target: str, cells: pa.ChunkedArray) -> Labels:
         place = table.place(int(is_lost.argmax()))
         shown = few(repr(spellings[i]) for i in lost)
         raise ValueError(
-            f"column {target!r} has {is_lost.sum()} labels that are missing ({shown}), the first in {place}; "
-            "every row needs one: remove these rows, or rename the label if it is a class"
+            f"target {target!r} is missing in {is_lost.sum()} of {len(is_lost)} rows ({shown}, the first in {place}); "
+            "remove these rows, or rename the label if it is a class"
         )
     return Labels.of_text(spellings, spelling_N)
-
-
-MISSING_LABELS = frozenset(MISSING.to_pylist())
-
-
-def _refuse_text(table: Table, readers: Sequence[NumberReader]) -> None:
-    found = [(reader.name, *reader.text) for reader in readers if reader.text]
-    if found:
-        shown = []
-        for name, row, cell in found[:SHOWN]:
-            advice = hint(cell)
-            shown.append(f"{name!r} ({cell[:40]!r} in {table.place(row)}{f': {advice}' if advice else ''})")
-        more = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
-        raise ValueError(
-            f"has columns that are not numbers: {', '.join(shown)}{more}; turn them into numbers, "
-            f"or {_leave_out(name for name, _, _ in found)}"
-        )
-
-
-def _refuse_doubtful(table: Table, readers: Sequence[NumberReader]) -> None:
-    """Missing cells, numbers that lose digits, commas that may mean two things; says how the rest was read."""
-    missing = [reader for reader in readers if reader.missing]
-    if missing:
-        shown = few(
-            f"{reader.name!r} ({reader.missing} of {reader.rows}, the first in {table.place(reader.first_missing)})"
-            for reader in missing
-        )
-        raise ValueError(
-            f"has missing cells in the columns {shown}; fill them, remove these rows, "
-            f"or {_leave_out(reader.name for reader in missing)}"
-        )
-    for reader in readers:
-        if reader.too_exact:
-            row, cell = reader.too_exact
-            raise ValueError(
-                f"column {reader.name!r} has whole numbers above 2**53, which double precision rounds ({cell} in "
-                f"{table.place(row)}); subtract a constant, or {_leave_out([reader.name])}"
-            )
-    _check_commas(table, readers)
-    for attribute, message in (("zero", "leading zeros, as codes have; they are read as numbers"),):
-        found = [(reader.name, getattr(reader, attribute)) for reader in readers if getattr(reader, attribute)]
-        if found:
-            log.warning("columns with %s: %s", message, few(f"{name!r} ({cell!r})" for name, (_, cell) in found))
-    truth = [reader.name for reader in readers if reader.kind == "boolean"]
-    if truth:
-        log.info("read as 1 and 0, for true and false or yes and no: %s", few(truth))
-
-
-def _check_commas(table: Table, readers: Sequence[NumberReader]) -> None:
-    commas = [(reader.name, reader.comma) for reader in readers if reader.comma]
-    points = [(reader.name, reader.point) for reader in readers if reader.point]
-    if not commas:
-        return
-    (name, (row, cell)) = commas[0]
-    if points:
-        (other, (other_row, other_cell)) = points[0]
-        raise ValueError(
-            f"has decimal commas in column {name!r} ({cell!r} in {table.place(row)}) and points in {other!r} "
-            f"({other_cell!r} in {table.place(other_row)}); write all numbers with a decimal point"
-        )
-    if not any(reader.has_clear_comma for reader in readers):
-        raise ValueError(
-            f"column {name!r} has {cell!r} in {table.place(row)}: is that {cell.replace(',', '.')} or "
-            f"{cell.replace(',', '')}? write it so"
-        )
-    log.info("read with a decimal comma: %s", few(f"{name!r} ({cell!r})" for name, (_, cell) in commas))
-
-
-def _without_row_numbers(
-    blocks: Iterable[np.ndarray], readers: Sequence[NumberReader], roles: Mapping[str, Role]
-) -> list[int]:
-    """The features but those that only number the rows: in a sorted table they give the label away."""
-    blocks = list(blocks)
-    dropped = [
-        j for j, reader in enumerate(readers) if reader.name not in roles and _numbers_rows(blocks, j, reader.name)
-    ]
-    if dropped:
-        names = [readers[j].name for j in dropped]
-        log.warning(
-            "left out, since it only numbers the rows: %s; to keep it: %s", few(map(repr, names)), _keep(*names)
-        )
-    return [j for j in range(len(readers)) if j not in dropped]
-
-
-def _numbers_rows(blocks: Sequence[np.ndarray], j: int, name: str) -> bool:
-    is_named_so = ROW_NAMES.fullmatch(name.strip().lower()) is not None
-    if not is_named_so and blocks[0][0, j] not in (0, 1):
-        return False
-    column = np.concatenate([block[:, j] for block in blocks])
-    if is_named_so:
-        return bool((column == np.floor(column)).all()) and len(np.unique(column)) == len(column)
-    return bool((column == np.arange(len(column)) + column[0]).all())
 
 
 def _drained(blocks: deque[np.ndarray]) -> Iterator[np.ndarray]:
