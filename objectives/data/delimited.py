@@ -15,6 +15,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pyarrow import csv as pa_csv
 from objectives.data.labels import is_number
 from objectives.data.raw import few
 
-OPENERS: dict[str, Callable[[Path], Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 #: Records that the separator is told by.
 SAMPLE = 20
@@ -50,7 +51,7 @@ class TextTable:
     is_text = True
 
     def __init__(self, file: Path, suffix: str, compression: str, target: str) -> None:
-        self._open = lambda: OPENERS[compression](file, "rb")
+        self._open: Callable[[], Any] = partial(OPENERS[compression], file, "rb")
         try:
             self._encoding = self._find_encoding()
             self._separator = self._find_separator("\t" if suffix == ".tsv" else "".join(SEPARATORS), target)
