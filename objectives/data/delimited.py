@@ -55,7 +55,7 @@ class TextTable:
         try:
             self._encoding = self._find_encoding()
             self._separator = self._find_separator("\t" if suffix == ".tsv" else "".join(SEPARATORS), target)
-            header, *rows = self._sample(self._separator)
+            (line, header), *rows = islice(self._records(self._separator), 2)
         except UnicodeDecodeError:
             raise self._not_decodable() from None
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
@@ -65,6 +65,7 @@ class TextTable:
         if not rows:
             raise ValueError("has a header but no rows")
         _check_header(header)
+        self._blank_lines = line - 1
         self.names = tuple(name.strip() for name in header)
         """Of all columns; one without a name has an empty one."""
         #: 1,5 is one and a half where commas separate nothing.
@@ -80,6 +81,7 @@ class TextTable:
                 use_threads=False,
                 block_size=self._block_bytes(),
                 column_names=ids,
+                skip_rows=self._blank_lines,
                 skip_rows_after_names=1,
                 encoding=self._encoding,
             ),

@@ -73,13 +73,13 @@ def _check_arrays(x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> Non
 
 def _check_range(name: str, x: np.ndarray) -> None:
     # The extremes of an array that holds a NaN are NaN, and no comparison with one is true.
-    low, high = float(x.min()), float(x.max())
+    low, high = x.min().item(), x.max().item()
     if not (low >= -FLOAT32_MAX and high <= FLOAT32_MAX):
         with np.errstate(over="ignore"):
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(x.astype(np.float32)))[0])
         raise ValueError(f"{name}{list(place)} is {x[place]}; every feature must be finite as a float32")
     if x.dtype.kind in "iu" and max(-low, high) > MAX_EXACT:
         raise ValueError(
-            f"{name} holds whole numbers above 2**53, up to {max(abs(int(x.min())), int(x.max()))}, which double "
-            "precision rounds; subtract a constant first"
+            f"{name} holds whole numbers above 2**53, up to {max(-low, high)}, which double precision rounds; "
+            "subtract a constant first"
         )

@@ -101,7 +101,7 @@ def test_one_table_is_the_same_in_every_form(read: Callable[..., Dataset], name:
         assert torch.equal(getattr(found, part).y_N, getattr(expected, part).y_N)
 
 
-def test_parquet_is_read_by_its_types(read: Callable[..., Dataset], tmp_path: Path) -> None:
+def test_parquet_is_read_by_its_types(tmp_path: Path) -> None:
     values = {"a": [float(value) for value in NOISE], "flag": [i % 3 == 0 for i in range(ROWS)]}
     y = pa.array([i % 2 for i in range(ROWS)])
     parquet.write_table(pa.table({**values, "y": y, "__index_level_0__": range(ROWS)}), tmp_path / "x.Parquet")
@@ -394,7 +394,7 @@ def test_a_role_that_cannot_be_is_refused(refusal: Callable[..., str], columns: 
     ],
 )
 def test_an_argument_that_is_no_role_is_refused(args: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match="columns|target") as caught:
+    with pytest.raises(ValueError, match=r"columns|target") as caught:
         MLP("digits", data_dir="unused", **args)
     assert message in str(caught.value)
 
@@ -450,7 +450,7 @@ def test_a_target_that_is_no_class_is_questioned(
 
 def test_many_numbers_in_an_npz_are_no_classes_either(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", X=np.random.default_rng(SEED).normal(size=(400, 2)), y=np.arange(400) / 7)
-    with pytest.raises(DataError, match="y has 400 different numbers .* looks like regression"):
+    with pytest.raises(DataError, match=r"y has 400 different numbers .* looks like regression"):
         load("x.npz", data_dir=tmp_path)
 
 
@@ -488,9 +488,8 @@ def test_a_column_that_differs_by_rounding_alone_is_constant(
 
 
 def test_a_column_that_is_nearly_constant_stays(read: Callable[..., Dataset]) -> None:
-    data = read(table("a,c,y", lambda i: f"{i % 7},{0.1 if i else 0.2},{i % 2}", rows=10_000), split_seed=2)
-    assert any(len(torch.unique(part.x_NF[:, 1])) == 2 for part in (data.train, data.validation, data.test))
-    assert bool(torch.isfinite(data.std_F[1])) == (len(torch.unique(data.train.x_NF[:, 1])) == 2)
+    data = read(table("a,c,y", lambda i: f"{i % 7},{0.1 if i % 2000 else 0.2},{i % 2}", rows=10_000))
+    assert len(torch.unique(data.train.x_NF[:, 1])) == 2
 
 
 @pytest.mark.parametrize("offset", [1_700_000_000, -(2**40), 2**52 - 64])
