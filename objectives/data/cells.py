@@ -80,10 +80,10 @@ class NumberReader:
         self.rows += len(cells)
         return values
 
-    def note_missing(self, is_missing_N: np.ndarray) -> None:
-        """Count missing cells of what was read last."""
+    def note_missing(self, is_missing_N: np.ndarray, first_row: int) -> None:
+        """Count missing cells of rows that were read."""
         if not self.missing:
-            self.first_missing = self.rows - len(is_missing_N) + int(is_missing_N.argmax())
+            self.first_missing = first_row + int(is_missing_N.argmax())
         self.missing += int(is_missing_N.sum())
 
     def _from_text(self, cells: pa.Array) -> tuple[Kind, pa.Array]:

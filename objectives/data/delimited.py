@@ -71,8 +71,8 @@ class TextTable:
         #: 1,5 is one and a half where commas separate nothing.
         self.may_have_decimal_commas = self._separator != ","
 
-    def batches(self, columns: Sequence[int]) -> Iterator[list[pa.Array]]:
-        """Consecutive rows of these columns, as text."""
+    def batches(self, columns: Sequence[int]) -> Iterator[Iterator[pa.Array]]:
+        """For each run of consecutive rows: these columns, as text."""
         ids = [str(i) for i in range(len(self.names))]
         chosen = [ids[i] for i in columns]
         options = {
@@ -95,7 +95,7 @@ class TextTable:
                 while batches := list(islice(reader, BLOCKS_AT_A_TIME)):
                     table = pa.Table.from_batches(batches).combine_chunks()
                     if table.num_rows:
-                        yield [column.chunk(0) for column in table.columns]
+                        yield (column.chunk(0) for column in table.columns)
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             raise _torn(error) from None
         except UnicodeDecodeError:

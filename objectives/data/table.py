@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,8 @@ from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few
 
 log = logging.getLogger(__name__)
 
+#: Cells of a block, which is handled at once.
+BLOCK_CELLS = 2**19
 SUFFIXES = (".csv", ".tsv", ".parquet")
 MISSING_LABELS = frozenset(MISSING.to_pylist())
 
@@ -44,8 +46,8 @@ class Table(Protocol):
     """Whether all cells come as text."""
     may_have_decimal_commas: bool
 
-    def batches(self, columns: Sequence[int]) -> Iterator[list[pa.Array]]:
-        """Consecutive rows of these columns."""
+    def batches(self, columns: Sequence[int]) -> Iterator[Iterator[pa.Array]]:
+        """For each run of consecutive rows: these columns, which are wanted at once and in order."""
 
     def place(self, row: int) -> str:
         """Where a row is, counted from 0."""
@@ -136,42 +138,56 @@ def _read(
     """The labels, and rows × F in blocks; NaN where a cell is missing or no number."""
     cells: list[pa.Array] = []
     blocks: deque[np.ndarray] = deque()
-    for label_cells, *batch in table.batches([target, *features]):
-        cells.append(label_cells if table.is_text else _as_text(label_cells))
-        block = np.empty((len(label_cells), len(features)))
+    first_row = 0
+    for columns in table.batches([target, *features]):
+        labels = next(columns)
+        cells.append(labels if table.is_text else _as_text(labels))
+        pieces = deque(_pages((rows, len(features)), np.float64) for rows in _cut(len(labels), len(features)))
         for j, reader in enumerate(readers):
-            block[:, j] = reader.read(batch[j])
-        _check_range(table, readers, block)
-        blocks.append(_compact(block))
+            values, start = reader.read(next(columns)), 0
+            for piece in pieces:
+                piece[:, j] = values[start : start + len(piece)]
+                start += len(piece)
+        for piece in _drained(pieces):
+            _check_range(table, readers, piece, first_row)
+            first_row += len(piece)
+            blocks.append(_compact(piece))
     if not cells:
         raise ValueError("has a header but no rows")
     return _labels(table, table.names[target], pa.chunked_array(cells)), blocks
 
 
+def _cut(rows: int, features: int) -> Iterator[int]:
+    """The sizes of blocks for so many rows."""
+    most = max(1, BLOCK_CELLS // features)
+    yield from (min(most, rows - start) for start in range(0, rows, most))
+
+
+def _pages(shape: tuple[int, int], dtype: type[np.floating[Any]]) -> np.ndarray:
+    """A matrix in pages of its own, which go back to the system when it does; malloc would keep most of them."""
+    pages = mmap.mmap(-1, shape[0] * shape[1] * np.dtype(dtype).itemsize)
+    return np.frombuffer(pages, dtype=dtype).reshape(shape)
+
+
 def _compact(block: np.ndarray) -> np.ndarray:
-    """In half the memory if nothing is lost, as with whole numbers.
-
-    In pages of its own, which go back to the system when the block does; malloc would keep most of them.
-    """
-    narrow = block.astype(np.float32)
-    if not (narrow == block).all():
-        narrow = block
-    compact = np.frombuffer(mmap.mmap(-1, narrow.nbytes), dtype=narrow.dtype).reshape(narrow.shape)
-    compact[:] = narrow
-    return compact
+    """In half the memory if nothing is lost, as with whole numbers."""
+    narrow = _pages((block.shape[0], block.shape[1]), np.float32)
+    narrow[:] = block
+    return narrow if (narrow == block).all() else block
 
 
-def _check_range(table: Table, readers: Sequence[NumberReader], block: np.ndarray) -> None:
+def _check_range(table: Table, readers: Sequence[NumberReader], block: np.ndarray, first_row: int) -> None:
     is_large = np.abs(block) > FLOAT32_MAX
     if is_large.any():
         row, j = np.argwhere(is_large)[0]
-        place = table.place(readers[j].rows - len(block) + int(row))
         raise ValueError(
-            f"{place}, column {readers[j].name!r} is {block[row, j]:g}; every feature must be finite as a float32"
+            f"{table.place(first_row + int(row))}, column {readers[j].name!r} is {block[row, j]:g}; every feature must "
+            "be finite as a float32"
         )
-    for j, count in enumerate(np.isnan(block).sum(axis=0)):
-        if count and readers[j].text is None:
-            readers[j].note_missing(np.isnan(block[:, j]))
+    is_missing = np.isnan(block)
+    for j in np.flatnonzero(is_missing.any(axis=0)):
+        if readers[int(j)].text is None:
+            readers[int(j)].note_missing(is_missing[:, j], first_row)
 
 
 def _as_text(cells: pa.Array) -> pa.Array:
