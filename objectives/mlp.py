@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from objectives.data import Dataset, Part, load
+from objectives.data import ROLES, Dataset, Part, Role, load
 from objectives.training import OPTIMIZERS, EpochMetrics, OptimizerSettings, Training, evaluate, restore, save
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -66,6 +66,15 @@ class Hyperparameters:
         )
 
 
+def _check_roles(columns: object) -> None:
+    legal = 'it must name columns and their roles, such as { id = "ignore", year = "feature" }'
+    if columns is not None and not isinstance(columns, Mapping):
+        raise ValueError(f"columns = {columns!r}; {legal}")
+    for name, role in (columns or {}).items():
+        if role not in ROLES:
+            raise ValueError(f"columns.{name} = {role!r}; it must be one of {', '.join(ROLES)}")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -101,7 +110,11 @@ class Perceptron(nn.Sequential):
 
 
 class Standardize(nn.Module):
-    """(x − mean) / std of each feature, B × F → B × F: with it a model takes data as they are on disk."""
+    """(x − mean) / std of each feature, B × F → B × F: with it a model takes data as they are on disk.
+
+    Computed in the type of ``mean_F``: of a table in float64, in which times in seconds since 1970 should
+    also come; as float32 they are two minutes apart.
+    """
 
     mean_F: Tensor
     std_F: Tensor
@@ -113,7 +126,7 @@ class Standardize(nn.Module):
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """Standardise a batch."""
-        return (x_BF.float() - self.mean_F) / self.std_F
+        return ((x_BF.to(self.mean_F.dtype) - self.mean_F) / self.std_F).float()
 
 
 class Saved(Protocol):
@@ -166,7 +179,9 @@ class MLP:
     Args:
         dataset: a name or file, see :func:`objectives.data.load`.
         epochs: of each trial.
-        target: the label column of a CSV.
+        target: the label column of a table.
+        columns: roles of its other columns, ``feature`` or ``ignore``; those without are told by what is
+            in them.
         split_seed: of the split into training, validation and test data.
         data_dir: where this machine keeps data sets; a worker gives it.
 
@@ -184,6 +199,7 @@ class MLP:
         epochs: int = 20,
         target: str | None = None,
         split_seed: int = 0,
+        columns: Mapping[str, Role] | None = None,
         *,
         data_dir: str | Path,
     ) -> None:
@@ -193,8 +209,11 @@ class MLP:
             raise ValueError(f"epochs = {epochs!r}; it must be a whole number above 0")
         if not isinstance(split_seed, int) or not 0 <= split_seed < 2**32:
             raise ValueError(f"split_seed = {split_seed!r}; it must be a whole number from 0 to 2**32 - 1")
+        if target is not None and not isinstance(target, str):
+            raise ValueError(f"target = {target!r}; it must be the name of a column")
+        _check_roles(columns)
         self.epochs = epochs
-        self._data = load(dataset, data_dir=Path(data_dir), target=target, split_seed=split_seed)
+        self._data = load(dataset, data_dir=Path(data_dir), target=target, columns=columns, split_seed=split_seed)
         self._on_device: dict[str, Dataset] = {}
 
     def __call__(self, trial: Trial) -> float:
@@ -308,6 +327,7 @@ def _save(model: nn.Module, hyperparameters: Hyperparameters, data: Dataset, dir
         "hyperparameters": dataclasses.asdict(hyperparameters),
         "n_features": data.n_features,
         "classes": data.classes,
+        "columns": [dataclasses.asdict(column) for column in data.columns],
     }
     torch.save(whole.state_dict(), directory / "weights.pt")
     (directory / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -317,8 +337,8 @@ def load_model(directory: str | Path) -> nn.Module:
     """The model that :meth:`MLP.finalize` kept, ready to use.
 
     Returns:
-        A module in evaluation mode: features as they are on disk (B × F) → logits (B × C). The names of
-        the classes are in ``model.json``.
+        A module in evaluation mode: features as they are on disk (B × F, float64 if they are large) →
+        logits (B × C). The names of the classes are in ``model.json``, and of a table its columns.
     """
     directory = Path(directory)
     description = json.loads((directory / "model.json").read_text(encoding="utf-8"))

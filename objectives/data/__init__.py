@@ -1,0 +1,87 @@
+"""Data sets as tensors, with a fixed, seeded, stratified split.
+
+``digits`` comes with scikit-learn; ``mnist``, ``fashion-mnist``, ``kmnist``, ``emnist-letters`` and
+``cifar10`` are read, and downloaded once, by torchvision; ``.npz`` and tables are the user's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+from objectives.data.delimited import OPENERS
+from objectives.data.named import NAMES
+from objectives.data.npz import read_npz
+from objectives.data.parts import Dataset, Part, split
+from objectives.data.raw import Raw, Role
+from objectives.data.table import SUFFIXES, is_table, read_table
+
+__all__ = ["ROLES", "DataError", "Dataset", "Part", "Role", "load"]
+
+#: What a user may declare; the target has an argument of its own.
+ROLES: tuple[Role, ...] = ("feature", "ignore")
+
+
+class DataError(ValueError):
+    """The data cannot be had or cannot be used. One line: what was given, what is legal, what to do."""
+
+
+def load(
+    dataset: str,
+    *,
+    data_dir: Path,
+    target: str | None = None,
+    columns: Mapping[str, Role] | None = None,
+    split_seed: int = 0,
+) -> Dataset:
+    """Read, split and standardise a data set.
+
+    Args:
+        dataset: a name of :data:`NAMES`, or a path to an ``.npz`` (arrays X, y and, if there is a test
+            set, X_test, y_test) or a table; sought as given and then below ``data_dir``.
+        data_dir: where torchvision's data sets are, or are downloaded to.
+        target: the column of a table that holds the labels.
+        columns: roles of other columns of a table, where they are not to be guessed.
+        split_seed: of the split; not of the training.
+
+    Raises:
+        DataError: the data is missing, malformed, too small to be split, or of doubtful meaning.
+    """
+    try:
+        raw = _read(dataset, data_dir, target, columns or {})
+        return split(raw, split_seed)
+    except DataError:
+        raise
+    except ValueError as error:
+        # The readers say what is wrong, here it is said of which data set.
+        raise DataError(f"data set {dataset!r}: {error}") from None
+
+
+def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str, Role]) -> Raw:
+    if is_table(dataset):
+        return read_table(_find(dataset, data_dir), target, columns)
+    is_npz = dataset.lower().endswith(".npz")
+    if not is_npz and dataset not in NAMES:
+        close = get_close_matches(dataset, NAMES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise DataError(
+            f"dataset = {dataset!r} is unknown; {hint}known: {', '.join(NAMES)}, or a path to a file that ends in "
+            f".npz, {', '.join(SUFFIXES)} (as text also {', '.join(filter(None, OPENERS))})"
+        )
+    for argument, value in (("target", target), ("columns", columns)):
+        if value:
+            raise DataError(f"{argument} = {value!r} is about a table, and {dataset!r} is none; leave it out")
+    raw = read_npz(_find(dataset, data_dir)) if is_npz else NAMES[dataset](data_dir)
+    raw.labels.check_classes("y")
+    return raw
+
+
+def _find(path: str, data_dir: Path) -> Path:
+    """The user's own file: as given, else below ``data_dir``."""
+    given = Path(os.path.expanduser(path))  # noqa: PTH111  # unlike Path's, it never raises
+    for candidate in (given, data_dir / given):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"no such file: neither {given.absolute()} nor {data_dir / given}")

@@ -1,0 +1,179 @@
+"""Cells as numbers: what counts as one, what is missing, and what a person may have meant.
+
+Only what cannot be meant otherwise is read: ``10_19``, ``0x1F``, ``1,234``, ``5 %`` and dates are text.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from objectives.data.raw import MAX_EXACT, Kind
+
+#: In any case and between spaces; a NaN counts as well.
+MISSING = pa.array(["", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "?"])
+TRUTH = pa.array(["false", "no", "true", "yes"])
+#: 1,5 but not 1,234,567; and what might be 1234 as well as 1.234.
+DECIMAL_COMMA = r"^([+-]?[0-9]*),([0-9]+(?:[eE][+-]?[0-9]+)?)$"
+DOUBTFUL_COMMA = r"^[+-]?[1-9][0-9]{0,2},[0-9]{3}$"
+#: What text looks like, and what to do; the first that fits.
+HINTS = {
+    r"^[+-]?\d{1,3}([,' ]\d{3})+(\.\d+)?$": "thousands need no separator",
+    r"^[+-]?\d*,\d+$": "decimals need a point",
+    r"^[+-]?\d[\d_]*_[\d_]*$": "digits need no underscores",
+    r"^[+-]?0[xX][\da-fA-F]+$": "hexadecimal",
+    r"^[+-]?[\d.,]+ ?%$": "the percent sign should go",
+    r"^[$€£¥] ?[\d.,]+$|^[\d.,]+ ?[$€£¥]$": "the currency should go",
+    r"^\d{4}[-/]\d{1,2}[-/]\d{1,2}|^\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|^\d{1,2}:\d{2}": "a date or time",
+}
+
+
+@dataclass
+class NumberReader:
+    """Reads one column as numbers, block by block, and remembers what is to be said of it."""
+
+    name: str
+    is_text: bool
+    """Whether cells come as text, from a CSV, and not in a type of their own."""
+    may_have_decimal_commas: bool = False
+    rows: int = 0
+    text: tuple[int, str] | None = None
+    """(row, cell) of the first that is no number."""
+    too_exact: tuple[int, str] | None = None
+    """Likewise, of the first whole number that double precision cannot hold."""
+    zero: tuple[int, str] | None = None
+    """Likewise, of the first with a leading zero, as codes have."""
+    point: tuple[int, str] | None = None
+    """Likewise, of the first with a decimal point; known where decimal commas are possible."""
+    comma: tuple[int, str] | None = None
+    """Likewise, of the first with a decimal comma."""
+    has_clear_comma: bool = False
+    """Whether there is one that separates no thousands."""
+    missing: int = 0
+    first_missing: int = 0
+    """Its row."""
+    kinds: set[Kind] = field(default_factory=set)
+
+    @property
+    def kind(self) -> Kind:
+        """How the column was read."""
+        if self.text:
+            return "text"
+        return next(iter(self.kinds), "number")
+
+    def read(self, cells: pa.Array) -> np.ndarray:
+        """The next cells as float64; NaN for what is missing or is no number."""
+        values = np.full(len(cells), np.nan)
+        if self.text is None:
+            kind, found = self._from_text(cells) if self.is_text else self._from_type(cells)
+            if self.text is None and found.null_count < len(found):
+                self.kinds.add(kind)
+                if len(self.kinds) > 1:
+                    self.text = self._first(cells, np.ones(len(cells), dtype=bool))
+            if self.text is None:
+                values = found.to_numpy(zero_copy_only=False)
+        self.rows += len(cells)
+        return values
+
+    def note_missing(self, is_missing_N: np.ndarray, first_row: int) -> None:
+        """Count missing cells of rows that were read."""
+        if not self.missing:
+            self.first_missing = first_row + int(is_missing_N.argmax())
+        self.missing += int(is_missing_N.sum())
+
+    def _from_text(self, cells: pa.Array) -> tuple[Kind, pa.Array]:
+        if self.may_have_decimal_commas and self.point is None:
+            self.point = self._first(cells, pc.match_substring(cells, "."))
+        found = _cast(cells)
+        if found is None:
+            trimmed = pc.utf8_trim_whitespace(cells)
+            folded = pc.utf8_lower(trimmed)
+            cells = pc.if_else(pc.is_in(folded, MISSING), pa.scalar(None, pa.string()), trimmed)
+            if _are_all(pc.is_in(folded, TRUTH), cells):
+                return "boolean", pc.if_else(pc.is_valid(cells), _truth(folded), pa.scalar(None, pa.float64()))
+            cells = self._with_points(cells)
+            found = _cast(cells)
+        if found is None:
+            length = bisect.bisect_left(range(1, len(cells)), True, key=lambda n: _cast(cells[:n]) is None) + 1
+            self.text = (self.rows + length - 1, str(cells[length - 1]))
+            return "text", cells
+        self._look_at_digits(cells, found)
+        return "number", found
+
+    def _with_points(self, cells: pa.Array) -> pa.Array:
+        """With decimal points for commas, where commas separate nothing."""
+        if not self.may_have_decimal_commas:
+            return cells
+        has_comma = pc.match_substring_regex(cells, DECIMAL_COMMA)
+        if not pc.any(has_comma).as_py():
+            return cells
+        self.comma = self.comma or self._first(cells, has_comma)
+        is_clear = pc.and_(has_comma, pc.invert(pc.match_substring_regex(cells, DOUBTFUL_COMMA)))
+        self.has_clear_comma |= bool(pc.any(is_clear).as_py())
+        return pc.replace_substring_regex(cells, DECIMAL_COMMA, r"\1.\2")
+
+    def _look_at_digits(self, cells: pa.Array, found: pa.Array) -> None:
+        values = found.to_numpy(zero_copy_only=False)
+        if self.zero is None:
+            # On the bytes: a regular expression would take three times as long as all the rest.
+            offsets = np.frombuffer(cells.buffers()[1], dtype=np.int32)[cells.offset : cells.offset + len(cells)]
+            data = np.frombuffer(cells.buffers()[2] or b"", dtype=np.uint8)
+            first = data[np.minimum(offsets, len(data) - 1)] if len(data) else np.zeros(len(cells))
+            self.zero = self._first(cells, (first == ord("0")) & (values >= 1))
+        if self.too_exact is None and np.abs(values).max(initial=0, where=~np.isnan(values)) >= MAX_EXACT:
+            is_whole = pc.fill_null(pc.match_substring_regex(cells, r"^[+-]?[0-9]+$"), False)
+            for row in np.flatnonzero(is_whole):
+                if int(str(cells[row])) != int(values[row]):
+                    self.too_exact = (self.rows + int(row), str(cells[row]))
+                    break
+
+    def _from_type(self, cells: pa.Array) -> tuple[Kind, pa.Array]:
+        if pa.types.is_dictionary(cells.type):
+            cells = cells.dictionary_decode()
+        kind = cells.type
+        if pa.types.is_boolean(kind):
+            return "boolean", cells.cast(pa.int8()).cast(pa.float64())
+        if pa.types.is_integer(kind):
+            if kind.bit_width == 64 and self.too_exact is None:
+                is_large = pc.greater(cells, pa.scalar(MAX_EXACT, kind))
+                if pa.types.is_signed_integer(kind):
+                    is_large = pc.or_(is_large, pc.less(cells, pa.scalar(-MAX_EXACT, kind)))
+                self.too_exact = self._first(cells, is_large)
+            return "number", cells.cast(pa.float64(), safe=False)
+        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            return "number", cells.cast(pa.float64())
+        self.text = self._first(cells, cells.is_valid())
+        return "number", pa.nulls(len(cells), pa.float64())
+
+    def _first(self, cells: pa.Array, is_it: object) -> tuple[int, str] | None:
+        """(row, cell) of the first cell that a mask holds for."""
+        mask = np.asarray(pc.fill_null(is_it, False) if isinstance(is_it, pa.Array) else is_it)
+        row = int(mask.argmax())
+        return (self.rows + row, str(cells[row])) if mask[row] else None
+
+
+def hint(cell: str) -> str:
+    """What a person may have meant by a cell that is no number; empty if that is anybody's guess."""
+    return next((advice for pattern, advice in HINTS.items() if re.search(pattern, cell)), "")
+
+
+def _cast(cells: pa.Array) -> pa.Array | None:
+    try:
+        return pc.cast(cells, pa.float64())
+    except pa.ArrowInvalid:
+        return None
+
+
+def _are_all(mask: pa.Array, cells: pa.Array) -> bool:
+    """Whether ``mask`` holds for all cells that are there, and there is one."""
+    there = cells.is_valid()
+    return bool(pc.any(there).as_py()) and bool(pc.all(pc.or_(mask, pc.invert(there))).as_py())
+
+
+def _truth(folded: pa.Array) -> pa.Array:
+    return pc.is_in(folded, pa.array(["true", "yes"])).cast(pa.int8()).cast(pa.float64())

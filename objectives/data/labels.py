@@ -1,0 +1,126 @@
+"""Labels as class numbers, and what is asked about labels that are hardly meant as classes.
+
+Every check raises :exc:`ValueError` with one line. Axes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: With fewer examples of a class, one of the three parts would have none of it.
+MIN_PER_CLASS = 13
+#: So many different numbers may still be classes: fractions, or with few examples of most; whole numbers.
+MAX_FRACTIONS, MAX_WHOLE_NUMBERS = 10, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The classes of N examples."""
+
+    names: tuple[str, ...]
+    """C distinct labels, numbers in their order, text in the alphabet's."""
+    y_N: np.ndarray
+    """int64, 0 … C−1."""
+
+    @classmethod
+    def of(cls, y: np.ndarray) -> Labels:
+        """Of an array of numbers or text."""
+        values, y_N = np.unique(y, return_inverse=True)
+        return cls(names=tuple(str(value) for value in values), y_N=y_N.astype(np.int64, copy=False))
+
+    @classmethod
+    def of_text(cls, spellings: Sequence[str], spelling_N: np.ndarray) -> Labels:
+        """Of text: its different spellings, and the number of each example's.
+
+        Raises:
+            ValueError: two spellings look like one label.
+        """
+        counts = np.bincount(spelling_N, minlength=len(spellings))
+        _check_spellings(spellings, counts)
+        names = [spelling.strip() for spelling in spellings]
+        numbers = [_number(name) for name in names]
+        keys: list[object] = list(names) if None in numbers else list(numbers)
+        order = sorted(range(len(names)), key=keys.__getitem__)  # type: ignore[arg-type]
+        rank = np.empty(len(names), dtype=np.int64)
+        rank[order] = np.arange(len(names))
+        return cls(names=tuple(names[i] for i in order), y_N=rank[spelling_N])
+
+    def like(self, other: Labels) -> Labels:
+        """The same labels under the numbers of ``other``; raises :exc:`ValueError` where it lacks one."""
+        known = {name: number for number, name in enumerate(other.names)}
+        unknown = [name for name in self.names if name not in known]
+        if unknown:
+            legal = ", ".join(other.names[:8]) + (", …" if len(other.names) > 8 else "")
+            raise ValueError(f"y_test holds the label {unknown[0]}, which y does not; known: {legal}")
+        return Labels(names=other.names, y_N=np.array([known[name] for name in self.names])[self.y_N])
+
+    def check_classes(self, what: str) -> None:
+        """Raise :exc:`ValueError` unless these are classes, each with enough examples for every part.
+
+        Args:
+            what: holds the labels, for the message: ``target 'price'``.
+        """
+        counts = np.bincount(self.y_N, minlength=len(self.names))
+        if len(self.names) < 2:
+            raise ValueError(f"all labels are {self.names[0]}; a classifier needs at least two classes")
+        numbers = [number for number in map(_number, self.names) if number is not None]
+        if len(numbers) == len(self.names) and _look_measured(numbers, counts):
+            raise ValueError(
+                f"{what} has {len(numbers)} different numbers from {min(numbers):g} to {max(numbers):g} in "
+                f"{len(self.y_N)} rows, which looks like regression; only classification is trained as yet: "
+                "choose another target, or turn the numbers into a few labels"
+            )
+        if counts.min() < MIN_PER_CLASS:
+            raise ValueError(
+                f"class {self.names[counts.argmin()]} has {counts.min()} of {len(self.y_N)} examples; each of the "
+                f"{len(self.names)} classes needs at least {MIN_PER_CLASS} to be in every part"
+            )
+
+
+def _look_measured(numbers: Sequence[float], counts: np.ndarray) -> bool:
+    is_fraction = any(not number.is_integer() for number in numbers)
+    if len(numbers) <= MAX_FRACTIONS:
+        return False
+    return is_fraction or len(numbers) > MAX_WHOLE_NUMBERS or bool(np.median(counts) < MIN_PER_CLASS)
+
+
+def _check_spellings(spellings: Sequence[str], counts: np.ndarray) -> None:
+    """Whoever means two classes can rename one; whoever means one would never learn that there were two."""
+    alike: dict[object, list[int]] = defaultdict(list)
+    for number, spelling in enumerate(spellings):
+        alike[_normal(spelling)].append(number)
+    for group in alike.values():
+        if len(group) > 1:
+            shown = " and ".join(f"{spellings[i]!r} ({counts[i]} rows)" for i in group[:4])
+            raise ValueError(f"the labels {shown} look like one; spell them alike, or rename one if they differ")
+
+
+def _normal(label: str) -> object:
+    """Equal for labels that a person would take for one."""
+    number = _number(label)
+    if number is not None:
+        return number
+    text = unicodedata.normalize("NFKC", label).casefold()
+    return " ".join(text.replace("_", " ").replace("-", " ").split()) or text
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number and nothing else."""
+    return _number(text) is not None
+
+
+def _number(label: str) -> float | None:
+    """The number that a label is; what Python alone would read as one, such as 10_19, is text."""
+    text = label.strip()
+    if not text.isascii() or "_" in text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None

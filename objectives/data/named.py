@@ -1,0 +1,99 @@
+"""The named data sets: scikit-learn's digits, and torchvision's, downloaded once per machine."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from objectives.data.labels import Labels
+from objectives.data.raw import Raw, blocks_of
+
+log = logging.getLogger(__name__)
+
+
+def _digits(_data_dir: Path) -> Raw:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()  # whole numbers from 0 to 16, as float64
+    return Raw(blocks=blocks_of(bunch.data.astype(np.uint8)), labels=Labels.of(bunch.target), is_image=True)
+
+
+def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]) -> Callable[[Path], Raw]:
+    """A reader of torchvision's data set ``name``, which lies in ``folder`` of the data directory.
+
+    ``read`` is called with (data directory, whether the training part, whether to download).
+    """
+
+    def load_both(data_dir: Path) -> Raw:
+        def attempt(download: bool) -> Raw:
+            train, test = (read(data_dir, is_train, download) for is_train in (True, False))
+            labels = Labels.of(np.asarray(train.targets))
+            return Raw(
+                blocks=blocks_of(np.asarray(train.data)),
+                labels=labels,
+                test_blocks=blocks_of(np.asarray(test.data)),
+                test_labels=Labels.of(np.asarray(test.targets)).like(labels),
+                is_image=True,
+            )
+
+        place = data_dir / folder
+        try:
+            return attempt(download=False)
+        except RuntimeError as error:
+            if place.is_dir() and "not found" not in str(error).lower():
+                raise _corrupted(place, error) from None
+        except (AssertionError, ValueError, OSError, EOFError) as error:
+            raise _corrupted(place, error) from None
+        try:
+            with _lock(data_dir):  # whoever comes second finds what the first has downloaded
+                log.info("%s is not in %s; downloading it unless another worker has just done so", name, place)
+                return attempt(download=True)
+        except (RuntimeError, AssertionError, ValueError, OSError, EOFError) as error:
+            raise ValueError(
+                f"is not in {place} and cannot be downloaded: {_line(error)}; "
+                f"put torchvision's files of {name} there, or name their folder with --data-dir"
+            ) from None
+
+    return load_both
+
+
+def _corrupted(place: Path, error: Exception) -> ValueError:
+    return ValueError(f"its files in {place} are incomplete or corrupted ({_line(error)}); delete that folder")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _lock(data_dir: Path) -> Iterator[None]:
+    """One process at a time downloads to ``data_dir``."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / ".download.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _idx(class_name: str, **options: Any) -> Callable[[Path, bool, bool], Any]:
+    def read(data_dir: Path, is_train: bool, download: bool) -> Any:
+        import torchvision
+
+        return getattr(torchvision.datasets, class_name)(data_dir, train=is_train, download=download, **options)
+
+    return read
+
+
+NAMES: dict[str, Callable[[Path], Raw]] = {
+    "digits": _digits,
+    "mnist": _torchvision("MNIST", "MNIST", _idx("MNIST")),
+    "fashion-mnist": _torchvision("Fashion-MNIST", "FashionMNIST", _idx("FashionMNIST")),
+    "kmnist": _torchvision("Kuzushiji-MNIST", "KMNIST", _idx("KMNIST")),
+    "emnist-letters": _torchvision("EMNIST", "EMNIST", _idx("EMNIST", split="letters")),
+    "cifar10": _torchvision("CIFAR-10", "cifar-10-batches-py", _idx("CIFAR10")),
+}

@@ -1,0 +1,142 @@
+"""A data set in three parts, split by a seed and standardised, as tensors.
+
+- 10 % of the training data is the validation part. The test part is the data set's own, or 20 % held
+  out beforehand; nothing here or in training looks at it but :meth:`objectives.mlp.MLP.finalize`.
+- Every part is one tensor on the device, indexed by a permutation: on one CPU core an epoch of MNIST
+  takes 0.7 s so, and 30 s through a ``DataLoader``.
+
+Axes: N examples, F features, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from objectives.data.raw import Column, Raw, few
+from objectives.data.standardize import Scaling, fit
+
+log = logging.getLogger(__name__)
+
+VALIDATION_FRACTION = 0.1
+TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Examples and their classes."""
+
+    x_NF: Tensor
+    """float32, standardised."""
+    y_N: Tensor
+    """int64, 0 … C−1."""
+
+    def to(self, device: torch.device) -> Part:
+        """The same part on ``device``."""
+        return Part(x_NF=self.x_NF.to(device), y_N=self.y_N.to(device))
+
+    def __len__(self) -> int:
+        return len(self.y_N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set in its three parts."""
+
+    train: Part
+    validation: Part
+    test: Part
+    classes: tuple[str, ...]
+    """The labels as they were given, in the order of their numbers 0 … C−1."""
+    columns: tuple[Column, ...]
+    """Of a table: those with the role ``feature`` are the F features, in this order. Else empty."""
+    mean_F: Tensor
+    """What was subtracted: of each feature, or for images one number for all; shape F or 1."""
+    std_F: Tensor
+    """What it was divided by; shape F or 1, infinite for a constant feature."""
+
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return self.train.x_NF.shape[1]
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same data set on ``device``."""
+        return replace(
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+        )
+
+
+def split(raw: Raw, seed: int) -> Dataset:
+    """Split and standardise; takes the rows out of ``raw``.
+
+    The training rows alone decide what is subtracted and divided by.
+    """
+    y_N = raw.labels.y_N
+    rows = _rows(raw, seed)
+    is_train_N = np.zeros(len(y_N), dtype=bool)
+    is_train_N[rows["train"]] = True
+    scaling = fit(raw.blocks, is_train_N, is_image=raw.is_image)
+    _say_constant(raw, scaling)
+    parts = _fill(raw.blocks, y_N, rows, scaling)
+    if raw.test_blocks is not None and raw.test_labels is not None:
+        y_test_N = raw.test_labels.y_N
+        parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, scaling)
+    return Dataset(
+        **parts,
+        classes=raw.labels.names,
+        columns=raw.columns,
+        mean_F=torch.from_numpy(scaling.mean_F),
+        std_F=torch.from_numpy(scaling.std_F),
+    )
+
+
+def _rows(raw: Raw, seed: int) -> dict[str, np.ndarray]:
+    """The rows of each part that ``raw.blocks`` have; stratified."""
+    y_N = raw.labels.y_N
+    rows = {"train": np.arange(len(y_N))}
+    cuts = {"validation": VALIDATION_FRACTION}
+    if raw.test_blocks is None:
+        cuts = {"test": TEST_FRACTION, **cuts}
+    for name, fraction in cuts.items():
+        rows["train"], rows[name] = train_test_split(
+            rows["train"], test_size=fraction, stratify=y_N[rows["train"]], random_state=seed
+        )
+    # Parts that are filled from front to back take memory only as the blocks give theirs up.
+    return {name: np.sort(row_N) for name, row_N in rows.items()} if raw.columns else rows
+
+
+def _fill(
+    blocks: deque[np.ndarray], y_N: np.ndarray, rows: Mapping[str, np.ndarray], scaling: Scaling
+) -> dict[str, Part]:
+    """Each part's rows, standardised, in the order given; empties ``blocks``."""
+    n_features = blocks[0].shape[1]
+    x = {name: np.empty((len(row_N), n_features), dtype=np.float32) for name, row_N in rows.items()}
+    place = {name: np.full(len(y_N), -1, dtype=np.int32) for name in rows}
+    for name, row_N in rows.items():
+        place[name][row_N] = np.arange(len(row_N))
+    start = 0
+    while blocks:
+        block = blocks.popleft()
+        for name, place_N in place.items():
+            to = place_N[start : start + len(block)]
+            x[name][to[to >= 0]] = scaling.apply(block[to >= 0])
+        start += len(block)
+    return {
+        name: Part(x_NF=torch.from_numpy(x[name]), y_N=torch.from_numpy(y_N[row_N])) for name, row_N in rows.items()
+    }
+
+
+def _say_constant(raw: Raw, scaling: Scaling) -> None:
+    constant = np.flatnonzero(np.isinf(scaling.std_F))
+    if len(constant):
+        names = raw.feature_names()
+        shown = few(f"{names[i]} (always {scaling.mean_F[i]:g})" for i in constant)
+        log.warning("constant in the training rows, so they count as 0 for ever: %s", shown)

@@ -1,0 +1,131 @@
+"""What is asked, or said, of columns that were read as numbers."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from objectives.data.cells import NumberReader, hint
+from objectives.data.raw import SHOWN, Role, declare, few
+
+log = logging.getLogger(__name__)
+
+#: Names of columns that count or identify rows where each row has a number of its own.
+ROW_NAMES = re.compile(r"index|id|row|rows?[ _.-]?(id|no|num|number|index|names?)|no\.?|nr\.?|#|level_0")
+
+Place = Callable[[int], str]
+"""Says where a row is, counted from 0."""
+
+
+def check(readers: Sequence[NumberReader], place: Place) -> None:
+    """Refuse what is no number or may be meant in two ways; say how the rest was read.
+
+    Raises:
+        ValueError: names the columns, shows a cell of each, and says what to do.
+    """
+    _check_text(readers, place)
+    _check_missing(readers, place)
+    _check_exact(readers, place)
+    _check_commas(readers, place)
+    zeros = [f"{reader.name!r} ({reader.zero[1]!r})" for reader in readers if reader.zero]
+    if zeros:
+        log.warning("leading zeros, as codes have, were read as numbers: %s", few(zeros))
+    truth = [repr(reader.name) for reader in readers if reader.kind == "boolean"]
+    if truth:
+        log.info("true and false, or yes and no, were read as 1 and 0: %s", few(truth))
+
+
+def _check_text(readers: Sequence[NumberReader], place: Place) -> None:
+    found = [(reader.name, *reader.text) for reader in readers if reader.text]
+    if found:
+        shown = []
+        for name, row, cell in found[:SHOWN]:
+            advice = hint(cell)
+            shown.append(f"{name!r} ({cell[:40]!r} in {place(row)}{f': {advice}' if advice else ''})")
+        more = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
+        raise ValueError(
+            f"has columns that are not numbers: {', '.join(shown)}{more}; turn them into numbers, "
+            f"or {_leave_out([name for name, _, _ in found])}"
+        )
+
+
+def _check_missing(readers: Sequence[NumberReader], place: Place) -> None:
+    found = [reader for reader in readers if reader.missing]
+    if found:
+        shown = [
+            f"{reader.name!r} ({reader.missing} of {reader.rows}, the first in {place(reader.first_missing)})"
+            for reader in found[:SHOWN]
+        ]
+        more = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
+        raise ValueError(
+            f"has missing cells in the columns {', '.join(shown)}{more}; fill them, remove these rows, "
+            f"or {_leave_out([reader.name for reader in found])}"
+        )
+
+
+def _check_exact(readers: Sequence[NumberReader], place: Place) -> None:
+    for reader in readers:
+        if reader.too_exact:
+            row, cell = reader.too_exact
+            raise ValueError(
+                f"column {reader.name!r} has whole numbers above 2**53, which double precision rounds ({cell} in "
+                f"{place(row)}); subtract a constant, or {_leave_out([reader.name])}"
+            )
+
+
+def _check_commas(readers: Sequence[NumberReader], place: Place) -> None:
+    commas = [(reader.name, reader.comma) for reader in readers if reader.comma]
+    points = [(reader.name, reader.point) for reader in readers if reader.point]
+    if not commas:
+        return
+    (name, (row, cell)) = commas[0]
+    if points:
+        (other, (other_row, other_cell)) = points[0]
+        raise ValueError(
+            f"has decimal commas in column {name!r} ({cell!r} in {place(row)}) and points in {other!r} "
+            f"({other_cell!r} in {place(other_row)}); write all numbers with a decimal point"
+        )
+    if not any(reader.has_clear_comma for reader in readers):
+        raise ValueError(
+            f"column {name!r} has {cell!r} in {place(row)}: is that {cell.replace(',', '.')} or "
+            f"{cell.replace(',', '')}? write it so"
+        )
+    log.info("decimal commas were read as such: %s", few(f"{name!r} ({cell!r})" for name, (_, cell) in commas))
+
+
+def without_row_numbers(
+    blocks: deque[np.ndarray], readers: Sequence[NumberReader], roles: Mapping[str, Role]
+) -> list[int]:
+    """The features but those that only number the rows: in a sorted table they give the label away."""
+    dropped = [
+        j for j, reader in enumerate(readers) if reader.name not in roles and _numbers_rows(blocks, j, reader.name)
+    ]
+    if dropped:
+        names = [readers[j].name for j in dropped]
+        log.warning(
+            "left out, since they only number the rows: %s; to keep them: %s", few(map(repr, names)), keep(names)
+        )
+    return [j for j in range(len(readers)) if j not in dropped]
+
+
+def _numbers_rows(blocks: deque[np.ndarray], j: int, name: str) -> bool:
+    is_named_so = ROW_NAMES.fullmatch(name.strip().lower()) is not None
+    if not is_named_so and blocks[0][0, j] not in (0, 1):
+        return False
+    column = np.concatenate([block[:, j] for block in blocks])
+    if is_named_so:
+        return bool((column == np.floor(column)).all()) and len(np.unique(column)) == len(column)
+    return bool((column == np.arange(len(column)) + column[0]).all())
+
+
+def keep(names: Sequence[str]) -> str:
+    """What a user writes to keep columns."""
+    return declare(dict.fromkeys(names, "feature"))
+
+
+def _leave_out(names: Sequence[str]) -> str:
+    return f"leave them out: {declare(dict.fromkeys(names, 'ignore'))}"

@@ -1,0 +1,217 @@
+"""The user's own tables: which columns are features, and whether they are what they seem.
+
+Each column has a role, declared or found, and nothing is decided in silence: what is dropped or read in
+another way than it is written is logged, once; what may be meant in two ways is refused by name.
+
+Every function raises :exc:`ValueError` with one line; :func:`objectives.data.load` adds the file's name.
+Axes: N examples, F features.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from objectives.data.cells import MISSING, NumberReader
+from objectives.data.columnar import ParquetTable
+from objectives.data.delimited import OPENERS, TextTable
+from objectives.data.labels import Labels, is_number
+from objectives.data.questions import check, keep, without_row_numbers
+from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few
+
+log = logging.getLogger(__name__)
+
+#: Cells of a block, which is handled at once.
+BLOCK_CELLS = 2**19
+SUFFIXES = (".csv", ".tsv", ".parquet")
+MISSING_LABELS = frozenset(MISSING.to_pylist())
+
+
+class Table(Protocol):
+    """A file with columns."""
+
+    names: tuple[str, ...]
+    """Empty for a column without a name."""
+    is_text: bool
+    """Whether all cells come as text."""
+    may_have_decimal_commas: bool
+
+    def batches(self, columns: Sequence[int]) -> Iterator[Iterator[pa.Array]]:
+        """For each run of consecutive rows: these columns, which are wanted at once and in order."""
+
+    def place(self, row: int) -> str:
+        """Where a row is, counted from 0."""
+
+
+def is_table(path: str) -> bool:
+    """Whether a path is one of a table, by its ending."""
+    suffix, compression = _endings(path)
+    return suffix in SUFFIXES and (compression == "" or suffix != ".parquet")
+
+
+def _endings(path: str) -> tuple[str, str]:
+    """(.csv, .gz) of x.CSV.gz."""
+    *_, last = ["", *Path(path.lower()).suffixes]
+    compression = last if last in OPENERS else ""
+    return Path(path.lower().removesuffix(compression)).suffix, compression
+
+
+def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw:
+    """Read a table.
+
+    Args:
+        file: ends in one of :data:`SUFFIXES`, with the ending of a compression or not.
+        target: the column with the labels.
+        roles: of other columns; a column that is not in it is a feature if it can be one.
+    """
+    suffix, compression = _endings(file.name)
+    table: Table = ParquetTable(file) if suffix == ".parquet" else TextTable(file, suffix, compression, target or "")
+    names = _named(table.names)
+    _check_declared(names, target, roles)
+    assert target is not None  # checked
+    features = [i for i, name in enumerate(names) if _is_read(table.names[i], name, target, roles)]
+    readers = [NumberReader(names[i], table.is_text, table.may_have_decimal_commas) for i in features]
+    if not features:
+        raise _no_feature(target)
+    labels, blocks = _read(table, names.index(target), features, readers)
+    labels.check_classes(f"target {target!r}")
+    check(readers, table.place)
+    kept = without_row_numbers(blocks, readers, roles)
+    if not kept:
+        raise _no_feature(target)
+    if len(kept) < len(readers):
+        blocks = deque(block[:, kept] for block in _drained(blocks))
+    described = {name: Column(name=name, role="ignore", kind="unread") for name in names}
+    described[target] = Column(name=target, role="target", kind="text")
+    described |= {readers[j].name: Column(name=readers[j].name, role="feature", kind=readers[j].kind) for j in kept}
+    return Raw(blocks=blocks, labels=labels, columns=tuple(described.values()))
+
+
+def _no_feature(target: str) -> ValueError:
+    return ValueError(f"has no column left but the target {target!r}; it needs a feature")
+
+
+def _named(names: Sequence[str]) -> tuple[str, ...]:
+    """A name for each column; one without is named by its place, as pandas does."""
+    return tuple(name or f"Unnamed: {i}" for i, name in enumerate(names))
+
+
+def _check_declared(names: Sequence[str], target: str | None, roles: Mapping[str, Role]) -> None:
+    columns = f"its columns: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
+    if target is None:
+        raise ValueError(f"needs objective.args.target = the column with the labels; {columns}")
+    for name in (target, *roles):
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            is_data = names[0].startswith("#") or any(map(is_number, names))
+            doubt = "; is its first line a header?" if is_data else ""
+            raise ValueError(f"has no column {name!r}; {hint}{columns}{doubt}")
+    if target in roles:
+        raise ValueError(f"columns gives the target {target!r} a role; leave it out there")
+
+
+def _is_read(given: str, name: str, target: str, roles: Mapping[str, Role]) -> bool:
+    """Whether a column may become a feature."""
+    if name == target or roles.get(name) == "ignore":
+        return False
+    is_unnamed = not given or re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name)
+    if is_unnamed and name not in roles:
+        log.warning("left out the column %r, which has no name of its own; to keep it: %s", name, keep([name]))
+        return False
+    return True
+
+
+def _read(
+    table: Table, target: int, features: Sequence[int], readers: Sequence[NumberReader]
+) -> tuple[Labels, deque[np.ndarray]]:
+    """The labels, and rows × F in blocks; NaN where a cell is missing or no number."""
+    cells: list[pa.Array] = []
+    blocks: deque[np.ndarray] = deque()
+    first_row = 0
+    for columns in table.batches([target, *features]):
+        labels = next(columns)
+        cells.append(labels if table.is_text else _as_text(labels))
+        pieces = deque(_pages((rows, len(features)), np.float64) for rows in _cut(len(labels), len(features)))
+        for j, reader in enumerate(readers):
+            values, start = reader.read(next(columns)), 0
+            for piece in pieces:
+                piece[:, j] = values[start : start + len(piece)]
+                start += len(piece)
+        for piece in _drained(pieces):
+            _check_range(table, readers, piece, first_row)
+            first_row += len(piece)
+            blocks.append(_compact(piece))
+    if not cells:
+        raise ValueError("has a header but no rows")
+    return _labels(table, table.names[target], pa.chunked_array(cells)), blocks
+
+
+def _cut(rows: int, features: int) -> Iterator[int]:
+    """The sizes of blocks for so many rows."""
+    most = max(1, BLOCK_CELLS // features)
+    yield from (min(most, rows - start) for start in range(0, rows, most))
+
+
+def _pages(shape: tuple[int, int], dtype: type[np.floating[Any]]) -> np.ndarray:
+    """A matrix in pages of its own, which go back to the system when it does; malloc would keep most of them."""
+    pages = mmap.mmap(-1, shape[0] * shape[1] * np.dtype(dtype).itemsize)
+    return np.frombuffer(pages, dtype=dtype).reshape(shape)
+
+
+def _compact(block: np.ndarray) -> np.ndarray:
+    """In half the memory if nothing is lost, as with whole numbers."""
+    narrow = _pages((block.shape[0], block.shape[1]), np.float32)
+    narrow[:] = block
+    return narrow if (narrow == block).all() else block
+
+
+def _check_range(table: Table, readers: Sequence[NumberReader], block: np.ndarray, first_row: int) -> None:
+    is_large = np.abs(block) > FLOAT32_MAX
+    if is_large.any():
+        row, j = np.argwhere(is_large)[0]
+        raise ValueError(
+            f"{table.place(first_row + int(row))}, column {readers[j].name!r} is {block[row, j]:g}; every feature must "
+            "be finite as a float32"
+        )
+    is_missing = np.isnan(block)
+    for j in np.flatnonzero(is_missing.any(axis=0)):
+        if readers[int(j)].text is None:
+            readers[int(j)].note_missing(is_missing[:, j], first_row)
+
+
+def _as_text(cells: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.dictionary_decode()
+    return pa.array([None if cell is None else str(cell) for cell in cells.to_pylist()], pa.string())
+
+
+def _labels(table: Table, target: str, cells: pa.ChunkedArray) -> Labels:
+    encoded = pc.fill_null(cells, "").dictionary_encode().unify_dictionaries()
+    spellings = encoded.chunk(0).dictionary.to_pylist()
+    spelling_N = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+    lost = [i for i, text in enumerate(spellings) if text.strip().lower() in MISSING_LABELS]
+    if lost:
+        is_lost = np.isin(spelling_N, lost)
+        place = table.place(int(is_lost.argmax()))
+        shown = few(repr(spellings[i]) for i in lost)
+        raise ValueError(
+            f"target {target!r} is missing in {is_lost.sum()} of {len(is_lost)} rows ({shown}, the first in {place}); "
+            "remove these rows, or rename the label if it is a class"
+        )
+    return Labels.of_text(spellings, spelling_N)
+
+
+def _drained(blocks: deque[np.ndarray]) -> Iterator[np.ndarray]:
+    while blocks:
+        yield blocks.popleft()
