@@ -55,8 +55,8 @@ FILL = """
     insert into trial_values (trial_id, objective, value, value_type)
     select trial_id, 0, intermediate_value, 'FINITE' from trial_intermediate_values join trials using (trial_id)
     where study_id = {study} and state = 'COMPLETE' and step = {steps};
-    insert into studyhall.leases (trial_id, worker_id, expires_at, held, seconds)
-    select trial_id, 'w' || number % 4, now(), false, 30 from trials where study_id = {study};
+    update studyhall.leases l set worker_id = 'w' || number % 4, epoch = 1, seconds = 30
+    from trials t where t.trial_id = l.trial_id and t.study_id = {study};
 """
 PARAM = """
     insert into trial_params (trial_id, param_name, param_value, distribution_json)

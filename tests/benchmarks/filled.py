@@ -110,6 +110,6 @@ _MIX = """
     select 'w' || n, array(select study_id from studies where study_name = %(name)s),
         'gpu' || n / 4, 1, 'cuda:' || n %% 4
     from generate_series(0, 7) n;
-    insert into studyhall.leases (trial_id, worker_id, expires_at, held, seconds)
-    select trial_id, 'w' || number %% 8, now(), false, 30 from mine order by trial_id;
+    update studyhall.leases l set worker_id = 'w' || number %% 8, epoch = 1, seconds = 30
+    from mine where mine.trial_id = l.trial_id;
 """

@@ -94,7 +94,7 @@ def test_formats_hold_the_same_text_in_visible_characters(
 
 @pytest.mark.parametrize("text", [*HOSTILE, *PLAIN, "\r", "a,b", 'quo"te', "=1+1"], ids=ascii)
 def test_csv_is_read_back(text: str) -> None:
-    written = to_csv([text, "b"], [[text, 1], [None, text]])
+    written = to_csv([[text, "b"], [text, 1], [None, text]])
     rows = list(csv.reader(io.StringIO(written, newline="")))
     assert rows == [[text, "b"], [text, "1"], ["", text]]
 

@@ -14,7 +14,7 @@ import optuna
 import pytest
 import yaml
 
-from studies.cli.formats import best_as, to_csv
+from studies.cli.formats import best_as, best_lines, to_csv
 from studies.space import categorical
 from studies.values import as_stored, finite, key_of, strict, to_json, to_text
 
@@ -48,7 +48,10 @@ def best(kind: str) -> str:
         system_attrs={},
         intermediate_values={},
     )
-    return best_as(kind, "study", trial, "value", {"loss": math.nan})
+    metrics = {"loss": math.nan}
+    if kind == "table":
+        return "\n".join(best_lines("study", trial, "value", metrics))
+    return best_as(kind, "study", trial, metrics)
 
 
 def reject(token: str) -> None:
@@ -90,7 +93,7 @@ def test_a_person_reads_every_type() -> None:
 
 
 def test_a_cell_of_csv_is_text_that_json_reads() -> None:
-    text = to_csv(["a", "b"], [[to_text([1, INF]), strict(INF)]])
+    text = to_csv([["a", "b"], [to_text([1, INF]), strict(INF)]])
     assert list(csv.reader(text.splitlines()))[1] == ['[1, "Infinity"]', "Infinity"]
 
 
