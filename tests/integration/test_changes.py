@@ -89,6 +89,9 @@ CHANGES: dict[str, Callable[[Scene], object]] = {
     "stock's added trial": lambda s: s.stock.create_new_trial(
         s.study_id, create_trial(value=1.0, params={"x": 0.5}, distributions={"x": UNIT}, intermediate_values={3: 0.5})
     ),
+    "an administrator's hand": lambda s: s.storage.database.execute(
+        "update trials set state = 'PRUNED' where trial_id = %(id)s", {"id": s.plain}
+    ),
     "stock's end of a trial that a worker holds": lambda s: s.stock.set_trial_state_values(
         s.held.trial_id, TrialState.FAIL
     ),
@@ -146,6 +149,13 @@ def test_a_study_longer_than_a_batch_is_read_whole(storage: PostgresStorage, mon
         ]
         study.add_trial(create_trial(value=20))
         assert [trial.value for trial in reader.get_all_trials(study._study_id)] == list(range(21))
+
+
+def test_trials_that_an_administrator_deletes_are_no_longer_counted(scene: Scene) -> None:
+    scene.storage.finish(scene.held, "COMPLETE", [1.0], {})
+    scene.storage.database.execute("delete from trial_values; delete from trials where number < 2")
+    counted = scene.storage.database.rows("status", study_id=scene.study_id)[0]
+    assert {name: count for name, count in counted.items() if count} == {"waiting": 1}
 
 
 def test_trials_are_selected_by_state_as_they_change(storage: PostgresStorage) -> None:

@@ -31,7 +31,7 @@ create table studyhall.transitions (
     study_id integer not null,
     trial_id integer not null,
     was      trialstate,                                    -- null for a new trial
-    became   trialstate not null
+    became   trialstate                                     -- null for a deleted one
 );
 create index on studyhall.transitions (study_id);
 
@@ -75,6 +75,8 @@ begin
         insert into studyhall.leases (trial_id, study_id, worker_id, held, epoch, seconds, expires_at)
             values (new.trial_id, new.study_id, '', false, 0, 0, now());
         insert into studyhall.transitions values (new.study_id, new.trial_id, null, new.state);
+    elsif tg_op = 'DELETE' then
+        insert into studyhall.transitions values (old.study_id, old.trial_id, old.state, null);
     else
         update studyhall.leases set changed = pg_current_xact_id(), revision = revision + 1
             where trial_id = new.trial_id and changed <> pg_current_xact_id();
@@ -87,6 +89,8 @@ end $$;
 create trigger studyhall_note_new after insert on trials for each row execute function studyhall.note_state();
 create trigger studyhall_note_state after update on trials for each row when (old.* is distinct from new.*)
     execute function studyhall.note_state();
+create trigger studyhall_note_gone after delete on trials for each row
+    when (current_setting('studyhall.own', true) is distinct from 'yes') execute function studyhall.note_state();
 
 -- The same for what hangs on a trial, before it is written, by the lock order. Our own functions take care of that
 -- themselves, and say so by a setting.
@@ -180,16 +184,18 @@ begin
     select p_study_id,
         coalesce(t.waiting, 0) + count(*) filter (where became = 'WAITING') - count(*) filter (where was = 'WAITING'),
         coalesce(t.running, 0) + count(*) filter (where became = 'RUNNING') - count(*) filter (where was = 'RUNNING'),
-        coalesce(t.complete, 0) + count(*) filter (where became = 'COMPLETE'),
-        coalesce(t.pruned, 0) + count(*) filter (where became = 'PRUNED'),
-        coalesce(t.failed, 0) + count(*) filter (where became = 'FAIL' and not l.cancelled),
-        coalesce(t.cancelled, 0) + count(*) filter (where became = 'FAIL' and l.cancelled),
+        coalesce(t.complete, 0) + count(*) filter (where became = 'COMPLETE') - count(*) filter (where was = 'COMPLETE'),
+        coalesce(t.pruned, 0) + count(*) filter (where became = 'PRUNED') - count(*) filter (where was = 'PRUNED'),
+        coalesce(t.failed, 0) + count(*) filter (where became = 'FAIL' and l.cancelled is not true)
+            - count(*) filter (where was = 'FAIL' and l.cancelled is not true),
+        coalesce(t.cancelled, 0) + count(*) filter (where became = 'FAIL' and l.cancelled)
+            - count(*) filter (where was = 'FAIL' and l.cancelled),
         least(t.began, min(trials.datetime_start)),
         case when minimize then least(t.best, min(v.number)) else greatest(t.best, max(v.number)) end
     into n
     from unnest(p_transitions) as x
-    join trials on trials.trial_id = x.trial_id
-    join studyhall.leases l on l.trial_id = x.trial_id
+    left join trials on trials.trial_id = x.trial_id
+    left join studyhall.leases l on l.trial_id = x.trial_id
     left join lateral (
         select case value_type when 'INF_POS' then 'Infinity' when 'INF_NEG' then '-Infinity' else value end as number
         from trial_values where trial_id = x.trial_id and objective = 0 and x.became = 'COMPLETE'
