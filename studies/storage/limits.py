@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from studies.text import printable
+
 MAX_NAME: Final = 512
 """Characters in the name of a study, a parameter or a metric, or in an attribute's key: Optuna's columns."""
 MAX_JSON: Final = 64 * 2**20
@@ -24,13 +26,18 @@ def check_name(what: str, name: object) -> None:
     """
     if not isinstance(name, str):
         raise TypeError(f"{what} {name!r:.60} is a {type(name).__name__}; legal is text")
-    shown = ascii(name if len(name) <= 40 else name[:39] + "…")
+    shown = shortened(name)
     if len(name) > MAX_NAME:
         raise ValueError(f"{what} {shown} has {len(name):,} characters; at most {MAX_NAME} are legal")
     if "\0" in name:
         raise ValueError(f"{what} {shown} holds a NUL character, which PostgreSQL does not store; leave it out")
     if any("\ud800" <= character <= "\udfff" for character in name):
         raise ValueError(f"{what} {shown} holds half of a surrogate pair, which is no text; leave it out")
+
+
+def shortened(name: str) -> str:
+    """A name as a message quotes it: at most 40 characters, all of them visible."""
+    return f"'{printable(name if len(name) <= 40 else name[:39] + '…')}'"
 
 
 def to_json(key: str, value: Any) -> str:

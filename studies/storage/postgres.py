@@ -423,6 +423,9 @@ class PostgresStorage(OptunaContract):
         }
         budget = record.budget.model_dump() | {key: value for key, value in changes.items() if value is not None}
         budget["trials"] += more_trials
+        size = record.spec.combinations
+        if size is not None and budget["trials"] > size:
+            raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: its grid has {size} combinations")
         StudySpec.from_dict({**record.spec.model_dump(exclude_none=True), "budget": budget}, record.name)
         (row,) = self.database.rows(
             "extend", token=new_token(), study_id=record.study_id, more_trials=more_trials, **changes

@@ -9,6 +9,7 @@ from functools import partial
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
 from studies.storage.contract import Change
+from studies.storage.limits import shortened
 from studies.storage.postgres import Claim, PostgresStorage
 
 Changes = Mapping[str, Sequence[Change]]
@@ -36,7 +37,7 @@ class Refusal:
     def __str__(self) -> str:
         word, key = _WORDS[self.kind]
         name = self.change[key]
-        shown = ascii(name if len(name) <= 40 else name[:39] + "…") if isinstance(name, str) else name
+        shown = shortened(name) if isinstance(name, str) else name
         return f"the database refuses the {word} {shown}: {self.reason}"
 
 

@@ -220,6 +220,21 @@ def test_a_budget_below_what_is_done_is_refused_and_changes_nothing(storage: Pos
     storage.write(running, {}, step=1)
 
 
+def test_a_grid_is_not_extended_beyond_its_end(storage: PostgresStorage) -> None:
+    data = {
+        "name": "study",
+        "objective": {"path": "tests:objective"},
+        "budget": {"trials": 4},
+        "sampler": {"name": "grid"},
+        "space": {"n": {"type": "int", "low": 1, "high": 6}},
+    }
+    record, _ = storage.create_study(StudySpec.from_dict(data))
+    with pytest.raises(SpecError, match=r"study: budget.trials = 7: its grid has 6 combinations"):
+        storage.extend(record, more_trials=3)
+    storage.extend(record, more_trials=2)
+    assert storage.status(record).budget == record.budget.model_copy(update={"trials": 6})  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("direction", list(StudyDirection)[1:])
 def test_a_target_is_reached_by_a_feasible_trial_alone(storage: PostgresStorage, direction: StudyDirection) -> None:
     name = direction.name.lower()
