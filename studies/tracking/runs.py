@@ -225,10 +225,7 @@ def _lacking(contents: Contents, known: Known) -> Iterator[Metric | Param | RunT
 
 def milliseconds(local: datetime) -> int:
     """MLflow's time of one of Optuna's."""
-    try:
-        return round(local.timestamp() * 1000)
-    except (OverflowError, ValueError):  # within a day of the first or last year: no time zone can be applied
-        return round((local - datetime(1970, 1, 1)).total_seconds() * 1000)
+    return round(local.timestamp() * 1000)
 
 
 def _of_metric(local: datetime) -> int:
