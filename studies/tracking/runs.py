@@ -224,8 +224,8 @@ def _lacking(contents: Contents, known: Known) -> Iterator[Metric | Param | RunT
 
 
 def milliseconds(local: datetime) -> int:
-    """MLflow's time of one of Optuna's."""
-    return round(local.timestamp() * 1000)
+    """MLflow's time of one of Optuna's. Never 0, for which MLflow's client writes the present."""
+    return round(local.timestamp() * 1000) or 1
 
 
 def _of_metric(local: datetime) -> int:

@@ -259,13 +259,12 @@ def refusing(databases: StorageURL) -> Iterator[None]:
 
 def poisoned(storage: PostgresStorage, name: str, numbers: tuple[int, ...] = (1, 3), trials: int = 5) -> StudyRecord:
     """A study of which MLflow refuses some trials."""
-    record = begin(storage, name, trials)
+    record, draw = begin(storage, name, trials), random.Random(0)
     for number in range(trials):
-        attributes = {"note": "poison" if number in numbers else "sugar"}
         running = claim(storage, record)
-        storage.finish(
-            running, "COMPLETE", [0.5], {"user_attrs": [{"key": k, "value": f'"{v}"'} for k, v in attributes.items()]}
-        )
+        report(storage, running, range(2), draw)
+        note = {"key": "note", "value": '"poison"' if number in numbers else '"sugar"'}
+        storage.finish(running, "COMPLETE", [0.5], {"user_attrs": [note]})
     return record
 
 
