@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from studies.errors import TrackingError
-from studies.tracking.runs import OVER, STUDY_TAG, TRIAL_TAG, Contents, Known, batches
+from studies.tracking.names import as_bytes, digest_in, experiment_name, folder, text_file
+from studies.tracking.runs import KNOWN_BY, OVER, STUDY_TAG, TRIAL_TAG, Contents, Known, batches
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,16 +54,19 @@ class Experiment:
         self._beat = beat
         self._id = self._find(name, artifacts)
 
-    def _find(self, name: str, artifacts: str | None) -> str:
+    def _find(self, study: str, artifacts: str | None) -> str:
+        name = experiment_name(study)
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                location = artifacts and f"{artifacts}/{quote(name)}"
+                location = artifacts and f"{artifacts}/{folder(study)}"
                 return self._client.create_experiment(name, location, {"mlflow.experimentKind": KIND})
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                return self._find(name, artifacts)  # another mirror was faster
+                found = self._client.get_experiment_by_name(name)  # another mirror was faster
+                if found is None:
+                    raise
         if found.lifecycle_stage != "active":
             raise TrackingError(
                 f"the experiment {name!r} was deleted in MLflow: restore it with: "
@@ -78,7 +81,9 @@ class Experiment:
             where: a further condition, in MLflow's language.
         """
         found: dict[str, list[Run]] = {}
-        for run in self._search(f"tags.`{STUDY_TAG}` = '{_quoted(self._tag)}'{where and f' and {where}'}"):
+        for run in self._search(where):
+            if run.data.tags.get(STUDY_TAG) != self._tag:
+                continue  # of another study: sorted out here, since a filter cannot quote every name
             found.setdefault(run.data.tags.get(TRIAL_TAG, ""), []).append(run)
         kept: dict[str, Known] = {}
         for trial, runs in found.items():
@@ -116,7 +121,8 @@ class Experiment:
 
     def create(self, contents: Contents) -> Known:
         """Make a run, which begins; its contents come by :meth:`write`."""
-        run = self._client.create_run(self._id, contents.start_time, dict(contents.tags), contents.name)
+        tags = {key: contents.tags[key] for key in KNOWN_BY if key in contents.tags}
+        run = self._client.create_run(self._id, contents.start_time, tags, contents.name)
         self._beat()
         return self._known(run)
 
@@ -125,8 +131,26 @@ class Experiment:
         times = [known.start_time for known in created]
         return self.runs(f"attributes.start_time >= {min(times)} and attributes.start_time <= {max(times)}")
 
+    def is_there(self, known: Known | None) -> bool:
+        """Whether a run, or with ``None`` the experiment itself, has not been deleted by another mirror or a person."""
+        try:
+            if known:
+                stage = self._client.get_run(known.run_id).info.lifecycle_stage
+            else:
+                stage = self._client.get_experiment(self._id).lifecycle_stage
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        self._beat()
+        return bool(stage == "active")
+
     def write(self, known: Known, contents: Contents) -> None:
         """Write what a run lacks of its contents, its status last."""
+        there = {digest_in(value) for value in (*known.tags.values(), *known.params.values())}
+        for sha256, text in contents.texts.items():
+            if sha256 not in there:
+                self.attach(known, text_file(sha256), text)
         for batch in batches(contents, known):
             self._client.log_batch(known.run_id, batch.metrics, batch.params, batch.tags)
             self._beat()
@@ -147,14 +171,21 @@ class Experiment:
         self._beat()
         known.tags[key] = value
 
+    def untag(self, known: Known, key: str) -> None:
+        """Remove a tag."""
+        self._client.delete_tag(known.run_id, key)
+        self._beat()
+        del known.tags[key]
+
     def attach(self, known: Known, name: str, text: str) -> None:
-        """Keep ``text`` with a run as the file ``name``. What is wrong with the place for artifacts is said,
-        and is no reason to hold up the curves."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, name)
-            file.write_text(text)
+        """Keep ``text`` with a run as the file ``name``, which may lie in a folder. What is wrong with the place for
+        artifacts is said, and is no reason to hold up the curves."""
+        inside, _, filename = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as outside:
+            file = Path(outside, filename)
+            file.write_bytes(as_bytes(text))
             try:
-                self._client.log_artifact(known.run_id, str(file))
+                self._client.log_artifact(known.run_id, str(file), inside or None)
             except Exception as error:  # by whichever library stores them
                 log.warning("MLflow does not take %s as an artifact: %s", name, " ".join(str(error).split())[:200])
         self._beat()
@@ -167,7 +198,3 @@ class Experiment:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"):
                 raise
         self._beat()
-
-
-def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("'", "\\'")

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import tomli_w
 from optuna.trial import FrozenTrial
 
+from studies.errors import TrackingError, TrackingUnreachable
 from studies.tracking.experiment import Experiment
+from studies.tracking.names import Legal
 from studies.tracking.runs import (
     OVER,
     PARENT_TAG,
+    REFUSED_TAG,
     TRIAL_TAG,
     WHOLE_STUDY,
+    Contents,
     Known,
     milliseconds,
     of_study,
     of_trial,
     public_spec,
 )
+from studies.tracking.server import trouble
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +39,10 @@ if TYPE_CHECKING:
 CHUNK: Final = 100
 #: Requests at a time: an answer of MLflow's is mostly waiting for its database.
 THREADS: Final = 4
+#: A step before all that there are.
+BEFORE_ALL: Final = -(2**31)
 SPEC_FILE: Final = "study.toml"
+T = TypeVar("T")
 
 
 class StudyMirror:
@@ -58,8 +66,12 @@ class StudyMirror:
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.record = record
+        self.refused: dict[str, TrackingError] = {}
+        """What MLflow does not take, by trial, or under :data:`WHOLE_STUDY`; the rest of the study is there."""
         self._storage = storage
-        tag = self._tag = record.uid or f"made by Optuna: {record.name}"
+        self._client = client
+        self._tag = record.uid or f"made by Optuna: {record.name}"
+        tag = Legal().value(self._tag)
         self._open: Callable[[], Experiment] = lambda: Experiment(client, record.name, tag, artifacts, beat)
         self._names = _objective_names(storage, record)
         self._experiment: Experiment | None = None
@@ -74,10 +86,21 @@ class StudyMirror:
     @property
     def count(self) -> int:
         """How many trials MLflow has."""
-        return len(self._seen)
+        return len(self._seen.keys() - self.refused_trials)
+
+    @property
+    def refused_trials(self) -> list[int]:
+        """The numbers of the trials that MLflow does not have as they are, because it refuses something of them."""
+        return sorted(int(trial) for trial in self.refused if trial != WHOLE_STUDY)
+
+    def retry(self) -> None:
+        """Let the next :meth:`catch_up` try again what MLflow has refused, even where it has not changed."""
+        for number in self.refused_trials:
+            self._seen.pop(number, None)
 
     def catch_up(self) -> int:
-        """Write what MLflow lacks. After any error it may be called again.
+        """Write what MLflow lacks. After any error it may be called again. What MLflow refuses of single runs is no
+        error; see :attr:`refused`.
 
         Returns:
             How many trials had changed.
@@ -86,7 +109,8 @@ class StudyMirror:
             StudyNotFound: the study was deleted.
             StorageUnreachable: the database is away.
             TrackingError: the experiment was deleted in MLflow.
-            MlflowException: MLflow is away, or refuses something.
+            TrackingUnreachable: MLflow is away.
+            MlflowException: MLflow is away, or refuses the study as a whole, or another mirror deleted a run.
         """
         experiment, self._experiment = self._experiment or self._look(), None
         trials = self._storage.trials(self.record)
@@ -96,6 +120,7 @@ class StudyMirror:
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(changed), CHUNK):
                 self._write_trials(experiment, pool, changed[start : start + CHUNK])
+        self._tag_refused(experiment)
         self._experiment = experiment  # not reached after an error: then MLflow is asked anew
         return len(changed)
 
@@ -132,7 +157,7 @@ class StudyMirror:
             is_new = self._runs[WHOLE_STUDY].tags.get("spec") != contents.tags.get("spec")
         if is_new and (spec := public_spec(self.record, now)):
             experiment.attach(self._runs[WHOLE_STUDY], SPEC_FILE, tomli_w.dumps(spec))
-        experiment.write(self._runs[WHOLE_STUDY], contents)
+        self._unless_refused(experiment, WHOLE_STUDY, lambda: experiment.write(self._runs[WHOLE_STUDY], contents))
 
     def _adopt(self, experiment: Experiment) -> None:
         """Of the study's run, too, another one may be left than the one under which a trial's was made."""
@@ -151,19 +176,55 @@ class StudyMirror:
         }
         missing = [trial for trial in contents if trial not in self._runs]
         if missing:
-            created = list(pool.map(lambda trial: experiment.create(contents[trial]), missing))
-            found = experiment.without_twins(created)
-            self._runs |= {trial: found[trial] for trial in missing if trial in found}
-        for _ in pool.map(lambda trial: experiment.write(self._runs[trial], contents[trial]), contents):
+            made = pool.map(lambda trial: self._create(experiment, trial, contents[trial]), missing)
+            if created := [known for known in made if known]:
+                found = experiment.without_twins(created)
+                self._runs |= {trial: found[trial] for trial in missing if trial in found}
+        there = [trial for trial in contents if trial in self._runs]
+        for _ in pool.map(lambda trial: self._write(experiment, trial, contents[trial]), there):
             pass  # the first error comes out here
         self._seen |= {trial.number: trial for trial in trials}
+
+    def _create(self, experiment: Experiment, trial: str, contents: Contents) -> Known | None:
+        return self._unless_refused(experiment, trial, lambda: experiment.create(contents))
+
+    def _write(self, experiment: Experiment, trial: str, contents: Contents) -> None:
+        self._unless_refused(experiment, trial, lambda: experiment.write(self._runs[trial], contents))
+
+    def _unless_refused(self, experiment: Experiment, run: str, action: Callable[[], T]) -> T | None:
+        """The result of ``action`` for one run; ``None`` where MLflow refuses it twice, which is kept for others to
+        tell. It is no refusal where MLflow is away, or where the run was deleted meanwhile."""
+        for is_last in (False, True):
+            try:
+                result = action()
+            except Exception as error:  # of MLflow, or of a library below it
+                told = trouble(self._client, error)
+                if isinstance(told, TrackingUnreachable):
+                    raise told from error
+                if not experiment.is_there(self._runs.get(run)):
+                    raise
+                if is_last:
+                    self.refused[run] = told
+            else:
+                self.refused.pop(run, None)
+                return result
+        return None
+
+    def _tag_refused(self, experiment: Experiment) -> None:
+        """Say in the study's run which trials are not there as they are."""
+        study, numbers = self._runs[WHOLE_STUDY], self.refused_trials
+        text = ", ".join(map(str, numbers[:100])) + (f" and {len(numbers) - 100} more" if len(numbers) > 100 else "")
+        if numbers and study.tags.get(REFUSED_TAG) != text:
+            experiment.tag(study, REFUSED_TAG, text)
+        elif not numbers and REFUSED_TAG in study.tags:
+            experiment.untag(study, REFUSED_TAG)
 
     def _last_step(self, trial: FrozenTrial) -> int:
         """The steps of a running trial that need not be read again; a finished one is read as a whole, once."""
         before = self._seen.get(trial.number)
-        if before is None or trial.state.is_finished():
-            return -1
-        return max(before.intermediate_values, default=0) - 1
+        if before is None or trial.state.is_finished() or str(trial.number) in self.refused:
+            return BEFORE_ALL
+        return max(before.intermediate_values, default=BEFORE_ALL + 1) - 1
 
 
 def _objective_names(storage: PostgresStorage, record: StudyRecord) -> list[str]:
@@ -171,7 +232,7 @@ def _objective_names(storage: PostgresStorage, record: StudyRecord) -> list[str]
     if record.spec:
         return list(record.spec.metric_names)
     given = storage.get_study_system_attrs(record.study_id).get("study:metric_names")
-    if given:
+    if given and len(set(given)) == len(given):
         return [str(name) for name in given]
     count = len(storage.get_study_directions(record.study_id))
     return ["value"] if count == 1 else [f"value_{i}" for i in range(count)]

@@ -9,7 +9,7 @@ events, one line of JSON each, to its standard output:
 - ``{"event": "beat"}`` now and then while MLflow answers;
 - ``{"event": "connected"}`` when MLflow has answered for the first time, or again;
 - ``{"event": "waiting", "message": …}`` when MLflow or the database is away;
-- ``{"event": "refused", "message": …}`` when MLflow does not take one study of all;
+- ``{"event": "refused", "message": …}`` when MLflow does not take a study, or a part of one; once until it does;
 - ``{"event": "mirrored", "study": …, "trials": …}`` when a study is in MLflow as it is;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -35,7 +36,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from studies.child import Events, wait_for_end_of_input
-from studies.errors import StorageUnreachable, StudyNotFound, TrackingError, TrackingUnreachable
+from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, TrackingError, TrackingUnreachable
+from studies.tracking.refusals import Refusals
 from studies.tracking.server import configure, probe
 
 if TYPE_CHECKING:
@@ -46,8 +48,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at a study that is running, and at one that is not.
 POLL, POLL_IDLE = 1.0, 3.0
-#: And at one that MLflow does not take.
-POLL_REFUSED = 30.0
 #: The pauses, in seconds, until something that is away is asked again; each is twice the one before.
 MIN_PAUSE, MAX_PAUSE = 0.25, 5.0
 BEAT: Final = 0.2
@@ -105,6 +105,7 @@ class Mirror:
         self._mirrors: dict[str, StudyMirror] = {}
         self._due: dict[str, float] = {}
         self._told: dict[str, int] = {}
+        self._refusals = Refusals(self._say_refused)
         self._said = ""
         self._pause = MIN_PAUSE
         self._names: Sequence[str] = setup.studies
@@ -121,13 +122,15 @@ class Mirror:
         while True:
             try:
                 self._mirror()
-                return
+                break
             except (TrackingUnreachable, StorageUnreachable) as error:
                 if self._setup.once or self._finish.is_set():
                     raise
                 self._say("waiting", str(error))
             self._pause = min(MAX_PAUSE, self._pause * 2)
             self._finish.wait(self._pause)
+        if missing := self._refusals.summary(len(self._names)):
+            raise TrackingError(missing)
 
     def _mirror(self) -> None:
         if self._setup.tracking:
@@ -144,8 +147,7 @@ class Mirror:
 
         self._events.tell("asking")
         location = StorageURL.parse(self._setup.storage)
-        uri = self._setup.tracking or prepare_database(location)
-        client = connect(uri)
+        client = connect(self._setup.tracking or prepare_database(location))
         self._events.tell("connected")
         self._said, self._pause = "", MIN_PAUSE
         with closing(PostgresStorage(location, create=False, patience=0.0)) as storage:
@@ -153,47 +155,52 @@ class Mirror:
             self._due.clear()
             while True:
                 finish = self._finish.is_set() or self._setup.once
-                self._round(storage, client, uri, every=finish)
+                self._round(storage, client, every=finish)
                 if finish:
                     return
                 self._finish.wait(0.2)
 
-    def _round(self, storage: PostgresStorage, client: MlflowClient, uri: str, *, every: bool) -> None:
+    def _round(self, storage: PostgresStorage, client: MlflowClient, *, every: bool) -> None:
         """Look at each study that is due, or at ``every`` one."""
-        from studies.tracking.mirror import StudyMirror
-
         if not self._setup.studies and (every or self._names_due < time.monotonic()):
             self._names, self._names_due = storage.study_names(), time.monotonic() + POLL_IDLE
         for name in self._names:
-            if not every and self._due.get(name, 0.0) > time.monotonic():
-                continue
-            try:
-                mirror = self._mirrors.get(name)
-                if mirror is None:
-                    mirror = self._mirrors[name] = StudyMirror(
-                        storage, storage.find_study(name), client, artifacts=self._setup.artifacts, beat=self._beat
-                    )
-                self._catch_up(mirror, uri)
-                self._due[name] = time.monotonic() + (POLL if mirror.is_active else POLL_IDLE)
-            except StudyNotFound:
-                self._mirrors.pop(name, None)  # deleted; there may be another of that name one day
-                self._due[name] = time.monotonic() + POLL_IDLE
-                if self._setup.once and self._setup.studies:
-                    raise
-            except TrackingUnreachable:
-                raise
-            except TrackingError as error:
-                if self._setup.studies or self._setup.once:
-                    raise
-                # MLflow does not take this one; others it may.
-                self._say("refused", str(error))
-                self._due[name] = time.monotonic() + POLL_REFUSED
+            if every or self._due.get(name, 0.0) <= time.monotonic():
+                self._due[name] = self._mirror_study(storage, client, name)
 
-    def _catch_up(self, mirror: StudyMirror, uri: str) -> None:
+    def _mirror_study(self, storage: PostgresStorage, client: MlflowClient, name: str) -> float:
+        """Look at one study. Returns when to look again, by the monotonic clock."""
+        from studies.tracking.mirror import StudyMirror
+
+        try:
+            mirror = self._mirrors.get(name)
+            if mirror is None:
+                mirror = self._mirrors[name] = StudyMirror(
+                    storage, storage.find_study(name), client, artifacts=self._setup.artifacts, beat=self._beat
+                )
+            self._catch_up(mirror, client)
+            return time.monotonic() + (POLL if mirror.is_active else POLL_IDLE)
+        except StudyNotFound:
+            self._mirrors.pop(name, None)  # deleted; there may be another of that name one day
+            self._refusals.remove(name)
+            if self._setup.once and self._setup.studies:
+                raise
+            return time.monotonic() + POLL_IDLE
+        except (TrackingUnreachable, StorageUnreachable):
+            raise
+        except Exception as error:  # whatever this study holds: the others go on
+            told = str(error) if isinstance(error, StudyhallError) else f"{type(error).__name__}: {error}"
+            self._refusals.add(name, f"study {name!r}: {' '.join(told.split())}")
+            return self._refusals.retry_at(name) or 0.0
+
+    def _catch_up(self, mirror: StudyMirror, client: MlflowClient) -> None:
         from mlflow.exceptions import MlflowException
 
-        from studies.tracking.server import explained
+        from studies.tracking.server import trouble
 
+        name = mirror.record.name
+        if (self._refusals.retry_at(name) or math.inf) <= time.monotonic():
+            mirror.retry()
         # Where another mirror, or a person, has deleted a run meanwhile, MLflow is asked anew. Of several mirrors
         # that meet in a study, each may lose some runs to the others before all have the same.
         for is_last in [False] * RETRIES + [True]:
@@ -202,13 +209,17 @@ class Mirror:
                 if not self._setup.once or mirror.is_settled():
                     break
             except MlflowException as error:
-                trouble = explained(uri, error)
-                if is_last or isinstance(trouble, TrackingUnreachable):
-                    raise trouble from error
+                told = trouble(client, error)
+                if is_last or isinstance(told, TrackingUnreachable):
+                    raise told from error
                 time.sleep(random.uniform(0.1, 0.5))
-        if self._told.get(mirror.record.name) != mirror.count:
-            self._told[mirror.record.name] = mirror.count
-            self._events.tell("mirrored", study=mirror.record.name, trials=mirror.count)
+        if mirror.refused:
+            self._refusals.add(name, _of_refused(mirror))
+        else:
+            self._refusals.remove(name)
+        if self._told.get(name) != mirror.count:
+            self._told[name] = mirror.count
+            self._events.tell("mirrored", study=name, trials=mirror.count)
 
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > BEAT:
@@ -220,11 +231,26 @@ class Mirror:
             self._said = message
             self._events.tell(event, message=message)
 
+    def _say_refused(self, message: str) -> None:
+        if not (self._setup.once and len(self._names) == 1):  # else it is the error that this ends with
+            self._events.tell("refused", message=message)
+
     def _listen(self) -> None:
         if os.read(sys.stdin.fileno(), 4096):
             self._finish.set()
             wait_for_end_of_input()
         os._exit(0)  # whoever started it is gone, or has no more patience
+
+
+def _of_refused(mirror: StudyMirror) -> str:
+    """What MLflow does not take of a study, in one line."""
+    numbers = mirror.refused_trials
+    if not numbers:
+        (reason,) = mirror.refused.values()
+        return f"study {mirror.record.name!r}, the run of the study itself: {reason}"
+    what = f"trial {numbers[0]}" if len(numbers) == 1 else f"trials {', '.join(map(str, numbers[:5]))}"
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return f"study {mirror.record.name!r}, {what}{more}: {mirror.refused[str(numbers[0])]}"
 
 
 if __name__ == "__main__":

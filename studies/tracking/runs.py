@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import posixpath
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final
 
 import tomli_w
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.utils import validation
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.storage.postgres import Attempt, Point, Status, StudyRecord
+from studies.tracking.names import MAX_PARAM, MAX_RUN, Legal
 from studies.values import to_json, to_text
 
 #: The tags by which the mirror knows its runs.
@@ -23,12 +22,17 @@ STUDY_TAG: Final = "studyhall.study"
 TRIAL_TAG: Final = "studyhall.trial"
 #: MLflow's own, by which it shows one run under another.
 PARENT_TAG: Final = "mlflow.parentRunId"
+#: What a run is made with, so that its mirrors, and MLflow's pages, know it at once.
+KNOWN_BY: Final = (STUDY_TAG, TRIAL_TAG, PARENT_TAG, "mlflow.source.name", "mlflow.user")
+#: In the study's run: the trials that MLflow refuses, by number.
+REFUSED_TAG: Final = "studyhall.refused"
 #: The value of :data:`TRIAL_TAG` in the run that stands for the study itself.
 WHOLE_STUDY: Final = "study"
 
-#: What MLflow takes in a request, and in a value.
-MAX_METRICS, MAX_PARAMS, MAX_TAGS = 800, 100, 100
-MAX_PARAM, MAX_TAG, MAX_KEY = 6000, 5000, 250
+#: What MLflow takes in a request: 1,000 items in all, and bytes of JSON, of which some stay for what is around them.
+MAX_PARAMS = MAX_TAGS = validation.MAX_PARAMS_TAGS_PER_BATCH
+MAX_METRICS = validation.MAX_ENTITIES_PER_BATCH - MAX_PARAMS - MAX_TAGS
+MAX_BYTES = int(0.9 * validation.MAX_BATCH_LOG_REQUEST_SIZE)
 
 STATUS: Final = {
     TrialState.RUNNING: "RUNNING",
@@ -53,6 +57,8 @@ class Contents:
     tags: Mapping[str, str]
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[Metric] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """The wholes of values that were cut, by SHA-256."""
 
 
 @dataclass(kw_only=True)
@@ -74,9 +80,20 @@ class Known:
 class Batch:
     """What fits into one ``log_batch``."""
 
-    metrics: Sequence[Metric]
-    params: Sequence[Param]
-    tags: Sequence[RunTag]
+    metrics: list[Metric] = field(default_factory=list)
+    params: list[Param] = field(default_factory=list)
+    tags: list[RunTag] = field(default_factory=list)
+
+    def add(self, item: Metric | Param | RunTag) -> None:
+        if isinstance(item, Metric):
+            self.metrics.append(item)
+        elif isinstance(item, Param):
+            self.params.append(item)
+        else:
+            self.tags.append(item)
+
+    def is_full(self) -> bool:
+        return len(self.metrics) == MAX_METRICS or len(self.params) == MAX_PARAMS or len(self.tags) == MAX_TAGS
 
 
 def of_trial(
@@ -97,6 +114,8 @@ def of_trial(
         points: its named metrics, some or all.
         parent: the id of the study's run.
     """
+    legal = Legal()
+    failed = trial.state == TrialState.FAIL
     tags = {
         STUDY_TAG: study,
         TRIAL_TAG: str(trial.number),
@@ -104,12 +123,16 @@ def of_trial(
         "mlflow.source.name": "studyhall",
         "mlflow.user": "studyhall",
         "state": trial.state.name,
-        **{f"user.{_key(key)}": _text(value) for key, value in trial.user_attrs.items() if key not in _OF_FAILURES},
+        **{
+            legal.key(key, "user."): _text(value)
+            for key, value in trial.user_attrs.items()
+            if not (failed and key in _OF_FAILURES)
+        },
     }
     if attempt:
         tags |= {"worker": attempt.worker, "attempts": str(attempt.times)}
         tags |= {key: value for key, value in (("host", attempt.host), ("device", attempt.device)) if value}
-    if trial.state == TrialState.FAIL:
+    if failed:
         tags["reason"] = _text(trial.user_attrs.get("error", "failed without a reason"))
         if "traceback" in trial.user_attrs:
             tags["mlflow.note.content"] = f"```\n{trial.user_attrs['traceback']}\n```"
@@ -121,9 +144,10 @@ def of_trial(
         status=STATUS[trial.state],
         start_time=milliseconds(trial.datetime_start),
         end_time=milliseconds(trial.datetime_complete) if trial.datetime_complete else None,
-        tags={key: value[:MAX_TAG] for key, value in tags.items()},
-        params={_key(name): _text(value)[:MAX_PARAM] for name, value in trial.params.items()},
-        metrics=list(_metrics(names, trial, points)),
+        params={legal.key(name): legal.value(_text(value), MAX_PARAM) for name, value in trial.params.items()},
+        metrics=list(_metrics(legal, names, trial, points)),
+        tags=_tags(legal, tags),
+        texts=legal.texts,
     )
 
 
@@ -131,6 +155,7 @@ def of_study(
     study: str, record: StudyRecord, names: Sequence[str], now: Status, trials: Sequence[FrozenTrial]
 ) -> Contents:
     """The run of a study. Its times are those of its trials; of a study without any, its end is its start."""
+    legal = Legal()
     began = min((t.datetime_start for t in trials if t.datetime_start), default=datetime.now())
     end = max((t.datetime_complete for t in trials if t.datetime_complete), default=began)
     tags = {
@@ -156,14 +181,15 @@ def of_study(
         tags["best_value"] = f"{now.best.value!r}"
         if now.ended and now.best.value is not None:
             # Once the study has ended, so that any number of mirrors writes the same; after an extension anew.
-            metrics = [Metric(_key(f"best_{names[0]}"), now.best.value, milliseconds(end), now.finished)]
+            metrics = [Metric(legal.key(f"best_{names[0]}"), now.best.value, _of_metric(end), now.finished)]
     return Contents(
-        name=record.name,
+        name=legal.title(record.name, MAX_RUN),
         status=_study_status(now),
         start_time=milliseconds(began),
         end_time=milliseconds(end) if now.ended else None,
-        tags={key: value[:MAX_TAG] for key, value in tags.items()},
         metrics=metrics,
+        tags=_tags(legal, tags),
+        texts=legal.texts,
     )
 
 
@@ -174,23 +200,43 @@ def public_spec(record: StudyRecord, now: Status) -> dict[str, Any] | None:
 
 def batches(contents: Contents, known: Known) -> Iterator[Batch]:
     """What a run lacks of its contents, in pieces that MLflow takes."""
-    metrics = iter([m for m in contents.metrics if (m.key, m.step) not in known.metrics])
-    params = iter([Param(key, value) for key, value in contents.params.items() if key not in known.params])
-    tags = iter([RunTag(key, value) for key, value in contents.tags.items() if known.tags.get(key) != value])
-    while True:
-        batch = Batch(
-            metrics=list(islice(metrics, MAX_METRICS)),
-            params=list(islice(params, MAX_PARAMS)),
-            tags=list(islice(tags, MAX_TAGS)),
-        )
-        if not (batch.metrics or batch.params or batch.tags):
-            return
+    batch, size = Batch(), 0
+    for item in _lacking(contents, known):
+        more = _size(item)
+        if batch.is_full() or size + more > MAX_BYTES:
+            yield batch
+            batch, size = Batch(), 0
+        batch.add(item)
+        size += more
+    if size:
         yield batch
 
 
+def _size(item: Metric | Param | RunTag) -> int:
+    """Bytes in a request, at most."""
+    return 200 + len(item.key) + (0 if isinstance(item, Metric) else len(json.dumps(item.value)))
+
+
+def _lacking(contents: Contents, known: Known) -> Iterator[Metric | Param | RunTag]:
+    yield from (Param(key, value) for key, value in contents.params.items() if key not in known.params)
+    yield from (RunTag(key, value) for key, value in contents.tags.items() if known.tags.get(key) != value)
+    yield from (m for m in contents.metrics if (m.key, m.step) not in known.metrics)
+
+
 def milliseconds(local: datetime) -> int:
-    """MLflow's time of one of Optuna's."""
-    return round(local.timestamp() * 1000)
+    """MLflow's time of one of Optuna's. Never 0, for which MLflow's client writes the present."""
+    return round(local.timestamp() * 1000) or 1
+
+
+def _of_metric(local: datetime) -> int:
+    """The same for a metric: MLflow takes none before 1970, from which it counts."""
+    return max(0, milliseconds(local))
+
+
+def _tags(legal: Legal, tags: Mapping[str, str]) -> dict[str, str]:
+    """``tags`` with legal values, and those that keep what was too long."""
+    values = {key: legal.value(value) for key, value in tags.items()}
+    return values | legal.tags()
 
 
 _OF_FAILURES = ("error", "traceback")
@@ -204,28 +250,30 @@ def _study_status(now: Status) -> str:
     return "FAILED" if now.ended == "failures" else "KILLED"
 
 
-def _metrics(names: Sequence[str], trial: FrozenTrial, points: Sequence[Point]) -> Iterator[Metric]:
+def _metrics(legal: Legal, names: Sequence[str], trial: FrozenTrial, points: Sequence[Point]) -> Iterator[Metric]:
     """The named metrics, the reported values under the name of the objective's, and the final values.
 
     The times are the database's, never the mirror's own: so what two mirrors write is the same.
     """
     assert trial.datetime_start is not None  # it has begun
-    began = milliseconds(trial.datetime_start)
-    times = {point.step: milliseconds(point.at) for point in points if point.at}
+    began = _of_metric(trial.datetime_start)
+    times = {point.step: _of_metric(point.at) for point in points if point.at}
     named = {(point.step, point.name): point.value for point in points}
+    final, reported = [f"final_{name}" for name in names], f"reported_{names[0]}"
+    ours = (*final, reported)
     for point in points:
-        yield Metric(_key(point.name), point.value, times.get(point.step, began), point.step)
+        yield Metric(legal.key(point.name, reserved=ours), point.value, times.get(point.step, began), point.step)
     for step, value in trial.intermediate_values.items():
         given = named.get((step, names[0]))
         if given is None or not _same(given, value):
-            key = names[0] if given is None else f"reported_{names[0]}"
-            yield Metric(_key(key), value, times.get(step, began), step)
+            key = legal.key(names[0], reserved=ours) if given is None else legal.key(reported)
+            yield Metric(key, value, times.get(step, began), step)
     last = max(trial.intermediate_values, default=0)
-    for name, value in zip(names, trial.values or (), strict=False):
-        end = milliseconds(trial.datetime_complete) if trial.datetime_complete else began
+    end = _of_metric(trial.datetime_complete) if trial.datetime_complete else began
+    for name, final_name, value in zip(names, final, trial.values or (), strict=False):
         if not trial.intermediate_values and (0, name) not in named:
-            yield Metric(_key(name), value, end, 0)
-        yield Metric(_key(f"final_{name}"), value, end, last)
+            yield Metric(legal.key(name, reserved=ours), value, end, 0)
+        yield Metric(legal.key(final_name), value, end, last)
 
 
 def _same(a: float, b: float) -> bool:
@@ -234,12 +282,3 @@ def _same(a: float, b: float) -> bool:
 
 def _text(value: Any) -> str:
     return to_text(value)
-
-
-def _key(name: str) -> str:
-    """``name`` in the characters that MLflow takes, others as ``_x28_``; the same for the same name."""
-    key = re.sub(r"[^\w. :/-]|[^\x00-\x7f]", lambda found: f"_x{ord(found[0]):x}_", name)[:MAX_KEY]
-    # MLflow takes a key for a path, and takes none that another path would name, too.
-    if not key or posixpath.normpath(key) != key or key.startswith((".", "/")) or key != key.strip():
-        key = key.replace("/", "_x2f_").replace(" ", "_x20_").replace(".", "_x2e_") or "_"
-    return key

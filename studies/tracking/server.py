@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import http.client
 import os
 import re
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: "mlflow" in ASCII: the key of the advisory lock under which one process makes the tables.
 _LOCK: Final = 0x6D6C_666C_6F77
+_SUFFIX: Final = "_mlflow"
+#: Bytes in the name of a database.
+MAX_IDENTIFIER: Final = 63
 #: Seconds for which MLflow may be silent, and how often a request is sent again: those who call know better.
 _HTTP: Final = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -40,6 +44,7 @@ _HTTP: Final = {
 #: How the errors of MLflow's client, and of the libraries below it, begin where nothing is wrong but the moment,
 #: and where something else answers.
 _AWAY: Final = re.compile(r"Max retries exceeded|timed out|Connection|error code (429|50[0234])|OperationalError")
+_DENIED: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _FOREIGN: Final = re.compile(r"error code (400|404|405|501)|valid JSON|JSONDecode")
 
 
@@ -50,8 +55,17 @@ def configure() -> None:
 
 
 def database_of(storage: StorageURL) -> StorageURL:
-    """The database of MLflow that belongs to a storage: its neighbour on the same server."""
-    return dataclasses.replace(storage, database=f"{storage.database or 'studyhall'}_mlflow")
+    """The database of MLflow that belongs to a storage: its neighbour on the same server.
+
+    It has the storage's options, with them its schema: where studies lie in a schema of their own, MLflow's tables do.
+    """
+    name = storage.database or "studyhall"
+    if len(f"{name}{_SUFFIX}".encode()) > MAX_IDENTIFIER:
+        # PostgreSQL would cut it, in the worst case down to the name of the studies' own database.
+        tail = f"_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        room = MAX_IDENTIFIER - len(f"{tail}{_SUFFIX}")
+        name = name.encode()[:room].decode(errors="ignore") + tail
+    return dataclasses.replace(storage, database=f"{name}{_SUFFIX}")
 
 
 def folder_of(home: Path) -> Path:
@@ -81,8 +95,9 @@ def check_uri(uri: str) -> str:
 def display(uri: str) -> str:
     """A tracking URI without what may be a password."""
     scheme, separator, rest = uri.partition("://")
-    _, at, address = rest.rpartition("@")
-    return f"{scheme}{separator}***@{address}" if at else uri.partition("?")[0]
+    login, at, address = rest.rpartition("@")
+    address = address.partition("?")[0]
+    return f"{scheme}{separator}***@{address}" if at and login else f"{scheme}{separator}{address}"
 
 
 def prepare_database(storage: StorageURL) -> str:
@@ -100,6 +115,7 @@ def prepare_database(storage: StorageURL) -> str:
         with _locked(storage) as is_there:
             if not is_there(url.database):
                 _create_database(storage, url)
+            _create_schema(storage, url)
             # Under the lock: MLflow's own making of tables is not for two at a time.
             _open_store(url.sqlalchemy)
     except psycopg2.OperationalError as error:
@@ -140,6 +156,20 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
+def trouble(client: MlflowClient, error: Exception) -> TrackingError:
+    """An error of MLflow's client as one of ours. An outage is told from a refusal by asking something else.
+
+    The error itself does not tell: a server answers 500 when its database refuses a value, and the text may quote it.
+    """
+    if getattr(error, "error_code", "") in _DENIED:
+        return explained(client.tracking_uri, error)
+    try:
+        client.search_experiments(max_results=1)
+    except Exception as now:  # of MLflow, or of a library below it
+        return explained(client.tracking_uri, now)
+    return _refusal(client.tracking_uri, error)
+
+
 def explained(uri: str, error: Exception) -> TrackingError:
     """An error of MLflow's client as one of ours, which says whether to try again."""
     text = " ".join(str(error).split())
@@ -150,7 +180,7 @@ def explained(uri: str, error: Exception) -> TrackingError:
             f"the tables of {where} are another MLflow's: stop what uses them and bring them up to date with: "
             'mlflow db upgrade "$(studyhall mirror --print-uri)"'
         )
-    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "error code 401" in text or "error code 403" in text:
+    if code in _DENIED or "error code 401" in text or "error code 403" in text:
         return TrackingError(
             f"{where} refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
             "of somebody who may write"
@@ -159,7 +189,12 @@ def explained(uri: str, error: Exception) -> TrackingError:
         return _no_answer(uri)
     if uri.startswith("http") and _is_foreign(error, text):
         return TrackingError(f"what answers at {display(uri)} is not MLflow: give the address of an MLflow server")
-    return TrackingError(f"{where} refuses what it was told: {_without(uri, text)[:300]}")
+    return _refusal(uri, error)
+
+
+def _refusal(uri: str, error: Exception) -> TrackingError:
+    text = " ".join(str(error).split())
+    return TrackingError(f"MLflow at {display(uri)} refuses what it was told: {_without(uri, text)[:300]}")
 
 
 def _no_answer(uri: str) -> TrackingUnreachable:
@@ -216,3 +251,20 @@ def _create_database(storage: StorageURL, url: StorageURL) -> None:
                 f"cannot make the database {url.database!r} for MLflow at {storage.where}: let an administrator "
                 f"create it (createdb -O {storage.user or 'USER'} {url.database}), or give --tracking-uri"
             ) from None
+
+
+def _create_schema(storage: StorageURL, url: StorageURL) -> None:
+    """Make the schema of the studies in MLflow's database, where its search path names none that is there."""
+    from psycopg2 import sql
+
+    with closing(psycopg2.connect(**url.libpq)) as connection, connection, connection.cursor() as cursor:
+        if _current_schema(cursor) is None:
+            with closing(psycopg2.connect(**storage.libpq)) as beside, beside.cursor() as studies:
+                schema = _current_schema(studies)
+            cursor.execute(sql.SQL("create schema if not exists {}").format(sql.Identifier(schema or "public")))
+
+
+def _current_schema(cursor: psycopg2.extensions.cursor) -> str | None:
+    cursor.execute("select current_schema()")
+    row = cursor.fetchone()
+    return row[0] if row else None
