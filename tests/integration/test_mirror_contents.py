@@ -70,6 +70,11 @@ VALUES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _settings() -> None:
+    configure()
+
+
 @pytest.fixture(scope="module")
 def databases(separate_server: Server) -> Iterator[StorageURL]:
     """A database for the studies of this file's tests, with MLflow's beside it."""
@@ -319,29 +324,28 @@ def test_a_running_trial_that_was_refused_is_whole_when_it_is_taken(
 
 @pytest.mark.usefixtures("refusing")
 def test_a_study_that_is_refused_keeps_no_other_one_out(
-    storage: PostgresStorage, client: MlflowClient, home: Path
+    storage: PostgresStorage, client: MlflowClient, home: Path, request: pytest.FixtureRequest
 ) -> None:
-    for name in ("a poison", "b", "c poison", "d"):
-        poisoned(storage, name, numbers=(0,) if name == "b" else (), trials=2)
-    said: list[str] = []
+    kind = request.node.callspec.params["client"]
+    first, partly, second, whole = names = [f"{name} {kind}" for name in ("a poison", "b", "c poison", "d")]
+    for name in names:
+        poisoned(storage, name, numbers=(0,) if name == partly else (), trials=2)
     process = MirrorProcess(
-        storage, tracking=client.tracking_uri, home=home, once=True, environment=dict(os.environ), output=said.append
+        storage, tracking=client.tracking_uri, home=home, once=True, environment=dict(os.environ), output=print
     )
-    assert process.wait(300) == 1
+    assert process.wait(600) == 1
     refused = [event["message"] for event in process.news() if event["event"] == "refused"]
     assert [message.partition(": ")[0] for message in refused] == [
-        "study 'a poison'",
-        "study 'b', trial 0",
-        "study 'c poison'",
+        f"study {first!r}",
+        f"study {partly!r}, trial 0",
+        f"study {second!r}",
     ]
     assert not any("\n" in message for message in refused)
     assert process.last_words["error"]["message"] == (
-        "3 of 4 studies are not in MLflow as they are: 'a poison', 'b', 'c poison'; the reasons are above"
+        f"3 of 4 studies are not in MLflow as they are: {first!r}, {partly!r}, {second!r}; the reasons are above"
     )
-    assert len(runs_of(client, "d")[1]) == 2
-    assert runs_of(client, "b")[0].data.tags["studyhall.refused"] == "0"
-    for name in ("b", "d"):
-        client.delete_experiment(client.get_experiment_by_name(name).experiment_id)
+    assert len(runs_of(client, whole)[1]) == 2
+    assert runs_of(client, partly)[0].data.tags["studyhall.refused"] == "0"
 
 
 @pytest.mark.parametrize("suffix", [" of ours", "-ü\"x'100%", "n" * 30, "é" * 10, "x" * 23])
