@@ -59,7 +59,10 @@ def to_trial(row: Mapping[str, Any]) -> FrozenTrial:
 
 def to_local(utc: datetime | None) -> datetime | None:
     """Optuna's tables hold UTC without a zone, its trials local time without a zone."""
-    return utc and utc + _offset(utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0))
+    try:
+        return utc and utc + _offset(utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0))
+    except (OverflowError, ValueError):
+        return utc  # the first and the last year have no local time; stock Optuna stores what it is given
 
 
 @lru_cache(maxsize=65536)

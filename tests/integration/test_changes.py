@@ -158,6 +158,16 @@ def test_trials_that_an_administrator_deletes_are_no_longer_counted(scene: Scene
     assert {name: count for name, count in counted.items() if count} == {"waiting": 1}
 
 
+@pytest.mark.parametrize("year", ["0001-01-01", "9999-12-31 23:59:59", "1969-12-31"])
+def test_a_trial_of_any_year_can_be_read(storage: PostgresStorage, year: str) -> None:
+    study = optuna.create_study(storage=storage)
+    study.add_trial(create_trial(value=1.0))
+    storage.database.execute(
+        "update trials set datetime_start = %(year)s, datetime_complete = %(year)s", {"year": year}
+    )
+    assert [trial.value for trial in study.trials] == [1.0]
+
+
 def test_trials_are_selected_by_state_as_they_change(storage: PostgresStorage) -> None:
     study = optuna.create_study(storage=storage)
     trials = [study.ask() for _ in range(4)]
