@@ -102,7 +102,7 @@ def test_a_spec_that_differs_from_the_stored_one(shell: Shell, look: Look, comma
         (
             "digits",
             ["objective.args.dataset=bad.csv", "objective.args.target=y"],
-            "row 3 has 1 cells, and the header 2",
+            "line 3 has 1 cell, and the header 2",
         ),
         (
             "digits",
