@@ -8,6 +8,7 @@ thread of its own: so no training waits for a database that hangs.
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import threading
@@ -125,8 +126,9 @@ class Lease:
         if self.is_told():
             return
         with self._changed:
+            result = self._judged(result)
             changes = _merged(*self._recently_told(), self._carried, self._pending)
-        kept = KeptResult(claim=self.claim, state=state.name, values=result.values, changes=changes)
+        kept = KeptResult(claim=self.claim, state=result.state.name, values=result.values, changes=changes)
         file = self._results.keep(kept)
         self._wait(self.is_told)
         if file and self.is_told():
@@ -152,8 +154,9 @@ class Lease:
             StorageUnreachable: it is away; what is pending stays so.
         """
         with self._changed:
+            result = self._result and self._judged(self._result)
             self._carried, self._pending = _merged(self._pending), {}
-            result, step, self._due = self._result, self._step, None
+            step, self._due = self._step, None
         wishes: Wishes | None = None
         refusals: list[Refusal] = []
         is_lost = False
@@ -183,6 +186,15 @@ class Lease:
             self._changed.notify_all()
         if refusals:
             self._results.put_aside(self.claim, refusals)
+
+    def _judged(self, result: _Result) -> _Result:
+        """``result``, or FAIL with the reason where the database has refused something: not all that the trial
+        recorded is there, whatever the objective made of that. Under the lock."""
+        if not self.refusals:
+            return result
+        reason = json.dumps(str(self.refusals[0]))
+        self._pending.setdefault("user_attrs", []).append({"key": "error", "value": reason})
+        return _Result(state=TrialState.FAIL, values=None)
 
     def _deliver(
         self, storage: PostgresStorage, result: _Result | None, step: int | None, within: float

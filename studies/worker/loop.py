@@ -201,10 +201,6 @@ class Worker:
         if held.lease.cancelled and state != TrialState.COMPLETE:
             state = TrialState.FAIL
             trial.set_user_attr("error", "cancelled")
-        if held.lease.refusals:  # whatever the objective made of it: not all that it recorded is there
-            state, values = TrialState.FAIL, None
-            trial.set_user_attr("error", str(held.lease.refusals[0]))
-            log.warning("trial %d failed: %s", trial.number, held.lease.refusals[0])
         # Study.tell without its answer, a deep copy of the trial that nobody here looks at.
         try:
             _tell_with_warning(study.optuna, trial, values, state)

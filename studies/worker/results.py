@@ -59,7 +59,7 @@ class Results:
         for refusal in refusals:
             name = f"{claim.trial_id}-{claim.epoch}-{uuid.uuid4().hex[:8]}{REFUSED}"
             file = self._write(name, {"claim": asdict(claim), "refused": asdict(refusal)})
-            log.warning("trial %d: %s; it is put aside in %s", claim.number, refusal, file or "no file")
+            log.warning("trial %d fails: %s; it is put aside in %s", claim.number, refusal, file or "no file")
 
     def _write(self, name: str, content: Mapping[str, Any]) -> Path | None:
         file = self._directory / name

@@ -91,6 +91,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "get_all_trials": lambda s: s.storage.get_all_trials(s.study_id),
     "get_n_trials": lambda s: s.storage.get_n_trials(s.study_id),
     "get_best_trial": lambda s: s.storage.get_best_trial(s.study_id),
+    "agree": lambda s: s.storage.agree(s.study_id, "new", UNIT),
     # Studies
     "create_study": lambda s: s.storage.create_study(spec("new")),
     "find_study": lambda s: s.storage.find_study("study"),
