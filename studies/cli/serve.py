@@ -124,9 +124,9 @@ def _serve(
     try:
         for site in sites:
             site.wait_until_ready()
-        _tell_addresses(storage, sites, access, tracking_uri)
-        for mirror in mirrors:  # on a busy machine it takes its time, at the lowest priority
+        for mirror in mirrors:  # so that whoever opens MLflow at once finds the studies there
             mirror.wait_until_ready()
+        _tell_addresses(storage, sites, access, tracking_uri)
         while True:
             for kept in (*sites, *mirrors):
                 kept.poll()
