@@ -327,8 +327,12 @@ class OptunaContract(BaseStorage):
         """Send a statement that answers with the trials that changed since they were read into the cache."""
         while True:
             cache, losses = self._cache(study_id), self.database.losses
-            if cache.losses != losses or cache.snapshot is None:
+            if not cache.is_read or (cache.losses != losses and len(cache) >= BATCH):
                 cache = self._caches[study_id] = self._read_all(study_id, losses)
+            elif cache.losses != losses:
+                # All of it comes with this one answer. Were it read before, a line on which each third answer is
+                # lost could make this go on for ever.
+                cache = self._caches[study_id] = TrialCache(losses, is_read=True)
             rows = self.database.rows(statement, study_id=study_id, **parameters, **cache.question(self._own))
             if losses == self.database.losses:
                 return cache, rows
@@ -339,7 +343,7 @@ class OptunaContract(BaseStorage):
         def read(after: int) -> list[dict[str, Any]]:
             return self.database.rows("all_trials", study_id=study_id, after=after, count=BATCH)
 
-        cache = TrialCache(losses)
+        cache = TrialCache(losses, is_read=True)
         with ThreadPoolExecutor(1) as reader:
             rows = read(-1)
             snapshot = rows[0]["snapshot"] if rows else None

@@ -87,10 +87,12 @@ class TrialCache:
     Args:
         losses: of connections, when it was begun. After another one it is not to be trusted: a server that
             crashed may have lost changes that were read here, and may give their transactions' ids to others.
+        is_read: whether the study's size is known, so that a small one needs no reading in batches.
     """
 
-    def __init__(self, losses: int = 0) -> None:
+    def __init__(self, losses: int = 0, *, is_read: bool = False) -> None:
         self.losses = losses
+        self.is_read = is_read
         self.snapshot: str | None = None
         """Of the last read, as PostgreSQL writes it; ``None`` before the first."""
         self.distributions: dict[str, BaseDistribution] = {}
@@ -100,6 +102,9 @@ class TrialCache:
         self._stale: set[int] = set()  # to be read again, whatever the snapshot shows
         self._versions = dict.fromkeys(TrialState, 0)  # how often the trials of each state have changed
         self._selected: dict[frozenset[TrialState], tuple[int, list[FrozenTrial]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._trials)
 
     def question(self, own: Collection[int]) -> dict[str, Any]:
         """What the database needs to know to tell what has changed; ``own`` trials are not asked for."""
