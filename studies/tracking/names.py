@@ -64,7 +64,8 @@ class Legal:
         Args:
             name: any text.
             prefix: of ours, put before it.
-            reserved: names that mean something else in this run: of them, every underscore is escaped.
+            reserved: names that mean something else in this run: of them, the first underscore is escaped,
+                as nothing else is, by four digits.
         """
         key = _key(name, prefix, name in reserved)
         return self._noted(name, key)
@@ -73,7 +74,7 @@ class Legal:
         """The value of a tag or parameter, of at most ``limit`` characters."""
         # Escapes only lengthen: of megabytes, no more is read than what may stay.
         escaped = text and _named(_escape(text[: limit + 1], _NO_VALUE))
-        if len(escaped) <= limit and not _CUT_VALUE.search(escaped):
+        if len(escaped) <= limit and not digest_in(escaped):
             return escaped
         sha256 = digest(text)
         self.texts[sha256] = text
@@ -133,10 +134,11 @@ def as_bytes(text: str) -> bytes:
 
 @lru_cache(4096)  # the names of metrics come with every step
 def _key(name: str, prefix: str, is_reserved: bool) -> str:
-    also = "|_" if is_reserved else ""
-    escaped = _named(_escape(name, _NO_KEY + also))
+    head, underscore, rest = name.partition("_") if is_reserved else ("", "", name)
+    head += underscore and "_x005f_"
+    escaped = _named(head + _escape(rest, _NO_KEY))
     if _is_ambiguous(escaped):
-        escaped = _named(_escape(name, _NO_PART_OF_A_PATH + also))
+        escaped = _named(head + _escape(rest, _NO_PART_OF_A_PATH))
     return prefix + _fitted(name, escaped, MAX_KEY - len(prefix))
 
 
@@ -152,7 +154,7 @@ def _named(escaped: str) -> str:
 
 
 def _fitted(name: str, escaped: str, limit: int) -> str:
-    if len(escaped) <= limit and not _CUT_NAME.search(escaped):
+    if len(escaped) <= limit and not digest_in(escaped):
         return escaped
     tail = f"_sha256_{digest(name)}"
     return escaped[: limit - len(tail)] + tail

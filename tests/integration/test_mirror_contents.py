@@ -220,8 +220,8 @@ def test_a_metric_of_a_name_of_ours_stays_apart(
     follow(name).catch_up()
     assert runs_of(client, name)[1][0].data.metrics == {
         "val_accuracy": 0.1,
-        "final_x5f_val_x5f_accuracy": 0.2,
-        "reported_x5f_val_x5f_accuracy": 0.3,
+        "final_x005f_val_accuracy": 0.2,
+        "reported_x005f_val_accuracy": 0.3,
         "final_loss": 0.4,
         "reported_val_accuracy": 0.5,
         "final_val_accuracy": 0.6,
