@@ -201,7 +201,7 @@ def test_a_stopped_study_goes_on_when_extended(shell: Shell, look: Look) -> None
 
 def test_a_cancelled_trial_ends_within_a_step_and_counts_for_nothing(shell: Shell, look: Look) -> None:
     storage = look()
-    with two_runs(shell, storage, STEP_SECONDS="0.5") as runs:
+    with two_runs(shell, storage, STEP_SECONDS="2") as runs:
         say(shell, "extend", "s", "--max-failures", "1")
         number = max(steps(storage))
         said = say(shell, "cancel", "s", str(number))
