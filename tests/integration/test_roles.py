@@ -36,8 +36,8 @@ OPTUNAS = (
     *("trial_values", "trial_intermediate_values", "trial_user_attributes", "trial_system_attributes"),
     "trial_heartbeats",
 )
-OURS = ("budgets", "leases", "metrics", "addresses")
-PASSING = ("checkpoints", "notices", "requests", "workers")
+OURS = ("budgets", "leases", "metrics", "addresses", "tallies")
+PASSING = ("checkpoints", "notices", "requests", "transitions", "workers")
 VERSIONS = ("alembic_version", "version_info", "studyhall.version")
 
 

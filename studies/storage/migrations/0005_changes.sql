@@ -93,7 +93,7 @@ create trigger studyhall_note_gone after delete on trials for each row
     when (current_setting('studyhall.own', true) is distinct from 'yes') execute function studyhall.note_state();
 
 -- The same for what hangs on a trial, before it is written, by the lock order. Our own functions take care of that
--- themselves, and say so by a setting.
+-- themselves, and say so by a setting of their transaction. (As a clause of the functions only a superuser could make it.)
 create function studyhall.note_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog as $$
 begin
@@ -309,11 +309,12 @@ end $$;
 -- While the server was down no heartbeat could arrive: a lease lasts at least its own time after the server's
 -- start. A trial that somebody is at is not waited for.
 create function studyhall.sweep(p_study_id integer) returns integer
-language plpgsql set plan_cache_mode = force_generic_plan set studyhall.own = 'yes' as $$
+language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
     orphan record;
     swept integer := 0;
 begin
+    perform set_config('studyhall.own', 'yes', true);
     for orphan in
         select t.trial_id, coalesce(w.host, l.worker_id) as host
         from studyhall.leases l join trials t on t.trial_id = l.trial_id
@@ -334,11 +335,12 @@ end $$;
 -- Requeue the running trials of workers that have ended, where it counts if they died of something; returns how
 -- many. Sent again, it finds what it did by its token.
 create function studyhall.bury(p_token uuid, p_worker_ids text[], p_died_of text) returns integer
-language plpgsql set studyhall.own = 'yes' as $$
+language plpgsql as $$
 declare
     orphan integer;
     buried integer := 0;
 begin
+    perform set_config('studyhall.own', 'yes', true);
     insert into studyhall.requests (token, answer) values (p_token, 0) on conflict do nothing;
     if not found then
         return (select answer from studyhall.requests where token = p_token);
@@ -433,10 +435,11 @@ create function studyhall.claim(
     p_study_id integer, p_worker_id text, p_lease_seconds double precision, p_claim uuid,
     p_since pg_snapshot, p_again integer[]
 ) returns table (reason text, epoch integer, snapshot text, trial studyhall.contents)
-language plpgsql set studyhall.own = 'yes' as $$
+language plpgsql as $$
 declare
     taken record;
 begin
+    perform set_config('studyhall.own', 'yes', true);
     taken := studyhall.take(p_study_id, p_worker_id, p_lease_seconds, p_claim);
     if taken.reason is not null then
         return query select taken.reason, null::integer, null, null::studyhall.contents;
@@ -454,9 +457,10 @@ create function studyhall.write(
     out cancelled boolean,      -- end this trial
     out interrupted boolean,    -- give it back: its study is paused or stopped
     out revision integer
-) language plpgsql set plan_cache_mode = force_generic_plan set studyhall.own = 'yes' as $$
+) language plpgsql set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 begin
+    perform set_config('studyhall.own', 'yes', true);
     perform set_config('synchronous_commit', 'off', true);
     perform from trials where trial_id = p_trial_id and state = 'RUNNING' for key share;
     if found then
@@ -518,7 +522,7 @@ end $$;
 -- meanwhile, and that nobody has taken, takes the result too, if the budget has room for it.
 create function studyhall.finish(
     p_trial_id integer, p_claim uuid, p_revision integer, p_state trialstate, p_values float8[], p_changes jsonb
-) returns void language plpgsql set plan_cache_mode = force_generic_plan set studyhall.own = 'yes' as $$
+) returns void language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
     study integer;
     expected trialstate;
@@ -526,6 +530,7 @@ declare
     is_held boolean;
     known integer;
 begin
+    perform set_config('studyhall.own', 'yes', true);
     select study_id, state into study, expected from trials where trial_id = p_trial_id;
     if expected = 'WAITING' then
         perform from studies where study_id = study for no key update;
@@ -558,8 +563,9 @@ end $$;
 
 -- A worker gives back the trial that it holds, unfinished. Sent again, it changes nothing.
 create function studyhall.give_back(p_trial_id integer, p_claim uuid, p_changes jsonb) returns void
-language plpgsql set plan_cache_mode = force_generic_plan set studyhall.own = 'yes' as $$
+language plpgsql set plan_cache_mode = force_generic_plan as $$
 begin
+    perform set_config('studyhall.own', 'yes', true);
     perform from trials where trial_id = p_trial_id and state = 'RUNNING' for no key update;
     if found then
         perform from studyhall.leases where trial_id = p_trial_id and claim = p_claim and held for update;
@@ -576,13 +582,14 @@ create function studyhall.extend(
     p_token uuid, p_study_id integer, p_trials integer, p_more_trials integer, p_max_failures integer,
     p_timeout float8, p_target float8,
     out finished integer        -- how many are done, where that is more than p_trials: nothing was changed then
-) language plpgsql set studyhall.own = 'yes' as $$
+) language plpgsql as $$
 declare
     t studyhall.tallies;
     budget integer;
     surplus integer[];
     each integer;
 begin
+    perform set_config('studyhall.own', 'yes', true);
     perform from studies where study_id = p_study_id for no key update;
     insert into studyhall.requests (token, answer) values (p_token, p_study_id) on conflict do nothing;
     if not found then
@@ -612,10 +619,11 @@ end $$;
 -- A study and all that hangs on it: Optuna's foreign keys do not cascade, so the leaves go first. False where there
 -- is no study; sent again, it finds what it did by its token.
 create function studyhall.delete_study(p_token uuid, p_study_id integer) returns boolean
-language plpgsql set studyhall.own = 'yes' as $$
+language plpgsql as $$
 declare
     doomed integer[];
 begin
+    perform set_config('studyhall.own', 'yes', true);
     perform from studies where study_id = p_study_id for update;
     if not found then
         return exists (select from studyhall.requests where token = p_token);
@@ -641,8 +649,9 @@ end $$;
 
 -- Store values of an unfinished trial.
 create function studyhall.set(p_trial_id integer, p_changes jsonb) returns void
-language plpgsql set plan_cache_mode = force_generic_plan set studyhall.own = 'yes' as $$
+language plpgsql set plan_cache_mode = force_generic_plan as $$
 begin
+    perform set_config('studyhall.own', 'yes', true);
     perform studyhall.lock_unfinished(p_trial_id);
     update studyhall.leases set revision = revision + 1, changed = pg_current_xact_id() where trial_id = p_trial_id;
     perform studyhall.put(p_trial_id, p_changes);
@@ -672,11 +681,12 @@ end $$;
 create function studyhall.create_trial(
     p_token uuid, p_study_id integer, p_state trialstate, p_start timestamp, p_complete timestamp,
     p_values float8[], p_changes jsonb
-) returns setof studyhall.contents language plpgsql set studyhall.own = 'yes' as $$
+) returns setof studyhall.contents language plpgsql as $$
 declare
     created integer;
     t studyhall.tallies;
 begin
+    perform set_config('studyhall.own', 'yes', true);
     perform from studies where study_id = p_study_id for no key update;
     if not found then
         raise exception 'no study of id %', p_study_id using errcode = 'P0002';
@@ -704,11 +714,12 @@ end $$;
 -- Set the state of an unfinished trial, and its values. False where RUNNING was asked for and the trial is
 -- not waiting, or the budget has no room for it.
 create function studyhall.set_state(p_token uuid, p_trial_id integer, p_state trialstate, p_values float8[])
-returns boolean language plpgsql set plan_cache_mode = force_generic_plan set studyhall.own = 'yes' as $$
+returns boolean language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
     trial record;
     done integer;
 begin
+    perform set_config('studyhall.own', 'yes', true);
     select answer into done from studyhall.requests where token = p_token;
     if found then
         return done = 1;
@@ -737,10 +748,11 @@ end $$;
 -- End a trial: at its next step where a worker of ours runs it, else at once. A finished one stays as it is: a
 -- failure that was marked as cancelled would no longer count.
 create function studyhall.cancel(p_trial_id integer) returns void
-language plpgsql set studyhall.own = 'yes' as $$
+language plpgsql as $$
 declare
     is_held boolean;
 begin
+    perform set_config('studyhall.own', 'yes', true);
     perform from trials where trial_id = p_trial_id and state in ('RUNNING', 'WAITING') for no key update;
     if not found then
         return;
