@@ -80,4 +80,8 @@ def _import_failure(name: str, error: BaseException) -> ObjectiveError:
 
 def one_line(error: BaseException) -> str:
     """The message of ``error`` without line breaks; its type's name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    try:
+        text = str(error)
+    except Exception as broken:  # whose own text is not asked for
+        text = f"{type(error).__name__} (its text cannot be read: {type(broken).__name__})"
+    return " ".join(text.split()) or type(error).__name__

@@ -110,6 +110,8 @@ class Trial(optuna.trial.Trial):
             ValueError: other choices than the study's.
         """
         own = tuple(choices)
+        if not own:
+            raise ValueError(f"parameter {name!r} has no choices; give at least one")
         try:
             stored = categorical(as_stored(own))
         except (TypeError, ValueError) as error:
@@ -147,7 +149,10 @@ class Trial(optuna.trial.Trial):
         number, step = _as_number(value, "value"), _as_step(step)
         # First the named ones: a step that Optuna's tables show is complete.
         named = self._reported.get(step, set())
-        self._holder.put_metrics(step, {key: float(metric) for key, metric in metrics.items() if key not in named})
+        self._holder.put_metrics(
+            step,
+            {key: _as_number(metric, f"metric {key!r:.60}") for key, metric in metrics.items() if key not in named},
+        )
         if step in self._reported or step not in self._cached_frozen_trial.intermediate_values:
             super().report(number, step)  # which warns of a step that was reported before
         self._reported[step] = named | set(metrics)

@@ -76,8 +76,9 @@ class Labels:
                 "choose another target, or turn the numbers into a few labels"
             )
         if counts.min() < MIN_PER_CLASS:
+            rarest = " ".join(self.names[counts.argmin()].split())  # of an unclosed quote it is half the file
             raise ValueError(
-                f"class {self.names[counts.argmin()]} has {counts.min()} of {len(self.y_N)} examples; each of the "
+                f"class {rarest:.60} has {counts.min()} of {len(self.y_N)} examples; each of the "
                 f"{len(self.names)} classes needs at least {MIN_PER_CLASS} to be in every part"
             )
 
@@ -106,6 +107,7 @@ def _normal(label: str) -> object:
     if number is not None:
         return number
     text = unicodedata.normalize("NFKC", label).casefold()
+    text = "".join(character for character in text if unicodedata.category(character) != "Cf")  # such as U+200B
     return " ".join(text.replace("_", " ").replace("-", " ").split()) or text
 
 

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from studies import objective
 from studies.child import Events, wait_for_end_of_input
@@ -166,5 +166,16 @@ def _read_setup(line: str) -> Setup:
     return Setup(**{**data, "objectives": tuple(ObjectiveSetup(**each) for each in data["objectives"])})
 
 
+def _exit(status: int) -> NoReturn:
+    """End, whatever an objective has left: Python would wait for its threads, and nobody for this worker's result."""
+    left = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread is threading.main_thread())]
+    if left:
+        log.warning("ended beside %d threads that an objective left running, such as %s", len(left), left[0])
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _exit(main())

@@ -260,7 +260,7 @@ class Run:
         assert begun <= TRIALS + 3 + was_killed
         left = storage.database.execute(
             "select (select count(*) from studyhall.checkpoints join trials using (trial_id) where study_id = %(id)s),"
-            " (select count(*) from studyhall.leases join trials using (trial_id) where study_id = %(id)s and held)"
+            " (select count(*) from studyhall.leases where study_id = %(id)s and held)"
             " as held",
             {"id": record.study_id},
         )

@@ -332,6 +332,21 @@ def test_names_as_long_as_legal_in_any_script_are_stored(storage: PostgresStorag
     assert storage.metrics(first) == {0: {name: 1.0}}
 
 
+def test_an_error_that_cannot_even_be_told_fails_its_trial_alone(storage: PostgresStorage, run: Run) -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    def objective(trial: Trial) -> float:
+        if trial.number == 0:
+            raise Unspeakable
+        return 1.0
+
+    run(objective)
+    assert [trial.state.name for trial in trials(storage)] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert "(its text cannot be read: RuntimeError)" in trials(storage)[0].user_attrs["error"]
+
+
 def test_an_error_of_any_length_and_content_is_stored(storage: PostgresStorage, run: Run) -> None:
     def objective(trial: Trial) -> float:
         if trial.number == 0:

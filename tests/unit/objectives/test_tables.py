@@ -331,6 +331,9 @@ def test_a_file_that_cannot_be_read_is_refused(
         ("a,y,", lambda i: f"{NOISE[i]},{i >= 30},", "Unnamed: 2"),
         ("k,a,y", lambda i: f"{i},{NOISE[i]},{i >= 30}", "k"),
         ("a,y,Case", lambda i: f"{NOISE[i]},{i >= 30},{i + 1}", "Case"),
+        ("n,a,y", lambda i: f"{60 - i},{NOISE[i]},{i >= 30}", "n"),
+        ("n,a,y", lambda i: f"{1001 + i},{NOISE[i]},{i >= 30}", "n"),
+        ("n,a,y", lambda i: f"{-10 * i},{NOISE[i]},{i >= 30}", "n"),
         ("Id,a,y", lambda i: f"{1000 + i},{NOISE[i]},{i >= 30}", "Id"),
         ("index,a,y", lambda i: f"{i * 7 % 60},{NOISE[i]},{i >= 30}", "index"),
         ("row_number,a,y", lambda i: f"{60 - i},{NOISE[i]},{i >= 30}", "row_number"),
@@ -413,6 +416,8 @@ def test_an_argument_that_is_no_role_is_refused(args: dict[str, Any], message: s
         ("1", "1e0"),
         ("a-b", "a_b"),
         ("ﬁt", "fit"),
+        ("p", "p\u200b"),
+        ("\ufeffp", "p"),
     ],
 )
 def test_two_spellings_of_one_label_are_questioned(refusal: Callable[..., str], one: str, other: str) -> None:
