@@ -113,21 +113,15 @@ def without_row_numbers(
 
 
 def _numbers_rows(blocks: deque[np.ndarray], j: int, name: str) -> bool:
-    """Whether a column counts the rows, up or down, from anywhere; or is called an index, and has each number once."""
+    """Whether a column counts the rows, up or down; or is called an index, and has each number once."""
     is_named_so = ROW_NAMES.fullmatch(name.strip().lower()) is not None
-    start = blocks[0][:3, j]
-    if not is_named_so and not _is_count(start):
-        return False
+    if not is_named_so and not {blocks[0][0, j], blocks[-1][-1, j]} & {0, 1}:
+        return False  # as years do not
     column = np.concatenate([block[:, j] for block in blocks])
     if is_named_so:
         return bool((column == np.floor(column)).all()) and len(np.unique(column)) == len(column)
-    return len(column) > 2 and _is_count(column)
-
-
-def _is_count(column: np.ndarray) -> bool:
-    """Whether these are whole numbers that are all the same step apart."""
     steps = np.diff(column)
-    return bool(len(steps) and steps[0] != 0 and (steps == steps[0]).all() and (column == np.floor(column)).all())
+    return bool((steps == 1).all() or (steps == -1).all())
 
 
 def keep(names: Sequence[str]) -> str:
