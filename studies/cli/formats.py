@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -102,16 +101,16 @@ def echo_json(pages: Iterable[Sequence[Any]]) -> None:
 
 def to_csv(rows: Iterable[Sequence[Any]]) -> str:
     """CSV as RFC 4180 has it, but with line feeds alone, and none at the end; an empty cell for None."""
-    buffer = io.StringIO(newline="")
+    written: list[str] = []
     # With a line's end of RFC 4180's, so that a cell that holds either half of it is quoted.
-    writer = csv.writer(buffer)
-    written = []
-    for row in rows:
-        writer.writerow(row)
-        written.append(buffer.getvalue().removesuffix("\r\n"))
-        buffer.seek(0)
-        buffer.truncate()
-    return "\n".join(written)
+    csv.writer(_Lines(written.append)).writerows(rows)
+    return "\n".join(line.removesuffix("\r\n") for line in written)
+
+
+class _Lines(NamedTuple):
+    """What :func:`csv.writer` writes to, a line at a time."""
+
+    write: Callable[[str], None]
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()) -> None:

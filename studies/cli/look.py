@@ -221,6 +221,8 @@ def _csv_cells(row: TrialRow, params: list[str], metrics: list[str]) -> list[Any
 
 def _csv(value: Any) -> Any:
     """A parameter's value in a cell: a scalar as it is, a list or a table as JSON."""
+    if type(value) in (int, str):
+        return value
     return to_text(value) if isinstance(value, list | dict) else strict(value)
 
 

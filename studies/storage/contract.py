@@ -9,13 +9,13 @@ A trial that a worker holds by a lease is written to by its :class:`Writer`.
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import threading
 import time
 import uuid
 from collections.abc import Container, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.errors import StorageUnreachable
+from studies.storage import pages
 from studies.storage.database import AlreadyFinished, Database, NotThere
 from studies.storage.limits import check_name, check_size, to_json
 from studies.storage.trials import TrialCache, changed, copied, read_distribution, to_trial, to_utc
@@ -35,9 +36,6 @@ from studies.storage.trials import TrialCache, changed, copied, read_distributio
 #: Seconds for which what was read for a worker's trial is not read again. With Hyperband, TPE reads all trials
 #: once for each parameter; and steps as short as this are not pruned by what happened in between.
 FRESH_SECONDS = 0.05
-
-#: How many trials are read at a time when a study is read for the first time.
-BATCH = 2000
 
 Change = Mapping[str, Any]
 
@@ -327,7 +325,7 @@ class OptunaContract(BaseStorage):
         """Send a statement that answers with the trials that changed since they were read into the cache."""
         while True:
             cache, losses = self._cache(study_id), self.database.losses
-            if not cache.is_read or (cache.losses != losses and len(cache) >= BATCH):
+            if not cache.is_read or (cache.losses != losses and len(cache) >= pages.PAGE):
                 cache = self._caches[study_id] = self._read_all(study_id, losses)
             elif cache.losses != losses:
                 # All of it comes with this one answer. Were it read before, a line on which each third answer is
@@ -338,22 +336,13 @@ class OptunaContract(BaseStorage):
                 return cache, rows
 
     def _read_all(self, study_id: int, losses: int) -> TrialCache:
-        """Read a study's trials for the first time, some thousands at a time."""
-
-        def read(after: int) -> list[dict[str, Any]]:
-            return self.database.rows("all_trials", study_id=study_id, after=after, count=BATCH)
-
-        cache = TrialCache(losses, is_read=True)
-        with ThreadPoolExecutor(1) as reader:
-            rows = read(-1)
-            snapshot = rows[0]["snapshot"] if rows else None
-            while len(rows) == BATCH:
-                following = reader.submit(read, rows[-1]["trial_id"])  # meanwhile these are taken in
-                cache.learn(rows, self._own)
-                rows = following.result()
-            cache.learn(rows, self._own)
-        # By the first one, since what changed during a later batch may belong to an earlier one.
-        cache.snapshot = snapshot
+        """Read a study's trials for the first time, a page at a time."""
+        # The snapshot comes first: what changes while the pages are read is asked for again.
+        (row,) = self.database.rows("trial_ids", study_id=study_id)
+        cache = TrialCache(losses, snapshot=row["snapshot"], is_read=True)
+        with _no_collections():
+            for page in pages.read_pages(self.database, row["ids"] or ()):
+                cache.load(pages.to_trials(page), self._own)
         return cache
 
     def _note_fresh(self, study_id: int) -> None:
@@ -363,6 +352,18 @@ class OptunaContract(BaseStorage):
 
     def _cache(self, study_id: int) -> TrialCache:
         return self._caches.setdefault(study_id, TrialCache())
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Switch the garbage collector off: what is read here stays, and each of its walks over that finds nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _checked(name: str, distribution: BaseDistribution) -> str:

@@ -9,23 +9,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.storage.pages import (
+    PAGE,
+    Page,
+    attrs_of,
+    integers,
+    numbers,
+    params_of,
+    read_pages,
+    reports_of,
+    states_of,
+    times_of,
+    to_trials,
+    values_of,
+)
 from studies.storage.postgres import Point
-from studies.storage.trials import read_distribution, to_local, to_trial
+from studies.storage.trials import to_local
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
     from studies.storage.postgres import PostgresStorage, StudyRecord
-
-#: Trials of one statement. A page of twice as many is no faster and takes twice the memory.
-PAGE: Final = 1000
 
 
 class TrialRow(NamedTuple):
@@ -73,16 +81,15 @@ class StudyReader:
     def whole(self, outlines: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """The trials of these outlines with all that they hold, by number."""
         ids = [trial._trial_id for trial in outlines]
-        pages = (self._database.rows("some_trials", trial_ids=part) for part in _parts(ids, PAGE))
-        return [to_trial(row) for page in pages for row in page]
+        return [trial for page in read_pages(self._database, ids) for trial in to_trials(page)]
 
     def curves(self, trials: Iterable[FrozenTrial], most: int) -> dict[int, list[Point]]:
         """The metrics of ``trials`` by step and name: ``{number: points}``, at most ``most`` points of each line."""
-        numbers = {trial._trial_id: trial.number for trial in trials}
-        points: dict[int, list[Point]] = {number: [] for number in numbers.values()}
-        for ids in _parts(list(numbers), PAGE // 4):
+        of = {trial._trial_id: trial.number for trial in trials}
+        points: dict[int, list[Point]] = {number: [] for number in of.values()}
+        for ids in _parts(list(of), PAGE // 8):
             for row in self._database.rows("thinned_curves", trial_ids=ids, most=most):
-                points[numbers[row.pop("trial_id")]].append(Point(**row))
+                points[of[row.pop("trial_id")]].append(Point(**row))
         return points
 
     def param_names(self) -> list[str]:
@@ -99,15 +106,9 @@ class StudyReader:
         Args:
             reports: whether to read what they reported at each step.
         """
-
-        def read(after: int) -> list[dict[str, Any]]:
-            return self._database.rows("trial_rows", study_id=self._study_id, after=after, count=PAGE, reports=reports)
-
-        with ThreadPoolExecutor(1) as ahead:
-            page = ahead.submit(read, -1)
-            while rows := page.result():
-                page = ahead.submit(read, rows[-1]["trial_id"])
-                yield [_row(row) for row in rows]
+        (found,) = self._database.rows("trial_ids", study_id=self._study_id)
+        for page in read_pages(self._database, found["ids"] or (), "page_rows", reports=reports):
+            yield _rows(page)
 
 
 def _parts(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -137,39 +138,43 @@ def _steps(count: int, last: int) -> dict[int, float]:
     return dict.fromkeys(range(last - count + 1, last + 1), math.nan)
 
 
-def _row(row: Mapping[str, Any]) -> TrialRow:
-    reports = json.loads(row["reports"] or "[]")
-    return TrialRow(
-        row["number"],
-        row["state"],
-        _values(row),
-        {
-            name: distribution.to_external_repr(float(value))
-            for (name, distribution), value in zip(
-                _names(row["names"] or "[]"), json.loads(row["params"] or "[]"), strict=True
-            )
-        },
-        {name: float(value) for name, value in json.loads(row["metrics"] or "{}").items()},
-        row["steps"],
-        {step: float(value) for step, value in zip(reports[::2], reports[1::2], strict=True)},
-        _local(row["datetime_start"]),
-        _local(row["datetime_complete"]),
-        row["worker"],
-        row["attempts"],
-        row["error"] and json.loads(row["error"]),
-    )
-
-
-@lru_cache(maxsize=4096)
-def _names(text: str) -> list[tuple[str, BaseDistribution]]:
-    # Nearly all trials of a study have the same text, which is read once.
-    parts = json.loads(text)
-    return [(name, read_distribution(json.dumps(of))) for name, of in zip(parts[::2], parts[1::2], strict=True)]
+def _rows(page: Page) -> list[TrialRow]:
+    metrics: dict[int, dict[str, float]] = {trial_id: {} for trial_id in integers(page["trial_ids"])}
+    for name, column in zip(page["metric_names"] or (), page["metrics"] or (), strict=True):
+        for trial_id, value in numbers(column):
+            metrics[trial_id][name] = value
+    steps = dict(numbers(page["steps"]))
+    begun = zip(page["workers"] or (), page["epochs"] or (), strict=True)
+    attempts = dict(zip(integers(page["begun"]), begun, strict=True))
+    nobody = None, None
+    return [
+        TrialRow(
+            number,
+            state.name,
+            values,
+            params,
+            metrics[trial_id],
+            int(steps.get(trial_id, 0)),
+            reports,
+            start,
+            complete,
+            *attempts.get(trial_id, nobody),
+            user_attrs.get("error"),
+        )
+        for trial_id, number, state, values, (params, _), reports, start, complete, user_attrs in zip(
+            integers(page["trial_ids"]),
+            integers(page["numbers"]),
+            states_of(page),
+            values_of(page),
+            params_of(page),
+            reports_of(page),
+            times_of(page, "starts"),
+            times_of(page, "completes"),
+            attrs_of(page, "user_attrs"),
+            strict=True,
+        )
+    ]
 
 
 def _values(row: Mapping[str, Any]) -> list[float]:
     return [float(value) for value in json.loads(row["values"] or "[]")]
-
-
-def _local(utc: datetime | None) -> datetime | None:
-    return utc and utc.replace(tzinfo=UTC).astimezone()

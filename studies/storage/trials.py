@@ -59,15 +59,14 @@ def to_trial(row: Mapping[str, Any]) -> FrozenTrial:
 
 def to_local(utc: datetime | None) -> datetime | None:
     """Optuna's tables hold UTC without a zone, its trials local time without a zone."""
-    try:
-        return utc and utc + _offset(utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0))
-    except (OverflowError, ValueError):
-        return utc  # the first and the last year have no local time; stock Optuna stores what it is given
+    return utc and utc + offset(utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0))
 
 
 @lru_cache(maxsize=65536)
-def _offset(quarter: datetime) -> timedelta:
+def offset(quarter: datetime) -> timedelta:
     """What local time is ahead of UTC in a quarter of an hour, at whose ends alone clocks are changed."""
+    if not datetime.min.year < quarter.year < datetime.max.year:
+        return timedelta()  # these years have no local time; stock Optuna stores what it is given
     local = quarter.replace(tzinfo=UTC).astimezone().utcoffset()
     assert local is not None
     return local
@@ -87,14 +86,14 @@ class TrialCache:
     Args:
         losses: of connections, when it was begun. After another one it is not to be trusted: a server that
             crashed may have lost changes that were read here, and may give their transactions' ids to others.
-        is_read: whether the study's size is known, so that a small one needs no reading in batches.
+        snapshot: of the last read, as PostgreSQL writes it; ``None`` before the first.
+        is_read: whether the study's size is known, so that a small one needs no reading a page at a time.
     """
 
-    def __init__(self, losses: int = 0, *, is_read: bool = False) -> None:
+    def __init__(self, losses: int = 0, *, snapshot: str | None = None, is_read: bool = False) -> None:
         self.losses = losses
+        self.snapshot = snapshot
         self.is_read = is_read
-        self.snapshot: str | None = None
-        """Of the last read, as PostgreSQL writes it; ``None`` before the first."""
         self.distributions: dict[str, BaseDistribution] = {}
         """Of each parameter, as the first trial that was read has it."""
         self._trials: list[FrozenTrial] = []  # by id, which within a study is by number
@@ -116,6 +115,11 @@ class TrialCache:
             self.snapshot = row["snapshot"]
             self._stale.discard(row["trial_id"])
             self.put(own.get(row["trial_id"]) or to_trial(row))
+
+    def load(self, trials: Iterable[FrozenTrial], own: Mapping[int, FrozenTrial]) -> None:
+        """Take in a page of a study that is read for the first time."""
+        for trial in trials:
+            self.put(own.get(trial._trial_id, trial))
 
     def put(self, trial: FrozenTrial) -> None:
         """Take in one trial. A new one has a higher id than all that are known."""

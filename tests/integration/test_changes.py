@@ -130,7 +130,7 @@ def test_a_change_that_is_committed_late_is_seen_though_later_ones_were_read_bef
 
 
 def test_a_study_longer_than_a_batch_is_read_whole(storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("studies.storage.contract.BATCH", 7)
+    monkeypatch.setattr("studies.storage.pages.PAGE", 7)
     study = optuna.create_study(storage=storage)
     other = optuna.create_study(storage=storage)
     for n in range(20):

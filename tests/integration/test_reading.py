@@ -13,7 +13,7 @@ from studies import PostgresStorage
 from studies.report.data import read
 from studies.report.page import report
 from studies.report.part import MOST_TRIALS, SAMPLE
-from studies.storage import reading
+from studies.storage import pages
 from studies.storage.postgres import StudyRecord
 from studies.storage.reading import StudyReader
 from tests.benchmarks.filled import fill, mix
@@ -46,7 +46,7 @@ def record(storage: PostgresStorage) -> StudyRecord:
 def test_pages_hold_each_trial_as_it_is_read_whole(
     storage: PostgresStorage, record: StudyRecord, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PAGE", page)
+    monkeypatch.setattr(pages, "PAGE", page)
     reader = StudyReader(storage, record)
     rows = [row for part in reader.pages(reports=True) for row in part]
     trials = storage.trials(record)
@@ -69,24 +69,23 @@ def test_pages_hold_each_trial_as_it_is_read_whole(
 def test_a_page_is_there_before_the_others_are_read(
     storage: PostgresStorage, record: StudyRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "PAGE", 10)
+    monkeypatch.setattr(pages, "PAGE", 10)
     count = storage.get_n_trials(record.study_id)
     sent: list[int] = []
     send = storage.database.rows
 
     def rows(name: str, /, **parameters: Any) -> list[dict[str, Any]]:
-        sent.append(parameters["after"])
-        found = send(name, **parameters)
-        assert len(found) <= 10
-        return found
+        if name == "page":
+            sent.append(parameters["firsts"][0])
+        return send(name, **parameters)
 
     monkeypatch.setattr(storage.database, "rows", rows)
-    pages = StudyReader(storage, record).pages()
-    first = next(pages)
+    parts = StudyReader(storage, record).pages()
+    first = next(parts)
     assert [row.number for row in first] == list(range(10))
-    assert len(sent) <= 2  # this one, and the next, which is read ahead
-    assert sum(len(page) for page in pages) == count - 10
-    assert len(sent) == len(set(sent)) == math.ceil(count / 10) + 1
+    assert len(sent) <= 1 + pages.AHEAD
+    assert sum(len(page) for page in parts) == count - 10
+    assert len(sent) == len(set(sent)) == math.ceil(count / 10)
 
 
 def test_an_outline_is_a_trial_in_short(storage: PostgresStorage, record: StudyRecord) -> None:

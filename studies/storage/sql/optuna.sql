@@ -95,10 +95,58 @@ select * from studyhall.contents where trial_id = %(trial_id)s
 -- The id of a study's trial by its number.
 select trial_id from trials where study_id = %(study_id)s and number = %(number)s
 
--- name: all_trials
--- The next trials of a study after one of them, by id; each with the snapshot by which to ask for changes.
-select pg_current_snapshot()::text as snapshot, c.* from studyhall.contents c
-where c.study_id = %(study_id)s and c.trial_id > %(after)s order by c.trial_id limit %(count)s
+-- name: trial_ids
+-- The ids of a study's trials, ascending, and the snapshot by which to ask for changes; null where there is none.
+select pg_current_snapshot()::text as snapshot, array_agg(trial_id order by trial_id) as ids
+from trials where study_id = %(study_id)s
+
+-- name: page
+-- Many trials in one row, by runs of ids without a gap: a lookup of each trial by itself takes half as long again.
+-- Numbers are binary, as PostgreSQL sends them. What hangs on a trial is its id, its place there (the step, the
+-- objective, the order of parameters) and the value; parameters come by their names and distributions. Attributes are
+-- a trial's id, a colon and JSON. Reports come only where they are wanted.
+with runs as materialized (
+    select * from unnest(%(firsts)s::integer[], %(lasts)s::integer[]) as run (first, last)
+), page as materialized (
+    select t.* from runs, lateral (select * from trials where trial_id between first and last offset 0) t
+    order by t.trial_id
+), param as (
+    select param_name, distribution_json,
+        string_agg(int4send(trial_id) || int4send(param_id) || float8send(param_value), '') as numbers
+    from runs, lateral (select * from trial_params where trial_id between first and last offset 0) p
+    group by param_name, distribution_json
+), user_attr as (
+    select trial_id, string_agg(to_json(key)::text || ':' || value_json, ',' order by trial_user_attribute_id) as attrs
+    from runs, lateral (select * from trial_user_attributes where trial_id between first and last offset 0) a
+    group by trial_id
+), system_attr as (
+    select trial_id, string_agg(to_json(key)::text || ':' || value_json, ',' order by trial_system_attribute_id) as attrs
+    from runs, lateral (select * from trial_system_attributes where trial_id between first and last offset 0) a
+    group by trial_id
+)
+select t.*, v.*, r.*, p.*,
+    (select array_agg(trial_id || ':{' || attrs || '}') from user_attr) as user_attrs,
+    (select array_agg(trial_id || ':{' || attrs || '}') from system_attr) as system_attrs
+from (
+    select string_agg(int4send(trial_id), '') as trial_ids, string_agg(int4send(number), '') as numbers,
+        string_agg(left(state::text, 1), '') as states,
+        string_agg(timestamp_send(coalesce(datetime_start, 'infinity')), '') as starts,
+        string_agg(timestamp_send(coalesce(datetime_complete, 'infinity')), '') as completes
+    from page
+) t, (
+    select string_agg(int4send(trial_id) || int4send(objective) || float8send(case value_type
+        when 'INF_POS' then 'Infinity' when 'INF_NEG' then '-Infinity' else value end), '') as "values"
+    from runs, lateral (select * from trial_values where trial_id between first and last offset 0) v
+) v, (
+    select string_agg(int4send(trial_id) || int4send(step) || float8send(case intermediate_value_type
+        when 'INF_POS' then 'Infinity' when 'INF_NEG' then '-Infinity' when 'NAN' then 'NaN' else intermediate_value
+        end), '') as reports
+    from runs, lateral (select * from trial_intermediate_values where trial_id between first and last offset 0) i
+    where %(with_reports)s
+) r, (
+    select array_agg(param_name) as names, array_agg(distribution_json) as distributions, array_agg(numbers) as params
+    from param
+) p
 
 -- name: changed_trials
 -- The trials of a study that are new or changed since a snapshot, and those of the given ids.

@@ -24,10 +24,6 @@ left join trial_user_attributes e on e.trial_id = t.trial_id and e.key = 'error'
 where t.study_id = %(study_id)s
 order by t.trial_id
 
--- name: some_trials
--- These trials with all that they hold.
-select * from studyhall.contents where trial_id = any(%(trial_ids)s::integer[]) order by trial_id
-
 -- name: thinned_curves
 -- The metrics of these trials, at most so many points of each line; the last one is always among them.
 select trial_id, step, name, value, at
@@ -50,30 +46,30 @@ select distinct m.name from trials t cross join lateral (
     select name from studyhall.metrics where trial_id = t.trial_id order by step desc fetch first row with ties
 ) m where t.study_id = %(study_id)s order by m.name
 
--- name: trial_rows
--- The next trials of a study after one of them, by id, as a table lists them. Lists and objects are JSON texts, null
--- where there is nothing; ``names`` is each parameter's name and distribution, ``params`` its value; metrics are those of
--- the last step; reports come only where they are wanted.
-select t.trial_id, t.number, t.state::text as state, t.datetime_start, t.datetime_complete,
-    (select json_agg(case value_type when 'INF_POS' then 'Infinity' when 'INF_NEG' then '-Infinity' else value end
-        order by objective)::text from trial_values v where v.trial_id = t.trial_id) as "values",
-    p.names, p.params,
-    (select json_object_agg(name, value order by name)::text from (
-        select name, value from studyhall.metrics m where m.trial_id = t.trial_id
-        order by step desc fetch first row with ties
-    ) last) as metrics,
-    (select count(*) from trial_intermediate_values i where i.trial_id = t.trial_id) as steps,
-    case when %(reports)s then (select '[' || string_agg(
-            step || ',' || case intermediate_value_type when 'INF_POS' then 'Infinity' when 'INF_NEG' then '-Infinity'
-                when 'NAN' then 'NaN' else intermediate_value::text end, ',' order by step) || ']'
-        from trial_intermediate_values i where i.trial_id = t.trial_id) end as reports,
-    (select value_json from trial_user_attributes a where a.trial_id = t.trial_id and key = 'error') as error,
-    l.worker_id as worker, l.epoch as attempts
-from trials t left join studyhall.leases l on l.trial_id = t.trial_id and l.epoch > 0
-left join lateral (
-    select '[' || string_agg(to_json(param_name)::text || ',' || distribution_json, ',' order by param_id) || ']' as names,
-        '[' || string_agg(param_value::text, ',' order by param_id) || ']' as params
-    from trial_params where trial_id = t.trial_id
-) p on true
-where t.study_id = %(study_id)s and t.trial_id > %(after)s
-order by t.trial_id limit %(count)s
+-- name: page_rows
+-- What a table lists of a page's trials beside what the statement page reads: how many steps each reported, the metrics
+-- of its last step by name, who ran it last and how often it was begun.
+with runs as materialized (
+    select * from unnest(%(firsts)s::integer[], %(lasts)s::integer[]) as run (first, last)
+), reported as (
+    select trial_id, count(*) as steps
+    from runs, lateral (select trial_id from trial_intermediate_values where trial_id between first and last offset 0) i
+    group by trial_id
+), metric as (
+    select name, string_agg(int4send(trial_id) || int4send(step) || float8send(value), '') as numbers
+    from (
+        select *, max(step) over (partition by trial_id) as last_step
+        from runs, lateral (select * from studyhall.metrics where trial_id between first and last offset 0) m
+    ) m
+    where step = last_step group by name
+)
+select r.*, m.*, l.*
+from (
+    select string_agg(int4send(trial_id) || int4send(0) || float8send(steps), '') as steps from reported
+) r, (
+    select array_agg(name order by name) as metric_names, array_agg(numbers order by name) as metrics from metric
+) m, (
+    select string_agg(int4send(trial_id), '') as begun, array_agg(worker_id) as workers, array_agg(epoch) as epochs
+    from runs, lateral (select * from studyhall.leases where trial_id between first and last offset 0) l
+    where epoch > 0
+) l
