@@ -229,9 +229,11 @@ class StudySpec(Section):
 
         The order of the space counts as little as the order of keys in a file. The budget may be as it
         was when the study was created, so that the same command goes on after ``studyhall extend``, or
-        ``budget``, as it stands now.
+        ``budget``, as it stands now. Likewise a spec that says no direction takes the study's.
         """
-        accepted = {"budget": given.budget} if given.budget in (self.budget, budget) else {"budget": budget}
+        accepted: dict[str, Any] = {"budget": given.budget if given.budget in (self.budget, budget) else budget}
+        if not given.says_direction or given.all_directions == self.all_directions:
+            accepted |= {"direction": given.direction, "directions": given.directions}
         stored = self.model_copy(update=accepted)
         differences = dict(_differences(stored.model_dump(mode="json"), given.model_dump(mode="json")))
         if differences:
@@ -245,11 +247,29 @@ class StudySpec(Section):
                     for word in (f"--{key.removeprefix('budget.').replace('_', '-')}", _value_at(given, key))
                 ]
                 way_out = f"change it with: {command('extend', self.name, *changes)}"
+            if set(differences) <= {"direction", "directions"} and len(given.all_directions) == len(
+                self.all_directions
+            ):
+                words = [word for direction in given.all_directions for word in ("--direction", direction)]
+                change = command("extend", self.name, *words)
+                way_out = f"while no trial has finished, change it with: {change}; else {way_out}"
             if all(key.startswith("notify.") for key in differences):
                 way_out = "leave it out, and tell this command alone with --notify URL"
             raise SpecMismatch(f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}")
 
     # To Optuna
+
+    @property
+    def says_direction(self) -> bool:
+        """Whether the direction is given, and not Optuna's default."""
+        return bool(self.direction or self.directions)
+
+    @property
+    def goal(self) -> str:
+        """The direction of each objective, for people: ``maximizes val_accuracy``."""
+        return " and ".join(
+            f"{direction}s {name}" for direction, name in zip(self.all_directions, self.metric_names, strict=True)
+        )
 
     @property
     def all_directions(self) -> list[Direction]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, common_options, counted, say, study_argument
+from studies.cli.common import Common, common_options, counted, direction_option, goal, say, study_argument
 from studies.cli.look import status_line
 from studies.errors import CheckpointError, StudyBusy, StudyhallError, command
 
 if TYPE_CHECKING:
+    from studies.spec import Direction
     from studies.storage.postgres import StudyRecord
 
 
@@ -44,6 +45,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
 @click.option("--timeout", metavar="TIME", callback=_seconds, help="Time in which trials may begin: 90s, 30m, 2h.")
 @click.option("--target", type=float, help="Stop when a trial reaches this value.")
 @click.option("--max-failures", type=click.IntRange(min=1), help="FAILed trials before the study stops.")
+@direction_option("By itself, while no trial has finished and no worker is at work; once for each objective.")
 @common_options
 def extend(
     common: Common,
@@ -52,12 +54,27 @@ def extend(
     timeout: float | None,
     target: float | None,
     max_failures: int | None,
+    directions: tuple[Direction, ...],
 ) -> None:
-    """Change a study's budget; workers obey with their next trial."""
-    if trials is None and timeout is None and target is None and max_failures is None:
-        raise click.UsageError("nothing to change; give --trials +50, --timeout, --target or --max-failures")
+    """Change a study's budget; workers obey with their next trial.
+
+    --direction changes what is minimized to be maximized, or the other way round.
+    """
+    has_budget = not (trials is None and timeout is None and target is None and max_failures is None)
+    if has_budget == bool(directions):
+        raise click.UsageError(
+            "a direction is changed by itself, a budget with another command"
+            if directions
+            else "nothing to change; give --trials +50, --timeout, --target, --max-failures or --direction"
+        )
     with common.open() as storage:
         record = storage.find_study(name)
+        if directions:
+            storage.change_directions(record, directions)
+            spec = storage.find_study(name).spec
+            assert spec is not None  # as of every study whose directions can be changed
+            say(f"study {name!r}: {goal(spec, is_new=False)}")
+            return
         relative, count = trials or (False, None)
         storage.extend(
             record,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from studies.errors import NoTables, StorageUnreachable, StudyhallError
+from studies.errors import NoTables, StorageUnreachable, StudyhallError, command
 from studies.text import printable
 
 if TYPE_CHECKING:
@@ -141,6 +141,15 @@ allow_option = click.option(
     metavar="PREFIX",
     help="What a study may use here beside objectives.*: lab. or /path/script.py; store=/DIR for checkpoints.",
 )
+
+
+def direction_option(text: str) -> Callable[[F], F]:
+    """``--direction``, given once for each objective; ``text`` is its help."""
+    return click.option(
+        "--direction", "directions", type=click.Choice(["minimize", "maximize"]), multiple=True, help=text
+    )
+
+
 study_argument = click.argument("name", metavar="NAME")
 
 
@@ -181,6 +190,14 @@ def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path
     objective.require_allowed(record.spec.objective.path, allow, record.name)
     checkpoints.require_allowed(record.spec.checkpoints.store, allow, data_dir, record.name)
     return record.spec
+
+
+def goal(spec: StudySpec, *, is_new: bool) -> str:
+    """What a study minimizes and maximizes; where that is assumed for a new one, how to change it."""
+    if spec.says_direction or not is_new:
+        return f"it {spec.goal}"
+    change = command("extend", spec.name, "--direction", "maximize")
+    return f"it {spec.goal}, as no direction was given; before a trial has finished, change that with: {change}"
 
 
 def report_error(error: Exception) -> int:

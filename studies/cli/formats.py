@@ -21,6 +21,8 @@ from studies.values import to_json as strict_json
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from studies.storage.postgres import PostgresStorage, StudyRecord
+
 BEST_FORMATS = ("table", "json", "yaml", "toml", "env", "args")
 DATA_FORMATS = BEST_FORMATS[1:]
 
@@ -49,9 +51,12 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metrics: Mapping[str, flo
     return shlex.join(part for pair in given.items() for part in pair)
 
 
-def best_lines(study: str, trial: FrozenTrial, metric: str, metrics: Mapping[str, float]) -> list[str]:
+def best_lines(storage: PostgresStorage, record: StudyRecord, trial: FrozenTrial) -> list[str]:
     """The best trial for people."""
-    lines = [f"best of {study}: trial {trial.number} with {metric} = {number(trial.value)}", ""]
+    metric = record.spec.metric_names[0] if record.spec else "value"
+    how = storage.get_study_directions(record.study_id)[0].name.lower()
+    metrics = storage.last_metrics([trial])[trial.number]
+    lines = [f"best of {record.name}: trial {trial.number} with {metric} = {number(trial.value)} ({how}d)", ""]
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
     lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
     if metrics:

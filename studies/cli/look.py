@@ -131,12 +131,10 @@ def best(common: Common, name: str, kind: str) -> None:
     with common.open() as storage:
         record = storage.find_study(name)
         trial = storage.best(record)
-        metrics = storage.last_metrics([trial])[trial.number]
-    if kind == "table":
-        metric = record.spec.metric_names[0] if record.spec else "value"
-        echo(*best_lines(name, trial, metric, metrics))
-    else:
-        echo_data(best_as(kind, name, trial, metrics))
+        if kind == "table":
+            echo(*best_lines(storage, record, trial))
+        else:
+            echo_data(best_as(kind, name, trial, storage.last_metrics([trial])[trial.number]))
 
 
 @click.command()

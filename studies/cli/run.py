@@ -21,7 +21,9 @@ from studies.cli.common import (
     counted,
     data_dir_option,
     data_dir_or_default,
+    direction_option,
     duration,
+    goal,
     home,
     require_runnable,
     say,
@@ -85,6 +87,7 @@ spec_options: Sequence[Callable[[Any], Any]] = (
     click.argument("target", metavar="TARGET"),
     click.option("--name", help="The study's name; default: the spec's."),
     click.option("--trials", type=int, metavar="N", help="Short for --set budget.trials=N."),
+    direction_option("Short for --set direction=; once for each objective. Optuna's default: minimize."),
     click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the spec."),
 )
 worker_options: Sequence[Callable[[Any], Any]] = (
@@ -129,6 +132,7 @@ def run(
     target: str,
     name: str | None,
     trials: int | None,
+    directions: tuple[str, ...],
     settings: tuple[str, ...],
     workers: int | None,
     data_dir: Path | None,
@@ -146,7 +150,7 @@ def run(
     from studies.checkpoints import PERMISSION
 
     mirrors = [checked(tracking_uri)] if mlflow else []
-    spec = _read_spec(target, name, trials, settings)
+    spec = _read_spec(target, name, trials, directions, settings)
     with common.open(create=True) as storage:
         try:
             record = storage.find_study(spec.name)
@@ -174,17 +178,25 @@ def run(
 @click.command()
 @_options(spec_options)
 @common_options
-def create(common: Common, target: str, name: str | None, trials: int | None, settings: tuple[str, ...]) -> None:
+def create(
+    common: Common,
+    target: str,
+    name: str | None,
+    trials: int | None,
+    directions: tuple[str, ...],
+    settings: tuple[str, ...],
+) -> None:
     """Create a study without running it.
 
     The objective is not imported: its data and GPUs may be on other machines, where
     `studyhall work NAME` joins.
     """
-    spec = _read_spec(target, name, trials, settings)
+    spec = _read_spec(target, name, trials, directions, settings)
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
-    state = "created study" if created else "there is, with this spec, study"
-    say(f"{state} {record.name!r} of {counted(spec.budget.trials, 'trial')}")
+    count = counted((record.budget or spec.budget).trials, "trial")
+    state = f"study {record.name!r} of {count} " + ("created" if created else "already exists with this spec")
+    say(f"{state}; {goal(record.spec or spec, is_new=created)}")
     _say_grid(spec)
     say(f"run it with: {command('work', record.name)}")
 
@@ -245,7 +257,9 @@ def work(
             )
 
 
-def _read_spec(target: str, name: str | None, trials: int | None, settings: tuple[str, ...]) -> StudySpec:
+def _read_spec(
+    target: str, name: str | None, trials: int | None, directions: tuple[str, ...], settings: tuple[str, ...]
+) -> StudySpec:
     from studies.spec import StudySpec
     from studies.target import override, read_target
 
@@ -254,6 +268,10 @@ def _read_spec(target: str, name: str | None, trials: int | None, settings: tupl
         override(data, setting)
     if trials is not None:
         override(data, f"budget.trials={trials}")
+    if directions:
+        data.pop("direction", None)
+        data.pop("directions", None)
+        data |= {"directions": list(directions)} if len(directions) > 1 else {"direction": directions[0]}
     if name is not None:
         data["name"] = name
     return StudySpec.from_dict(data, target)
@@ -314,7 +332,8 @@ def _run_workers(
         for spec, _ in specs:
             record, created = storage.create_study(spec)
             records.append(record)
-            say(f"study {record.name!r} {'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}")
+            how = f"{'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}"
+            say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=created)}")
             if created:
                 _say_grid(spec)
         names = tuple(record.name for record in records)
@@ -402,8 +421,7 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
     now = storage.status(record)
     say(status_line(now, record) + (f" in {duration(seconds)}" if seconds else ""))
     if now.best:
-        metric = record.spec.metric_names[0] if record.spec else "value"
-        echo(*best_lines(record.name, now.best, metric, storage.last_metrics([now.best])[now.best.number]))
+        echo(*best_lines(storage, record, now.best))
         say()
         say(f"next: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
     elif now.trials["complete"]:

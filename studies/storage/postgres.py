@@ -19,12 +19,13 @@ from studies.errors import (
     SpecError,
     SpecMismatch,
     StorageError,
+    StudyBusy,
     StudyNotFound,
     TrialNotFound,
     command,
     nearest,
 )
-from studies.spec import BudgetSpec, StudySpec
+from studies.spec import BudgetSpec, Direction, StudySpec
 from studies.storage import schema
 from studies.storage.contract import Change, OptunaContract, new_token
 from studies.storage.database import ANSWER_SECONDS, Database
@@ -432,6 +433,43 @@ class PostgresStorage(OptunaContract):
         )
         if row["finished"] is not None:
             raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: {row['finished']} are done already")
+
+    def change_directions(self, record: StudyRecord, directions: Sequence[Direction]) -> None:
+        """Minimize what was maximized, or the other way round, in a study that has no result yet.
+
+        Raises:
+            SpecError: another number of directions than the study has; it has a finished trial.
+            StudyBusy: workers are at work on it, whose samplers and pruners would not learn of it.
+            StorageError: the study was not made by studyhall.
+        """
+        if record.spec is None:
+            raise StorageError(f"study {record.name!r} was made by Optuna, not by studyhall: change it there")
+        count = len(record.spec.all_directions)
+        if len(directions) != count:
+            raise SpecError(
+                f"study {record.name!r} has {count} objective{'s' if count > 1 else ''}, and {len(directions)} "
+                "directions were given; give one for each"
+            )
+        how: dict[str, Any] = {"directions": list(directions)} if count > 1 else {"direction": directions[0]}
+        spec = record.spec.model_copy(update={"direction": None, "directions": None, **how})
+        now = self.database.rows(
+            "change_directions",
+            study_id=record.study_id,
+            directions=list(directions),
+            spec=spec.to_json(),
+            sha256=spec.sha256,
+        )[0]
+        if now["finished"]:
+            raise SpecError(
+                f"study {record.name!r} {record.spec.goal}, by which {now['finished']} of its trials ended already; "
+                "run it anew with another --name"
+            )
+        if now["running"] or now["workers"]:
+            raise StudyBusy(
+                f"study {record.name!r} has {now['workers']} workers, seen in the last two minutes, and "
+                f"{now['running']} running trials; end them first: {command('stop', record.name)}"
+            )
+        self._studies.pop(record.study_id, None)
 
     def stop(self, record: StudyRecord, reason: str) -> None:
         """Let no more trials begin."""

@@ -183,6 +183,27 @@ update studyhall.budgets set paused = false, stopped = null where study_id = %(s
 -- Begin no more trials; the first reason stays.
 update studyhall.budgets set stopped = coalesce(stopped, %(reason)s) where study_id = %(study_id)s
 
+-- name: change_directions
+-- Change a study's directions, and the spec that says them; or what stands against it. Two statements, so that the
+-- second sees what was committed before the lock was granted.
+select from studies where study_id = %(study_id)s for no key update;
+with now as (
+    select t.complete + t.pruned as finished, t.running, (
+        select count(*) from studyhall.workers
+        where %(study_id)s = any(study_ids) and ended_at is null and seen_at > now() - interval '2 minutes'
+    ) as workers
+    from studyhall.tally(%(study_id)s) t
+), changed as (
+    update study_directions d set direction = upper(value)::studydirection
+    from now, unnest(%(directions)s::text[]) with ordinality as g (value, position)
+    where (finished, running, workers) = (0, 0, 0) and d.study_id = %(study_id)s and d.objective = position - 1
+), said as (
+    update study_user_attributes a set value_json = v.value
+    from now, (values ('spec', %(spec)s), ('spec_sha256', to_json(%(sha256)s::text)::text)) as v (key, value)
+    where (finished, running, workers) = (0, 0, 0) and a.study_id = %(study_id)s and a.key = v.key
+)
+select finished, running, workers from now
+
 -- name: extend
 -- Change what may change of a study's budget; how many trials are done, where that is too many for it.
 select finished from studyhall.extend(
