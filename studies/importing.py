@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 from contextlib import suppress
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -37,23 +38,27 @@ def import_module(name: str) -> ModuleType:
         raise _import_failure(name, error) from error
 
 
-def import_file(file: Path) -> ModuleType:
-    """The module in ``file``, a real path; raises :exc:`ObjectiveError` as :func:`import_module`."""
+def import_file(file: Path, sha256: str | None = None) -> ModuleType:
+    """The module in ``file``, a real path; raises :exc:`ObjectiveError` as :func:`import_module`, and where its
+    content is not that of the hash ``sha256``."""
     if not os.path.isfile(file):  # noqa: PTH113  # unlike Path's, it never raises
         raise ObjectiveError(f"no file {str(file)!r} for the objective; give the path of a Python file on this machine")
     name = _module_name(file)
     if name in sys.modules:
         return sys.modules[name]  # for another study of this worker
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None  # a .py file always has a loader
-    assert spec.loader is not None
+    source = file.read_bytes()
+    if sha256 not in (None, hashlib.sha256(source).hexdigest()):
+        raise ObjectiveError(f"{file} has changed since its workers were started; start them again")
+    loader = SourceFileLoader(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
+    assert spec is not None  # it has a loader
     module = importlib.util.module_from_spec(spec)
     # The modules beside the script are importable, but a copy.py there must not take the place of Python's.
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     sys.modules[name] = module  # where pickle looks for what the script defines
     try:
-        spec.loader.exec_module(module)
+        exec(loader.source_to_code(source, file), module.__dict__)  # what was hashed, and no bytecode of before
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise _import_failure(str(file), error) from error

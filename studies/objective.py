@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+from studies import script
 from studies.checkpoints import PERMISSION
 from studies.errors import ObjectiveError, nearest
 from studies.importing import import_file, import_module
@@ -53,6 +54,10 @@ def require_allowed(path: str, prefixes: Sequence[str], study: str) -> None:
 
     It only looks at the path; which object that leads to is for :func:`build` to judge.
     """
+    if script.lies_anywhere(path):
+        raise ObjectiveError(
+            f"study {study!r} runs the script {path}; say where it lies on this machine: {script.hint(path)}"
+        )
     if not is_allowed(path, prefixes):
         raise ObjectiveError(
             f"study {study!r} runs {path!r}, which this machine does not allow; "
@@ -61,7 +66,13 @@ def require_allowed(path: str, prefixes: Sequence[str], study: str) -> None:
 
 
 def build(
-    path: str, args: Mapping[str, Any], *, allow: Sequence[str], space: tuple[str, ...] = (), data_dir: Path
+    path: str,
+    args: Mapping[str, Any],
+    *,
+    allow: Sequence[str],
+    space: tuple[str, ...] = (),
+    data_dir: Path,
+    sha256: str | None = None,
 ) -> Objective:
     """Import the objective ``path`` and build it.
 
@@ -71,12 +82,13 @@ def build(
         allow: what may be chosen beside the built-in objectives, as :func:`is_allowed` takes it.
         space: the names that the study samples.
         data_dir: where this machine keeps data sets.
+        sha256: of a script's content, in hexadecimal; ``None`` for any.
 
     Raises:
-        ObjectiveError: it is not allowed, does not import, is not callable, refuses ``args``, or does
-            not understand a name of ``space``.
+        ObjectiveError: it is not allowed, has another content, does not import, is not callable, refuses
+            ``args``, or does not understand a name of ``space``.
     """
-    target = import_objective(path, allow)
+    target = import_objective(path, allow, sha256)
     if not callable(target):
         raise ObjectiveError(f"objective {path!r} is not callable (it is {_kind(target)}); name a function or a class")
     objective: Any = target
@@ -114,7 +126,7 @@ def _check_takes_trial(path: str, objective: Any) -> None:
         ) from None
 
 
-def import_objective(path: str, allow: Sequence[str]) -> Any:
+def import_objective(path: str, allow: Sequence[str], sha256: str | None = None) -> Any:
     """The object that ``path`` names.
 
     The path leads from the module through classes alone, never into another module. Where ``allow`` names just
@@ -122,13 +134,13 @@ def import_objective(path: str, allow: Sequence[str]) -> Any:
     the object itself, its operator has chosen it, wherever it was defined.
 
     Raises:
-        ObjectiveError: it is not allowed, does not import, or is not there.
+        ObjectiveError: it is not allowed, has another content than ``sha256``, does not import, or is not there.
     """
     source, names = _parse(path)
     is_named = _is_named(path, allow)
     if not is_named and not _covers(source, allow):
         raise ObjectiveError(f"objective {path!r} is not allowed here; if you trust it: --allow {shlex.quote(path)}")
-    module = import_file(source) if isinstance(source, Path) else import_module(source)
+    module = import_file(source, sha256) if isinstance(source, Path) else import_module(source)
     target: Any = module
     for depth, name in enumerate(names):
         is_other_module = isinstance(target, ModuleType) and target is not module

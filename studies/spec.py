@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from studies.checkpoints import validate_location
 from studies.errors import SpecError, SpecMismatch, command, nearest
+from studies.script import is_script, short
 from studies.space import Parameter, check_conditions, suggestion_order
 from studies.webhook import mask_url, validate_url
 
@@ -71,13 +72,18 @@ JsonTable = Annotated[dict[str, Any], AfterValidator(_as_json)]
 class ObjectiveSpec(Section):
     """What a trial runs."""
 
-    path: str = Field(description="package.module:callable or path/to/file.py:callable")
+    path: str = Field(description="package.module:callable, or file.py:callable wherever each machine has the file")
+    sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", description="of the script's content; studyhall fills it in"
+    )
     args: JsonTable = Field(default={}, description="keyword arguments of a class; none for a function")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not re.fullmatch(r"[^:]+:[A-Za-z_][\w.]*", self.path):
             raise ValueError(f"path {self.path!r} is not package.module:callable or path/to/file.py:callable")
+        if self.sha256 and not is_script(self.path):
+            raise ValueError(f"sha256 is of a script's content, and path {self.path!r} is a module's; remove it")
         return self
 
 
@@ -234,6 +240,10 @@ class StudySpec(Section):
         accepted: dict[str, Any] = {"budget": given.budget if given.budget in (self.budget, budget) else budget}
         if not given.says_direction or given.all_directions == self.all_directions:
             accepted |= {"direction": given.direction, "directions": given.directions}
+        if self.objective.sha256 is None and _file_name(self.objective.path) == _file_name(given.objective.path):
+            # As an older studyhall stored a script: by its whole path.
+            known = {"path": given.objective.path, "sha256": given.objective.sha256}
+            accepted["objective"] = self.objective.model_copy(update=known)
         stored = self.model_copy(update=accepted)
         differences = dict(_differences(stored.model_dump(mode="json"), given.model_dump(mode="json")))
         if differences:
@@ -253,9 +263,18 @@ class StudySpec(Section):
                 words = [word for direction in given.all_directions for word in ("--direction", direction)]
                 change = command("extend", self.name, *words)
                 way_out = f"while no trial has finished, change it with: {change}; else {way_out}"
+            if set(differences) == {"objective.sha256"}:
+                way_out += ", or go on all the same with: run or work --allow-changed, which each trial records"
             if all(key.startswith("notify.") for key in differences):
                 way_out = "leave it out, and tell this command alone with --notify URL"
             raise SpecMismatch(f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}")
+
+    def with_script_of(self, other: StudySpec | None) -> StudySpec:
+        """This spec, as if its script still had the content that it has in ``other``."""
+        if other is None:
+            return self
+        objective = self.objective.model_copy(update={"sha256": other.objective.sha256})
+        return self.model_copy(update={"objective": objective})
 
     # To Optuna
 
@@ -340,7 +359,9 @@ def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, 
     elif stored != given or type(stored) is not type(given):
         if key == "notify.url":
             stored, given = (value and mask_url(value) for value in (stored, given))
-        if stored == given:
+        if key == "objective.sha256" and stored and given:
+            yield key, f"its script has changed: SHA-256 {short(stored)} then, {short(given)} now"
+        elif stored == given:
             yield key, f"{key} is another one at {_show(stored)}"
         else:
             yield key, f"{key} is {_show(stored)}, not {_show(given)}"
@@ -350,6 +371,11 @@ def _value_at(spec: StudySpec, key: str) -> str:
     """The value of ``budget.…`` in ``spec``, as the command line takes it."""
     value = getattr(spec.budget, key.removeprefix("budget."))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _file_name(path: str) -> str:
+    """An objective's path without the folders of its file."""
+    return path.rpartition("/")[2] if is_script(path) else path
 
 
 def _show(value: Any) -> str:

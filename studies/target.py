@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.errors import SpecError, nearest
+from studies.script import Script, is_script
 
 
 def preset_names() -> list[str]:
@@ -77,6 +78,33 @@ def override(data: dict[str, Any], setting: str) -> None:
     if key.strip() in ("sampler.name", "pruner.name") and table.get("name") != value:
         table.pop("options", None)  # they were another's
     table[parts[-1]] = value
+
+
+def take_script(data: dict[str, Any]) -> Script | None:
+    """Put the name and the hash of a script in the place of its path, which other machines do not have.
+
+    Returns:
+        The script; ``None`` where ``data`` names none.
+
+    Raises:
+        ObjectiveError: it cannot be read.
+        SpecError: ``data`` gives the hash of another content.
+    """
+    objective = data.get("objective")
+    if not isinstance(objective, dict):
+        return None
+    path = objective.get("path")
+    if not isinstance(path, str) or not is_script(path):
+        return None
+    script = Script.read(path)
+    given = objective.get("sha256", script.sha256)
+    if given != script.sha256:
+        raise SpecError(
+            f"objective.sha256 = {given!r:.80}: {script.file} has {script.sha256}; "
+            "leave the key out, or bring the script that it was"
+        )
+    data["objective"] = {**objective, "path": script.name, "sha256": script.sha256}
+    return script
 
 
 def _parse_toml(text: str, source: str) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def worker(studyhall: Path, folder: Path, environment: dict[str, str], host: int
     command = ["ip", "netns", "exec", namespace(host), studyhall, "work", "cut", "--workers", "1"]
     with (folder / f"log-{host}").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--lease", str(LEASE), "--allow", str(folder)],
+            [*command, "--lease", str(LEASE), "--objective", str(folder / "script.py:objective")],
             cwd=folder,
             env={**environment, **own},
             stdin=subprocess.DEVNULL,

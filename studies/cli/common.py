@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from studies.errors import NoTables, StorageUnreachable, StudyhallError, command
+from studies.errors import NoTables, ObjectiveError, StorageUnreachable, StudyhallError, command
 from studies.text import printable
 
 if TYPE_CHECKING:
+    from studies.script import Script
     from studies.spec import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
@@ -143,6 +144,37 @@ allow_option = click.option(
 )
 
 
+def _scripts(_ctx: click.Context, _param: click.Parameter, paths: tuple[str, ...]) -> tuple[Script, ...]:
+    from studies.script import Script, is_script
+
+    for path in paths:
+        if not is_script(path):
+            raise click.BadParameter(
+                f"{path!r} is not path/to/file.py:callable; an objective in a module has no path: --allow {path}"
+            )
+    return tuple(map(Script.read, paths))
+
+
+allow_changed_option = click.option(
+    "--allow-changed",
+    is_flag=True,
+    help="Run a script that has changed since the study was made; each trial records that.",
+)
+
+
+def objective_options(command: F) -> F:
+    """Give ``command`` the options ``scripts`` and ``allow_changed``."""
+    option = click.option(
+        "--objective",
+        "scripts",
+        multiple=True,
+        callback=_scripts,
+        metavar="FILE.py:NAME",
+        help="Where this machine has the script of a study.",
+    )
+    return option(allow_changed_option(command))
+
+
 def direction_option(text: str) -> Callable[[F], F]:
     """``--direction``, given once for each objective; ``text`` is its help."""
     return click.option(
@@ -173,12 +205,12 @@ def until_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path) -> StudySpec:
+def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path, *, has_script: bool) -> StudySpec:
     """The spec of a study, by which workers know what it runs.
 
     Raises:
         StudyhallError: stock Optuna made it.
-        ObjectiveError: its objective is not among those that ``allow`` says.
+        ObjectiveError: its objective is not among those that ``allow`` says, and the operator has given no script.
         CheckpointError: its place for checkpoints is neither in ``allow`` nor below ``data_dir``.
     """
     from studies import checkpoints, objective
@@ -187,7 +219,8 @@ def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path
         raise StudyhallError(
             f"study {record.name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
         )
-    objective.require_allowed(record.spec.objective.path, allow, record.name)
+    if not has_script:
+        objective.require_allowed(record.spec.objective.path, allow, record.name)
     checkpoints.require_allowed(record.spec.checkpoints.store, allow, data_dir, record.name)
     return record.spec
 
@@ -198,6 +231,31 @@ def goal(spec: StudySpec, *, is_new: bool) -> str:
         return f"it {spec.goal}"
     change = command("extend", spec.name, "--direction", "maximize")
     return f"it {spec.goal}, as no direction was given; before a trial has finished, change that with: {change}"
+
+
+def find_scripts(
+    records: Sequence[StudyRecord], scripts: Sequence[Script], *, allow_changed: bool
+) -> dict[str, Script]:
+    """The script of each study that has one among ``scripts``, by the study's name.
+
+    Raises:
+        ObjectiveError: it has changed since the study was made; or one of ``scripts`` is no study's.
+    """
+    from studies.script import find
+
+    found = {}
+    for record in records:
+        if stored := record.spec and record.spec.objective:
+            script = find(stored.path, stored.sha256, scripts, record.name, allow_changed=allow_changed)
+            if script:
+                found[record.name] = script
+    for script in scripts:
+        if script not in found.values():
+            known = ", ".join(f"{record.name!r} runs {record.spec.objective.path}" for record in records if record.spec)
+            raise ObjectiveError(
+                f"--objective {script.shown} is another one: study {known}; leave it out, or give that"
+            )
+    return found
 
 
 def report_error(error: Exception) -> int:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,12 +16,17 @@ from studies.cli.common import (
     common_options,
     data_dir_option,
     data_dir_or_default,
+    find_scripts,
     number,
+    objective_options,
     say,
     study_argument,
 )
 from studies.cli.formats import echo
 from studies.errors import StudyhallError
+
+if TYPE_CHECKING:
+    from studies.script import Script
 
 
 @click.command()
@@ -29,9 +35,17 @@ from studies.errors import StudyhallError
 @click.option("--again", is_flag=True, help="Look at the test data once more; the number of looks is stored.")
 @data_dir_option
 @allow_option
+@objective_options
 @common_options
 def finalize(
-    common: Common, name: str, out: Path | None, again: bool, data_dir: Path | None, allow: tuple[str, ...]
+    common: Common,
+    name: str,
+    out: Path | None,
+    again: bool,
+    data_dir: Path | None,
+    allow: tuple[str, ...],
+    scripts: tuple[Script, ...],
+    allow_changed: bool,
 ) -> None:
     """Retrain the best trial, and test it once.
 
@@ -56,16 +70,19 @@ def finalize(
                 f"study {name!r} was finalized with trial {before['trial']} ({shown}); "
                 "test data that choose become training data; if you must: --again"
             )
-        require_allowed(record.spec.objective.path, allow, name)
+        script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
+        if script is None:
+            require_allowed(record.spec.objective.path, allow, name)
         final.require_new(directory)
         device = devices.choose(1, os.environ.get("CUDA_VISIBLE_DEVICES"))[0]
         os.environ.update(device.environment)  # before the objective imports PyTorch
         objective = build(
-            record.spec.objective.path,
+            script.path if script else record.spec.objective.path,
             record.spec.objective.args,
-            allow=allow,
+            allow=[*allow, *([script.path] if script else [])],
             space=tuple(record.spec.space),
             data_dir=data_dir_or_default(data_dir),
+            sha256=script.sha256 if script else None,
         )
         say(f"retraining trial {trial.number} of {name} on training and validation data ({device.label})")
         metrics = final.finalize(

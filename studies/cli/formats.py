@@ -14,6 +14,7 @@ import click
 
 from studies.cli.common import number
 from studies.errors import StudyhallError
+from studies.script import CHANGED_SCRIPT
 from studies.text import printable
 from studies.values import finite, to_text
 from studies.values import to_json as strict_json
@@ -61,7 +62,13 @@ def best_lines(storage: PostgresStorage, record: StudyRecord, trial: FrozenTrial
     lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
     if metrics:
         lines += ["", "at its last step:", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
-    return lines
+    return lines + code_lines(trial)
+
+
+def code_lines(trial: FrozenTrial) -> list[str]:
+    """What is to be said of the code that ran a trial: nothing where it was that of the study."""
+    changed = trial.user_attrs.get(CHANGED_SCRIPT)
+    return ["", f"run by a changed script, not the study's: SHA-256 {changed}"] if changed else []
 
 
 def to_json(data: Any) -> str:

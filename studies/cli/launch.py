@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from studies.cli.common import Common, allow_option, common_options, require_runnable, say, study_argument
+from studies.cli.common import (
+    Common,
+    allow_changed_option,
+    allow_option,
+    common_options,
+    require_runnable,
+    say,
+    study_argument,
+)
 from studies.cli.formats import echo_data
 from studies.control import END_WORDS, way_on
 from studies.errors import StudyhallError
@@ -53,6 +61,8 @@ def _image(_ctx: click.Context, _param: click.Parameter, text: str | None) -> st
 @click.option("--image", callback=_image, help="Default: studyhall, of the version of this command.")
 @click.option("--namespace", callback=_namespace, default="studyhall", show_default=True, help="Of the Job.")
 @allow_option
+@click.option("--objective", metavar="FILE.py:NAME", help="Where the image has the study's script.")
+@allow_changed_option
 @common_options
 def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, **options: Any) -> None:
     """Print the Job that runs a study's workers.
@@ -67,7 +77,7 @@ def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, *
     with common.open() as storage:
         record = storage.find_study(name)
         ended = storage.status(record).ended
-    require_runnable(record, options["allow"], DATA_DIR)
+    require_runnable(record, options["allow"], DATA_DIR, has_script=options["objective"] is not None)
     if ended:
         raise StudyhallError(
             f"study {name!r} has ended ({END_WORDS.get(ended, ended)}), and so would its workers; "

@@ -19,6 +19,8 @@ from studies.cli.common import (
     counted,
     data_dir_option,
     data_dir_or_default,
+    find_scripts,
+    objective_options,
     require_runnable,
     say,
     study_argument,
@@ -32,6 +34,7 @@ from studies.launch import slurm as launcher
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from studies.script import Script
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
 
@@ -116,6 +119,7 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
     help="How long a trial stays with a worker that is silent.",
 )
 @allow_option
+@objective_options
 @common_options
 def slurm(
     common: Common,
@@ -132,6 +136,8 @@ def slurm(
     data_dir: Path | None,
     lease: float,
     allow: tuple[str, ...],
+    scripts: tuple[Script, ...],
+    allow_changed: bool,
 ) -> None:
     """Start workers on a Slurm cluster.
 
@@ -147,12 +153,13 @@ def slurm(
     grace = _grace(grace, time)
     with _open_server(common) as storage:
         record = storage.find_study(name)
-        require_runnable(record, allow, data_dir_or_default(data_dir))
+        found = find_scripts([record], scripts, allow_changed=allow_changed)
+        require_runnable(record, allow, data_dir_or_default(data_dir), has_script=bool(found))
         assert record.uid is not None  # as of every study of ours
         array = launcher.WorkerArray(
             study=name,
             uid=record.uid,
-            work=_work(name, workers_per_task, data_dir, lease, allow),
+            work=_work(name, workers_per_task, data_dir, lease, allow, scripts, allow_changed),
             tasks=workers // workers_per_task,
             workers_per_task=workers_per_task,
             gpus_per_worker=gpus_per_worker,
@@ -248,13 +255,25 @@ def _grace(grace: int | None, time: str | None) -> int:
     return grace or launcher.default_grace(seconds)
 
 
-def _work(name: str, workers: int, data_dir: Path | None, lease: float, allow: tuple[str, ...]) -> list[str]:
+def _work(
+    name: str,
+    workers: int,
+    data_dir: Path | None,
+    lease: float,
+    allow: tuple[str, ...],
+    scripts: tuple[Script, ...],
+    allow_changed: bool,
+) -> list[str]:
     """What each task runs."""
     argv = [_program(), "work", name, "--workers", str(workers), "--lease", f"{lease:g}"]
     if data_dir:
         argv += ["--data-dir", str(data_dir.absolute())]
     for prefix in allow:
         argv += ["--allow", prefix]
+    for script in scripts:
+        argv += ["--objective", script.path]
+    if allow_changed:
+        argv.append("--allow-changed")
     return argv
 
 

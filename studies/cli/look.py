@@ -12,6 +12,7 @@ from studies.cli.formats import (
     BEST_FORMATS,
     best_as,
     best_lines,
+    code_lines,
     echo,
     echo_data,
     echo_json,
@@ -23,6 +24,7 @@ from studies.cli.formats import (
 )
 from studies.control import BY_HAND, END_WORDS
 from studies.errors import NoTables, command
+from studies.script import work_on
 from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
@@ -146,21 +148,23 @@ def trials(common: Common, name: str, kind: str) -> None:
     from studies.storage.reading import StudyReader
 
     with common.open() as storage:
-        reader = StudyReader(storage, storage.find_study(name))
+        record = storage.find_study(name)
+        reader = StudyReader(storage, record)
         if kind == "json":
             echo_json([_trial_data(row) for row in page] for page in reader.pages(reports=True))
         elif kind == "csv":
             _echo_csv(reader)
         else:
-            _print_trials(name, [_trial_cells(row) for page in reader.pages() for row in page])
+            _print_trials(record, [_trial_cells(row) for page in reader.pages() for row in page])
 
 
-def _print_trials(name: str, rows: list[list[str]]) -> None:
+def _print_trials(record: StudyRecord, rows: list[list[str]]) -> None:
     if rows:
         header = ["#", "state", "value", "steps", "time", "parameters"]
         print_columns(header, rows, numeric=["#", "value", "steps", "time"])
     else:
-        say(f"study {name!r} has no trials yet; run it with: {command('work', name)}")
+        run = work_on(record.name, record.spec.objective.path if record.spec else None)
+        say(f"study {record.name!r} has no trials yet; run it with: {run}")
 
 
 def _trial_cells(row: TrialRow) -> list[str]:
@@ -268,7 +272,7 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         **{name: readable(value) for name, value in trial.params.items()},
     }
     width = max(map(len, facts))
-    echo(*(f"  {key:<{width}}  {value}" for key, value in facts.items()))
+    echo(*(f"  {key:<{width}}  {value}" for key, value in facts.items()), *code_lines(trial))
     if trial.intermediate_values:
         names = sorted({name for values in metrics.values() for name in values})
         echo("")

@@ -16,6 +16,7 @@ import click
 from studies.cli.common import (
     REMIND,
     Common,
+    allow_changed_option,
     allow_option,
     common_options,
     counted,
@@ -23,8 +24,10 @@ from studies.cli.common import (
     data_dir_or_default,
     direction_option,
     duration,
+    find_scripts,
     goal,
     home,
+    objective_options,
     require_runnable,
     say,
 )
@@ -35,9 +38,10 @@ from studies.control import END_WORDS
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from studies.cli.progress import Progress
+    from studies.script import Script
     from studies.spec import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
     from studies.worker.supervisor import Supervisor
@@ -126,6 +130,7 @@ def _options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 @click.command()
 @_options([*spec_options, *worker_options])
+@allow_changed_option
 @common_options
 def run(
     common: Common,
@@ -140,6 +145,7 @@ def run(
     notify_url: str | None,
     mlflow: bool,
     tracking_uri: str | None,
+    allow_changed: bool,
 ) -> None:
     """Run a study on this machine until its budget is spent.
 
@@ -150,13 +156,15 @@ def run(
     from studies.checkpoints import PERMISSION
 
     mirrors = [checked(tracking_uri)] if mlflow else []
-    spec = _read_spec(target, name, trials, directions, settings)
+    spec, script = _read_spec(target, name, trials, directions, settings)
     with common.open(create=True) as storage:
         try:
             record = storage.find_study(spec.name)
         except StudyNotFound:
             record = None
         if record:
+            if allow_changed:
+                spec = spec.with_script_of(record.spec)
             storage.require_same(record, spec)
             if storage.status(record).ended:
                 _conclude(storage, record, None)
@@ -165,8 +173,9 @@ def run(
         _run_workers(
             storage,
             [(spec, 1.0)],
-            # Whoever types TARGET has chosen both.
-            allow=[spec.objective.path, PERMISSION + spec.checkpoints.store],
+            # Whoever types TARGET has chosen all of these.
+            scripts={spec.name: script} if script else {},
+            allow=[*([] if script else [spec.objective.path]), PERMISSION + spec.checkpoints.store],
             workers=workers,
             data_dir=data_dir,
             lease=lease,
@@ -191,14 +200,16 @@ def create(
     The objective is not imported: its data and GPUs may be on other machines, where
     `studyhall work NAME` joins.
     """
-    spec = _read_spec(target, name, trials, directions, settings)
+    spec, script = _read_spec(target, name, trials, directions, settings)
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
     count = counted((record.budget or spec.budget).trials, "trial")
     state = f"study {record.name!r} of {count} " + ("created" if created else "already exists with this spec")
     say(f"{state}; {goal(record.spec or spec, is_new=created)}")
     _say_grid(spec)
-    say(f"run it with: {command('work', record.name)}")
+    say(f"run it with: {command('work', record.name, *(['--objective', script.shown] if script else []))}")
+    if script:
+        say(f"and on another machine with the path of its own copy of {script.file.name}")
 
 
 @click.command()
@@ -212,6 +223,7 @@ def create(
 )
 @_options(worker_options)
 @allow_option
+@objective_options
 @common_options
 def work(
     common: Common,
@@ -224,11 +236,14 @@ def work(
     mlflow: bool,
     tracking_uri: str | None,
     allow: tuple[str, ...],
+    scripts: tuple[Script, ...],
+    allow_changed: bool,
 ) -> None:
     """Join existing studies with this machine's workers.
 
-    The study says which objective is run; so that a database can't choose any code, only
-    objectives.* is imported unless --allow says more.
+    The study says which objective is run, by its name; the code must be on this machine. So that a
+    database can't choose any code, only objectives.* is imported unless --allow says more, and a
+    script is run only where --objective names it, with the content that the study was made with.
     """
     if len(set(names)) < len(names):
         raise click.UsageError(f"a study is named twice: {' '.join(names)}")
@@ -237,9 +252,11 @@ def work(
     mirrors = [checked(tracking_uri)] if mlflow else []
     with common.open() as storage:
         served: list[tuple[StudySpec, float]] = []
-        for name, share in zip(names, shares or [1.0] * len(names), strict=True):
-            record = storage.find_study(name)
-            spec = require_runnable(record, allow, data_dir_or_default(data_dir))
+        records = [storage.find_study(name) for name in names]
+        found = find_scripts(records, scripts, allow_changed=allow_changed)
+        for record, share in zip(records, shares or [1.0] * len(names), strict=True):
+            has_script = record.name in found
+            spec = require_runnable(record, allow, data_dir_or_default(data_dir), has_script=has_script)
             if storage.status(record).ended:
                 _conclude(storage, record, None)
             else:
@@ -248,6 +265,7 @@ def work(
             _run_workers(
                 storage,
                 served,
+                scripts=found,
                 allow=allow,
                 workers=workers,
                 data_dir=data_dir,
@@ -259,9 +277,10 @@ def work(
 
 def _read_spec(
     target: str, name: str | None, trials: int | None, directions: tuple[str, ...], settings: tuple[str, ...]
-) -> StudySpec:
+) -> tuple[StudySpec, Script | None]:
+    """The study that the options define, and the script of its objective, if it is one."""
     from studies.spec import StudySpec
-    from studies.target import override, read_target
+    from studies.target import override, read_target, take_script
 
     data = read_target(target)
     for setting in settings:
@@ -274,7 +293,8 @@ def _read_spec(
         data |= {"directions": list(directions)} if len(directions) > 1 else {"direction": directions[0]}
     if name is not None:
         data["name"] = name
-    return StudySpec.from_dict(data, target)
+    script = take_script(data)
+    return StudySpec.from_dict(data, target), script
 
 
 def _say_grid(spec: StudySpec) -> None:
@@ -290,6 +310,7 @@ def _run_workers(
     storage: PostgresStorage,
     specs: Sequence[tuple[StudySpec, float]],
     *,
+    scripts: Mapping[str, Script],
     allow: Sequence[str],
     workers: int | None,
     data_dir: Path | None,
@@ -310,6 +331,7 @@ def _run_workers(
     supervisor = Supervisor(
         specs,
         devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        scripts=scripts,
         allow=allow,
         data_dir=data_dir_or_default(data_dir),
         results=home() / "results",

@@ -29,5 +29,7 @@ class KnownStudy:
     uid: str
     store: str
     """Where its checkpoints lie."""
+    objective: str | None
+    """The path of what it runs, as it is stored."""
     ended: str | None
     """Why it begins no more trials; ``None`` where it does."""

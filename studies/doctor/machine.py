@@ -14,7 +14,8 @@ from typing import Final
 from studies.checkpoints import open_store
 from studies.control import way_on
 from studies.doctor.findings import Finding, KnownStudy
-from studies.errors import CheckpointError, command
+from studies.errors import CheckpointError
+from studies.script import work_on
 from studies.storage.url import StorageURL
 from studies.worker.devices import cores
 
@@ -139,7 +140,7 @@ def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding
         study = by_uid.get(folder.name)
         if waiting and study:
             what = f"{len(waiting)} of study {study.name!r} wait in {folder} for the database"
-            fix = command("work", study.name)
+            fix = work_on(study.name, study.objective)
             if study.ended:
                 fix = f"{way_on(study.name, study.ended)}; {fix}"
             yield Finding(level="warning", about="results", what=what, fix=fix)

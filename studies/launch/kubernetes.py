@@ -37,6 +37,10 @@ class WorkerJob:
     """Whether the machines may be taken away at any time."""
     allow: Sequence[str] = ()
     """As of ``studyhall work --allow``."""
+    objective: str | None = None
+    """As of ``studyhall work --objective``: where the image has the study's script."""
+    allow_changed: bool = False
+    """As of ``studyhall work --allow-changed``."""
 
     @property
     def name(self) -> str:
@@ -61,7 +65,10 @@ class WorkerJob:
             _variable(container, "STUDY")["value"] = _verbatim(self.study)
         (worker,) = pod["containers"]
         command, *names = worker["args"]
-        worker["args"] = [command, *(f"--allow={_verbatim(prefix)}" for prefix in self.allow), *names]
+        options = [f"--allow={_verbatim(prefix)}" for prefix in self.allow]
+        options += [f"--objective={_verbatim(self.objective)}"] if self.objective else []
+        options += ["--allow-changed"] if self.allow_changed else []
+        worker["args"] = [command, *options, *names]
         if self.gpus:
             worker["resources"]["limits"]["nvidia.com/gpu"] = str(self.gpus)
         return job

@@ -19,6 +19,7 @@ from studies.catalog import reseed
 from studies.checkpoints import CheckpointStore, open_store
 from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable, StudyhallError
 from studies.objective import Objective, one_line
+from studies.script import CHANGED_SCRIPT
 from studies.spec import StudySpec
 from studies.storage.postgres import Claim, PostgresStorage, StudyRecord
 from studies.trial import Interrupted, Trial, as_values
@@ -43,6 +44,8 @@ class Service:
     objective: Objective
     share: float = 1.0
     """Of the worker's trials, relative to the shares of its other studies."""
+    script_sha256: str | None = None
+    """Of the content of the objective's script, in hexadecimal; ``None`` where it is in no script."""
 
 
 class Worker:
@@ -156,6 +159,8 @@ class Worker:
     def _call(self, study: _Study, trial: Trial, held: HeldTrial) -> tuple[TrialState, list[float] | None]:
         """Sample and run the objective; what it raises is a result, but for :exc:`Interrupted`."""
         try:
+            if study.changed_script:
+                trial.set_user_attr(CHANGED_SCRIPT, study.changed_script)
             study.spec.suggest(trial)
             returned = study.objective(trial)
             self._end_if_forked(0)
@@ -246,6 +251,9 @@ class _Study:
         self.objective = service.objective
         self.share = service.share
         self.taken = 0
+        made_with, here = self.spec.objective.sha256, service.script_sha256
+        #: The hash of the objective's script, where it is not the one with which the study was made.
+        self.changed_script = here if made_with and here != made_with else None
         self.results = Results(results, record.uid)
         self.store: CheckpointStore | None = None
         if self.spec.checkpoints.store != "postgresql":

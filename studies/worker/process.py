@@ -47,6 +47,9 @@ class ObjectiveSetup:
 
     study: str
     path: str
+    """On this machine."""
+    sha256: str | None
+    """Of a script's content, as the supervisor read it."""
     args: Mapping[str, Any]
     space: tuple[str, ...]
     share: float
@@ -87,7 +90,12 @@ def main() -> int:
         setup = _read_setup(sys.stdin.readline())
         built = {
             each.study: objective.build(
-                each.path, each.args, allow=setup.allow, space=tuple(each.space), data_dir=Path(setup.data_dir)
+                each.path,
+                each.args,
+                allow=setup.allow,
+                space=tuple(each.space),
+                data_dir=Path(setup.data_dir),
+                sha256=each.sha256,
             )
             for each in setup.objectives
         }
@@ -126,7 +134,12 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
     # Hardly patient: the worker itself waits for a database that is away, and trains on meanwhile.
     with closing(PostgresStorage(assignment.storage, create=False, patience=0.5, stop=stop)) as storage:
         services = [
-            Service(record=storage.find_study(each.study), objective=built[each.study], share=each.share)
+            Service(
+                record=storage.find_study(each.study),
+                objective=built[each.study],
+                share=each.share,
+                script_sha256=each.sha256,
+            )
             for each in setup.objectives
         ]
         for service in services:

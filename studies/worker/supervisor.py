@@ -13,6 +13,7 @@ from queue import Empty
 
 from studies.child import Child
 from studies.errors import ObjectiveError, StorageUnreachable, WorkerError
+from studies.script import Script
 from studies.spec import StudySpec
 from studies.storage.postgres import PostgresStorage
 from studies.worker.devices import Device
@@ -59,6 +60,7 @@ class Supervisor:
 
     Args:
         specs: the studies, each with its share of the workers' trials.
+        scripts: by the name of a study, the script of its objective on this machine, which may then run.
         devices: one for each worker.
         allow: what the studies may run, and where they may keep checkpoints, as ``work --allow`` says it.
         data_dir: where this machine keeps data sets.
@@ -73,6 +75,7 @@ class Supervisor:
         specs: Sequence[tuple[StudySpec, float]],
         devices: Sequence[Device],
         *,
+        scripts: Mapping[str, Script],
         allow: Sequence[str],
         data_dir: Path,
         results: Path,
@@ -82,7 +85,8 @@ class Supervisor:
     ) -> None:
         self._specs = specs
         self._devices = devices
-        self._allow = tuple(allow)
+        self._scripts = scripts
+        self._allow = (*allow, *(script.path for script in scripts.values()))
         self._data_dir = data_dir
         self._results = results
         self._environment = environment
@@ -180,22 +184,24 @@ class Supervisor:
             worker_id=f"{os.uname().nodename}-{uuid.uuid4().hex[:12]}",
             device=device.torch,
             label=device.label,
-            objectives=tuple(
-                ObjectiveSetup(
-                    study=spec.name,
-                    path=spec.objective.path,
-                    args=spec.objective.args,
-                    space=tuple(spec.space),
-                    share=share,
-                )
-                for spec, share in self._specs
-            ),
+            objectives=tuple(self._objective(spec, share) for spec, share in self._specs),
             allow=self._allow,
             data_dir=str(self._data_dir),
             results=str(self._results),
         )
         environment = {**DEFAULTS, **self._environment, **device.environment}
         return _Process(slot, setup, environment, self._output, self._inherit)
+
+    def _objective(self, spec: StudySpec, share: float) -> ObjectiveSetup:
+        script = self._scripts.get(spec.name)
+        return ObjectiveSetup(
+            study=spec.name,
+            path=script.path if script else spec.objective.path,
+            sha256=script.sha256 if script else None,
+            args=spec.objective.args,
+            space=tuple(spec.space),
+            share=share,
+        )
 
     def _bury(self, process: _Process, status: int) -> None:
         """Give back the trial of a worker that died, and let it be replaced.

@@ -171,8 +171,8 @@ class Fleet:
 
     def work(self, *, workers: int, lease: float = 3) -> subprocess.Popen[str]:
         """Start ``studyhall work``."""
-        script = str(self.folder / "script.py")
-        return self._start("work", self.study, "--allow", script, "--workers", str(workers), "--lease", str(lease))
+        script = f"{self.folder}/script.py:objective"
+        return self._start("work", self.study, "--objective", script, "--workers", str(workers), "--lease", str(lease))
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         self._outputs.append(self.folder / f"output-{len(self._outputs)}")

@@ -90,7 +90,7 @@ def create(shell: Shell, name: str) -> None:
 
 def launch(shell: Shell, study: str, *options: str, **environment: str) -> str:
     """Launch workers as a person does. Returns the job's id."""
-    allow = ["--allow", str(shell.folder / "long.py")]
+    allow = ["--objective", "long.py:objective"]
     done = shell.run("launch", "slurm", study, *allow, "--lease", "10", *options, **environment)
     assert done.returncode == 0, done.stderr
     assert "they write to " in done.stderr
@@ -152,7 +152,7 @@ def test_an_array_finishes_a_study_exactly_however_it_is_interrupted(shell: Shel
     assert sorted(file.name for file in (shell.folder / "logs").iterdir()) == [f"{job}_{i}.log" for i in range(4)]
     for task, word in {"0": "restart 1", "1": "; queueing it again", "2": "130", "3": "; queueing it again"}.items():
         assert word in (shell.folder / "logs" / f"{job}_{task}.log").read_text()
-    again = shell.run("launch", "slurm", study, "--workers", "4", "--allow", str(shell.folder / "long.py"))
+    again = shell.run("launch", "slurm", study, "--workers", "4", "--objective", "long.py:objective")
     assert (again.returncode, again.stdout) == (0, "")
     assert "nothing is submitted" in again.stderr
 
@@ -203,7 +203,7 @@ def test_cancel_ends_a_studys_jobs_and_nothing_else(shell: Shell, study: str, lo
     ],
 )
 def test_what_slurm_refuses_is_one_clear_line(shell: Shell, study: str, options: list[str], message: str) -> None:
-    allow = ["--allow", str(shell.folder / "long.py")]
+    allow = ["--objective", "long.py:objective"]
     done = shell.run("launch", "slurm", study, "--workers", "1", *allow, *options)
     assert (done.returncode, done.stdout) == (1, "")
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -214,7 +214,7 @@ def test_what_slurm_refuses_is_one_clear_line(shell: Shell, study: str, options:
 
 
 def test_a_job_that_slurm_takes_and_will_never_start_is_said_to_be_one(shell: Shell, study: str) -> None:
-    allow = ["--allow", str(shell.folder / "long.py")]
+    allow = ["--objective", "long.py:objective"]
     done = shell.run("launch", "slurm", study, "--workers", "1", *allow, "--sbatch", "nodes=4000")
     job = done.stdout.strip()
     assert f"warning: job {job} asks for what is not there and will not start (PartitionConfig)" in done.stderr

@@ -311,7 +311,7 @@ def test_without_a_space_anything_that_is_json_is_enqueued(shell: Shell, look: L
     say(shell, "enqueue", "s", "x=-3", "note=what a person typed", "on=true", "layers=[1, 2]")
     refuse(shell, "enqueue", "s", "x=nan", status=2, message="x = nan: should be text, a finite number")
     refuse(shell, "enqueue", "s", "x=2026-01-01", status=2, message="x = 2026-01-01: should be text, a finite number")
-    done = shell.run("work", "s", "--workers", "1", "--allow", str(shell.folder / "script.py"))
+    done = shell.run("work", "s", "--workers", "1", "--objective", "script.py:objective")
     assert done.returncode == 0, done.stderr
     first = trials(look())[0]
     assert first.system_attrs["fixed_params"] == {

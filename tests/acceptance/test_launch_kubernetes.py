@@ -50,13 +50,13 @@ def test_what_is_wrong_is_refused_and_nothing_is_printed(shell: Shell, arguments
 
 def test_a_study_whose_workers_could_not_begin_is_refused(shell: Shell) -> None:
     shell.data("create", "script.py:equal", "--trials", "1", "--name", "mine")
-    script = str(shell.folder / "script.py:equal")
+    script = "/code/script.py:equal"  # in the image
     shell.data("stop", "mine")
     refusals = {
         "did you mean 'mine'?": ["min"],
-        f"does not allow; if you trust it: --allow {script}": ["mine"],
+        "say where it lies on this machine: --objective script.py:equal": ["mine"],
         "has ended (stopped by hand), and so would its workers; go on with: studyhall resume mine": [
-            "mine", "--allow", script
+            "mine", "--objective", script
         ],
     }  # fmt: skip
     for said, arguments in refusals.items():
@@ -65,7 +65,7 @@ def test_a_study_whose_workers_could_not_begin_is_refused(shell: Shell) -> None:
         assert done.stderr.count("\n") == 1
         assert said in done.stderr
     shell.data("resume", "mine")
-    shell.data("launch", "kubernetes", "mine", "--allow", script)
+    shell.data("launch", "kubernetes", "mine", "--objective", script)
 
 
 def test_the_query_of_the_autoscaler_counts_what_nobody_has_begun(

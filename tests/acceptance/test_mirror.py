@@ -200,7 +200,7 @@ def test_mlflow_on_a_server_gets_what_it_missed_while_it_was_away(shell: Shell, 
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
         assert shell.run("extend", "script-objective", "--trials", "+2").returncode == 0
-        assert shell.run("work", "script-objective", "--allow", str(tmp_path)).returncode == 0
+        assert shell.run("work", "script-objective", "--objective", "script.py:objective").returncode == 0
         assert following.poll() is None
         with mlflow_server(database, port):
             deadline = time.monotonic() + 240

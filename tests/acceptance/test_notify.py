@@ -49,7 +49,7 @@ def test_a_run_tells_its_bests_and_its_end(shell: Shell, there: Webhook, look: L
 def test_two_machines_tell_each_event_once(shell: Shell, there: Webhook) -> None:
     slow = {"STEP_SECONDS": "0.1", "STUDYHALL_NOTIFY": there.url}
     shell.data("create", *RUN[1:2], *RUN[4:])
-    work = ("work", "script-objective", "--allow", shell.folder / "script.py", "--workers", "1")
+    work = ("work", "script-objective", "--objective", "script.py:objective", "--workers", "1")
     with shell.start(*work, **slow) as one, shell.start(*work, **slow) as other:
         assert (one.wait(60), other.wait(60)) == (0, 0)
     assert len(there.events("finished")) == 1
@@ -113,7 +113,7 @@ def test_the_secret_is_not_shown_and_is_there_for_the_next_machine(shell: Shell,
     other = shell.run("run", "script.py:objective", "--trials", "1", "--set", f'notify.url="{there.url}2"')
     assert other.returncode == 1
     assert f'notify.url is another one at "http://{there.host}/***"' in other.stderr
-    worked = shell.run("work", "script-objective", "--allow", shell.folder / "script.py", "--workers", "1")
+    worked = shell.run("work", "script-objective", "--objective", "script.py:objective", "--workers", "1")
     assert worked.returncode == 0, worked.stderr
     assert [m["event"] for m in there.messages] == ["best", "finished"]
     for done in (shown, again, other, worked):

@@ -231,12 +231,12 @@ def test_what_an_objective_prints_is_shown_and_is_no_data(shell: Shell) -> None:
     assert "hello" not in done.stdout
 
 
-def test_another_machine_joins_a_created_study_if_it_allows_the_objective(shell: Shell, look: Look) -> None:
+def test_another_machine_joins_a_created_study_if_it_names_the_script(shell: Shell, look: Look) -> None:
     assert shell.run("create", "script.py:objective", "--trials", "3", "--name", "shared").returncode == 0
     refused = shell.run("work", "shared")
     assert refused.returncode == 1
-    assert "which this machine does not allow; if you trust it: --allow" in refused.stderr
-    joined = shell.run("work", "shared", "--allow", shell.folder / "script.py", "--workers", "1")
+    assert "say where it lies on this machine: --objective script.py:objective" in refused.stderr
+    joined = shell.run("work", "shared", "--objective", "script.py:objective", "--workers", "1")
     assert joined.returncode == 0, joined.stderr
     assert len(states(look(), "shared")) == 3
 

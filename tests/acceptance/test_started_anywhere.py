@@ -111,7 +111,7 @@ def test_a_set_has_one_order_in_every_worker(shell: Shell, look: Callable[[], Po
     shell.data("create", "ours.py:objective", "--name", "sets", "--trials", "6")
     for trials in ("2", "4", "6"):
         shell.data("extend", "sets", "--trials", trials)
-        shell.data("work", "sets", "--workers", "2", "--allow", f"{shell.folder}/ours.py")
+        shell.data("work", "sets", "--workers", "2", "--objective", "ours.py:objective")
     storage = look()
     orders = [trial.user_attrs["order"] for trial in storage.trials(storage.find_study("sets"))]
     assert len(orders) == 6

@@ -67,8 +67,8 @@ def test_an_objective_without_finalize_says_so(shell: Shell) -> None:
     shell.run("run", "script.py:objective", "--trials", "1", "--workers", "1")
     refused = shell.run("finalize", "script-objective")
     assert refused.returncode == 1
-    assert "which this machine does not allow" in refused.stderr
-    allowed = shell.run("finalize", "script-objective", "--allow", shell.folder / "script.py")
+    assert "say where it lies on this machine: --objective script.py:objective" in refused.stderr
+    allowed = shell.run("finalize", "script-objective", "--objective", "script.py:objective")
     assert allowed.returncode == 1
     assert "cannot be finalized: give its class a method finalize()" in allowed.stderr
 

@@ -38,6 +38,7 @@ LAYERS = (
     "studies.samplers",
     "studies.child",
     "studies.space",
+    "studies.script",
     "studies.values",
     "studies.errors",
     "studies.text",

@@ -16,8 +16,9 @@ select current_setting('server_version') as version, current_setting('server_ver
 select library_version as optuna, version_num as version from version_info, alembic_version
 
 -- name: examined_studies
--- The studies of ours: where their checkpoints lie, and whether they go on.
+-- The studies of ours: where their checkpoints lie, what they run, and whether they go on.
 select s.study_name as name, b.uid::text as uid, b.paused, a.value_json::json -> 'checkpoints' ->> 'store' as store,
+    a.value_json::json -> 'objective' ->> 'path' as objective,
     studyhall.ended(t) as ended
 from studies s
 join studyhall.budgets b using (study_id)

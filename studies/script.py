@@ -1,0 +1,119 @@
+"""A script that holds an objective: a study knows it by its file name and content, and each machine by its own path.
+
+So the same study runs wherever the same content lies, and nothing that the database stores chooses a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from studies.errors import ObjectiveError, command
+
+#: A trial's attribute: the hash of the script that ran it, where that is not the one of its study.
+CHANGED_SCRIPT: Final = "script_sha256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A callable in a Python file on this machine, as it was read."""
+
+    file: Path
+    """The real path."""
+    attribute: str
+    """The callable's name in it."""
+    sha256: str
+    """Of the content, in hexadecimal."""
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """The script of ``path/to/file.py:callable``; raises :exc:`ObjectiveError` if it cannot be read."""
+        name, _, attribute = path.rpartition(":")
+        try:
+            file = Path(os.path.realpath(name))
+            return cls(file=file, attribute=attribute, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+        except (OSError, ValueError):  # of a NUL, or half a surrogate pair
+            raise ObjectiveError(
+                f"no file {name!r} for the objective; give the path of a Python file on this machine"
+            ) from None
+
+    @property
+    def path(self) -> str:
+        """What names the callable on this machine."""
+        return f"{self.file}:{self.attribute}"
+
+    @property
+    def name(self) -> str:
+        """What names the callable in a study."""
+        return f"{self.file.name}:{self.attribute}"
+
+    @property
+    def shown(self) -> str:
+        """What names the callable in the current folder, for people to type."""
+        here = Path.cwd().resolve()
+        return f"{self.file.relative_to(here)}:{self.attribute}" if self.file.is_relative_to(here) else self.path
+
+
+def is_script(path: str) -> bool:
+    """Whether an objective's path leads to a file, and not to a module."""
+    return path.rpartition(":")[0].endswith(".py")
+
+
+def lies_anywhere(path: str) -> bool:
+    """Whether an objective is a script that each machine looks for itself; an older study holds a whole path."""
+    return is_script(path) and not path.startswith("/")
+
+
+def short(sha256: str) -> str:
+    """A content's hash, for people."""
+    return f"{sha256[:12]}…"
+
+
+def find(
+    path: str, sha256: str | None, scripts: Sequence[Script], study: str, *, allow_changed: bool = False
+) -> Script | None:
+    """The one of ``scripts`` that a study runs: by its content, else by its file name.
+
+    Args:
+        path: the study's, as it is stored.
+        sha256: of the content with which the study was made; ``None`` where an older studyhall made it.
+        scripts: what the operator of this machine gives.
+        study: its name.
+        allow_changed: take another content, too.
+
+    Returns:
+        The script, or ``None`` where none of ``scripts`` is it.
+
+    Raises:
+        ObjectiveError: the content is another one.
+    """
+    if not is_script(path):
+        return None
+    file, _, attribute = path.rpartition(":")
+    candidates = [script for script in scripts if script.attribute == attribute]
+    same = [script for script in candidates if script.sha256 == sha256]
+    named = [script for script in candidates if script.file.name == Path(file).name]
+    script = next(iter([*same, *named]), None)
+    if script and sha256 not in (None, script.sha256) and not allow_changed:
+        raise ObjectiveError(
+            f"study {study!r} was made with {Path(file).name} of SHA-256 {short(str(sha256))}, and {script.file} has "
+            f"{short(script.sha256)}: bring the same file here, or go on all the same with --allow-changed, which "
+            "each trial records"
+        )
+    return script
+
+
+def work_on(study: str, path: str | None) -> str:
+    """The command that works on a study whose objective is ``path``, for people to type."""
+    return command("work", study) + (f" {hint(path)}" if path and lies_anywhere(path) else "")
+
+
+def hint(path: str) -> str:
+    """``--objective`` for a study's script, as it can be typed where the script lies in the current folder."""
+    known = path if Path(path.rpartition(":")[0]).is_file() else f"path/to/{path}"
+    return shlex.join(["--objective", known])
