@@ -25,7 +25,7 @@ BY_HAND: Final = "by hand"
 END_WORDS: Final = {
     "complete": "the budget is spent",
     "failures": "stopped after too many failed trials",
-    "timeout": "its time is up",
+    "timeout": "stopped: time limit reached",
     "target": "the target is reached",
     "stopped": "stopped by its objective or sampler",
     BY_HAND: "stopped by hand",

@@ -134,10 +134,11 @@ def command(*words: str | int) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown ``word``: the nearest known one, or all of them."""
+    """The end of a message about an unknown ``word``: the nearest known one in any case, or all of them."""
     known = sorted(known)
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    by_letters = {name.casefold(): name for name in known}
+    close = get_close_matches(word.casefold(), by_letters, n=1, cutoff=0.6)
     if close:
-        return f"did you mean {close[0]!r}?"
+        return f"did you mean {by_letters[close[0]]!r}?"
     shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return f"known: {shown}" if known else "there is none"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, common_options, counted, direction_option, goal, say, study_argument
+from studies.cli.common import Common, common_options, counted, direction_option, goal, say, study_argument, time_value
 from studies.cli.look import status_line
 from studies.errors import CheckpointError, StudyBusy, StudyhallError, command
 
@@ -25,24 +25,10 @@ def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
     return text.startswith("+"), int(text)
 
 
-def _seconds(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
-    from studies.spec import parse_seconds
-
-    if text is None:
-        return None
-    try:
-        seconds = float(str(parse_seconds(text)))
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-    if seconds <= 0:
-        raise click.BadParameter(f"{text!r} is no time; it must be above 0")
-    return seconds
-
-
 @click.command()
 @study_argument
 @click.option("--trials", metavar="N|+N", callback=_count, help="So many trials, or so many more.")
-@click.option("--timeout", metavar="TIME", callback=_seconds, help="Time in which trials may begin: 90s, 30m, 2h.")
+@click.option("--timeout", metavar="TIME", callback=time_value, help="Time in which trials may begin: 90s, 30m, 2h.")
 @click.option("--target", type=float, help="Stop when a trial reaches this value.")
 @click.option("--max-failures", type=click.IntRange(min=1), help="FAILed trials before the study stops.")
 @direction_option("By itself, while no trial has finished and no worker is at work; once for each objective.")

@@ -11,12 +11,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from studies.errors import NoTables, ObjectiveError, StorageUnreachable, StudyhallError, command
 from studies.text import printable
@@ -144,6 +145,21 @@ allow_option = click.option(
 )
 
 
+def time_value(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    """The callback of an option that takes a time: ``90s``, ``30m``, ``2h``, in seconds."""
+    from studies.spec import parse_seconds
+
+    if text is None:
+        return None
+    try:
+        seconds = float(str(parse_seconds(text)))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if seconds <= 0:
+        raise click.BadParameter(f"{text!r} is no time; it must be above 0")
+    return seconds
+
+
 def _scripts(_ctx: click.Context, _param: click.Parameter, paths: tuple[str, ...]) -> tuple[Script, ...]:
     from studies.script import Script, is_script
 
@@ -182,7 +198,36 @@ def direction_option(text: str) -> Callable[[F], F]:
     )
 
 
-study_argument = click.argument("name", metavar="NAME")
+def complete_studies(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    """The studies whose names begin so, for the shell; none where the storage can't be asked quickly."""
+    from studies.storage.database import Database
+    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.url import StorageURL
+
+    with ExitStack() as stack, suppress(StudyhallError):
+        url = ctx.params.get("storage_url")
+        if url:
+            location = StorageURL.parse(url)
+        elif (home() / "postgresql").is_dir():  # else Tab would make an empty one
+            server = stack.enter_context(closing(EmbeddedServer(home())))
+            location = server.start()
+        else:
+            return []
+        database = stack.enter_context(closing(Database(location)))
+        names = [row["name"] for row in database.rows("study_names", within=2.0)]
+        return [name for name in names if name.startswith(begun) and printable(name) == name]
+    return []
+
+
+def complete_targets(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The presets whose names begin so, and files, for the shell."""
+    from studies.target import preset_names
+
+    presets = [CompletionItem(name) for name in preset_names() if name.startswith(begun)]
+    return [*presets, CompletionItem(begun, type="file")]
+
+
+study_argument = click.argument("name", metavar="NAME", shell_complete=complete_studies)
 
 
 def data_dir_or_default(data_dir: Path | None) -> Path:
@@ -264,7 +309,7 @@ def report_error(error: Exception) -> int:
     if isinstance(error, StudyhallError):
         say(f"error: {text}")
         return error.exit_code
-    say(f"error: {type(error).__name__}: {text}; this was not foreseen: run it again with --debug to see where")
+    say(f"error: {type(error).__name__}: {text}; unexpected error; please report it with --debug's output")
     return 1
 
 

@@ -103,8 +103,8 @@ def status(common: Common, name: str, kind: str) -> None:
         )  # fmt: skip
 
 
-def status_line(now: Status, record: StudyRecord) -> str:
-    """The state of a study in one line."""
+def status_line(now: Status, record: StudyRecord, seconds: float | None = None) -> str:
+    """The state of a study in one line; with the seconds that a command took to bring it there."""
     of = f" of {now.budget.trials}" if now.budget else ""
     counts = ", ".join(
         f"{now.trials[key]} {'failed' if key == 'fail' else key}"
@@ -115,9 +115,12 @@ def status_line(now: Status, record: StudyRecord) -> str:
     halted = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
     if now.paused and not now.ended:
         halted = "; paused"
+    took = f" in {duration(seconds)}" if seconds else ""
+    if took and now.ended == "timeout":
+        halted, took = f"{halted} after {duration(seconds or 0)}", ""
     if halted and now.ended in (None, BY_HAND):
         halted += f"; go on with: {command('resume', record.name)}"
-    return f"{record.name}: {now.finished}{of} trials done ({counts}){halted}"
+    return f"{record.name}: {now.finished}{of} trials done ({counts}){took}{halted}"
 
 
 @click.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from studies.child import Kept
-from studies.cli.common import Common, common_options, counted, home, say, until_interrupted
+from studies.cli.common import Common, common_options, complete_studies, counted, home, say, until_interrupted
 from studies.cli.formats import echo
 from studies.errors import TrackingError, command
 
@@ -33,7 +33,7 @@ tracking_option = click.option(
 
 
 @click.command()
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_studies)
 @click.option("--once", is_flag=True, help="Catch up and exit.")
 @click.option("--print-uri", is_flag=True, help="Print the tracking URI in use, for MLflow, and exit.")
 @tracking_option

@@ -19,6 +19,8 @@ from studies.cli.common import (
     allow_changed_option,
     allow_option,
     common_options,
+    complete_studies,
+    complete_targets,
     counted,
     data_dir_option,
     data_dir_or_default,
@@ -30,6 +32,7 @@ from studies.cli.common import (
     objective_options,
     require_runnable,
     say,
+    time_value,
 )
 from studies.cli.formats import best_lines, echo
 from studies.cli.look import status_line
@@ -88,7 +91,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, url: str | None) -> s
 
 
 spec_options: Sequence[Callable[[Any], Any]] = (
-    click.argument("target", metavar="TARGET"),
+    click.argument("target", metavar="TARGET", shell_complete=complete_targets),
     click.option("--name", help="The study's name; default: the spec's."),
     click.option("--trials", type=int, metavar="N", help="Short for --set budget.trials=N."),
     direction_option("Short for --set direction=; once for each objective. Optuna's default: minimize."),
@@ -213,13 +216,19 @@ def create(
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_studies)
 @click.option(
     "--share",
     "shares",
     metavar="N:N",
     callback=_shares,
     help="Of several studies: 2:1 runs two trials of the first for each of the second.",
+)
+@click.option(
+    "--until-idle",
+    metavar="TIME",
+    callback=time_value,
+    help="Stay when a study is over, as it may be extended; a worker ends after so long without a trial: 10m.",
 )
 @_options(worker_options)
 @allow_option
@@ -229,6 +238,7 @@ def work(
     common: Common,
     names: tuple[str, ...],
     shares: list[float] | None,
+    until_idle: float | None,
     workers: int | None,
     data_dir: Path | None,
     lease: float,
@@ -257,7 +267,7 @@ def work(
         for record, share in zip(records, shares or [1.0] * len(names), strict=True):
             has_script = record.name in found
             spec = require_runnable(record, allow, data_dir_or_default(data_dir), has_script=has_script)
-            if storage.status(record).ended:
+            if until_idle is None and storage.status(record).ended:
                 _conclude(storage, record, None)
             else:
                 served.append((spec, share))
@@ -272,6 +282,7 @@ def work(
                 lease=lease,
                 notify_url=notify_url,
                 mirrors=mirrors,
+                until_idle=until_idle,
             )
 
 
@@ -317,6 +328,7 @@ def _run_workers(
     lease: float,
     notify_url: str | None,
     mirrors: Sequence[str | None],
+    until_idle: float | None = None,
 ) -> None:
     """Start workers on the studies of ``specs``, show progress until they are done, and print the best.
 
@@ -335,6 +347,7 @@ def _run_workers(
         allow=allow,
         data_dir=data_dir_or_default(data_dir),
         results=home() / "results",
+        until_idle=until_idle,
         # The storage's URL, which may hold a password, is told over a pipe.
         environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
         output=progress.relay,
@@ -371,7 +384,9 @@ def _run_workers(
         for record in records:
             say(f"interrupted: {_last_line(storage, record)}; go on with the same command")
         raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
-    _conclude_all(storage, records, time.monotonic() - began)
+    if until_idle is not None:
+        say(f"no trial for {duration(until_idle)}: the workers ended")
+    _conclude_all(storage, records, time.monotonic() - began, must_be_over=until_idle is None)
 
 
 def _watch(
@@ -424,12 +439,14 @@ def _last_line(storage: PostgresStorage, record: StudyRecord) -> str:
         return f"{record.name}: the database is away; results that it has not got are kept on this machine"
 
 
-def _conclude_all(storage: PostgresStorage, records: Sequence[StudyRecord], seconds: float) -> None:
+def _conclude_all(
+    storage: PostgresStorage, records: Sequence[StudyRecord], seconds: float, *, must_be_over: bool
+) -> None:
     """Conclude each study; of several that failed, the last one's error is raised, the others' printed."""
     failed: StudyhallError | None = None
     for record in records:
         try:
-            _conclude(storage, record, seconds)
+            _conclude(storage, record, seconds, must_be_over=must_be_over)
         except StudyhallError as error:
             if failed:
                 say(f"error: {failed}")
@@ -438,10 +455,12 @@ def _conclude_all(storage: PostgresStorage, records: Sequence[StudyRecord], seco
         raise failed
 
 
-def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | None) -> None:
+def _conclude(
+    storage: PostgresStorage, record: StudyRecord, seconds: float | None, *, must_be_over: bool = True
+) -> None:
     """Print how the study ended, the best trial, and what to type next."""
     now = storage.status(record)
-    say(status_line(now, record) + (f" in {duration(seconds)}" if seconds else ""))
+    say(status_line(now, record, seconds))
     if now.best:
         echo(*best_lines(storage, record, now.best))
         say()
@@ -457,7 +476,7 @@ def _conclude(storage: PostgresStorage, record: StudyRecord, seconds: float | No
             f"see: {command('show', record.name)} NUMBER; "
             f"go on with: {command('extend', record.name)} --max-failures N"
         )
-    if now.ended not in END_WORDS or now.ended == "deleted":
+    if must_be_over and (now.ended not in END_WORDS or now.ended == "deleted"):
         raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")
 
 

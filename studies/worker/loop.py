@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Worker:
         lease_seconds: how long a trial stays this worker's after the last sign of life.
         results: the directory where results wait while the database is away.
         stop: set from outside to leave the running trial at its next step, give it back, and return.
+        until_idle: seconds without a trial after which to return, and not already when the studies are over, which
+            a person may extend; ``None`` to return with the studies.
 
     Raises:
         StorageError: a study was not made by studyhall.
@@ -77,7 +80,9 @@ class Worker:
         lease_seconds: float,
         results: Path,
         stop: threading.Event,
+        until_idle: float | None = None,
     ) -> None:
+        self._until_idle = until_idle
         self._storage = storage
         self._stop = stop
         self._id = worker_id
@@ -92,9 +97,9 @@ class Worker:
         """Run trials until all studies are over or :attr:`stop` is set.
 
         Returns:
-            Why it ended: ``interrupted``, or the reason of the study that was over last.
+            Why it ended: ``interrupted``, ``idle``, or the reason of the study that was over last.
         """
-        reason, poll = "interrupted", POLL
+        reason, poll, busy = "interrupted", POLL, time.monotonic()
         with self._courier:
             while self._studies and not self._stop.is_set():
                 try:
@@ -110,6 +115,9 @@ class Worker:
                 elif taken:
                     poll = POLL
                     self._run_trial(*taken)
+                    busy = time.monotonic()
+                elif self._until_idle is not None and time.monotonic() - busy >= self._until_idle:
+                    return "idle"
                 else:
                     self._stop.wait(poll)
                     poll = min(LONGEST_POLL, poll * 1.5)
@@ -123,7 +131,7 @@ class Worker:
             if isinstance(claim, Claim):
                 study.taken += 1
                 return study, claim
-            if claim not in ("wait", "paused"):
+            if claim == "deleted" or (self._until_idle is None and claim not in ("wait", "paused")):
                 self._studies.remove(study)
                 return claim
         return None

@@ -68,6 +68,8 @@ class Setup:
     data_dir: str
     results: str
     """The directory where results wait while the database is away."""
+    until_idle: float | None
+    """Seconds without a trial after which the worker ends; ``None`` to end with its studies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,7 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
             device=setup.device,
             lease_seconds=assignment.lease_seconds,
             results=Path(setup.results),
+            until_idle=setup.until_idle,
             stop=stop,
         )
         reason = worker.run()

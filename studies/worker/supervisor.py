@@ -67,6 +67,8 @@ class Supervisor:
         results: the directory where results wait while the database is away.
         environment: what the workers' environment is made from.
         output: is given each line that a worker writes, from any thread.
+        until_idle: seconds without a trial after which a worker ends, even of a study that is over, and not before;
+            ``None`` to end with the studies.
         inherit: open files for the workers to hold, such as the embedded server's lock.
     """
 
@@ -81,8 +83,10 @@ class Supervisor:
         results: Path,
         environment: Mapping[str, str],
         output: Callable[[str], None],
+        until_idle: float | None = None,
         inherit: Sequence[int] = (),
     ) -> None:
+        self._until_idle = until_idle
         self._specs = specs
         self._devices = devices
         self._scripts = scripts
@@ -188,6 +192,7 @@ class Supervisor:
             allow=self._allow,
             data_dir=str(self._data_dir),
             results=str(self._results),
+            until_idle=self._until_idle,
         )
         environment = {**DEFAULTS, **self._environment, **device.environment}
         return _Process(slot, setup, environment, self._output, self._inherit)

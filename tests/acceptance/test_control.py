@@ -472,7 +472,7 @@ def test_a_parameter_that_is_not_legal(steered: Shell, given: list[str], message
             "stopped after too many failed trials; go on with: studyhall extend failed --max-failures N",
         ),
         ("resume reached", "the target is reached; go on with: studyhall extend reached --target VALUE"),
-        ("stop late", "its time is up; go on with: studyhall extend late --timeout TIME"),
+        ("stop late", "stopped: time limit reached; go on with: studyhall extend late --timeout TIME"),
         ("pause stock", "study 'stock' was made by Optuna, not by studyhall: its workers would not obey"),
         ("resume stock", "study 'stock' was made by Optuna, not by studyhall"),
         ("stop stock", "study 'stock' was made by Optuna, not by studyhall"),

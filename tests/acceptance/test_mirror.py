@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -186,7 +185,7 @@ def test_a_database_that_may_not_be_made_is_said_with_what_to_do(shell: Shell, l
         storage.database.execute("drop role poor")
 
 
-def test_mlflow_on_a_server_gets_what_it_missed_while_it_was_away(shell: Shell, tmp_path: Path) -> None:
+def test_mlflow_on_a_server_gets_what_it_missed_while_it_was_away(shell: Shell) -> None:
     done = shell.run(*RUN)
     assert done.returncode == 0, done.stderr
     shell.data("mirror", "--print-uri")
