@@ -60,6 +60,7 @@ def extend(
             spec = storage.find_study(name).spec
             assert spec is not None  # as of every study whose directions can be changed
             say(f"study {name!r}: {goal(spec, is_new=False)}")
+            say(status_line(storage.status(record), record))
             return
         relative, count = trials or (False, None)
         storage.extend(

@@ -466,8 +466,8 @@ class PostgresStorage(OptunaContract):
             )
         if now["running"] or now["workers"]:
             raise StudyBusy(
-                f"study {record.name!r} has {now['workers']} workers, seen in the last two minutes, and "
-                f"{now['running']} running trials; end them first: {command('stop', record.name)}"
+                f"study {record.name!r} is worked on (workers seen in two minutes: {now['workers']}, running trials: "
+                f"{now['running']}); end that first: {command('stop', record.name)}"
             )
         self._studies.pop(record.study_id, None)
 

@@ -20,6 +20,7 @@ from studies.errors import (
     SpecError,
     SpecMismatch,
     StorageError,
+    StudyBusy,
     StudyNotFound,
     TrialNotFound,
 )
@@ -205,6 +206,34 @@ def test_a_stopped_study_goes_on_when_extended(storage: PostgresStorage) -> None
     storage.extend(record, more_trials=2)
     assert storage.find_study("study").budget == spec(trials=5).budget
     assert isinstance(storage.claim(record, "a", LEASE), Claim)
+
+
+def test_a_direction_changes_while_no_trial_has_finished_and_no_worker_is_there(storage: PostgresStorage) -> None:
+    record = created(storage)
+    assert storage.load_study(record).direction.name == "MAXIMIZE"
+    claim = hold(storage, record, "w")
+    with pytest.raises(StudyBusy, match="study 'study' is worked on"):
+        storage.change_directions(record, ["minimize"])
+    storage.give_back(claim, {})
+    with pytest.raises(StudyBusy, match="minutes: 1, running trials: 0"):
+        storage.change_directions(record, ["minimize"])
+    storage.forget_worker("w")
+    storage.change_directions(record, ["minimize"])
+    storage.change_directions(record, ["minimize"])
+    changed = storage.find_study("study").spec
+    assert changed
+    assert changed.all_directions == ["minimize"]
+    study = storage.load_study(record)
+    assert study.direction.name == "MINIMIZE"
+    assert study.user_attrs["spec_sha256"] == changed.sha256
+    with pytest.raises(SpecError, match="has 1 objective, and 2 directions were given; give one for each"):
+        storage.change_directions(record, ["minimize", "maximize"])
+    study.tell(study.ask(), 1.0)
+    with pytest.raises(SpecError, match="minimizes accuracy, by which 1 of its trials ended already"):
+        storage.change_directions(storage.find_study("study"), ["maximize"])
+    optuna.create_study(storage=storage, study_name="stock")
+    with pytest.raises(StorageError, match="was made by Optuna, not by studyhall"):
+        storage.change_directions(storage.find_study("stock"), ["maximize"])
 
 
 def test_twelve_threads_spend_the_budget_exactly(storage: PostgresStorage) -> None:

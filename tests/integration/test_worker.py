@@ -36,20 +36,25 @@ def run(storage: PostgresStorage, tmp_path: Path) -> Run:
         *,
         stop: threading.Event | None = None,
         lease: float = 30,
+        until_idle: float | None = None,
+        script_sha256: str | None = None,
+        objective_spec: dict[str, Any] | None = None,
         **spec: Any,
     ) -> str:
-        data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 3}, **spec}
+        made = objective_spec or {"path": "tests:objective"}
+        data = {"name": "study", "objective": made, "budget": {"trials": 3}, **spec}
         record, _ = storage.create_study(StudySpec.from_dict(data))
         storage.forget_worker("w")
         storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
         return Worker(
             storage,
-            [Service(record=record, objective=objective)],
+            [Service(record=record, objective=objective, script_sha256=script_sha256)],
             worker_id="w",
             device="cpu",
             lease_seconds=lease,
             results=tmp_path / "results",
             stop=stop or threading.Event(),
+            until_idle=until_idle,
         ).run()
 
     return run
@@ -63,6 +68,38 @@ def test_a_worker_spends_the_budget_and_says_why_it_ended(storage: PostgresStora
     assert run(lambda trial: trial.suggest_float("x", 0, 1)) == "complete"
     assert [trial.state for trial in trials(storage)] == [TrialState.COMPLETE] * 3
     assert len({trial.params["x"] for trial in trials(storage)}) == 3
+
+
+def test_a_worker_that_waits_until_it_is_idle_goes_on_with_an_extended_study(
+    storage: PostgresStorage, run: Run
+) -> None:
+    def extend() -> None:
+        while not storage.study_names() or storage.status(storage.find_study("study")).ended != "complete":
+            time.sleep(0.1)
+        storage.extend(storage.find_study("study"), more_trials=1)
+
+    stop = threading.Event()
+
+    def objective(trial: Trial) -> float:
+        if trial.number == 3:
+            stop.set()
+        return 1.0
+
+    person = threading.Thread(target=extend)
+    person.start()
+    assert run(objective, stop=stop, until_idle=600) == "interrupted"
+    person.join()
+    assert run(objective, until_idle=0) == "idle"
+    assert len(trials(storage)) == 4
+
+
+def test_a_trial_tells_that_its_script_is_not_the_one_of_its_study(storage: PostgresStorage, run: Run) -> None:
+    made_with = {"path": "train.py:f", "sha256": "a" * 64}
+    for trials_in_all, sha256 in ((1, "a" * 64), (2, "b" * 64)):
+        if trials_in_all > 1:
+            storage.extend(storage.find_study("study"), trials=trials_in_all)
+        run(lambda _: 1.0, objective_spec=made_with, script_sha256=sha256, budget={"trials": 1})
+    assert [trial.user_attrs for trial in trials(storage)] == [{}, {"script_sha256": "b" * 64}]
 
 
 def test_the_space_is_sampled_before_the_objective_is_called(storage: PostgresStorage, run: Run) -> None:

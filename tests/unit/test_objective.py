@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from studies.errors import ObjectiveError
 from studies.objective import build, is_allowed
+from studies.script import Script, find
 from studies.trial import as_values
 
 SCRIPT = """
@@ -54,6 +56,36 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "helper_beside_the_script.py").write_text("VALUE = 42\n")
     (tmp_path / "script.py").write_text(SCRIPT)
     return str(tmp_path / "script.py")
+
+
+def test_a_script_runs_with_the_content_that_was_read_and_no_other(script: str, tmp_path: Path) -> None:
+    allow = (script,)
+    file = Path(script)
+    content = file.read_bytes()
+    with pytest.raises(ObjectiveError, match="has changed since its workers were started; start them again"):
+        build(f"{script}:objective", {}, allow=allow, data_dir=tmp_path, sha256=hashlib.sha256(b"").hexdigest())
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert build(f"{script}:objective", {}, allow=allow, data_dir=tmp_path, sha256=sha256)(None) == 42
+    assert not list(tmp_path.rglob("script.*.pyc"))  # which might be of a content before
+
+
+def test_a_study_finds_its_script_by_content_and_else_by_name(tmp_path: Path) -> None:
+    for folder, name, content in (("a", "train", "1"), ("b", "renamed", "1"), ("c", "train", "2"), ("d", "other", "3")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").write_text(content)
+    original, renamed, edited, other = (
+        Script.read(f"{tmp_path}/{path}.py:f") for path in ("a/train", "b/renamed", "c/train", "d/other")
+    )
+    stored = ("train.py:f", original.sha256)
+    assert find(*stored, [other, edited, original], "s") is original
+    assert find(*stored, [other, renamed], "s") is renamed
+    assert find(*stored, [other, edited], "s", allow_changed=True) is edited
+    assert find(*stored, [other], "s", allow_changed=True) is None
+    assert find("train.py:g", original.sha256, [original], "s", allow_changed=True) is None
+    assert find("/old/train.py:f", None, [other, edited], "s") is edited
+    assert find("lab.nets:f", None, [other], "s") is None
+    with pytest.raises(ObjectiveError, match=r"study 's' was made with train\.py of SHA-256 .*--allow-changed"):
+        find(*stored, [edited], "s")
 
 
 def test_a_function_in_a_file_imports_what_lies_beside_it(script: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import tomllib
 from pathlib import Path
@@ -12,9 +13,9 @@ import optuna
 import pytest
 import tomli_w
 
-from studies.errors import SpecError, SpecMismatch
+from studies.errors import ObjectiveError, SpecError, SpecMismatch
 from studies.spec import BudgetSpec, StudySpec, parse_seconds
-from studies.target import override, preset_names, read_target
+from studies.target import override, preset_names, read_target, take_script
 
 BASE: dict[str, Any] = {
     "name": "study",
@@ -243,6 +244,57 @@ def test_a_budget_may_be_given_as_it_was_or_as_it_is_now() -> None:
         SpecMismatch, match=r"budget\.trials is 60, not 61; change it with: studyhall extend study --trials 61"
     ):
         stored.require_same(spec_with("budget.trials=61"), now)
+
+
+def test_a_spec_without_a_direction_takes_the_studys() -> None:
+    stored = spec_with()
+    silent = StudySpec.from_dict({key: value for key, value in BASE.items() if key != "direction"})
+    stored.require_same(silent, stored.budget)
+    silent.require_same(spec_with("direction=minimize"), stored.budget)
+    assert (silent.goal, silent.says_direction) == ("minimizes value", False)
+    extend = "studyhall extend study --direction minimize"
+    with pytest.raises(SpecMismatch, match=f'direction is "maximize", not "minimize".* {extend}; else give'):
+        stored.require_same(spec_with("direction=minimize"), stored.budget)
+
+
+def scripted(path: str, sha256: str | None = None) -> StudySpec:
+    return StudySpec.from_dict({**BASE, "objective": {"path": path, **({"sha256": sha256} if sha256 else {})}})
+
+
+def test_a_script_is_the_same_by_its_name_and_content() -> None:
+    stored, changed = scripted("train.py:f", "a" * 64), scripted("train.py:f", "b" * 64)
+    stored.require_same(stored, stored.budget)
+    for given, message in (
+        (changed, "its script has changed: SHA-256 aaaaaaaaaaaa… then, bbbbbbbbbbbb… now; give .* --allow-changed"),
+        (scripted("other.py:f", "a" * 64), 'objective.path is "train.py:f", not "other.py:f"; give this one another'),
+        (scripted("train.py:g", "a" * 64), 'objective.path is "train.py:f", not "train.py:g"; give this one another'),
+    ):
+        with pytest.raises(SpecMismatch, match=message):
+            stored.require_same(given, stored.budget)
+    stored.require_same(changed.with_script_of(stored), stored.budget)
+    # An older studyhall stored the whole path, and no hash.
+    scripted("/home/someone/train.py:f").require_same(changed, stored.budget)
+    with pytest.raises(SpecMismatch):
+        scripted("/home/someone/train.py:g").require_same(changed, stored.budget)
+    with pytest.raises(SpecError, match="sha256 is of a script's content, and path 'lab:f' is a module's; remove it"):
+        scripted("lab:f", "a" * 64)
+
+
+def test_a_scripts_path_becomes_its_name_and_hash(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("f = None\n")
+    data: dict[str, Any] = {"objective": {"path": f"{tmp_path}/train.py:f"}}
+    script = take_script(data)
+    assert script
+    assert script.path == f"{tmp_path}/train.py:f"
+    assert data["objective"] == {"path": "train.py:f", "sha256": script.sha256}
+    assert script.sha256 == hashlib.sha256(b"f = None\n").hexdigest()
+    for ours in ({"path": "lab.nets:f"}, {"path": 3}, {}):
+        assert take_script({"objective": ours}) is None
+    with pytest.raises(SpecError, match=r"objective.sha256 = 'aa': \S+train\.py has "):
+        take_script({"objective": {"path": f"{tmp_path}/train.py:f", "sha256": "aa"}})
+    for nowhere in ("nowhere.py:f", "nul\0.py:f", f"{tmp_path}.py:f"):
+        with pytest.raises(ObjectiveError, match="no file"):
+            take_script({"objective": {"path": nowhere}})
 
 
 def test_the_order_of_the_space_makes_no_other_study() -> None:
