@@ -141,7 +141,7 @@ allow_option = click.option(
     "--allow",
     multiple=True,
     metavar="PREFIX",
-    help="What a study may use here beside objectives.*: lab. or /path/script.py; store=/DIR for checkpoints.",
+    help="What a study may use here beside objectives.*: a package, lab.; store=/DIR for checkpoints.",
 )
 
 

@@ -9,6 +9,7 @@ from studies.cli.common import Common, common_options, counted, say, study_argum
 from studies.cli.formats import readable
 from studies.cli.look import status_line
 from studies.errors import command
+from studies.script import work_on
 
 number_argument = click.argument("number", metavar="NUMBER", type=int)
 
@@ -56,7 +57,8 @@ def resume(common: Common, name: str) -> None:
     if now.ended:
         say(f"{status_line(now, record)}; go on with: {control.way_on(name, now.ended)}")
         return
-    workers = f"{counted(len(now.workers), 'worker')} seen" if now.workers else f"run it with: {command('work', name)}"
+    count = len(now.workers)
+    workers = f"{counted(count, 'worker')} seen" if count else f"run it with: {work_on(name, now.objective)}"
     say(f"study {name!r} {'goes on' if is_new else 'is neither paused nor stopped'}; {workers}")
 
 

@@ -102,6 +102,8 @@ class Status:
     """Why no more trials begin: complete, failures, timeout, target, or the words of who stopped it."""
     best: FrozenTrial | None
     workers: Sequence[Worker]
+    objective: str | None = None
+    """The path of what it runs; ``None`` where stock Optuna made the study."""
 
     @property
     def finished(self) -> int:
@@ -286,14 +288,16 @@ class PostgresStorage(OptunaContract):
         """The study's trials, best and workers now."""
         row = self.database.rows("status", study_id=record.study_id)[0]
         ended, paused = row.pop("ended"), row.pop("paused")
+        found = self.find_study(record.name)
         return Status(
             study=record.name,
-            budget=self.find_study(record.name).budget,
+            budget=found.budget,
             trials=row,
             paused=paused,
             ended=ended,
             best=self.find_best(record),
             workers=[Worker(**w) for w in self.database.rows("workers", study_id=record.study_id)],
+            objective=found.spec.objective.path if found.spec else None,
         )
 
     def find_best(self, record: StudyRecord) -> FrozenTrial | None:
