@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.samplers._lazy_random_state import LazyRandomState
 
-from studies.errors import nearest
+from studies.errors import nearest, one_line
 from studies.samplers import BruteForceSampler, GridSampler, QMCSampler
 from studies.space import CategoricalParameter
 
@@ -144,7 +144,7 @@ def _build(
             return known[name](**options, **extra)
         except (TypeError, ValueError, AssertionError) as error:
             shown = ", ".join(f"{key} = {value!r}" for key, value in options.items())
-            raise ValueError(f"{kind}.options: {name!r} refuses {shown or 'no options'}: {_line(error)}") from None
+            raise ValueError(f"{kind}.options: {name!r} refuses {shown or 'no options'}: {one_line(error)}") from None
 
 
 def _check_options(kind: str, known: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]) -> None:
@@ -211,7 +211,3 @@ def _fixed(
         for name, value in fixed.items()
     }
     return {**space, **held}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

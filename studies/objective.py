@@ -25,9 +25,8 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from studies.checkpoints import PERMISSION
-from studies.errors import ObjectiveError, nearest
+from studies.errors import ObjectiveError, nearest, one_line
 from studies.importing import import_file, import_module
-from studies.importing import one_line as one_line
 
 Objective = Callable[[Any], Any]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from studies.errors import NoTables, StorageUnreachable, StudyhallError
+from studies.errors import NoTables, StorageUnreachable, StudyhallError, described
 from studies.text import printable
 
 if TYPE_CHECKING:
@@ -185,11 +185,10 @@ def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path
 
 def report_error(error: Exception) -> int:
     """Print ``error`` as one line, and return its exit status."""
-    text = " ".join(str(error).split())
     if isinstance(error, StudyhallError):
-        say(f"error: {text}")
+        say(f"error: {described(error)}")
         return error.exit_code
-    say(f"error: {type(error).__name__}: {text}; this was not foreseen: run it again with --debug to see where")
+    say(f"error: {described(error)}; this was not foreseen: run it again with --debug to see where")
     return 1
 
 

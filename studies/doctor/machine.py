@@ -14,7 +14,7 @@ from typing import Final
 from studies.checkpoints import open_store
 from studies.control import way_on
 from studies.doctor.findings import Finding, KnownStudy
-from studies.errors import CheckpointError, command
+from studies.errors import CheckpointError, command, one_line
 from studies.storage.url import StorageURL
 from studies.worker.devices import cores
 
@@ -126,7 +126,7 @@ def _nvidia_smi() -> list[str] | str:
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     if done.returncode:
         return " ".join((done.stderr or done.stdout).split()) or f"exit status {done.returncode}"
     return re.findall(r"^GPU \d+: (.*?) \(UUID", done.stdout, re.MULTILINE)

@@ -32,8 +32,8 @@ from typing import Any, NoReturn
 
 from studies import objective
 from studies.child import Events, wait_for_end_of_input
-from studies.errors import StorageUnreachable, StudyhallError
-from studies.objective import Objective, one_line
+from studies.errors import StorageUnreachable
+from studies.objective import Objective
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,7 @@ def main() -> int:
         if line:
             events.tell("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
     except Exception as error:
-        known = isinstance(error, StudyhallError)
-        message = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
-        events.tell("error", message=message, kind=type(error).__name__, traceback=traceback.format_exc())
+        events.tell_error(error, kind=type(error).__name__, traceback=traceback.format_exc())
         return 1
     return 0
 
