@@ -12,8 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from optuna.trial import FrozenTrial
 
 from studies import PostgresStorage
+from studies.storage.postgres import Claim
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
 from tests.postgres import start_postgres
@@ -21,7 +23,7 @@ from tests.postgres import start_postgres
 Look = Callable[[], PostgresStorage]
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+def eventually(condition: Callable[[], bool], *, seconds: float = 120) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -31,6 +33,10 @@ def eventually(condition: Callable[[], bool], *, seconds: float = 30) -> None:
 
 def states(storage: PostgresStorage, study: str = "script-objective") -> list[str]:
     return [trial.state.name for trial in storage.trials(storage.find_study(study))]
+
+
+def trials(storage: PostgresStorage) -> list[FrozenTrial]:
+    return storage.trials(storage.find_study("s"))
 
 
 def running(storage: PostgresStorage) -> bool:
@@ -154,6 +160,45 @@ def test_workers_end_with_a_killed_supervisor_and_their_trials_come_back(shell: 
     eventually(lambda: not any(psutil.pid_exists(pid) for pid in workers))
     assert "RUNNING" not in states(storage)
     assert "FAIL" not in states(storage)
+
+
+@pytest.mark.parametrize("objective", ["stepping", "stuck"])
+def test_a_worker_ends_with_a_killed_supervisor_whatever_its_objective_does(
+    shell: Shell, look: Look, objective: str
+) -> None:
+    (shell.folder / "orphans.py").write_text("""
+import threading, time
+
+def chatter():
+    while True:
+        try:
+            print("still here")
+        except OSError:
+            pass
+        time.sleep(0.01)
+
+def stepping(trial):
+    threading.Thread(target=chatter).start()
+    for step in range(1_000_000):
+        trial.report(0.5, step)
+        time.sleep(0.1)
+
+def stuck(trial):
+    trial.report(0.5, 0)
+    trial.report(0.5, 1)
+    chatter()
+""")
+    options = ("--name", "s", "--trials", "1", "--workers", "1", "--lease", "3")
+    process = shell.start("run", f"orphans.py:{objective}", *options, PYTHONUNBUFFERED="")
+    storage = look()
+    eventually(lambda: "s" in storage.study_names() and any(t.intermediate_values for t in trials(storage)))
+    [worker] = worker_pids(process)
+    process.kill()
+    process.communicate()
+    eventually(lambda: not psutil.pid_exists(worker))
+    record = storage.find_study("s")
+    eventually(lambda: isinstance(storage.claim(record, "other", 30), Claim))
+    assert states(storage, "s") == ["RUNNING"]  # the same trial
 
 
 def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(shell: Shell, look: Look) -> None:
