@@ -25,7 +25,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from studies.checkpoints import PERMISSION
-from studies.errors import ObjectiveError, nearest, one_line
+from studies.errors import ObjectiveError, command, nearest, one_line
 from studies.importing import import_file, import_module
 
 Objective = Callable[[Any], Any]
@@ -57,6 +57,22 @@ def require_allowed(path: str, prefixes: Sequence[str], study: str) -> None:
             f"study {study!r} runs {path!r}, which this machine does not allow; "
             f"if you trust it: --allow {shlex.quote(path)}"
         )
+
+
+def work_command(study: str, path: str, store: str) -> str:
+    """The command that runs a study on any machine, with what that must allow.
+
+    Args:
+        study: its name.
+        path: of its objective.
+        store: where its checkpoints lie; a directory may be anywhere on another machine.
+
+    Raises:
+        ObjectiveError: ``path`` is no legal path.
+    """
+    needed = [] if is_allowed(path, ()) else [path]
+    needed += [] if store == "postgresql" else [PERMISSION + store]
+    return command("work", study, *(word for each in needed for word in ("--allow", each)))
 
 
 def build(

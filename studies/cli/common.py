@@ -183,6 +183,16 @@ def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path
     return record.spec
 
 
+def way_to_work(record: StudyRecord) -> str:
+    """The end of a line about a study that nobody runs: how to run it, if workers can."""
+    from studies.objective import work_command
+
+    if record.spec is None:
+        return ""
+    spec = record.spec
+    return f"; run it with: {work_command(record.name, spec.objective.path, spec.checkpoints.store)}"
+
+
 def report_error(error: Exception) -> int:
     """Print ``error`` as one line, and return its exit status."""
     if isinstance(error, StudyhallError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from studies import control
-from studies.cli.common import Common, common_options, counted, say, study_argument
+from studies.cli.common import Common, common_options, counted, say, study_argument, way_to_work
 from studies.cli.formats import readable
 from studies.cli.look import status_line
 from studies.errors import command
@@ -56,8 +56,8 @@ def resume(common: Common, name: str) -> None:
     if now.ended:
         say(f"{status_line(now, record)}; go on with: {control.way_on(name, now.ended)}")
         return
-    workers = f"{counted(len(now.workers), 'worker')} seen" if now.workers else f"run it with: {command('work', name)}"
-    say(f"study {name!r} {'goes on' if is_new else 'is neither paused nor stopped'}; {workers}")
+    workers = f"; {counted(len(now.workers), 'worker')} seen" if now.workers else way_to_work(record)
+    say(f"study {name!r} {'goes on' if is_new else 'is neither paused nor stopped'}{workers}")
 
 
 @click.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument
+from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument, way_to_work
 from studies.cli.formats import (
     BEST_FORMATS,
     best_as,
@@ -148,21 +148,22 @@ def trials(common: Common, name: str, kind: str) -> None:
     from studies.storage.reading import StudyReader
 
     with common.open() as storage:
-        reader = StudyReader(storage, storage.find_study(name))
+        record = storage.find_study(name)
+        reader = StudyReader(storage, record)
         if kind == "json":
             echo_json([_trial_data(row) for row in page] for page in reader.pages(reports=True))
         elif kind == "csv":
             _echo_csv(reader)
         else:
-            _print_trials(name, [_trial_cells(row) for page in reader.pages() for row in page])
+            _print_trials(record, [_trial_cells(row) for page in reader.pages() for row in page])
 
 
-def _print_trials(name: str, rows: list[list[str]]) -> None:
+def _print_trials(record: StudyRecord, rows: list[list[str]]) -> None:
     if rows:
         header = ["#", "state", "value", "steps", "time", "parameters"]
         print_columns(header, rows, numeric=["#", "value", "steps", "time"])
     else:
-        say(f"study {name!r} has no trials yet; run it with: {command('work', name)}")
+        say(f"study {record.name!r} has no trials yet{way_to_work(record)}")
 
 
 def _trial_cells(row: TrialRow) -> list[str]:

@@ -180,13 +180,16 @@ def create(common: Common, target: str, name: str | None, trials: int | None, se
     The objective is not imported: its data and GPUs may be on other machines, where
     `studyhall work NAME` joins.
     """
+    from studies.objective import work_command
+
     spec = _read_spec(target, name, trials, settings)
+    way = work_command(spec.name, spec.objective.path, spec.checkpoints.store)
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
     state = "created study" if created else "there is, with this spec, study"
     say(f"{state} {record.name!r} of {counted(spec.budget.trials, 'trial')}")
     _say_grid(spec)
-    say(f"run it with: {command('work', record.name)}")
+    say(f"run it with: {way}")
 
 
 @click.command()

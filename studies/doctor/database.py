@@ -95,11 +95,17 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
     yield from _times(database, facts)
     rows = database.rows("examined_studies")
     studies += [
-        KnownStudy(name=row["name"], uid=row["uid"], store=row["store"] or "postgresql", ended=row["ended"])
+        KnownStudy(
+            name=row["name"],
+            uid=row["uid"],
+            objective=row["objective"] or "",
+            store=row["store"] or "postgresql",
+            ended=row["ended"],
+        )
         for row in rows
     ]
     yield from _halted(rows)
-    yield from _trials(database, {study.name: study.ended for study in studies})
+    yield from _trials(database, {study.name: study for study in studies})
 
 
 def _round_trip(database: Database) -> float:
@@ -239,7 +245,7 @@ def _halted(rows: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
             yield Finding(level="ok", about="studies", what=what, fix=command("resume", row["name"]))
 
 
-def _trials(database: Database, ended: Mapping[str, str | None]) -> Iterator[Finding]:
+def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[Finding]:
     stuck, silent = database.rows("stuck_trials"), database.rows("silent_workers")
     for row in stuck[:_SHOWN]:
         trial = f"trial {row['number']} of study {row['study']!r}"
@@ -250,7 +256,8 @@ def _trials(database: Database, ended: Mapping[str, str | None]) -> Iterator[Fin
                 f"{_time(row['seconds'])} longer than its lease, and no other is there to take the trial over"
             )
             # On a study that is over no worker would look.
-            fix = cancel if ended.get(row["study"]) else command("work", row["study"])
+            study = studies.get(row["study"])
+            fix = study.work if study and not study.ended else cancel
         else:
             what = f"{trial} has run for {_time(row['seconds'])} without a lease: a stock Optuna worker may have died"
             fix = cancel

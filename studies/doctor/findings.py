@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from studies.errors import ObjectiveError, command
+from studies.objective import work_command
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -27,7 +30,17 @@ class KnownStudy:
 
     name: str
     uid: str
+    objective: str
+    """The path of what it runs."""
     store: str
     """Where its checkpoints lie."""
     ended: str | None
     """Why it begins no more trials; ``None`` where it does."""
+
+    @property
+    def work(self) -> str:
+        """The command that runs it."""
+        try:
+            return work_command(self.name, self.objective, self.store)
+        except ObjectiveError:  # not what a person typed: `work` will say what is wrong with it
+            return command("work", self.name)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from studies.checkpoints import open_store
+from studies.checkpoints import PERMISSION, open_store, require_allowed
 from studies.control import way_on
 from studies.doctor.findings import Finding, KnownStudy
 from studies.errors import CheckpointError, command, one_line
@@ -60,7 +60,11 @@ def examine_url(url: StorageURL, given_by: str, pgpass: Path) -> list[Finding]:
 
 
 def examine_machine(
-    home: Path, data_dir: Path, cuda_visible_devices: str | None, studies: Sequence[KnownStudy]
+    home: Path,
+    data_dir: Path,
+    cuda_visible_devices: str | None,
+    studies: Sequence[KnownStudy],
+    allow: Sequence[str],
 ) -> list[Finding]:
     """Its GPUs, its disks, and what waits on them for the database.
 
@@ -69,6 +73,7 @@ def examine_machine(
         data_dir: where data sets are.
         cuda_visible_devices: the variable, or ``None`` where it is not set.
         studies: of the storage, whose checkpoints may lie in directories.
+        allow: what they may use here, as ``work --allow`` says it.
     """
     stores: dict[str, list[KnownStudy]] = {}
     for study in studies:
@@ -77,7 +82,7 @@ def examine_machine(
     return [
         gpus(cuda_visible_devices),
         *_results(home / "results", studies),
-        *(_checkpoints(store, users) for store, users in stores.items()),
+        *(_checkpoints(store, users, data_dir, allow) for store, users in stores.items()),
         *disks({"home": home, "data": data_dir} | {f"checkpoints in {store}": Path(store) for store in stores}),
     ]
 
@@ -139,7 +144,7 @@ def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding
         study = by_uid.get(folder.name)
         if waiting and study:
             what = f"{len(waiting)} of study {study.name!r} wait in {folder} for the database"
-            fix = command("work", study.name)
+            fix = study.work
             if study.ended:
                 fix = f"{way_on(study.name, study.ended)}; {fix}"
             yield Finding(level="warning", about="results", what=what, fix=fix)
@@ -153,8 +158,19 @@ def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding
             yield Finding(level="warning", about="results", what=what, fix=fix)
 
 
-def _checkpoints(store: str, users: Sequence[KnownStudy]) -> Finding:
-    going_on = [study.name for study in users if not study.ended]
+def _checkpoints(store: str, users: Sequence[KnownStudy], data_dir: Path, allow: Sequence[str]) -> Finding:
+    going_on = [study for study in users if not study.ended]
+    whose = f"of {', '.join(repr(study.name) for study in going_on) or 'studies that have ended'}"
+    try:
+        require_allowed(store, allow, data_dir, users[0].name)
+    except CheckpointError:  # a study chose the place, and a machine touches no other than its operator's
+        examine = command("doctor", "--allow", PERMISSION + store)
+        return Finding(
+            level="warning" if going_on else "ok",
+            about="checkpoints",
+            what=f"{whose} lie in {store}, which this machine does not allow by itself; if you trust that place:",
+            fix="; ".join([examine, *(study.work for study in going_on)]),
+        )
     try:
         if not Path(store).exists():  # the check would make it, in the place of a share that is not mounted
             raise CheckpointError(f"there is no {store} on this machine: mount its share, or make it")
@@ -163,7 +179,7 @@ def _checkpoints(store: str, users: Sequence[KnownStudy]) -> Finding:
         return Finding(
             level="error" if going_on else "warning",
             about="checkpoints",
-            what=f"of {', '.join(repr(name) for name in going_on) or 'studies that have ended'}: {error}",
+            what=f"{whose}: {error}",
             fix=f"{'ls -ld' if Path(store).exists() else 'mkdir -p'} {shlex.quote(store)}",
         )
     return Finding(level="ok", about="checkpoints", what=f"can be written to {store}")

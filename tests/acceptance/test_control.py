@@ -182,7 +182,8 @@ def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed
     assert again.returncode == 0
     assert "stopped by hand; go on with: studyhall resume s" in again.stderr
     assert "begins" not in again.stderr
-    assert say(shell, "resume", "s") == "study 's' goes on; run it with: studyhall work s"
+    work = f"studyhall work s --allow {shell.folder}/script.py:objective"
+    assert say(shell, "resume", "s") == f"study 's' goes on; run it with: {work}"
     done = shell.run(*RUN)
     assert done.returncode == 0, done.stderr
     assert states(storage) == ["COMPLETE"] * 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -277,11 +278,14 @@ def test_what_an_objective_prints_is_shown_and_is_no_data(shell: Shell) -> None:
 
 
 def test_another_machine_joins_a_created_study_if_it_allows_the_objective(shell: Shell, look: Look) -> None:
-    assert shell.run("create", "script.py:objective", "--trials", "3", "--name", "shared").returncode == 0
+    kept = f"checkpoints.store={shell.folder}/kept here"
+    made = shell.run("create", "script.py:objective", "--trials", "3", "--name", "shared", "--set", kept)
+    assert made.returncode == 0, made.stderr
     refused = shell.run("work", "shared")
     assert refused.returncode == 1
     assert "which this machine does not allow; if you trust it: --allow" in refused.stderr
-    joined = shell.run("work", "shared", "--allow", shell.folder / "script.py", "--workers", "1")
+    [hint] = {told.rpartition("run it with: ")[2] for told in (made.stderr, shell.run("trials", "shared").stderr)}
+    joined = shell.run(*shlex.split(hint)[1:], "--workers", "1")
     assert joined.returncode == 0, joined.stderr
     assert len(states(look(), "shared")) == 3
 

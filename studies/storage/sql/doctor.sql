@@ -18,6 +18,7 @@ select library_version as optuna, version_num as version from version_info, alem
 -- name: examined_studies
 -- The studies of ours: where their checkpoints lie, and whether they go on.
 select s.study_name as name, b.uid::text as uid, b.paused, a.value_json::json -> 'checkpoints' ->> 'store' as store,
+    a.value_json::json -> 'objective' ->> 'path' as objective,
     studyhall.ended(t) as ended
 from studies s
 join studyhall.budgets b using (study_id)
