@@ -67,7 +67,7 @@ def override(data: dict[str, Any], setting: str) -> None:
         raise SpecError(f"--set {setting!r} is not KEY=VALUE; for example --set budget.trials=20")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or an integer that is too long
         value = text
     table: Any = data
     for depth, part in enumerate(parts[:-1], start=1):
@@ -84,6 +84,8 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{source}: not TOML: {error}") from None
+    except ValueError:  # from 4,300 digits on Python reads none
+        raise SpecError(f"{source}: not TOML: it holds a whole number of thousands of digits") from None
 
 
 def _resolve_script(data: dict[str, Any], folder: Path) -> None:

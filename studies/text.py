@@ -27,6 +27,11 @@ def coloured(line: str) -> str:
     return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _is_visible(character: str) -> bool:
     # In some languages words are parted by other spaces than ASCII's.
     return character.isprintable() or unicodedata.category(character) == "Zs"

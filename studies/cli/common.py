@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from studies.errors import NoTables, StorageUnreachable, StudyhallError, described
+from studies.text import counted as counted
 from studies.text import printable
 
 if TYPE_CHECKING:
@@ -206,11 +207,6 @@ def say(line: str = "") -> None:
     """Print a line to standard error: everything that is not data."""
     with suppress(BrokenPipeError):  # whoever read it has gone; the work goes on
         click.echo(printable(line), err=True)
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def duration(seconds: float) -> str:
