@@ -5,7 +5,9 @@ All of it becomes a plain dict, which :meth:`studies.spec.StudySpec.from_dict` v
 
 from __future__ import annotations
 
+import ast
 import tomllib
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,10 +49,23 @@ def read_target(target: str) -> dict[str, Any]:
                 "objective": {"path": f"{Path(file).resolve()}:{attribute}"},
             }
         return {"name": f"{file.rpartition('.')[2]}-{attribute}", "objective": {"path": target}}
+    if target.endswith(".py"):
+        raise SpecError(f"{target!r} is a file; name the callable in it too: did you mean {_callable_in(target)!r}?")
     raise SpecError(
         f"{target!r} is neither a preset ({', '.join(preset_names())}), nor a study file (….toml), "
         f"nor a callable (file.py:callable, package.module:callable); {nearest(target, preset_names())}"
     )
+
+
+def _callable_in(file: str) -> str:
+    """What somebody may mean who names a file alone: ``objective``, else its last function that one argument will do
+    for. The file is parsed, and not run."""
+    names = []
+    with suppress(OSError, SyntaxError, ValueError):  # a file that cannot be read has names that nobody knows
+        for node in ast.parse(Path(file).read_bytes()).body:
+            if isinstance(node, ast.FunctionDef) and len(node.args.args) - len(node.args.defaults) == 1:
+                names.append(node.name)
+    return f"{file}:{'objective' if 'objective' in names or not names else names[-1]}"
 
 
 def override(data: dict[str, Any], setting: str) -> None:

@@ -28,8 +28,10 @@ def coloured(line: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    """``1 trial``, ``2 studies``, ``12,000 trials``."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun}"
 
 
 def _is_visible(character: str) -> bool:

@@ -95,7 +95,7 @@ def enqueue(common: Common, name: str, params: tuple[str, ...]) -> None:
     shown = " ".join(f"{key}={readable(value)}" for key, value in enqueued.params.items())
     say(f"trial {enqueued.number} of study {name!r} waits for a worker: {shown}")
     for param, condition in enqueued.conditions.items():
-        say(f"{param} counts only if {condition}, which is for the sampler to draw; to be sure, give that, too")
+        say(f"{param} is used only if {condition}; set that too, or the sampler decides")
     if not enqueued.has_room:
         say(
             "the budget has no room for it beside the trials that run and wait; "

@@ -52,9 +52,10 @@ def best_as(kind: str, study: str, trial: FrozenTrial, metrics: Mapping[str, flo
 
 def best_lines(study: str, trial: FrozenTrial, metric: str, metrics: Mapping[str, float]) -> list[str]:
     """The best trial for people."""
-    lines = [f"best of {study}: trial {trial.number} with {metric} = {number(trial.value)}", ""]
+    lines = [f"best of {study}: trial {trial.number} with {metric} = {number(trial.value)}"]
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
-    lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
+    if trial.params:
+        lines += ["", *(f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items())]
     if metrics:
         lines += ["", "at its last step:", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
     return lines

@@ -186,8 +186,8 @@ def create(common: Common, target: str, name: str | None, trials: int | None, se
     way = work_command(spec.name, spec.objective.path, spec.checkpoints.store)
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
-    state = "created study" if created else "there is, with this spec, study"
-    say(f"{state} {record.name!r} of {counted(spec.budget.trials, 'trial')}")
+    of = counted(spec.budget.trials, "trial")
+    say(f"created study {record.name!r} of {of}" if created else f"study {record.name!r} exists with this spec: {of}")
     _say_grid(spec)
     say(f"run it with: {way}")
 
@@ -224,7 +224,9 @@ def work(
     if len(set(names)) < len(names):
         raise click.UsageError(f"a study is named twice: {' '.join(names)}")
     if shares and len(shares) != len(names):
-        raise click.UsageError(f"--share has {counted(len(shares), 'number')}, and there are {len(names)} studies")
+        raise click.UsageError(
+            f"--share has {counted(len(shares), 'number')} for {counted(len(names), 'study')}; give one number for each"
+        )
     mirrors = [checked(tracking_uri)] if mlflow else []
     with common.open() as storage:
         served: list[tuple[StudySpec, float]] = []

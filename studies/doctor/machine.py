@@ -16,6 +16,7 @@ from studies.control import way_on
 from studies.doctor.findings import Finding, KnownStudy
 from studies.errors import CheckpointError, command, one_line
 from studies.storage.url import StorageURL
+from studies.text import counted
 from studies.worker.devices import cores
 
 MIN_FREE_BYTES: Final = 5e9
@@ -143,17 +144,18 @@ def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding
         waiting, refused = list(folder.glob("*.json")), list(folder.glob("*.refused"))
         study = by_uid.get(folder.name)
         if waiting and study:
-            what = f"{len(waiting)} of study {study.name!r} wait in {folder} for the database"
+            what = f"{counted(len(waiting), 'result')} of study {study.name!r} in {folder}, not in the database yet"
             fix = study.work
             if study.ended:
                 fix = f"{way_on(study.name, study.ended)}; {fix}"
             yield Finding(level="warning", about="results", what=what, fix=fix)
         elif waiting:
-            what = f"{len(waiting)} wait in {folder} for a study of another database; if it was deleted, remove them"
+            held = f"{counted(len(waiting), 'result')} in {folder}"
+            what = f"{held} for a study of another database; if that was deleted, remove the folder"
             fix = f"rm -r {shlex.quote(str(folder))}"
             yield Finding(level="warning", about="results", what=what, fix=fix)
         if refused:
-            what = f"{len(refused)} in {folder} were refused by the database; look at them, then remove them"
+            what = f"{counted(len(refused), 'refusal')} of the database in {folder}; look at them, then remove them"
             fix = f"rm {shlex.quote(str(folder))}/*.refused"
             yield Finding(level="warning", about="results", what=what, fix=fix)
 

@@ -29,6 +29,7 @@ from studies.storage import schema
 from studies.storage.contract import Change, OptunaContract, new_token
 from studies.storage.database import ANSWER_SECONDS, Database
 from studies.storage.url import StorageURL
+from studies.text import counted
 from studies.trial import is_feasible
 
 if TYPE_CHECKING:
@@ -425,13 +426,20 @@ class PostgresStorage(OptunaContract):
         budget["trials"] += more_trials
         size = record.spec.combinations
         if size is not None and budget["trials"] > size:
-            raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: its grid has {size} combinations")
+            raise SpecError(
+                f"{record.name}: budget.trials = {budget['trials']}: its grid has {size} combinations; "
+                f"legal are at most so many trials"
+            )
         StudySpec.from_dict({**record.spec.model_dump(exclude_none=True), "budget": budget}, record.name)
         (row,) = self.database.rows(
             "extend", token=new_token(), study_id=record.study_id, more_trials=more_trials, **changes
         )
         if row["finished"] is not None:
-            raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: {row['finished']} are done already")
+            done = row["finished"]
+            raise SpecError(
+                f"{record.name}: budget.trials = {budget['trials']}: {counted(done, 'trial')} done already; "
+                f"legal are {done} and more"
+            )
 
     def stop(self, record: StudyRecord, reason: str) -> None:
         """Let no more trials begin."""

@@ -361,9 +361,9 @@ def test_results_that_wait_on_the_disk_are_named(patient: Shell, look: Look) -> 
         ::-1
     ]
     findings = {finding["fix"]: finding["what"] for finding in (unknown, waiting, refused)}
-    assert findings.pop("studyhall work s --allow script:objective").startswith("2 of study 's' wait in ")
-    assert findings.pop(f"rm -r {results}/0-unknown").startswith("1 wait in ")
-    assert findings.pop(f"rm {results}/{record.uid}/*.refused").startswith("1 in ")
+    assert findings.pop("studyhall work s --allow script:objective").startswith("2 results of study 's' in ")
+    assert findings.pop(f"rm -r {results}/0-unknown").startswith("1 result in ")
+    assert findings.pop(f"rm {results}/{record.uid}/*.refused").startswith("1 refusal of the database in ")
     look().stop(record, "by hand")
     fixes = [finding["fix"] for finding in doctor(patient, status=0)["results"]]
     assert "studyhall resume s; studyhall work s --allow script:objective" in fixes

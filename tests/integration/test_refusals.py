@@ -258,7 +258,7 @@ ILLEGAL: dict[str, tuple[Callable[[optuna.Trial], object], str]] = {
     "long key": (lambda t: t.set_user_attr("k" * 513, 1), "has 513 characters; at most 512 are legal"),
     "NUL in key": (lambda t: t.set_user_attr("a\0b", 1), "attribute 'a\\x00b' holds a NUL character"),
     "surrogate in key": (lambda t: t.set_user_attr("a\ud800", 1), "'a\\ud800' holds half of a surrogate pair"),
-    "key that is no text": (lambda t: t.set_user_attr(1, 1), "attribute 1 is a int; legal is text"),  # type: ignore[arg-type]
+    "key that is no text": (lambda t: t.set_user_attr(1, 1), "attribute 1 is of type int; legal is text"),  # type: ignore[arg-type]
     "huge value": (lambda t: t.set_user_attr("big", "x" * MAX_JSON), f"at most {MAX_JSON:,} are legal"),
     "value that is no JSON": (lambda t: t.set_user_attr("o", object()), "attribute 'o' is not JSON"),
     "value in a circle": (lambda t: t.set_user_attr("o", circle()), "attribute 'o' is not JSON"),

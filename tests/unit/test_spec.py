@@ -170,6 +170,26 @@ def test_a_script_is_sought_beside_the_study_file_that_names_it(tmp_path: Path) 
     assert read_target(str(file))["objective"]["path"] == f"{tmp_path}/script.py:f"
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (None, "objective"),
+        ("def helper(x): ...\ndef objective(trial): ...\ndef main(): ...\n", "objective"),
+        ("def helper(x, y): ...\ndef tune(trial, fast=True): ...\ndef main(): ...\n", "tune"),
+        ("import sys; sys.exit(1)\n", "objective"),
+        ("def broken(\n", "objective"),
+    ],
+)
+def test_a_script_without_a_callable_is_asked_for_one(tmp_path: Path, text: str | None, meant: str) -> None:
+    file = tmp_path / "script.py"
+    if text:
+        file.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        read_target(str(file))
+    named = f"name the callable in it too: did you mean {f'{file}:{meant}'!r}?"
+    assert str(caught.value) == f"{str(file)!r} is a file; {named}"
+
+
 def test_settings_are_read_as_toml_and_else_as_text() -> None:
     data: dict[str, Any] = {}
     for setting in ("a.b=3", "a.c=1e-3", "a.d=[1, 2]", "a.e=true", "a.f=plain text", "a.g='3'", "a.h=x=y"):
