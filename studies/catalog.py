@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.samplers._lazy_random_state import LazyRandomState
 
-from studies.errors import nearest
+from studies.errors import nearest, one_line
 from studies.samplers import BruteForceSampler, GridSampler, QMCSampler
 from studies.space import CategoricalParameter
 
@@ -63,6 +63,19 @@ _HIDDEN = frozenset(
     ]
 )
 
+# Options without a default of Optuna's, and what is legal; of a tuple of options one at least is needed.
+_NEEDED: Mapping[str, Mapping[tuple[str, ...], str]] = {
+    "partialfixed": {
+        ("fixed_params",): "a table of parameters and their values, such as { lr = 0.01 }",
+        ("base_sampler",): '{ name = "tpe", options = {…} }, with any sampler',
+    },
+    "patient": {("patience",): "a whole number of steps, at least 0"},
+    "percentile": {("percentile",): "a number from 0 to 100, of which 50.0 is the median"},
+    "threshold": {("lower", "upper"): "a number that a reported value must not fall below, or rise above"},
+}
+_PLAIN: Mapping[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str, "None": type(None)}
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
 # The least value of a whole-numbered option, which Optuna looks at only when it is used; else 0.
 _LEAST = {"min_resource": 1, "reduction_factor": 2, "population_size": 2, "n_ei_candidates": 1, "interval_steps": 1}
 # Real-valued ones that may be written as a whole number below that, and a default of -1.
@@ -75,26 +88,29 @@ def build_sampler(
     space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter],
     study_seed: int,
     trial_seed: int,
+    key: str = "sampler",
 ) -> optuna.samplers.BaseSampler:
-    """The sampler ``name`` for one trial.
+    """The sampler ``name`` for one trial; ``key`` is where the spec names it.
 
     Raises:
         ValueError: unknown name or option, or a value that Optuna refuses; the message says which.
     """
     options = dict(options)
     if "base_sampler" in options:
-        base = _nested("sampler.options.base_sampler", options["base_sampler"])
-        fixed = options.get("fixed_params", {})
-        options["base_sampler"] = build_sampler(*base, _fixed(space, fixed), study_seed, trial_seed)
+        inner = f"{key}.options.base_sampler"
+        base = _nested(inner, options["base_sampler"])
+        fixed = _fixed(f"{key}.options.fixed_params", space, options.get("fixed_params", {}))
+        options["base_sampler"] = build_sampler(*base, fixed, study_seed, trial_seed, inner)
     if "independent_sampler" in options:
-        independent = _nested("sampler.options.independent_sampler", options["independent_sampler"])
-        options["independent_sampler"] = build_sampler(*independent, space, study_seed, trial_seed)
+        inner = f"{key}.options.independent_sampler"
+        independent = _nested(inner, options["independent_sampler"])
+        options["independent_sampler"] = build_sampler(*independent, space, study_seed, trial_seed, inner)
     if name == "grid" or (name == "bruteforce" and space):
-        _check_options("sampler", SAMPLERS, name, options)
-        return _grid(name, space, study_seed)
+        _check_options(key, SAMPLERS, name, options)
+        return _grid(key, name, space, study_seed)
     # The points of a quasi-random sequence are told apart by the trial's number: all draw from one.
     extra = {} if name == "partialfixed" else {"seed": study_seed if name == "qmc" else trial_seed}
-    sampler: optuna.samplers.BaseSampler = _build("sampler", SAMPLERS, name, options, extra)
+    sampler: optuna.samplers.BaseSampler = _build(key, SAMPLERS, name, options, extra)
     if isinstance(sampler, QMCSampler):
         found = {name: parameter.distribution() for name, parameter in space.items()}
         sampler.space = {name: distribution for name, distribution in found.items() if not distribution.single()}
@@ -114,61 +130,71 @@ def reseed(sampler: optuna.samplers.BaseSampler, seed: int) -> None:
             reseed(part, seed)
 
 
-def build_pruner(name: str, options: Mapping[str, Any]) -> optuna.pruners.BasePruner:
-    """The pruner ``name``.
+def build_pruner(name: str, options: Mapping[str, Any], key: str = "pruner") -> optuna.pruners.BasePruner:
+    """The pruner ``name``; ``key`` is where the spec names it.
 
     Raises:
         ValueError: unknown name or option, or a value that Optuna refuses; the message says which.
     """
     options = dict(options)
     if "wrapped_pruner" in options:
-        options["wrapped_pruner"] = build_pruner(*_nested("pruner.options.wrapped_pruner", options["wrapped_pruner"]))
+        inner = f"{key}.options.wrapped_pruner"
+        options["wrapped_pruner"] = build_pruner(*_nested(inner, options["wrapped_pruner"]), inner)
     elif name == "patient":
         options["wrapped_pruner"] = None
-    pruner: optuna.pruners.BasePruner = _build("pruner", PRUNERS, name, options, {})
+    pruner: optuna.pruners.BasePruner = _build(key, PRUNERS, name, options, {})
     return pruner
 
 
 def _build(
-    kind: str,
+    key: str,
     known: Mapping[str, Callable[..., Any]],
     name: str,
     options: Mapping[str, Any],
     extra: dict[str, Any],
 ) -> Any:
-    _check_options(kind, known, name, options)
+    _check_options(key, known, name, options)
     with warnings.catch_warnings():
         # "Experimental" is Optuna's word to programmers; whoever names a sampler in a file has chosen it.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
             return known[name](**options, **extra)
         except (TypeError, ValueError, AssertionError) as error:
-            shown = ", ".join(f"{key} = {value!r}" for key, value in options.items())
-            raise ValueError(f"{kind}.options: {name!r} refuses {shown or 'no options'}: {_line(error)}") from None
+            shown = ", ".join(f"{option} = {value!r}" for option, value in options.items())
+            raise ValueError(f"{key}.options: {name!r} refuses {shown or 'no options'}: {one_line(error)}") from None
 
 
-def _check_options(kind: str, known: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]) -> None:
+def _check_options(key: str, known: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]) -> None:
     if name not in known:
-        raise ValueError(f"{kind}.name: {name!r} is unknown; {nearest(name, known)}; all: {', '.join(known)}")
+        raise ValueError(f"{key}.name: {name!r} is unknown; {nearest(name, known)}; all: {', '.join(known)}")
     parameters = inspect.signature(known[name]).parameters
     legal = [option for option in parameters if option not in _HIDDEN]
     for option, value in options.items():
         if option not in legal:
-            raise ValueError(f"{kind}.options.{option}: {name!r} has no such option; {nearest(option, legal)}")
-        if not _fits(value, str(parameters[option].annotation)):
-            raise ValueError(f"{kind}.options.{option} = {value!r}: should be {parameters[option].annotation}")
+            raise ValueError(f"{key}.options.{option}: {name!r} has no such option; {nearest(option, legal)}")
+        types = _types(parameters[option])
+        if types and not _fits(value, types):
+            words = " or ".join(_WORDS[part] for part in types if part in _WORDS)
+            raise ValueError(f"{key}.options.{option} = {value!r}: should be {words}")
         least = _LEAST.get(option, 0)
         if isinstance(value, int) and value < least and option not in _SIGNED:
-            raise ValueError(f"{kind}.options.{option} = {value}: should be at least {least}")
+            raise ValueError(f"{key}.options.{option} = {value}: should be at least {least}")
+    for alternatives, meaning in _NEEDED.get(name, {}).items():
+        if not any(option in options for option in alternatives):
+            missing = " or ".join(f"{key}.options.{option}" for option in alternatives)
+            raise ValueError(f"{missing} is missing: {name!r} needs it; legal is {meaning}")
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether ``value`` is what Optuna's annotation says; true where that is no plain type."""
-    plain = {"int": int, "float": int | float, "bool": bool, "str": str, "None": type(None)}
-    types = [part.strip() for part in annotation.replace("'", "").split("|")]
-    if not all(part in plain for part in types):
-        return True
-    return any(isinstance(value, plain[part]) and isinstance(value, bool) <= (part == "bool") for part in types)
+def _types(parameter: inspect.Parameter) -> list[str]:
+    """The plain types that Optuna's annotation names; none where another is among them."""
+    annotation = parameter.annotation
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    types = [part.strip() for part in text.replace("'", "").split("|")]
+    return types if all(part in _PLAIN for part in types) else []
+
+
+def _fits(value: Any, types: Sequence[str]) -> bool:
+    return any(isinstance(value, _PLAIN[part]) and isinstance(value, bool) <= (part == "bool") for part in types)
 
 
 def _nested(key: str, value: Any) -> tuple[str, dict[str, Any]]:
@@ -180,38 +206,35 @@ def _nested(key: str, value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _grid(
-    name: str, space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter], seed: int
+    key: str, name: str, space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter], seed: int
 ) -> GridSampler:
     if not space:
-        raise ValueError(f"sampler.name: {name!r} needs a [space]; add one or choose another sampler")
+        raise ValueError(f"{key}.name: {name!r} needs a [space]; add one or choose another sampler")
     try:
         return GridSampler(space, seed)
     except ValueError as error:
-        raise ValueError(f"sampler.name: {name!r} {error}") from None
+        raise ValueError(f"{key}.name: {name!r} {error}") from None
 
 
 def _fixed(
-    space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter], fixed: Any
+    key: str, space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter], fixed: Any
 ) -> Mapping[str, FloatParameter | IntParameter | CategoricalParameter]:
-    """``space`` with the parameters that a partialfixed sampler fixes at their values.
+    """``space`` with the parameters that a partialfixed sampler fixes at their values, under ``key``.
 
     Raises:
-        ValueError: there is no such parameter, or it never takes its value.
+        ValueError: it is no table, there is no such parameter, or it never takes its value.
     """
-    if not isinstance(fixed, Mapping) or not space:
+    if not isinstance(fixed, Mapping):
+        raise ValueError(f"{key} = {fixed!r}: should be {_NEEDED['partialfixed'][('fixed_params',)]}")
+    if not space:
         return space
     for name, value in fixed.items():
-        key = f"sampler.options.fixed_params.{name}"
         if name not in space:
-            raise ValueError(f"{key}: there is no such parameter; {nearest(name, space)}")
+            raise ValueError(f"{key}.{name}: there is no such parameter; {nearest(name, space)}")
         if not space[name].contains(value):
-            raise ValueError(f"{key} = {value!r}: the parameter never takes this value")
+            raise ValueError(f"{key}.{name} = {value!r}: the parameter never takes this value")
     held = {
         name: CategoricalParameter(type="categorical", choices=[value], when=space[name].when)
         for name, value in fixed.items()
     }
     return {**space, **held}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -22,7 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from studies.errors import CheckpointError
+from studies.errors import CheckpointError, one_line
 
 LEGAL: Final = (
     "postgresql, a directory's absolute path (/shared/checkpoints), or s3://bucket/prefix, "
@@ -295,7 +295,7 @@ class S3Store(CheckpointStore):
         try:
             yield
         except (BotoCoreError, ClientError, ValueError) as exc:  # the last: AWS_ENDPOINT_URL is no URL
-            told = " ".join(re.sub(r"\S*@", "***@", str(exc)).split()).rstrip(".")  # that URL may hold a password
+            told = re.sub(r"\S*@", "***@", one_line(exc)).rstrip(".")  # that URL may hold a password
             advice = "check the bucket's name, the credentials and what they allow, AWS_ENDPOINT_URL, the network"
             raise CheckpointError(f"{self.location} cannot be used: {told}; {advice}") from exc
 

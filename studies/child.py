@@ -19,7 +19,7 @@ from dataclasses import asdict
 from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
-from studies.errors import StudyhallError
+from studies.errors import described
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -172,11 +172,9 @@ class Events:
         with suppress(BrokenPipeError):  # nobody is left to read it
             os.write(self._descriptor, (json.dumps({"event": event, **facts}) + "\n").encode())
 
-    def tell_error(self, error: Exception) -> None:
-        """Tell what ends the process; only what was foreseen speaks for itself."""
-        known = isinstance(error, StudyhallError)
-        message = " ".join(str(error).split())
-        self.tell("error", message=message if known else f"{type(error).__name__}: {message}")
+    def tell_error(self, error: Exception, **facts: Any) -> None:
+        """Tell what ends the process."""
+        self.tell("error", message=described(error), **facts)
 
 
 def wait_for_end_of_input() -> None:

@@ -128,6 +128,21 @@ class SiteError(StudyhallError):
     """A site cannot be served."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` without line breaks; its type's name where it has none."""
+    try:
+        text = str(error)
+    except Exception as broken:  # whose own text is not asked for
+        text = f"{type(error).__name__} (its text cannot be read: {type(broken).__name__})"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """``ValueError: its message`` in one line; only what Studyhall raises on purpose speaks for itself."""
+    text = one_line(error)
+    return text if isinstance(error, StudyhallError) else f"{type(error).__name__}: {text}"
+
+
 def command(*words: str | int) -> str:
     """A command of ours as a person can paste it: ``command("best", "my study")``."""
     return "studyhall " + shlex.join(map(str, words))

@@ -16,7 +16,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
-from studies.errors import ObjectiveError
+from studies.errors import ObjectiveError, described
 
 
 def import_module(name: str) -> ModuleType:
@@ -80,13 +80,4 @@ def _import_failure(name: str, error: BaseException) -> ObjectiveError:
             f"objective {name!r} calls sys.exit({error.code!r}) when it is imported; "
             'put what is a program under: if __name__ == "__main__":'
         )
-    return ObjectiveError(f"objective {name!r} does not import: {type(error).__name__}: {one_line(error)}")
-
-
-def one_line(error: BaseException) -> str:
-    """The message of ``error`` without line breaks; its type's name where it has none."""
-    try:
-        text = str(error)
-    except Exception as broken:  # whose own text is not asked for
-        text = f"{type(error).__name__} (its text cannot be read: {type(broken).__name__})"
-    return " ".join(text.split()) or type(error).__name__
+    return ObjectiveError(f"objective {name!r} does not import: {described(error)}")

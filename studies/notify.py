@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from studies.errors import StorageError, StorageUnreachable, StudyNotFound
+from studies.errors import StorageError, StorageUnreachable, StudyNotFound, described
 from studies.news import News
 from studies.webhook import Undelivered, mask_url, post
 
@@ -108,7 +108,7 @@ class _Address(threading.Thread):
             while self._studies and not self._round() and time.monotonic() < self._deadline:
                 time.sleep(0.2)
         except Exception as error:  # whatever it is, the work beside it goes on
-            self._warn(f"notifications end: {type(error).__name__}: {' '.join(str(error).split())}")
+            self._warn(f"notifications end: {described(error)}")
 
     def _round(self) -> bool:
         """Look at each study and tell what is new; whether nothing is left to be told."""

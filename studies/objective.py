@@ -26,9 +26,8 @@ from typing import Any
 
 from studies import script
 from studies.checkpoints import PERMISSION
-from studies.errors import ObjectiveError, nearest
+from studies.errors import ObjectiveError, command, nearest, one_line
 from studies.importing import import_file, import_module
-from studies.importing import one_line as one_line
 
 Objective = Callable[[Any], Any]
 
@@ -63,6 +62,33 @@ def require_allowed(path: str, prefixes: Sequence[str], study: str) -> None:
             f"study {study!r} runs {path!r}, which this machine does not allow; "
             f"if you trust it: --allow {shlex.quote(path)}"
         )
+
+
+def work_command(study: str, path: str | None, store: str | None, *, at: str | None = None) -> str:
+    """The command that works on a study, for people to type, with what it must name and allow.
+
+    Args:
+        study: its name.
+        path: of its objective; ``None`` where stock Optuna made the study.
+        store: where its checkpoints lie; a directory may be anywhere on another machine.
+        at: where this machine has the script, if that is known.
+    """
+    words = ["work", study]
+    if path and script.lies_anywhere(path):
+        words += ["--objective", at or script.found_as(path)]
+    elif path and not _is_free(path):
+        words += ["--allow", path]
+    if store not in (None, "postgresql"):
+        words += ["--allow", f"{PERMISSION}{store}"]
+    return command(*words)
+
+
+def _is_free(path: str) -> bool:
+    """Whether no operator needs to allow ``path``, or could: `work` says what is wrong with it."""
+    try:
+        return is_allowed(path, ())
+    except ObjectiveError:
+        return True
 
 
 def build(

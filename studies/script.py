@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from studies.errors import ObjectiveError, command
+from studies.errors import ObjectiveError
 
 #: A trial's attribute: the hash of the script that ran it, where that is not the one of its study.
 CHANGED_SCRIPT: Final = "script_sha256"
@@ -108,12 +108,11 @@ def find(
     return script
 
 
-def work_on(study: str, path: str | None) -> str:
-    """The command that works on a study whose objective is ``path``, for people to type."""
-    return command("work", study) + (f" {hint(path)}" if path and lies_anywhere(path) else "")
-
-
 def hint(path: str) -> str:
     """``--objective`` for a study's script, as it can be typed where the script lies in the current folder."""
-    known = path if Path(path.rpartition(":")[0]).is_file() else f"path/to/{path}"
-    return shlex.join(["--objective", known])
+    return shlex.join(["--objective", found_as(path)])
+
+
+def found_as(path: str) -> str:
+    """A study's script as it is in the current folder; a path to be filled in where it is not there."""
+    return path if Path(path.rpartition(":")[0]).is_file() else f"path/to/{path}"

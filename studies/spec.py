@@ -19,6 +19,7 @@ from studies.checkpoints import validate_location
 from studies.errors import SpecError, SpecMismatch, command, nearest
 from studies.script import is_script, short
 from studies.space import Parameter, check_conditions, suggestion_order
+from studies.text import counted
 from studies.webhook import mask_url, validate_url
 
 if TYPE_CHECKING:
@@ -51,6 +52,22 @@ class Section(BaseModel):
 #: The largest integer and the longest time that PostgreSQL is asked to keep.
 MAX_COUNT = 2**31 - 1
 MAX_SECONDS = 10 * 365 * 86400.0
+
+
+#: TOML's integers have 64 bits.
+MAX_INTEGER = 2**63 - 1
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of all that is neither a table nor a list."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{key}[{i}]")
+    else:
+        yield key, value
 
 
 def _as_json(value: Any, key: str = "") -> Any:
@@ -150,6 +167,14 @@ class StudySpec(Section):
     notify: NotifySpec = NotifySpec()
     space: dict[str, Parameter] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_integers(cls, data: Any) -> Any:
+        for key, value in _leaves(data):
+            if isinstance(value, int) and abs(value) > MAX_INTEGER:
+                raise ValueError(f"{key} is a whole number of {value.bit_length()} bits; legal are at most 63")
+        return data
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_name(self.name)
@@ -158,10 +183,8 @@ class StudySpec(Section):
         if self.budget.target is not None and len(self.all_directions) > 1:
             raise ValueError("budget.target needs a single objective; this study has several directions")
         if isinstance(self.metric, list) and len(self.metric) != len(self.all_directions):
-            raise ValueError(
-                f"metric holds {len(self.metric)} names, and there are {len(self.all_directions)} "
-                "directions; give one each"
-            )
+            names, directions = counted(len(self.metric), "name"), counted(len(self.all_directions), "direction")
+            raise ValueError(f"metric holds {names}, and the study has {directions}; give one name for each")
         if not all(name.strip() for name in self.metric_names):
             raise ValueError("metric is empty; name what the objective returns")
         from studies.samplers import require_several_objectives
@@ -187,7 +210,10 @@ class StudySpec(Section):
     @classmethod
     def from_json(cls, text: str, notify_url: str | None = None) -> Self:
         """The spec as :meth:`to_json` wrote it, with the URL that it hid."""
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except ValueError:  # an integer of 5,000 digits, too
+            raise SpecError("the stored spec is no JSON that can be read") from None
         if "url" in data.get("notify", {}):
             data["notify"]["url"] = notify_url
         return cls.from_dict(data, "the stored spec")

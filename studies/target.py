@@ -5,7 +5,9 @@ All of it becomes a plain dict, which :meth:`studies.spec.StudySpec.from_dict` v
 
 from __future__ import annotations
 
+import ast
 import tomllib
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,10 +50,23 @@ def read_target(target: str) -> dict[str, Any]:
                 "objective": {"path": f"{Path(file).resolve()}:{attribute}"},
             }
         return {"name": f"{file.rpartition('.')[2]}-{attribute}", "objective": {"path": target}}
+    if target.endswith(".py"):
+        raise SpecError(f"{target!r} is a file; name the callable in it too: did you mean {_callable_in(target)!r}?")
     raise SpecError(
         f"{target!r} is neither a preset ({', '.join(preset_names())}), nor a study file (….toml), "
         f"nor a callable (file.py:callable, package.module:callable); {nearest(target, preset_names())}"
     )
+
+
+def _callable_in(file: str) -> str:
+    """What somebody may mean who names a file alone: ``objective``, else its last function that one argument will do
+    for. The file is parsed, and not run."""
+    names = []
+    with suppress(OSError, SyntaxError, ValueError):  # a file that cannot be read has names that nobody knows
+        for node in ast.parse(Path(file).read_bytes()).body:
+            if isinstance(node, ast.FunctionDef) and len(node.args.args) - len(node.args.defaults) == 1:
+                names.append(node.name)
+    return f"{file}:{'objective' if 'objective' in names or not names else names[-1]}"
 
 
 def override(data: dict[str, Any], setting: str) -> None:
@@ -68,7 +83,7 @@ def override(data: dict[str, Any], setting: str) -> None:
         raise SpecError(f"--set {setting!r} is not KEY=VALUE; for example --set budget.trials=20")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or an integer that is too long
         value = text
     table: Any = data
     for depth, part in enumerate(parts[:-1], start=1):
@@ -112,6 +127,8 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{source}: not TOML: {error}") from None
+    except ValueError:  # from 4,300 digits on Python reads none
+        raise SpecError(f"{source}: not TOML: it holds a whole number of thousands of digits") from None
 
 
 def _resolve_script(data: dict[str, Any], folder: Path) -> None:

@@ -27,6 +27,13 @@ def coloured(line: str) -> str:
     return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 trial``, ``2 studies``, ``12,000 trials``."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun}"
+
+
 def _is_visible(character: str) -> bool:
     # In some languages words are parted by other spaces than ASCII's.
     return character.isprintable() or unicodedata.category(character) == "Zs"

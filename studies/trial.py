@@ -13,6 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
 
 from studies.space import categorical
+from studies.text import counted
 from studies.values import as_stored, key_of
 
 #: The largest step: Optuna's tables hold 32 bits.
@@ -125,6 +126,15 @@ class Trial(optuna.trial.Trial):
         self._chosen[name] = own[places[int(agreed.to_internal_repr(value))]]
         return self._chosen[name]
 
+    def set_constraint(self, key: str, value: float) -> None:
+        """As Optuna's: at most 0 where the trial keeps the constraint.
+
+        Raises:
+            TypeError: a value that is no number.
+            ValueError: nan, a whole number that no float can hold, or a name that is too long.
+        """
+        super().set_constraint(key, _as_number(value, f"trial.set_constraint: {key!r:.60}"))
+
     def report(self, value: float, step: int, **metrics: float) -> None:
         """Report the value to prune on, and any further metrics of that step.
 
@@ -138,7 +148,7 @@ class Trial(optuna.trial.Trial):
 
         Raises:
             TypeError: a value or step that is no number.
-            ValueError: a negative step, or one above :data:`MAX_STEP`.
+            ValueError: a negative step, or one above :data:`MAX_STEP`; a whole number that no float can hold.
             NotImplementedError: the study has several objectives.
             Interrupted: the trial should be left since the report before, and was not.
         """
@@ -146,12 +156,16 @@ class Trial(optuna.trial.Trial):
             raise Interrupted
         if len(self.study.directions) > 1:
             raise NotImplementedError("Trial.report is not supported for multi-objective optimization.")
-        number, step = _as_number(value, "value"), _as_step(step)
+        number, step = _as_number(value, "trial.report: value"), _as_step(step)
         # First the named ones: a step that Optuna's tables show is complete.
         named = self._reported.get(step, set())
         self._holder.put_metrics(
             step,
-            {key: _as_number(metric, f"metric {key!r:.60}") for key, metric in metrics.items() if key not in named},
+            {
+                key: _as_number(metric, f"trial.report: metric {key!r:.60}")
+                for key, metric in metrics.items()
+                if key not in named
+            },
         )
         if step in self._reported or step not in self._cached_frozen_trial.intermediate_values:
             super().report(number, step)  # which warns of a step that was reported before
@@ -198,8 +212,8 @@ def _as_bytes(state: object) -> bytes:
     made = state() if callable(state) else state
     if not isinstance(made, bytes | bytearray | memoryview):
         raise TypeError(
-            f"trial.checkpoint(step, state) got a {type(made).__name__}: legal are bytes, or a function that "
-            "returns bytes (torch.save into io.BytesIO, pickle.dumps, …)"
+            f"trial.checkpoint(step, state) got an object of type {type(made).__name__}: legal are bytes, or "
+            "a function that returns bytes (torch.save into io.BytesIO, pickle.dumps, …)"
         )
     return bytes(made)
 
@@ -214,7 +228,9 @@ def as_values(returned: Any, count: int) -> list[float] | str:
     is_many = isinstance(returned, Sequence) and not isinstance(returned, _TEXT)
     values = list(returned) if is_many else [returned]
     if len(values) != count:
-        return f"the objective returned {len(values)} values, and the study has {count} directions"
+        return (
+            f"the objective returned {counted(len(values), 'value')}, and the study has {counted(count, 'direction')}"
+        )
     numbers = []
     for value in values:
         try:
@@ -243,7 +259,9 @@ def _as_number(value: Any, what: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"trial.report: {what} = {_shown(value)}: should be a number") from None
+        raise TypeError(f"{what} = {_shown(value)}: should be a number") from None
+    except OverflowError:
+        raise ValueError(f"{what} = {_shown(value)}: should be a number that fits into double precision") from None
 
 
 def _as_step(step: Any) -> int:

@@ -57,4 +57,4 @@ def _scalar(value: Any) -> Any:
     """What :mod:`json` does not know: a NumPy or PyTorch scalar is the number in it."""
     if callable(item := getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
         return item()
-    raise TypeError(f"{value!r:.80} is a {type(value).__name__}")
+    raise TypeError(f"{value!r:.80} is of type {type(value).__name__}")

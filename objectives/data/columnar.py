@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
+from objectives.data.raw import one_line
+
 #: Cells that are decoded at a time. By rows pyarrow would hold the pages of all columns: 5 times as much memory.
 CELLS_AT_A_TIME = 2**16
 
@@ -53,4 +55,4 @@ class ParquetTable:
 
 
 def _torn(error: Exception) -> ValueError:
-    return ValueError(f"is not a Parquet file or is torn ({' '.join(str(error).split())[:200]})")
+    return ValueError(f"is not a Parquet file or is torn ({one_line(error)[:200]})")

@@ -12,9 +12,10 @@ import csv
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ import pyarrow as pa
 from pyarrow import csv as pa_csv
 
 from objectives.data.labels import is_number
-from objectives.data.raw import few
+from objectives.data.raw import few, one_line
 
 OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -54,16 +55,22 @@ class TextTable:
         self._open: Callable[[], Any] = partial(OPENERS[compression], file, "rb")
         try:
             self._encoding = self._find_encoding()
-            self._separator = self._find_separator("\t" if suffix == ".tsv" else "".join(SEPARATORS), target)
-            (line, header), *rows = islice(self._records(self._separator), 2)
+            declared = self._declared_separator()
+            #: Lines before the header, for pyarrow and for us.
+            self._preamble = 1 if declared else 0
+            candidates = "\t" if suffix == ".tsv" else "".join(SEPARATORS)
+            self._separator = declared or self._find_separator(candidates, target)
+            (line, header), *rows = [*islice(self._records(self._separator), 2)] or [(1, [])]
         except UnicodeDecodeError:
             raise self._not_decodable() from None
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             raise _torn(error) from None
         except csv.Error as error:
-            raise ValueError(f"is not CSV: {error}") from None
+            raise self._open_quote() or ValueError(f"is not CSV: {error}") from None
+        if not header:
+            raise ValueError("is empty; it needs a header and rows")
         if not rows:
-            raise ValueError("has a header but no rows")
+            raise self._open_quote() or ValueError("has a header but no rows")
         _check_header(header)
         self._blank_lines = line - 1
         self.names = tuple(name.strip() for name in header)
@@ -92,10 +99,15 @@ class TextTable:
         }
         try:
             with self._open() as stream, pa_csv.open_csv(stream, **options) as reader:
+                rows = 0
                 while batches := list(islice(reader, BLOCKS_AT_A_TIME)):
                     table = pa.Table.from_batches(batches).combine_chunks()
+                    rows += table.num_rows
                     if table.num_rows:
                         yield (column.chunk(0) for column in table.columns)
+            # pyarrow takes the end of the file for the end of a quote; all that follows the quote is then one cell.
+            if self._count_lines() > self._blank_lines + 1 + rows and (error := self._open_quote()):
+                raise error
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             raise _torn(error) from None
         except UnicodeDecodeError:
@@ -112,11 +124,22 @@ class TextTable:
     def _find_encoding(self) -> str:
         with self._open() as stream:
             start = stream.read(4096)
+        if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the former begins as UTF-16's does
+            return "utf-32"
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "utf-16"
         if b"\0" in start:
             raise ValueError("is not text (it has NUL bytes at its beginning); save it as CSV in UTF-8")
         return "utf-8"
+
+    def _declared_separator(self) -> str | None:
+        """What a first line ``sep=;`` says, as Excel writes and reads it."""
+        with self._text() as text:
+            found = re.fullmatch(r'"?sep=(.+?)"?\s*', text.readline(16), re.IGNORECASE)
+        if found and found[1] not in SEPARATORS:
+            legal = ", ".join(SEPARATORS.values())
+            raise ValueError(f"says in its first line that {found[1]!r} separates its cells; legal are {legal}")
+        return found[1] if found else None
 
     def _find_separator(self, candidates: str, target: str) -> str:
         """The separator that gives all of the first records the same number of cells, and a column ``target``."""
@@ -143,13 +166,44 @@ class TextTable:
 
     def _records(self, separator: str) -> Iterator[tuple[int, list[str]]]:
         """(line where it begins, cells) of each record, the header first; slow, for a few or for finding one."""
-        encoding = "utf-8-sig" if self._encoding == "utf-8" else self._encoding
-        with self._open() as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
-            reader, line = csv.reader(text, delimiter=separator), 1
+        with self._text() as text:
+            reader, line = csv.reader(islice(text, self._preamble, None), delimiter=separator), 1 + self._preamble
             for record in reader:
                 if record:
                     yield line, record
-                line = reader.line_num + 1
+                line = reader.line_num + self._preamble + 1
+
+    @contextmanager
+    def _text(self) -> Iterator[io.TextIOWrapper]:
+        encoding = "utf-8-sig" if self._encoding == "utf-8" else self._encoding
+        with self._open() as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
+            yield text
+
+    def _count_lines(self) -> int:
+        """How many lines there are, at least those with a record; quick."""
+        ends, last = {b"\n": 0, b"\r": 0}, b""
+        with self._open() as stream:
+            for part in iter(partial(stream.read, 2**20), b""):
+                last = part
+                for end in ends:
+                    ends[end] += part.count(end)
+        is_ended = last.rstrip(b"\0").endswith(tuple(ends))
+        return max(ends.values()) + (0 if is_ended else 1)
+
+    def _open_quote(self) -> ValueError | None:
+        """What is wrong where a quote runs over the end of its line and is not closed behind a cell."""
+        with self._text() as text:
+            reader, line = csv.reader(islice(text, self._preamble, None), delimiter=self._separator, strict=True), 0
+            while True:
+                try:
+                    next(reader)
+                except StopIteration:
+                    return None
+                except csv.Error as error:
+                    if reader.line_num > line + 1 or "unexpected end" in str(error):
+                        what = f'line {line + 1 + self._preamble} opens a quote (") that is not closed'
+                        return ValueError(f"{what}; close it, or double each quote that is part of a cell")
+                line = reader.line_num
 
     def _block_bytes(self) -> int:
         """Enough for some records: pyarrow refuses one that is longer than its block."""
@@ -162,12 +216,14 @@ class TextTable:
         if "UTF8" in text:
             return self._not_decodable()
         with suppress(csv.Error, UnicodeDecodeError):
+            if quote := self._open_quote():
+                return quote
             for line, record in self._records(self._separator):
                 if len(record) != len(self.names):
                     hint = "; comment lines are not skipped" if record[0].lstrip().startswith("#") else ""
                     cells = f"{len(record)} cell{'' if len(record) == 1 else 's'}"
                     return ValueError(f"line {line} has {cells}, and the header {len(self.names)}{hint}")
-        return ValueError(f"is not CSV: {' '.join(text.split())[:200]}")
+        return ValueError(f"is not CSV: {one_line(error)[:200]}")
 
     def _not_decodable(self) -> ValueError:
         if self._encoding == "utf-8":
@@ -197,4 +253,4 @@ def _check_header(header: list[str]) -> None:
 
 
 def _torn(error: Exception) -> ValueError:
-    return ValueError(f"cannot be read to its end ({' '.join(str(error).split()) or type(error).__name__})")
+    return ValueError(f"cannot be read to its end ({one_line(error)})")

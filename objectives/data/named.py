@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from objectives.data.labels import Labels
-from objectives.data.raw import Raw, blocks_of
+from objectives.data.raw import Raw, blocks_of, one_line
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]
                 return attempt(download=True)
         except (RuntimeError, AssertionError, ValueError, OSError, EOFError) as error:
             raise ValueError(
-                f"is not in {place} and cannot be downloaded: {_line(error)}; "
+                f"is not in {place} and cannot be downloaded: {one_line(error)}; "
                 f"put torchvision's files of {name} there, or name their folder with --data-dir"
             ) from None
 
@@ -64,11 +64,7 @@ def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]
 
 
 def _corrupted(place: Path, error: Exception) -> ValueError:
-    return ValueError(f"its files in {place} are incomplete or corrupted ({_line(error)}); delete that folder")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"its files in {place} are incomplete or corrupted ({one_line(error)}); delete that folder")
 
 
 @contextmanager

@@ -6,30 +6,37 @@ Every function raises :exc:`ValueError` with one line; :func:`objectives.data.lo
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from objectives.data.labels import Labels
-from objectives.data.raw import FLOAT32_MAX, MAX_EXACT, Raw, blocks_of
+from objectives.data.raw import FLOAT32_MAX, MAX_EXACT, Raw, blocks_of, one_line
 
 
 def read_npz(file: Path) -> Raw:
     """The arrays X, y and, where there are, X_test, y_test."""
     try:
-        # Opened here: numpy leaves a file that is no archive open.
         with file.open("rb") as stream:
+            if stream.read(2) != b"PK":  # of an archive; numpy would take all else for pickled Python objects
+                raise ValueError(
+                    "is not an .npz file; write one with numpy.savez(file, X=…, y=…); "
+                    "the name of a table ends in .csv, .tsv or .parquet"
+                )
+            stream.seek(0)
             archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("is not an .npz file; write one with numpy.savez(file, X=…, y=…)")
             found = {name: archive[name] for name in archive.files if name in ("X", "y", "X_test", "y_test")}
             names = ", ".join(archive.files) or "none"
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"is not an .npz file or is torn ({error}); write it again with numpy.savez") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise ValueError(f"is torn ({one_line(error)}); write it again with numpy.savez") from None
     except ValueError as error:
         if "allow_pickle" in str(error):
             raise ValueError("holds Python objects, which are never unpickled; store numbers or text") from None
         raise
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"its {name} is no array; write it again with numpy.savez")
     for name in ("X", "y"):
         if name not in found:
             raise ValueError(f"has no array {name}; it needs X (examples first) and y, and holds: {names}")

@@ -76,6 +76,11 @@ def few(values: Iterable[object]) -> str:
     return ", ".join(shown[:SHOWN]) + (f", … ({len(shown)} in all)" if len(shown) > SHOWN else "")
 
 
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` without line breaks; its type's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def declare(roles: Mapping[str, Role]) -> str:
     """What a user writes to give columns these roles."""
     entries = [f"{_key(name)} = {json.dumps(role)}" for name, role in list(roles.items())[:SHOWN]]

@@ -78,7 +78,7 @@ def extend(
 @click.command()
 @study_argument
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Even while workers are at work on it.")
+@click.option("--force", is_flag=True, help="Even while workers are at work on it, which then drop their trials.")
 @common_options
 def delete(common: Common, name: str, yes: bool, force: bool) -> None:
     """Delete a study with all its trials."""
@@ -87,14 +87,17 @@ def delete(common: Common, name: str, yes: bool, force: bool) -> None:
         now = storage.status(record)
         if now.workers and not force:
             raise StudyBusy(
-                f"{counted(len(now.workers), 'worker')} of study {name!r} were seen in the last two minutes; "
+                f"study {name!r} has {counted(len(now.workers), 'worker')}, seen in the last two minutes; "
                 f"stop them, or delete it all the same with --force; see: {command('status', name)}"
             )
         total = counted(sum(now.trials.values()), "trial")
+        count = len(now.workers)
         if not yes:
-            _confirm(f"Delete study {name!r} with its {total}?")
+            under = f", while {counted(count, 'worker')} may run them" if count else ""
+            _confirm(f"Delete study {name!r} with its {total}{under}?")
         storage.delete(record)
-    say(f"deleted study {name!r} with its {total}")
+    losers = "its worker drops its trial" if count == 1 else f"its {count} workers drop their trials"
+    say(f"deleted study {name!r} with its {total}{f'; {losers} at the next step' if count else ''}")
     _delete_checkpoints(record)
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from studies.errors import NoTables, ObjectiveError, StorageUnreachable, StudyhallError, command
+from studies.errors import NoTables, ObjectiveError, StorageUnreachable, StudyhallError, command, described
+from studies.text import counted as counted
 from studies.text import printable
 
 if TYPE_CHECKING:
@@ -303,13 +304,20 @@ def find_scripts(
     return found
 
 
+def way_to_work(record: StudyRecord) -> str:
+    """The end of a line about a study that nobody runs: how to run it, if workers can."""
+    from studies.objective import work_command
+
+    spec = record.spec
+    return f"; run it with: {work_command(record.name, spec.objective.path, spec.checkpoints.store)}" if spec else ""
+
+
 def report_error(error: Exception) -> int:
     """Print ``error`` as one line, and return its exit status."""
-    text = " ".join(str(error).split())
     if isinstance(error, StudyhallError):
-        say(f"error: {text}")
+        say(f"error: {described(error)}")
         return error.exit_code
-    say(f"error: {type(error).__name__}: {text}; unexpected error; please report it with --debug's output")
+    say(f"error: {described(error)}; unexpected error; please report it with --debug's output")
     return 1
 
 
@@ -317,11 +325,6 @@ def say(line: str = "") -> None:
     """Print a line to standard error: everything that is not data."""
     with suppress(BrokenPipeError):  # whoever read it has gone; the work goes on
         click.echo(printable(line), err=True)
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import click
 
 from studies import control
-from studies.cli.common import Common, common_options, counted, say, study_argument
+from studies.cli.common import Common, common_options, counted, say, study_argument, way_to_work
 from studies.cli.formats import readable
 from studies.cli.look import status_line
 from studies.errors import command
-from studies.script import work_on
 
 number_argument = click.argument("number", metavar="NUMBER", type=int)
 
@@ -57,9 +56,8 @@ def resume(common: Common, name: str) -> None:
     if now.ended:
         say(f"{status_line(now, record)}; go on with: {control.way_on(name, now.ended)}")
         return
-    count = len(now.workers)
-    workers = f"{counted(count, 'worker')} seen" if count else f"run it with: {work_on(name, now.objective)}"
-    say(f"study {name!r} {'goes on' if is_new else 'is neither paused nor stopped'}; {workers}")
+    workers = f"; {counted(len(now.workers), 'worker')} seen" if now.workers else way_to_work(record)
+    say(f"study {name!r} {'goes on' if is_new else 'is neither paused nor stopped'}{workers}")
 
 
 @click.command()
@@ -97,7 +95,7 @@ def enqueue(common: Common, name: str, params: tuple[str, ...]) -> None:
     shown = " ".join(f"{key}={readable(value)}" for key, value in enqueued.params.items())
     say(f"trial {enqueued.number} of study {name!r} waits for a worker: {shown}")
     for param, condition in enqueued.conditions.items():
-        say(f"{param} counts only if {condition}, which is for the sampler to draw; to be sure, give that, too")
+        say(f"{param} is used only if {condition}; set that too, or the sampler decides")
     if not enqueued.has_room:
         say(
             "the budget has no room for it beside the trials that run and wait; "

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from studies.cli.common import Common, common_options, counted, data_dir_option, data_dir_or_default, home, say
+from studies.cli.common import (
+    Common,
+    allow_option,
+    common_options,
+    counted,
+    data_dir_option,
+    data_dir_or_default,
+    home,
+    say,
+)
 from studies.cli.db import located
 from studies.cli.formats import echo, echo_data, to_json
 from studies.errors import EmbeddedServerError
@@ -28,14 +37,15 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 @click.command()
 @click.option("--format", "kind", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @data_dir_option
+@allow_option
 @common_options
-def doctor(common: Common, kind: str, data_dir: Path | None) -> None:
+def doctor(common: Common, kind: str, data_dir: Path | None, allow: tuple[str, ...]) -> None:
     """Look for what is wrong, and say what mends it.
 
     Looks at the server, its clock, connections and tables, at stuck trials, and at this machine:
     GPUs, disks, passwords. Exits with 1 if something does not work.
     """
-    findings = _examine(common, data_dir_or_default(data_dir))
+    findings = _examine(common, data_dir_or_default(data_dir), allow)
     if kind == "json":
         echo_data(to_json([asdict(finding) for finding in findings]))
     else:
@@ -47,7 +57,7 @@ def doctor(common: Common, kind: str, data_dir: Path | None) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _examine(common: Common, data_dir: Path) -> list[Finding]:
+def _examine(common: Common, data_dir: Path, allow: tuple[str, ...]) -> list[Finding]:
     from studies import doctor
     from studies.storage.url import StorageURL
 
@@ -65,7 +75,8 @@ def _examine(common: Common, data_dir: Path) -> list[Finding]:
         studies = examination.studies
     except EmbeddedServerError as error:
         findings.insert(0, doctor.failed(None, error))
-    return findings + doctor.examine_machine(home(), data_dir, os.environ.get("CUDA_VISIBLE_DEVICES"), studies)
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return findings + doctor.examine_machine(home(), data_dir, gpus, studies, allow)
 
 
 def _lines(findings: Sequence[Finding], width: int) -> list[str]:

@@ -57,9 +57,10 @@ def best_lines(storage: PostgresStorage, record: StudyRecord, trial: FrozenTrial
     metric = record.spec.metric_names[0] if record.spec else "value"
     how = storage.get_study_directions(record.study_id)[0].name.lower()
     metrics = storage.last_metrics([trial])[trial.number]
-    lines = [f"best of {record.name}: trial {trial.number} with {metric} = {number(trial.value)} ({how}d)", ""]
+    lines = [f"best of {record.name}: trial {trial.number} with {metric} = {number(trial.value)} ({how}d)"]
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
-    lines += [f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items()]
+    if trial.params:
+        lines += ["", *(f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items())]
     if metrics:
         lines += ["", "at its last step:", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
     return lines + code_lines(trial)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument
+from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument, way_to_work
 from studies.cli.formats import (
     BEST_FORMATS,
     best_as,
@@ -24,7 +24,6 @@ from studies.cli.formats import (
 )
 from studies.control import BY_HAND, END_WORDS
 from studies.errors import NoTables, command
-from studies.script import work_on
 from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
@@ -166,8 +165,7 @@ def _print_trials(record: StudyRecord, rows: list[list[str]]) -> None:
         header = ["#", "state", "value", "steps", "time", "parameters"]
         print_columns(header, rows, numeric=["#", "value", "steps", "time"])
     else:
-        run = work_on(record.name, record.spec.objective.path if record.spec else None)
-        say(f"study {record.name!r} has no trials yet; run it with: {run}")
+        say(f"study {record.name!r} has no trials yet{way_to_work(record)}")
 
 
 def _trial_cells(row: TrialRow) -> list[str]:

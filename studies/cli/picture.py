@@ -13,7 +13,7 @@ from studies.cli.common import counted, duration, number
 from studies.cli.formats import readable
 from studies.control import END_WORDS
 from studies.errors import command
-from studies.script import work_on
+from studies.objective import work_command
 from studies.text import printable
 from studies.watching import share_rows, sparkline
 
@@ -60,7 +60,7 @@ def state_of(seen: Overview) -> tuple[str, str]:
     if now.paused:
         return f"paused; go on with: {command('resume', now.study)}", "yellow"
     if not now.workers and not now.trials["running"]:
-        return f"no worker is at work; join with: {work_on(now.study, now.objective)}", "yellow"
+        return f"no worker is at work; join with: {work_command(now.study, now.objective, now.store)}", "yellow"
     return f"{counted(len(now.workers), 'worker')} at work" if now.workers else "running", "cyan"
 
 

@@ -203,14 +203,19 @@ def create(
     The objective is not imported: its data and GPUs may be on other machines, where
     `studyhall work NAME` joins.
     """
+    from studies.objective import work_command
+
     spec, script = _read_spec(target, name, trials, directions, settings)
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
-    count = counted((record.budget or spec.budget).trials, "trial")
-    state = f"study {record.name!r} of {count} " + ("created" if created else "already exists with this spec")
+    of = counted((record.budget or spec.budget).trials, "trial")
+    state = (
+        f"created study {record.name!r} of {of}" if created else f"study {record.name!r} exists with this spec: {of}"
+    )
     say(f"{state}; {goal(record.spec or spec, is_new=created)}")
     _say_grid(spec)
-    say(f"run it with: {command('work', record.name, *(['--objective', script.shown] if script else []))}")
+    at = script.shown if script else None
+    say(f"run it with: {work_command(record.name, spec.objective.path, spec.checkpoints.store, at=at)}")
     if script:
         say(f"and on another machine with the path of its own copy of {script.file.name}")
 
@@ -258,7 +263,9 @@ def work(
     if len(set(names)) < len(names):
         raise click.UsageError(f"a study is named twice: {' '.join(names)}")
     if shares and len(shares) != len(names):
-        raise click.UsageError(f"--share has {counted(len(shares), 'number')}, and there are {len(names)} studies")
+        raise click.UsageError(
+            f"--share has {counted(len(shares), 'number')} for {counted(len(names), 'study')}; give one number for each"
+        )
     mirrors = [checked(tracking_uri)] if mlflow else []
     with common.open() as storage:
         served: list[tuple[StudySpec, float]] = []

@@ -12,7 +12,6 @@ from typing import Any, Final
 from studies.control import BY_HAND
 from studies.doctor.findings import Finding, KnownStudy
 from studies.errors import EmbeddedServerError, StorageError, StorageUnreachable, command
-from studies.script import work_on
 from studies.storage import schema
 from studies.storage.database import Database
 from studies.storage.url import StorageURL
@@ -99,8 +98,8 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
         KnownStudy(
             name=row["name"],
             uid=row["uid"],
+            objective=row["objective"] or "",
             store=row["store"] or "postgresql",
-            objective=row["objective"],
             ended=row["ended"],
         )
         for row in rows
@@ -258,7 +257,7 @@ def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[F
             )
             # On a study that is over no worker would look.
             study = studies.get(row["study"])
-            fix = cancel if study and study.ended else work_on(row["study"], study.objective if study else None)
+            fix = study.work if study and not study.ended else cancel
         else:
             what = f"{trial} has run for {_time(row['seconds'])} without a lease: a stock Optuna worker may have died"
             fix = cancel

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from studies.objective import work_command
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -33,3 +35,8 @@ class KnownStudy:
     """The path of what it runs, as it is stored."""
     ended: str | None
     """Why it begins no more trials; ``None`` where it does."""
+
+    @property
+    def work(self) -> str:
+        """The command that runs it."""
+        return work_command(self.name, self.objective, self.store)

@@ -11,12 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from studies.checkpoints import open_store
+from studies.checkpoints import PERMISSION, open_store, require_allowed
 from studies.control import way_on
 from studies.doctor.findings import Finding, KnownStudy
-from studies.errors import CheckpointError
-from studies.script import work_on
+from studies.errors import CheckpointError, command, one_line
 from studies.storage.url import StorageURL
+from studies.text import counted
 from studies.worker.devices import cores
 
 MIN_FREE_BYTES: Final = 5e9
@@ -61,7 +61,11 @@ def examine_url(url: StorageURL, given_by: str, pgpass: Path) -> list[Finding]:
 
 
 def examine_machine(
-    home: Path, data_dir: Path, cuda_visible_devices: str | None, studies: Sequence[KnownStudy]
+    home: Path,
+    data_dir: Path,
+    cuda_visible_devices: str | None,
+    studies: Sequence[KnownStudy],
+    allow: Sequence[str],
 ) -> list[Finding]:
     """Its GPUs, its disks, and what waits on them for the database.
 
@@ -70,6 +74,7 @@ def examine_machine(
         data_dir: where data sets are.
         cuda_visible_devices: the variable, or ``None`` where it is not set.
         studies: of the storage, whose checkpoints may lie in directories.
+        allow: what they may use here, as ``work --allow`` says it.
     """
     stores: dict[str, list[KnownStudy]] = {}
     for study in studies:
@@ -78,7 +83,7 @@ def examine_machine(
     return [
         gpus(cuda_visible_devices),
         *_results(home / "results", studies),
-        *(_checkpoints(store, users) for store, users in stores.items()),
+        *(_checkpoints(store, users, data_dir, allow) for store, users in stores.items()),
         *disks({"home": home, "data": data_dir} | {f"checkpoints in {store}": Path(store) for store in stores}),
     ]
 
@@ -127,7 +132,7 @@ def _nvidia_smi() -> list[str] | str:
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     if done.returncode:
         return " ".join((done.stderr or done.stdout).split()) or f"exit status {done.returncode}"
     return re.findall(r"^GPU \d+: (.*?) \(UUID", done.stdout, re.MULTILINE)
@@ -139,23 +144,35 @@ def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding
         waiting, refused = list(folder.glob("*.json")), list(folder.glob("*.refused"))
         study = by_uid.get(folder.name)
         if waiting and study:
-            what = f"{len(waiting)} of study {study.name!r} wait in {folder} for the database"
-            fix = work_on(study.name, study.objective)
+            what = f"{counted(len(waiting), 'result')} of study {study.name!r} in {folder}, not in the database yet"
+            fix = study.work
             if study.ended:
                 fix = f"{way_on(study.name, study.ended)}; {fix}"
             yield Finding(level="warning", about="results", what=what, fix=fix)
         elif waiting:
-            what = f"{len(waiting)} wait in {folder} for a study of another database; if it was deleted, remove them"
+            held = f"{counted(len(waiting), 'result')} in {folder}"
+            what = f"{held} for a study of another database; if that was deleted, remove the folder"
             fix = f"rm -r {shlex.quote(str(folder))}"
             yield Finding(level="warning", about="results", what=what, fix=fix)
         if refused:
-            what = f"{len(refused)} in {folder} were refused by the database; look at them, then remove them"
+            what = f"{counted(len(refused), 'refusal')} of the database in {folder}; look at them, then remove them"
             fix = f"rm {shlex.quote(str(folder))}/*.refused"
             yield Finding(level="warning", about="results", what=what, fix=fix)
 
 
-def _checkpoints(store: str, users: Sequence[KnownStudy]) -> Finding:
-    going_on = [study.name for study in users if not study.ended]
+def _checkpoints(store: str, users: Sequence[KnownStudy], data_dir: Path, allow: Sequence[str]) -> Finding:
+    going_on = [study for study in users if not study.ended]
+    whose = f"of {', '.join(repr(study.name) for study in going_on) or 'studies that have ended'}"
+    try:
+        require_allowed(store, allow, data_dir, users[0].name)
+    except CheckpointError:  # a study chose the place, and a machine touches no other than its operator's
+        examine = command("doctor", "--allow", PERMISSION + store)
+        return Finding(
+            level="warning" if going_on else "ok",
+            about="checkpoints",
+            what=f"{whose} lie in {store}, which this machine does not allow by itself; if you trust that place:",
+            fix="; ".join([examine, *(study.work for study in going_on)]),
+        )
     try:
         if not Path(store).exists():  # the check would make it, in the place of a share that is not mounted
             raise CheckpointError(f"there is no {store} on this machine: mount its share, or make it")
@@ -164,7 +181,7 @@ def _checkpoints(store: str, users: Sequence[KnownStudy]) -> Finding:
         return Finding(
             level="error" if going_on else "warning",
             about="checkpoints",
-            what=f"of {', '.join(repr(name) for name in going_on) or 'studies that have ended'}: {error}",
+            what=f"{whose}: {error}",
             fix=f"{'ls -ld' if Path(store).exists() else 'mkdir -p'} {shlex.quote(store)}",
         )
     return Finding(level="ok", about="checkpoints", what=f"can be written to {store}")

@@ -17,7 +17,8 @@ import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.report.words import count, counted
+from studies.report.words import count
+from studies.text import counted
 from studies.trial import is_feasible
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.errors import command
 from studies.report.snapshot import quiet, snapshot
-from studies.report.words import count, counted, duration, moment, number, param
-from studies.text import printable
+from studies.report.words import count, duration, moment, number, param
+from studies.text import counted, printable
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData

@@ -18,11 +18,6 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
-def counted(value: int, noun: str) -> str:
-    """``1 trial``, ``1,234 trials``."""
-    return f"{value} {noun}" if value == 1 else f"{count(value)} {noun}s"
-
-
 def duration(seconds: float) -> str:
     """``0.12 s``, ``48 s``, ``3 min 20 s``, ``2 h 3 min``, ``4 d 2 h``."""
     if seconds < 59.5:

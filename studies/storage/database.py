@@ -160,12 +160,12 @@ class Database:
             if not isinstance(reason, StorageUnreachable):
                 raise reason from failure
             tried += 1
-            if isinstance(reason, TooManyConnections):
-                self.spare_connections()  # others' turn; ours comes
-                patience = max(patience, min(within, CROWD_SECONDS))
+            is_crowded = isinstance(reason, TooManyConnections)
+            if is_crowded:
+                self.spare_connections()
             elif is_broken:
                 self.losses += 1
-            elif verdict(failure) is Verdict.TRY_AGAIN:
+            if is_crowded or verdict(failure) is Verdict.TRY_AGAIN:  # it is others' turn; ours comes
                 patience = max(patience, min(within, CROWD_SECONDS))
             if isinstance(failure, _Silent) and self.stop.is_set():
                 self._is_given_up = True

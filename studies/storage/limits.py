@@ -25,7 +25,7 @@ def check_name(what: str, name: object) -> None:
         ValueError: it is too long, or holds a character that PostgreSQL refuses.
     """
     if not isinstance(name, str):
-        raise TypeError(f"{what} {name!r:.60} is a {type(name).__name__}; legal is text")
+        raise TypeError(f"{what} {name!r:.60} is of type {type(name).__name__}; legal is text")
     shown = shortened(name)
     if len(name) > MAX_NAME:
         raise ValueError(f"{what} {shown} has {len(name):,} characters; at most {MAX_NAME} are legal")

@@ -30,6 +30,7 @@ from studies.storage import schema
 from studies.storage.contract import Change, OptunaContract, new_token
 from studies.storage.database import ANSWER_SECONDS, Database
 from studies.storage.url import StorageURL
+from studies.text import counted
 from studies.trial import is_feasible
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class Status:
     workers: Sequence[Worker]
     objective: str | None = None
     """The path of what it runs; ``None`` where stock Optuna made the study."""
+    store: str | None = None
+    """Where its checkpoints lie; likewise."""
 
     @property
     def finished(self) -> int:
@@ -298,6 +301,7 @@ class PostgresStorage(OptunaContract):
             best=self.find_best(record),
             workers=[Worker(**w) for w in self.database.rows("workers", study_id=record.study_id)],
             objective=found.spec.objective.path if found.spec else None,
+            store=found.spec.checkpoints.store if found.spec else None,
         )
 
     def find_best(self, record: StudyRecord) -> FrozenTrial | None:
@@ -430,13 +434,20 @@ class PostgresStorage(OptunaContract):
         budget["trials"] += more_trials
         size = record.spec.combinations
         if size is not None and budget["trials"] > size:
-            raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: its grid has {size} combinations")
+            raise SpecError(
+                f"{record.name}: budget.trials = {budget['trials']}: its grid has {size} combinations; "
+                f"legal are at most so many trials"
+            )
         StudySpec.from_dict({**record.spec.model_dump(exclude_none=True), "budget": budget}, record.name)
         (row,) = self.database.rows(
             "extend", token=new_token(), study_id=record.study_id, more_trials=more_trials, **changes
         )
         if row["finished"] is not None:
-            raise SpecError(f"{record.name}: budget.trials = {budget['trials']}: {row['finished']} are done already")
+            done = row["finished"]
+            raise SpecError(
+                f"{record.name}: budget.trials = {budget['trials']}: {counted(done, 'trial')} done already; "
+                f"legal are {done} and more"
+            )
 
     def change_directions(self, record: StudyRecord, directions: Sequence[Direction]) -> None:
         """Minimize what was maximized, or the other way round, in a study that has no result yet.

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 
-from studies.errors import NoTables, StorageError
+from studies.errors import NoTables, StorageError, one_line
 from studies.storage.database import Database
 from studies.storage.url import StorageURL, connection_error
 
@@ -181,7 +181,7 @@ def _make_optunas_tables(url: StorageURL) -> None:
         cause = error.__cause__  # some of its errors Optuna hides in its own
         raise connection_error(url, cause if isinstance(cause, OperationalError) else error) from error
     except RuntimeError as error:
-        raise StorageError(f"{url.display}: {' '.join(str(error).split())}") from error
+        raise StorageError(f"{url.display}: {one_line(error)}") from error
 
 
 @contextmanager

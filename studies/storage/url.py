@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from studies.errors import StorageUnreachable, StorageURLError, TooManyConnections, nearest
+from studies.text import counted
 
 LEGAL: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
 MASK: Final = "***"
@@ -287,7 +288,8 @@ def _split_hosts(hosts: str, ports: str | None, is_option: bool) -> tuple[Addres
     if ports is not None:
         numbers = [_port(port) if port else None for port in ports.split(",")]
         if len(numbers) not in (1, len(names)):
-            raise _refusal(f"it has {len(numbers)} ports for {len(names)} hosts")
+            given = f"{counted(len(numbers), 'port')} for {counted(len(names), 'host')}"
+            raise _refusal(f"it has {given}; give one for all, or one for each")
         numbers *= len(names) if len(numbers) == 1 else 1
         names = [(host, number) for (host, _), number in zip(names, numbers, strict=True)]
     return () if names == [("", None)] else tuple(names)

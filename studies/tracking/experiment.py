@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
-from studies.errors import TrackingError
+from studies.errors import TrackingError, one_line
 from studies.tracking.names import as_bytes, digest_in, experiment_name, folder, text_file
 from studies.tracking.runs import KNOWN_BY, OVER, STUDY_TAG, TRIAL_TAG, Contents, Known, batches
 
@@ -187,7 +187,7 @@ class Experiment:
             try:
                 self._client.log_artifact(known.run_id, str(file), inside or None)
             except Exception as error:  # by whichever library stores them
-                log.warning("MLflow does not take %s as an artifact: %s", name, " ".join(str(error).split())[:200])
+                log.warning("MLflow does not take %s as an artifact: %s", name, one_line(error)[:200])
         self._beat()
 
     def delete(self, run_id: str) -> None:

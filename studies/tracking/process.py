@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from studies.child import Events, wait_for_end_of_input
-from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, TrackingError, TrackingUnreachable
+from studies.errors import StorageUnreachable, StudyNotFound, TrackingError, TrackingUnreachable, described
 from studies.tracking.refusals import Refusals
 from studies.tracking.server import configure, probe
 
@@ -189,8 +189,7 @@ class Mirror:
         except (TrackingUnreachable, StorageUnreachable):
             raise
         except Exception as error:  # whatever this study holds: the others go on
-            told = str(error) if isinstance(error, StudyhallError) else f"{type(error).__name__}: {error}"
-            self._refusals.add(name, f"study {name!r}: {' '.join(told.split())}")
+            self._refusals.add(name, f"study {name!r}: {described(error)}")
             return self._refusals.retry_at(name) or 0.0
 
     def _catch_up(self, mirror: StudyMirror, client: MlflowClient) -> None:

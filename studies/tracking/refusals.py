@@ -58,4 +58,4 @@ class Refusals:
             return next(iter(self._refusals.values())).message
         count, shown = len(self._refusals), ", ".join(map(repr, list(self._refusals)[:5]))
         more = f" and {count - 5} more" if count > 5 else ""
-        return f"{count} of {studies} studies are not in MLflow as they are: {shown}{more}; the reasons are above"
+        return f"{count} of {studies} studies not in MLflow as they are: {shown}{more}; the reasons are above"

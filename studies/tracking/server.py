@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import psycopg2.errors
 
-from studies.errors import TrackingError, TrackingUnreachable
+from studies.errors import TrackingError, TrackingUnreachable, one_line
 from studies.storage.url import StorageURL, connection_error
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def trouble(client: MlflowClient, error: Exception) -> TrackingError:
 
 def explained(uri: str, error: Exception) -> TrackingError:
     """An error of MLflow's client as one of ours, which says whether to try again."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     code = getattr(error, "error_code", "")
     where = f"MLflow at {display(uri)}"
     if "out-of-date database schema" in text:
@@ -193,7 +193,7 @@ def explained(uri: str, error: Exception) -> TrackingError:
 
 
 def _refusal(uri: str, error: Exception) -> TrackingError:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return TrackingError(f"MLflow at {display(uri)} refuses what it was told: {_without(uri, text)[:300]}")
 
 

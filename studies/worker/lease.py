@@ -25,7 +25,7 @@ from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable
 from studies.storage.contract import Change
 from studies.storage.database import Forgotten
 from studies.storage.postgres import Claim, PostgresStorage, Wishes
-from studies.worker.refusals import Refusal, fail_refused, isolate
+from studies.worker.refusals import NO_REFUSALS, Refusal, fail_refused, isolate
 from studies.worker.results import KeptResult, Results
 
 log = logging.getLogger(__name__)
@@ -199,14 +199,21 @@ class Lease:
     def _deliver(
         self, storage: PostgresStorage, result: _Result | None, step: int | None, within: float
     ) -> tuple[Wishes | None, list[Refusal]]:
-        """Send what is carried. What the database refuses of it is taken out, and returned."""
+        """Send what is carried, and once more all that a crash of the server has lost. Returns what was refused."""
         try:
-            return self._send(storage, self._carried, result, step, within), []
+            return self._deliver_accepted(storage, result, step, within)
         except Forgotten:
             with self._changed:
                 self._carried, self._revision = _merged(*self._recently_told(), self._carried), 0
+            return self._deliver_accepted(storage, result, step, within)
+
+    def _deliver_accepted(
+        self, storage: PostgresStorage, result: _Result | None, step: int | None, within: float
+    ) -> tuple[Wishes | None, list[Refusal]]:
+        """Send what is carried. What the database refuses of it is taken out, and returned."""
+        try:
             return self._send(storage, self._carried, result, step, within), []
-        except (LeaseLost, StorageUnreachable):
+        except NO_REFUSALS:
             raise
         except StorageError as error:
             wishes, refusals = self._deliver_in_parts(storage, result, step, within, error)
@@ -219,10 +226,11 @@ class Lease:
     ) -> tuple[Wishes | None, list[Refusal]]:
         try:
             if result:
-                return None, fail_refused(storage, self.claim, self._carried, error)
-            refusals = isolate(self._carried, partial(storage.write, self.claim, step=step, within=within), error)
+                return None, fail_refused(storage, self.claim, self._carried, error, revision=self._revision)
+            write = partial(storage.write, self.claim, step=step, revision=self._revision, within=within)
+            refusals = isolate(self._carried, write, error)
             return self._send(storage, {}, None, step, within), refusals
-        except (LeaseLost, StorageUnreachable):
+        except NO_REFUSALS:
             raise
         except StorageError as error:
             # Nothing can be told of this trial. Others take it when its lease runs out, three times at most.

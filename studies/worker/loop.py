@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 
 from studies.catalog import reseed
 from studies.checkpoints import CheckpointStore, open_store
-from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable, StudyhallError
-from studies.objective import Objective, one_line
+from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable, StudyhallError, described
+from studies.objective import Objective
 from studies.script import CHANGED_SCRIPT
 from studies.spec import StudySpec
 from studies.storage.postgres import Claim, PostgresStorage, StudyRecord
@@ -189,7 +189,7 @@ class Worker:
             if held.stop_requested:
                 # What breaks while everything is taken down, or the trial away, says nothing about the trial.
                 raise Interrupted from error
-            message = f"{type(error).__name__}: {one_line(error)}"[:MAX_ERROR]
+            message = described(error)[:MAX_ERROR]
             log.warning("trial %d failed: %s", trial.number, message)
             trial.set_user_attr("error", message)
             trial.set_user_attr("traceback", traceback.format_exc()[-MAX_TRACEBACK:])
@@ -220,7 +220,7 @@ class Worker:
         except StudyhallError:
             raise
         except Exception as error:  # of the sampler, which looks back at each trial; the result is told all the same
-            log.warning("trial %d: the sampler failed: %s: %s", trial.number, type(error).__name__, one_line(error))
+            log.warning("trial %d: the sampler failed: %s", trial.number, described(error))
         if state == TrialState.FAIL:
             gc.collect()  # what ran out of memory must not hold it while the next trial runs
         if not held.lease.lost:

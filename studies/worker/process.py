@@ -7,9 +7,9 @@ writes events, one line of JSON each, to its standard output:
 - ``{"event": "over", "reason": …}`` when there is nothing more to do;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
-The end of its standard input means that the supervisor is gone: the worker gives its trial back and ends.
-So it does on SIGTERM, SIGINT, SIGHUP, and on SIGUSR1 and SIGUSR2, by which cluster schedulers tell that a
-machine is about to be taken away.
+On SIGTERM, SIGINT and SIGHUP, and on SIGUSR1 and SIGUSR2, by which cluster schedulers tell that a machine is about to
+be taken away, the worker gives its trial back at the next step and ends. The end of its standard input, when the
+supervisor is gone, means the same; but then it ends after the seconds of a lease even without a step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -32,8 +33,8 @@ from typing import Any, NoReturn
 
 from studies import objective
 from studies.child import Events, wait_for_end_of_input
-from studies.errors import StorageUnreachable, StudyhallError
-from studies.objective import Objective, one_line
+from studies.errors import StorageUnreachable
+from studies.objective import Objective
 
 log = logging.getLogger(__name__)
 
@@ -106,15 +107,13 @@ def main() -> int:
         if line:
             events.tell("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
     except Exception as error:
-        known = isinstance(error, StudyhallError)
-        message = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
-        events.tell("error", message=message, kind=type(error).__name__, traceback=traceback.format_exc())
+        events.tell_error(error, kind=type(error).__name__, traceback=traceback.format_exc())
         return 1
     return 0
 
 
 def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
-    threading.Thread(target=_stop_with_supervisor, args=(stop,), daemon=True).start()
+    threading.Thread(target=_end_with_supervisor, args=(stop, assignment.lease_seconds), daemon=True).start()
     is_cut_off = False
     while not stop.is_set():
         try:
@@ -172,9 +171,11 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
         return reason
 
 
-def _stop_with_supervisor(stop: threading.Event) -> None:
+def _end_with_supervisor(stop: threading.Event, lease_seconds: float) -> None:
     wait_for_end_of_input()
     stop.set()
+    time.sleep(lease_seconds)
+    os._exit(1)  # nobody is left to end it; others take the trial when they miss its heartbeat
 
 
 def _read_setup(line: str) -> Setup:
@@ -188,7 +189,8 @@ def _exit(status: int) -> NoReturn:
     if left:
         log.warning("ended beside %d threads that an objective left running, such as %s", len(left), left[0])
         logging.shutdown()
-        sys.stdout.flush()
+        with suppress(OSError):  # nobody is left to read it
+            sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 

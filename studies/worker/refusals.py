@@ -9,10 +9,14 @@ from functools import partial
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
 from studies.storage.contract import Change
+from studies.storage.database import Forgotten
 from studies.storage.limits import shortened
 from studies.storage.postgres import Claim, PostgresStorage
 
 Changes = Mapping[str, Sequence[Change]]
+
+#: Errors that say nothing about what was sent.
+NO_REFUSALS = (Forgotten, LeaseLost, StorageUnreachable)
 
 #: What a person calls each kind of change, and the key by which it goes.
 _WORDS = {
@@ -52,6 +56,7 @@ def isolate(changes: Changes, write: Callable[[Changes], object], first: Storage
         first: why all together were refused.
 
     Raises:
+        Forgotten: the server crashed meanwhile, if ``write`` says which revision is known.
         LeaseLost: the trial is another's by now.
         StorageUnreachable: the database went away meanwhile.
     """
@@ -65,27 +70,31 @@ def isolate(changes: Changes, write: Callable[[Changes], object], first: Storage
             part.setdefault(kind, []).append(change)
         try:
             write(part)
-        except (LeaseLost, StorageUnreachable):
+        except NO_REFUSALS:
             raise
         except StorageError as error:
             refusals += isolate(part, write, error)
     return refusals
 
 
-def fail_refused(storage: PostgresStorage, claim: Claim, changes: Changes, first: StorageError) -> list[Refusal]:
+def fail_refused(
+    storage: PostgresStorage, claim: Claim, changes: Changes, first: StorageError, *, revision: int = 0
+) -> list[Refusal]:
     """End a trial whose result the database refuses for what came with it: FAIL, with the reason and all else.
 
     Raises:
+        Forgotten: a crash of the server has lost what was written up to ``revision``.
         LeaseLost: it is another's by now.
         StorageUnreachable: the database went away meanwhile.
         StorageError: it refuses even that.
     """
     try:
-        refusals = isolate(changes, partial(storage.write, claim, step=None), first)
+        refusals = isolate(changes, partial(storage.write, claim, step=None, revision=revision), first)
     except LeaseLost:  # requeued meanwhile, and free: it takes a result, and nothing before that
         refusals = [
             Refusal(kind=kind, change=change, reason=str(first)) for kind in changes for change in changes[kind]
         ]
     reason = str(refusals[0]) if refusals else str(first)
-    storage.finish(claim, "FAIL", None, {"user_attrs": [{"key": "error", "value": json.dumps(reason)}]})
+    error = {"key": "error", "value": json.dumps(reason)}
+    storage.finish(claim, "FAIL", None, {"user_attrs": [error]}, revision=revision)
     return refusals

@@ -14,7 +14,7 @@ from typing import Any
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
 from studies.storage.contract import Change
 from studies.storage.postgres import Claim, PostgresStorage
-from studies.worker.refusals import Refusal, fail_refused
+from studies.worker.refusals import NO_REFUSALS, Refusal, fail_refused
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Results:
     def _finish(self, storage: PostgresStorage, result: KeptResult) -> None:
         try:
             storage.finish(result.claim, result.state, result.values, result.changes)
-        except (LeaseLost, StorageUnreachable):
+        except NO_REFUSALS:
             raise
         except StorageError as error:
             self.put_aside(result.claim, fail_refused(storage, result.claim, result.changes, error))

@@ -182,9 +182,8 @@ def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed
     assert again.returncode == 0
     assert "stopped by hand; go on with: studyhall resume s" in again.stderr
     assert "begins" not in again.stderr
-    assert (
-        say(shell, "resume", "s") == "study 's' goes on; run it with: studyhall work s --objective script.py:objective"
-    )
+    work = "studyhall work s --objective script.py:objective"
+    assert say(shell, "resume", "s") == f"study 's' goes on; run it with: {work}"
     done = shell.run(*RUN)
     assert done.returncode == 0, done.stderr
     assert states(storage) == ["COMPLETE"] * 8
@@ -296,7 +295,7 @@ def test_a_value_that_hangs_on_the_sampler_is_remarked_on(shell: Shell, look: Lo
     said = say(shell, "enqueue", "s", "momentum=0.9").splitlines()
     assert said == [
         "trial 0 of study 's' waits for a worker: momentum=0.9",
-        "momentum counts only if optimizer is sgd, which is for the sampler to draw; to be sure, give that, too",
+        "momentum is used only if optimizer is sgd; set that too, or the sampler decides",
     ]
 
 
@@ -368,6 +367,10 @@ def test_deleting_a_study_deletes_its_checkpoints_wherever_they_lie(shell: Shell
     assert say(shell, "delete", "doomed", "--yes") == "deleted study 'doomed' with its 0 trials"
     assert [store.names() for store in stores] == [[], ["0/1-1"]]
     assert [entry.name for entry in folder.iterdir()] == [records[1].uid]
+    look().register_worker(records[1:], worker_id="w", host="host", pid=1, device="cpu")
+    refuse(shell, "delete", "kept", "--yes", status=1, message="1 worker of study 'kept'")
+    told = say(shell, "delete", "kept", "--yes", "--force")
+    assert told == "deleted study 'kept' with its 0 trials; its worker drops its trial at the next step"
 
 
 def test_checkpoints_that_cannot_be_deleted_are_named_and_the_study_is_gone(shell: Shell, look: Look) -> None:

@@ -285,7 +285,7 @@ def test_a_trial_whose_worker_died_waits_for_another(patient: Shell, look: Look)
     storage.database.execute("update studyhall.leases set expires_at = now() - interval '10 minutes'")
     what, fix = one(doctor(patient, status=0), "trials", "warning")
     assert what.startswith("trial 0 of study 's' runs, but its worker on node7 has been silent for 0:10:0")
-    assert fix == "studyhall work s"
+    assert fix == "studyhall work s --allow script:objective"
     storage.stop(record, "by hand")
     about = doctor(patient, status=0)
     assert one(about, "trials", "warning")[1] == "studyhall cancel s 0"
@@ -332,7 +332,12 @@ def test_checkpoints_that_cannot_be_kept_here_are_an_error(patient: Shell, look:
     file.write_text("")
     for name, store in (("one", good), ("two", good), ("three", away), ("four", file)):
         created(look(), name=name, checkpoints={"store": str(store)})
-    sound, missing, wrong = doctor(patient, status=1)["checkpoints"]
+    untouched = doctor(patient, status=0)["checkpoints"]
+    assert [finding["level"] for finding in untouched] == ["warning"] * 3
+    work = "studyhall work three --allow script:objective --allow"
+    allow = ("--allow", f"store={patient.folder}")
+    assert untouched[1]["fix"] == f"studyhall doctor --allow store={away}; {work} store={away}"
+    sound, missing, wrong = doctor(patient, *allow, status=1)["checkpoints"]
     assert (sound["level"], sound["what"]) == ("ok", f"can be written to {good}")
     assert list(good.iterdir()) == []
     assert (missing["level"], missing["fix"]) == ("error", f"mkdir -p {away}")
@@ -341,7 +346,8 @@ def test_checkpoints_that_cannot_be_kept_here_are_an_error(patient: Shell, look:
     assert (wrong["level"], wrong["fix"]) == ("error", f"ls -ld {file}")
     look().stop(look().find_study("three"), "stopped")
     look().stop(look().find_study("four"), "stopped")
-    assert [finding["level"] for finding in doctor(patient, status=0)["checkpoints"]] == ["ok", "warning", "warning"]
+    findings = doctor(patient, *allow, status=0)["checkpoints"]
+    assert [finding["level"] for finding in findings] == ["ok", "warning", "warning"]
 
 
 def test_results_that_wait_on_the_disk_are_named(patient: Shell, look: Look) -> None:
@@ -355,12 +361,12 @@ def test_results_that_wait_on_the_disk_are_named(patient: Shell, look: Look) -> 
         ::-1
     ]
     findings = {finding["fix"]: finding["what"] for finding in (unknown, waiting, refused)}
-    assert findings.pop("studyhall work s").startswith("2 of study 's' wait in ")
-    assert findings.pop(f"rm -r {results}/0-unknown").startswith("1 wait in ")
-    assert findings.pop(f"rm {results}/{record.uid}/*.refused").startswith("1 in ")
+    assert findings.pop("studyhall work s --allow script:objective").startswith("2 results of study 's' in ")
+    assert findings.pop(f"rm -r {results}/0-unknown").startswith("1 result in ")
+    assert findings.pop(f"rm {results}/{record.uid}/*.refused").startswith("1 refusal of the database in ")
     look().stop(record, "by hand")
     fixes = [finding["fix"] for finding in doctor(patient, status=0)["results"]]
-    assert "studyhall resume s; studyhall work s" in fixes
+    assert "studyhall resume s; studyhall work s --allow script:objective" in fixes
 
 
 def test_a_password_that_others_can_see_is_warned_of(patient: Shell, look: Look) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from optuna.trial import FrozenTrial
 
 from studies import PostgresStorage
+from studies.storage.postgres import Claim
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
 from tests.postgres import start_postgres
@@ -21,7 +24,7 @@ from tests.postgres import start_postgres
 Look = Callable[[], PostgresStorage]
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 30) -> None:
+def eventually(condition: Callable[[], bool], *, seconds: float = 120) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -31,6 +34,10 @@ def eventually(condition: Callable[[], bool], *, seconds: float = 30) -> None:
 
 def states(storage: PostgresStorage, study: str = "script-objective") -> list[str]:
     return [trial.state.name for trial in storage.trials(storage.find_study(study))]
+
+
+def trials(storage: PostgresStorage) -> list[FrozenTrial]:
+    return storage.trials(storage.find_study("s"))
 
 
 def running(storage: PostgresStorage) -> bool:
@@ -156,6 +163,45 @@ def test_workers_end_with_a_killed_supervisor_and_their_trials_come_back(shell: 
     assert "FAIL" not in states(storage)
 
 
+@pytest.mark.parametrize("objective", ["stepping", "stuck"])
+def test_a_worker_ends_with_a_killed_supervisor_whatever_its_objective_does(
+    shell: Shell, look: Look, objective: str
+) -> None:
+    (shell.folder / "orphans.py").write_text("""
+import threading, time
+
+def chatter():
+    while True:
+        try:
+            print("still here")
+        except OSError:
+            pass
+        time.sleep(0.01)
+
+def stepping(trial):
+    threading.Thread(target=chatter).start()
+    for step in range(1_000_000):
+        trial.report(0.5, step)
+        time.sleep(0.1)
+
+def stuck(trial):
+    trial.report(0.5, 0)
+    trial.report(0.5, 1)
+    chatter()
+""")
+    options = ("--name", "s", "--trials", "1", "--workers", "1", "--lease", "3")
+    process = shell.start("run", f"orphans.py:{objective}", *options, PYTHONUNBUFFERED="")
+    storage = look()
+    eventually(lambda: "s" in storage.study_names() and any(t.intermediate_values for t in trials(storage)))
+    [worker] = worker_pids(process)
+    process.kill()
+    process.communicate()
+    eventually(lambda: not psutil.pid_exists(worker))
+    record = storage.find_study("s")
+    eventually(lambda: isinstance(storage.claim(record, "other", 30), Claim))
+    assert states(storage, "s") == ["RUNNING"]  # the same trial
+
+
 def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(shell: Shell, look: Look) -> None:
     done = shell.run("run", "script.py:dying", "--trials", "4", "--workers", "1")
     assert done.returncode == 0, done.stderr
@@ -232,11 +278,15 @@ def test_what_an_objective_prints_is_shown_and_is_no_data(shell: Shell) -> None:
 
 
 def test_another_machine_joins_a_created_study_if_it_names_the_script(shell: Shell, look: Look) -> None:
-    assert shell.run("create", "script.py:objective", "--trials", "3", "--name", "shared").returncode == 0
+    kept = f"checkpoints.store={shell.folder}/kept here"
+    made = shell.run("create", "script.py:objective", "--trials", "3", "--name", "shared", "--set", kept)
+    assert made.returncode == 0, made.stderr
     refused = shell.run("work", "shared")
     assert refused.returncode == 1
     assert "say where it lies on this machine: --objective script.py:objective" in refused.stderr
-    joined = shell.run("work", "shared", "--objective", "script.py:objective", "--workers", "1")
+    told = (made.stderr, shell.run("trials", "shared").stderr)
+    [hint] = {text.partition("run it with: ")[2].splitlines()[0] for text in told}
+    joined = shell.run(*shlex.split(hint)[1:], "--workers", "1")
     assert joined.returncode == 0, joined.stderr
     assert len(states(look(), "shared")) == 3
 

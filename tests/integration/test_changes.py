@@ -218,7 +218,7 @@ def test_a_budget_below_what_is_done_is_refused_and_changes_nothing(storage: Pos
     for claim in claims(storage, record, 3):
         storage.finish(claim, "COMPLETE", [1.0], {})
     [running] = claims(storage, record, 1)
-    with pytest.raises(SpecError, match=r"study: budget.trials = 2: 3 are done already"):
+    with pytest.raises(SpecError, match=r"study: budget.trials = 2: 3 trials done already; legal are 3 and more"):
         storage.extend(record, trials=2, max_failures=99)
     assert storage.find_study("study").budget == record.budget
     storage.write(running, {}, step=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,19 +156,6 @@ def spec(name: str) -> StudySpec:
     return StudySpec.from_dict({"name": name, "objective": {"path": "tests:objective"}, "budget": {"trials": 8}})
 
 
-@pytest.fixture(scope="module")
-def database(separate_server: Server) -> Iterator[StorageURL]:
-    with separate_server.database() as url:
-        PostgresStorage(url).close()
-        yield url
-
-
-@pytest.fixture
-def proxy(database: StorageURL) -> Iterator[Proxy]:
-    with Proxy(database) as running:
-        yield running
-
-
 def set_up(storage: PostgresStorage) -> Stage:
     """Bring the database to the same stage, with the same ids."""
     storage.database.execute(EMPTY)
@@ -216,6 +203,14 @@ def contents(url: StorageURL) -> dict[str, list[str]]:
         )
         found["tally"] = [row for (row,) in cursor.fetchall()]
         return found
+
+
+def lose_reports(url: StorageURL) -> None:
+    """What a crash of the server may do to a trial that runs: its newest statement is gone."""
+    with closing(psycopg2.connect(**url.libpq)) as connection, connection, connection.cursor() as cursor:
+        for table in ("trial_params", "trial_intermediate_values", "studyhall.metrics"):
+            cursor.execute(f"delete from {table}")
+        cursor.execute("update studyhall.leases set revision = revision - 1, step = null")
 
 
 def shown(result: object) -> str:
@@ -330,16 +325,10 @@ def test_what_a_crashed_server_has_lost_of_a_running_trial_is_told_again(
 ) -> None:
     """Reports are committed asynchronously: of a server that crashes, the last ones may be gone."""
 
-    def lose() -> None:
-        with closing(psycopg2.connect(**database.libpq)) as connection, connection, connection.cursor() as cursor:
-            for table in ("trial_params", "trial_intermediate_values", "studyhall.metrics"):
-                cursor.execute(f"delete from {table}")
-            cursor.execute("update studyhall.leases set revision = revision - 1, step = null")
-
     def objective(trial: Trial) -> float:
         x = trial.suggest_float("x", 0, 1)
         trial.report(1.0, 0, loss=3.0)
-        lose()
+        lose_reports(database)
         for step in range(1, steps):  # the next thing told is a report, or the result
             trial.report(2.0, step)
         return x

@@ -440,7 +440,7 @@ def test_a_study_of_two_objectives_made_by_optuna_has_no_best_either(storage: Po
         ({"target": math.inf}, "budget.target = inf: should be a finite number"),
         ({"more_trials": 2**31}, "budget.trials = 2147483651: should be less than or equal to 2147483647"),
         ({"timeout": 1e300}, "budget.timeout = 1e+300: should be less than or equal to 315360000"),
-        ({"trials": 1}, "budget.trials = 1: 2 are done already"),
+        ({"trials": 1}, "budget.trials = 1: 2 trials done already; legal are 2 and more"),
     ],
 )
 def test_a_budget_that_is_not_legal_changes_nothing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
 from studies.worker.results import KeptResult, Results
-from tests.conftest import Server
-from tests.integration.test_lost_answers import CASES, contents, set_up, shown
+from tests.integration.test_lost_answers import CASES, contents, lose_reports, set_up, shown
 from tests.proxy import Proxy
 
 REFUSED = ("22001", "22021", "23514", "54000")
@@ -30,19 +29,6 @@ TRY_AGAIN = ("40001", "40P01", "57014")
 AWAY = ("08006", "25006", "53100", "57P01")
 #: Who holds a lease goes on without the answer, and sends again by itself.
 IMPATIENT = {"write", "finish", "beat"}
-
-
-@pytest.fixture(scope="module")
-def database(separate_server: Server) -> Iterator[StorageURL]:
-    with separate_server.database() as url:
-        PostgresStorage(url).close()
-        yield url
-
-
-@pytest.fixture
-def proxy(database: StorageURL) -> Iterator[Proxy]:
-    with Proxy(database) as running:
-        yield running
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -199,6 +185,32 @@ def test_of_many_attributes_those_that_are_refused_are_found_and_the_others_kept
     assert len(list(folder.glob("*.refused"))) == 2
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_is_refused_when_a_crashed_server_is_told_again_is_taken_apart(
+    storage: PostgresStorage, run: Run, steps: int
+) -> None:
+    def objective(trial: Trial) -> float:
+        trial.suggest_float("x", 0, 1)
+        trial.report(1.0, 0, loss=3.0)
+        if trial.number == 0:
+            lose_reports(storage.location)
+            trial.set_user_attr("poison", 1)
+            trial.set_user_attr("fine", 1)
+        for step in range(1, steps):  # the next thing told is a report, or the result
+            trial.report(2.0, step)
+        return 1.0
+
+    folder = run(objective, "user_attrs")
+    failed = trials(storage)[0]
+    assert failed.state == TrialState.FAIL
+    assert "the database refuses the attribute 'poison'" in failed.user_attrs["error"]
+    assert list(failed.params) == ["x"]
+    assert failed.user_attrs["fine"] == 1
+    assert failed.intermediate_values == dict(zip(range(steps), [1.0, 2.0], strict=False))
+    assert storage.metrics(failed) == {0: {"loss": 3.0}}
+    assert len(list(folder.glob("*.refused"))) == 1
+
+
 @pytest.mark.parametrize("is_requeued", [False, True])
 def test_a_result_that_waited_on_the_disk_and_is_refused_blocks_no_later_worker(
     storage: PostgresStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_requeued: bool
@@ -246,7 +258,7 @@ ILLEGAL: dict[str, tuple[Callable[[optuna.Trial], object], str]] = {
     "long key": (lambda t: t.set_user_attr("k" * 513, 1), "has 513 characters; at most 512 are legal"),
     "NUL in key": (lambda t: t.set_user_attr("a\0b", 1), "attribute 'a\\x00b' holds a NUL character"),
     "surrogate in key": (lambda t: t.set_user_attr("a\ud800", 1), "'a\\ud800' holds half of a surrogate pair"),
-    "key that is no text": (lambda t: t.set_user_attr(1, 1), "attribute 1 is a int; legal is text"),  # type: ignore[arg-type]
+    "key that is no text": (lambda t: t.set_user_attr(1, 1), "attribute 1 is of type int; legal is text"),  # type: ignore[arg-type]
     "huge value": (lambda t: t.set_user_attr("big", "x" * MAX_JSON), f"at most {MAX_JSON:,} are legal"),
     "value that is no JSON": (lambda t: t.set_user_attr("o", object()), "attribute 'o' is not JSON"),
     "value in a circle": (lambda t: t.set_user_attr("o", circle()), "attribute 'o' is not JSON"),

@@ -151,7 +151,7 @@ def test_an_objective_that_raises_fails_its_trial_with_the_traceback_and_the_wor
         (float("nan"), "the objective returned nan"),
         (None, "the objective returned None, which is not a number"),
         ("text", "the objective returned 'text', which is not a number"),
-        ([1.0, 2.0], "the objective returned 2 values, and the study has 1 directions"),
+        ([1.0, 2.0], "the objective returned 2 values, and the study has 1 direction"),
     ],
 )
 def test_what_is_no_number_fails_the_trial_with_that_reason(
@@ -391,6 +391,9 @@ def test_two_objectives_are_stored(storage: PostgresStorage, run: Run) -> None:
     ("misuse", "error"),
     [
         (lambda trial: trial.report("x", 1), "TypeError: trial.report: value = 'x': should be a number"),
+        (lambda trial: trial.report(10**400, 1), "should be a number that fits into double precision"),
+        (lambda trial: trial.set_constraint("size", "x"), "trial.set_constraint: 'size' = 'x': should be a number"),
+        (lambda trial: trial.set_constraint("size", 10**400), "trial.set_constraint: 'size' = 1000"),
         (lambda trial: trial.report(0.5, None), "TypeError: trial.report: step = None: should be a whole number"),
         (lambda trial: trial.report(0.5, -1), "step = -1: should be a whole number from 0 to 2147483647"),
         (lambda trial: trial.report(0.5, 2**31), "step = 2147483648: should be a whole number from 0 to 2147483647"),

@@ -52,12 +52,11 @@ def test_each_pause_is_twice_the_one_before_and_none_is_cut_short(clock: list[fl
     [
         (0, 3, None),
         (1, 1, "why 0"),
-        (1, 3, "1 of 3 studies are not in MLflow as they are: 's0'; the reasons are above"),
+        (1, 3, "1 of 3 studies not in MLflow as they are: 's0'; the reasons are above"),
         (
             7,
             9,
-            "7 of 9 studies are not in MLflow as they are: 's0', 's1', 's2', 's3', 's4' and 2 more; "
-            "the reasons are above",
+            "7 of 9 studies not in MLflow as they are: 's0', 's1', 's2', 's3', 's4' and 2 more; the reasons are above",
         ),
     ],
 )

@@ -181,4 +181,4 @@ def test_what_an_objective_returns_is_numbers_or_a_reason() -> None:
     assert as_values(10**5000, 1) == "the objective returned an object of type int, which is not a number"
     assert as_values(np.ones(2), 1) == "the objective returned array([1., 1.]), which is not a number"
     assert as_values(range(2), 2) == [0.0, 1.0]
-    assert as_values(1.0, 2) == "the objective returned 1 values, and the study has 2 directions"
+    assert as_values(1.0, 2) == "the objective returned 1 value, and the study has 2 directions"

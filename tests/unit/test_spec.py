@@ -75,13 +75,31 @@ def spec_with(*settings: str) -> StudySpec:
         ("space.optimizer.when={momentum=[0.5]}", "space: the conditions go round: "),
         ("sampler.name=tep", "sampler.name: 'tep' is unknown; did you mean 'tpe'?; all: bruteforce, cmaes, gp, grid"),
         ("sampler.options={n_startup=3}", "sampler.options.n_startup: 'tpe' has no such option; did you mean"),
-        ("sampler.options={n_startup_trials='x'}", "sampler.options.n_startup_trials = 'x': should be int"),
+        ("sampler.options={n_startup_trials='x'}", "sampler.options.n_startup_trials = 'x': should be a whole number"),
         ("sampler.options={seed=3}", "sampler.options.seed: 'tpe' has no such option"),
         ("sampler.name=grid", "sampler.name: 'grid' needs a step for the real number space.momentum; add step"),
         ("pruner.name=medain", "pruner.name: 'medain' is unknown; did you mean 'median'?"),
         ("pruner={name='hyperband',options={max_resource='x'}}", "pruner.options: 'hyperband' refuses max_resource"),
+        ("pruner={name='median',options={n_min_trials='x'}}", "pruner.options.n_min_trials = 'x': should be a whole"),
+        (
+            "pruner={name='percentile'}",
+            "pruner.options.percentile is missing: 'percentile' needs it; legal is a number from 0 to 100",
+        ),
+        ("pruner={name='patient'}", "pruner.options.patience is missing: 'patient' needs it; legal is a whole number"),
+        ("pruner={name='threshold'}", "pruner.options.lower or pruner.options.upper is missing: 'threshold' needs"),
+        (
+            "pruner={name='patient',options={patience=1,wrapped_pruner={name='percentile'}}}",
+            "pruner.options.wrapped_pruner.options.percentile is missing",
+        ),
+        ("sampler={name='partialfixed'}", "sampler.options.fixed_params is missing: 'partialfixed' needs it; legal is"),
+        ("sampler={name='partialfixed',options={fixed_params={}}}", "sampler.options.base_sampler is missing"),
+        ("sampler={name='partialfixed',options={fixed_params=[1]}}", "base_sampler is missing"),
         ("pruner={name='percentile',options={percentile=200}}", "Percentile must be between 0 and 100"),
         ("pruner={name='patient',options={patience=1,wrapped_pruner='median'}}", "is not { name = …, options = {…} }"),
+        (f"space.optimizer.choices=[1, {10**400}]", "space.optimizer.choices[1] is a whole number of 1329 bits; legal"),
+        (f"space.momentum={{type='int',low=0,high={10**400}}}", "space.momentum.high is a whole number of 1329 bits"),
+        (f"objective.args.x={-(2**63) - 1}", "objective.args.x is a whole number of 64 bits; legal are at most 63"),
+        (f"seed=1{'0' * 5000}", "seed = '1000"),
         ("name=''", "name is empty; a study needs one of 1 to 128 characters"),
         ("name='   '", "name is empty; a study needs one of 1 to 128 characters"),
         ('name="a\\u0007b"', "name 'a\\x07b' holds a control character; only printable ones are legal"),
@@ -90,7 +108,7 @@ def spec_with(*settings: str) -> StudySpec:
         ("name=-x", "begins or ends with a space, or begins with '-'; remove that"),
         ("direction=max", "direction = 'max': should be 'minimize' or 'maximize'"),
         ("directions=['minimize']", "direction and directions are both given; keep one"),
-        ("metric=['a', 'b']", "metric holds 2 names, and there are 1 directions; give one each"),
+        ("metric=['a', 'b']", "metric holds 2 names, and the study has 1 direction; give one name for each"),
         ("objective.path=nowhere", "objective: path 'nowhere' is not package.module:callable or path/to/file.py"),
         ("seed=-1", "seed = -1: should be greater than or equal to 0"),
         ("space=3", "space = 3: should be a table of keys"),
@@ -151,6 +169,26 @@ def test_a_script_is_sought_beside_the_study_file_that_names_it(tmp_path: Path) 
     file = tmp_path / "my.toml"
     file.write_text(tomli_w.dumps({**BASE, "objective": {"path": "script.py:f"}}))
     assert read_target(str(file))["objective"]["path"] == f"{tmp_path}/script.py:f"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (None, "objective"),
+        ("def helper(x): ...\ndef objective(trial): ...\ndef main(): ...\n", "objective"),
+        ("def helper(x, y): ...\ndef tune(trial, fast=True): ...\ndef main(): ...\n", "tune"),
+        ("import sys; sys.exit(1)\n", "objective"),
+        ("def broken(\n", "objective"),
+    ],
+)
+def test_a_script_without_a_callable_is_asked_for_one(tmp_path: Path, text: str | None, meant: str) -> None:
+    file = tmp_path / "script.py"
+    if text:
+        file.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        read_target(str(file))
+    named = f"name the callable in it too: did you mean {f'{file}:{meant}'!r}?"
+    assert str(caught.value) == f"{str(file)!r} is a file; {named}"
 
 
 def test_settings_are_read_as_toml_and_else_as_text() -> None:

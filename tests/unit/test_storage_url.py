@@ -170,7 +170,7 @@ def test_a_service_file_may_name_the_database() -> None:
         ("postgresql://u:hunter2@::1:5432/d", "an IPv6 address is written in brackets"),
         ("postgresql://u:hunter2@[::1/d", "an IPv6 address is written in brackets"),
         ("postgresql://u:hunter2@my host/d", "the host cannot be read"),
-        ("postgresql://u:hunter2@h1,h2,h3/d?port=1,2", "it has 2 ports for 3 hosts"),
+        ("postgresql://u:hunter2@h1,h2,h3/d?port=1,2", "it has 2 ports for 3 hosts; give one for all, or one for each"),
         ("postgresql://u:hunter2@h/d?ssl_mode=require", "'ssl_mode' is unknown (did you mean 'sslmode'?)"),
         ("postgresql://h/d?password=x&hunter2=1", "the option is unknown"),
         ("postgresql://u:hunter2%00@h/d", "a NUL character"),

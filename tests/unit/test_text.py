@@ -108,6 +108,17 @@ def test_what_people_read_is_lines_of_visible_text(text: str, capsys: pytest.Cap
     assert written.replace("\n", "").isprintable()
 
 
+@pytest.mark.parametrize("params", [{}, {"lr": 0.1}])
+@pytest.mark.parametrize("metrics", [{}, {"loss": 0.5}])
+def test_the_best_has_one_empty_line_before_each_part(params: dict[str, float], metrics: dict[str, float]) -> None:
+    trial = best("x")
+    trial._params = params
+    text = "\n".join(best_lines("study", trial, "value", metrics))
+    assert "\n\n\n" not in text
+    assert text.count("\n\n") == len(params) + len(metrics)
+    assert not text.endswith("\n")
+
+
 def test_data_are_escaped_where_a_person_looks_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -1,0 +1,25 @@
+"""A database with its tables for a whole module, and a proxy before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from studies import PostgresStorage
+from studies.storage.url import StorageURL
+from tests.conftest import Server
+from tests.proxy import Proxy
+
+
+@pytest.fixture(scope="module")
+def database(separate_server: Server) -> Iterator[StorageURL]:
+    with separate_server.database() as url:
+        PostgresStorage(url).close()
+        yield url
+
+
+@pytest.fixture
+def proxy(database: StorageURL) -> Iterator[Proxy]:
+    with Proxy(database) as running:
+        yield running
