@@ -124,6 +124,11 @@ def test_columns_are_chosen_by_name_in_every_format(say: Say) -> None:
         assert "there is no column 'stat'; did you mean 'state'?" in say(f"trials one {wrong}", status=1)
 
 
+def test_only_a_complete_trial_is_finalized(say: Say) -> None:
+    assert "trial 3 of study 'one' is PRUNED; only COMPLETE trials can be finalized" in say("finalize one --trial 3", 1)
+    assert "choose one with --trial N out of: studyhall best two" in say("finalize two", 1)
+
+
 def test_a_terminal_gets_a_line_for_each_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
