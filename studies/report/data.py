@@ -42,6 +42,13 @@ class StudyData:
     """What is shown of a large study."""
     in_short: Sequence[FrozenTrial] = ()
     """Every trial of a large study, by number: see :meth:`StudyReader.outlines`."""
+    objective: int | None = None
+    """The objective that plots of one show, where somebody has chosen it; else the first one."""
+
+    @property
+    def target(self) -> int:
+        """The objective that plots of one show."""
+        return self.objective or 0
 
     @property
     def outlines(self) -> Sequence[FrozenTrial]:

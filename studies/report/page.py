@@ -66,10 +66,10 @@ def report(data: StudyData) -> bytes:
     return _page(data.name, body, figures.json)
 
 
-def single(data: StudyData, kind: str) -> bytes:
-    """One plot as an HTML file; raises :exc:`StudyhallError` where the study can't have it."""
+def single(data: StudyData, kind: str, params: Sequence[str] | None = None) -> bytes:
+    """One plot, of these ``params``, as an HTML file; raises :exc:`StudyhallError` where the study can't have it."""
     figures = _Figures()
-    place = figures.add(kind, figure(data, kind))
+    place = figures.add(kind, figure(data, kind, params))
     content = _paragraph(part.remark(data, kind)) + place
     body = [f"<header><h1>{sections.text(data.name)}</h1></header>", _section(kind, KINDS[kind].title, content)]
     return _page(f"{data.name}: {KINDS[kind].title.lower()}", body, figures.json)
