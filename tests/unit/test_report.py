@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from plotly.offline import get_plotlyjs_version
 
 from studies.errors import StudyhallError
 from studies.report.curves import MOST_POINTS, panels
@@ -216,6 +219,8 @@ def test_training_stands_beside_validation_and_what_was_pruned_apart() -> None:
         ["train_loss", "val_loss"],
         ["zeal"],
     ]
+    titles = [title.text for title in figure(data, "curves").layout.annotations]
+    assert titles == ["reported value", "lr", "train accuracy", "val accuracy", "train loss", "val loss", "zeal"]
     panel = found.rows[1][1]
     assert panel.best is not None
     assert panel.best.number == 2
@@ -250,6 +255,14 @@ def test_a_reported_value_that_is_a_named_metric_too_is_drawn_once() -> None:
     assert names() == ["loss"]
     trials[0].intermediate_values[2] = 9.0
     assert names() == ["reported value", "loss"]
+    # Alone in its row, whose empty place takes no other panel's name.
+    pair = {n: curve(2, "train_loss", "val_loss") for n in (0, 100)}
+    drawn = figure(study(trials, curves=pair), "curves")
+    assert {title.text: title.x > 0.5 for title in drawn.layout.annotations if title.text} == {
+        "reported value": False,
+        "train loss": False,
+        "val loss": True,
+    }
 
 
 def test_complete_curves_are_ordered_from_the_worst_to_the_best() -> None:
@@ -419,7 +432,7 @@ def test_nothing_in_a_study_becomes_markup_or_code() -> None:
     )
     seen = Scripts(report(data))
     kinds = [attrs.get("type") for tag, attrs in seen.tags if tag == "script"]
-    assert kinds == ["application/json", None, None]
+    assert kinds == ["application/json", "application/gzip;base64", None]
     assert not [tag for tag, _ in seen.tags if tag in ("img", "iframe", "object", "a")]
     assert not [attrs for _, attrs in seen.tags if any(name.startswith("on") or name == "src" for name in attrs)]
     assert seen.text.count(EVIL) >= 8  # name, title, parameter, value, error, worker, spec, …
@@ -435,6 +448,17 @@ def test_only_our_own_scripts_may_run_and_nothing_may_be_loaded() -> None:
     assert policy.startswith("default-src 'none';")
     assert re.search(r"script-src 'sha256-\S{44}' 'sha256-\S{44}'$", policy)
     assert not [tag for tag, attrs in seen.tags if attrs.get("href", "data:,") != "data:,"]
+
+
+def test_a_report_of_a_few_trials_is_smaller_than_a_megabyte() -> None:
+    assert len(report(full(count=40))) < 1e6
+
+
+def test_the_page_s_plotly_is_of_the_version_that_figures_are_written_for() -> None:
+    packed = (files("studies.report") / "assets" / "plotly-cartesian.min.js.gz").read_bytes()
+    version = re.search(rb"plotly\.js \(cartesian - minified\) v(\d+)", gzip.decompress(packed))
+    assert version is not None
+    assert version[1].decode() == get_plotlyjs_version().split(".")[0]
 
 
 def test_a_report_says_why_a_plot_is_missing() -> None:
