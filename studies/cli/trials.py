@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -96,9 +97,9 @@ def _columns(reader: StudyReader, objectives: Sequence[str]) -> list[Column]:
         Column("worker", lambda row: row.worker),
         Column("attempts", lambda row: row.attempts),
         Column("error", lambda row: row.error),
-        *(Column(f"params_{name}", _entry("params", name)) for name in reader.param_names()),
-        *(Column(f"metrics_{name}", _entry("metrics", name)) for name in reader.last_metric_names()),
-        *(Column(f"user_attrs_{name}", _entry("user_attrs", name)) for name in reader.user_attr_names()),
+        *(Column(f"params_{name}", _entry(attrgetter("params"), name)) for name in reader.param_names()),
+        *(Column(f"metrics_{name}", _entry(attrgetter("metrics"), name)) for name in reader.last_metric_names()),
+        *(Column(f"user_attrs_{name}", _entry(attrgetter("user_attrs"), name)) for name in reader.user_attr_names()),
     ]
 
 
@@ -106,8 +107,8 @@ def _value(objective: int) -> Callable[[TrialRow], float | None]:
     return lambda row: finite(row.values[objective]) if objective < len(row.values) else None
 
 
-def _entry(field: str, name: str) -> Callable[[TrialRow], Any]:
-    return lambda row: getattr(row, field).get(name)
+def _entry(of: Callable[[TrialRow], Mapping[str, Any]], name: str) -> Callable[[TrialRow], Any]:
+    return lambda row: of(row).get(name)
 
 
 def _seconds(row: TrialRow) -> float | None:
