@@ -246,7 +246,7 @@ class MLP:
                 train_accuracy=trained[1],
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
-                lr=training.lr,
+                scheduled_lr=training.lr,
             )
             trial.report(val_accuracy, epoch, **dataclasses.asdict(metrics))
             # After the report: a checkpoint never holds an epoch whose report is missing. None after the

@@ -64,8 +64,8 @@ class EpochMetrics:
     """After the epoch, dropout off."""
     val_accuracy: float
     """Likewise."""
-    lr: float
-    """As the epoch left it."""
+    scheduled_lr: float
+    """The learning rate as the epoch left it, 0 after the last; the parameter ``lr`` is what it begins with."""
 
 
 class Training:

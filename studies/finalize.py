@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from studies.errors import ObjectiveError, StudyhallError
+from studies.errors import ObjectiveError, StudyhallError, command
 from studies.objective import Objective
 from studies.spec import StudySpec
 from studies.storage.postgres import PostgresStorage, StudyRecord
@@ -64,7 +64,7 @@ def finalize(
 
     Raises:
         ObjectiveError: the objective has no ``finalize``.
-        StudyhallError: the folder exists, or cannot be written.
+        StudyhallError: the trial is not COMPLETE; the folder exists, or cannot be written.
     """
     retrain = getattr(objective, "finalize", None)
     if retrain is None:
@@ -72,6 +72,7 @@ def finalize(
             f"objective {spec.objective.path!r} cannot be finalized: give its class a method finalize(), "
             "as objectives.mlp:MLP has"
         )
+    require_complete(record, trial)
     require_new(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ def finalize(
         }
         _write(beside / "config.json", {"study": record.name, "trial": trial.number, "params": trial.params,
                                         "spec": json.loads(spec.to_json())})  # fmt: skip
-        _write(beside / "metrics.json", {"study": record.name, "value": trial.value, **final})
+        _write(beside / "metrics.json", {"study": record.name, **_value(trial), **final})
         beside.chmod(0o755)
         if directory.is_symlink():
             directory.unlink()  # what it leads to is not ours
@@ -101,6 +102,15 @@ def finalize(
         shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
     storage.set_study_user_attr(record.study_id, ATTRIBUTE, final)
     return metrics
+
+
+def require_complete(record: StudyRecord, trial: FrozenTrial) -> None:
+    """Raise :exc:`StudyhallError` unless ``trial`` is COMPLETE: the parameters of others are not measured."""
+    if trial.state != TrialState.COMPLETE:
+        raise StudyhallError(
+            f"trial {trial.number} of study {record.name!r} is {trial.state.name}; only COMPLETE trials can be "
+            f"finalized; see: {command('trials', record.name, '--state', 'complete')}"
+        )
 
 
 def require_new(directory: Path) -> None:
@@ -113,6 +123,11 @@ def require_new(directory: Path) -> None:
         ) from error
     if exists:
         raise StudyhallError(f"{str(directory)!r} exists; name another folder with --out")
+
+
+def _value(trial: FrozenTrial) -> dict[str, Any]:
+    values = trial.values
+    return {"value": values[0]} if len(values) == 1 else {"values": values}
 
 
 def _write(file: Path, data: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -35,6 +35,7 @@ class Running:
     value: float | None
     curve: Sequence[float]
     """Every value that it reported, by step."""
+    params: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +226,11 @@ def _running(trial: FrozenTrial) -> Running:
     steps = sorted(trial.intermediate_values)
     curve = [trial.intermediate_values[step] for step in steps]
     return Running(
-        number=trial.number, step=steps[-1] if steps else None, value=curve[-1] if curve else None, curve=curve
+        number=trial.number,
+        step=steps[-1] if steps else None,
+        value=curve[-1] if curve else None,
+        curve=curve,
+        params=trial.params,
     )
 
 

@@ -16,6 +16,7 @@ from studies.cli import (
     control,
     db,
     doctor,
+    exec,
     finalize,
     launch,
     launch_slurm,
@@ -24,6 +25,7 @@ from studies.cli import (
     report,
     run,
     serve,
+    trials,
     watch,
 )
 from studies.cli.common import drop_output, report_error
@@ -59,7 +61,8 @@ for _command in (
     look.status,
     watch.watch,
     look.best,
-    look.trials,
+    exec.exec_,
+    trials.trials,
     look.show,
     report.report,
     report.plot,

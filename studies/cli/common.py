@@ -20,16 +20,21 @@ import click
 from click.shell_completion import CompletionItem
 
 from studies.errors import NoTables, ObjectiveError, StorageUnreachable, StudyhallError, command, described
+from studies.storage import STORAGE_VARIABLE, chosen_home
 from studies.text import counted as counted
 from studies.text import printable
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from studies.script import Script
     from studies.spec import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
 #: Seconds between two words about a database that is away.
 REMIND = 30.0
+#: What Studyhall keeps on this machine.
+home = chosen_home
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,21 +74,13 @@ class Common:
             time.sleep(1.0)
 
 
-def home() -> Path:
-    """What Studyhall keeps on this machine: ``STUDYHALL_HOME``, else the user's data directory."""
-    from studies.storage.embedded import default_home
-
-    chosen = os.environ.get("STUDYHALL_HOME")
-    return Path(chosen).absolute() if chosen else default_home(is_root=os.geteuid() == 0)
-
-
 def common_options(command: F) -> F:
     """Give ``command`` the options of every command, as its first argument, a :class:`Common`."""
 
     @click.option(
         "--storage",
         "storage_url",
-        envvar="STUDYHALL_STORAGE",
+        envvar=STORAGE_VARIABLE,
         metavar="URL",
         help="A PostgreSQL server instead of the embedded one. [env: STUDYHALL_STORAGE]",
     )
@@ -229,6 +226,18 @@ def complete_targets(_ctx: click.Context, _param: click.Parameter, begun: str) -
 
 
 study_argument = click.argument("name", metavar="NAME", shell_complete=complete_studies)
+trial_option = click.option("--trial", "trial_number", type=int, metavar="N", help="This trial, not the best one.")
+
+
+def choose_trial(storage: PostgresStorage, record: StudyRecord, number: int | None) -> FrozenTrial:
+    """Trial ``number``, else the best one.
+
+    Raises:
+        TrialNotFound: there is no such trial.
+        NothingFinished: no trial is the best yet.
+        StorageError: the study has several objectives, so that no trial is the best.
+    """
+    return storage.best(record) if number is None else storage.trial(record, number)
 
 
 def data_dir_or_default(data_dir: Path | None) -> Path:

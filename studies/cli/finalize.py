@@ -13,6 +13,7 @@ import click
 from studies.cli.common import (
     Common,
     allow_option,
+    choose_trial,
     common_options,
     data_dir_option,
     data_dir_or_default,
@@ -21,6 +22,7 @@ from studies.cli.common import (
     objective_options,
     say,
     study_argument,
+    trial_option,
 )
 from studies.cli.formats import echo
 from studies.errors import StudyhallError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @study_argument
+@trial_option
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to make; default: NAME-final.")
 @click.option("--again", is_flag=True, help="Look at the test data once more; the number of looks is stored.")
 @data_dir_option
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 def finalize(
     common: Common,
     name: str,
+    trial_number: int | None,
     out: Path | None,
     again: bool,
     data_dir: Path | None,
@@ -60,9 +64,10 @@ def finalize(
     directory = (out or Path(re.sub(r"[^\w.-]", "_", name) + "-final")).absolute()
     with common.open() as storage:
         record = storage.find_study(name)
-        trial = storage.best(record)
+        trial = choose_trial(storage, record, trial_number)
         if record.spec is None:
             raise StudyhallError(f"study {name!r} was made by Optuna, not by studyhall: its objective is not known")
+        final.require_complete(record, trial)
         before = final.stored(storage, record)
         if before and not again:
             shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,51 +24,71 @@ if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
 BEST_FORMATS = ("table", "json", "yaml", "toml", "env", "args")
-DATA_FORMATS = BEST_FORMATS[1:]
+DATA_FORMATS = ("json", "yaml", "toml")
 
 
-def best_as(kind: str, study: str, trial: FrozenTrial, metrics: Mapping[str, float]) -> str:
-    """The best trial in the format ``kind``, one of :data:`BEST_FORMATS` but table."""
-    data = {
-        "study": study,
-        "number": trial.number,
-        "value": finite(trial.value),
-        "params": trial.params,
-        "metrics": {name: finite(value) for name, value in metrics.items()},
-    }
+def data_as(kind: str, data: Mapping[str, Any]) -> str:
+    """``data`` in the format ``kind``, one of :data:`DATA_FORMATS`."""
     if kind == "json":
         return to_json(data)
-    if kind == "yaml":
-        import yaml
-
-        shown = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
-        return shown if _is_plain(shown) else yaml.safe_dump(data, sort_keys=False).rstrip()
     if kind == "toml":
         return to_toml(_for_toml(data))
-    if kind == "env":
-        return "\n".join(f"{name}={shlex.quote(to_text(v))}" for name, v in _variables(trial.params).items())
-    given = {f"--{name}": to_text(value) for name, value in trial.params.items() if value is not None}
-    return shlex.join(part for pair in given.items() for part in pair)
+    import yaml
+
+    shown = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
+    return shown if _is_plain(shown) else yaml.safe_dump(data, sort_keys=False).rstrip()
+
+
+def best_data(trial: FrozenTrial, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """The best trial as data; of several objectives there are ``values`` instead of a ``value``."""
+    values = list(map(finite, trial.values or [None]))
+    return {
+        "number": trial.number,
+        **({"value": values[0]} if len(values) == 1 else {"values": values}),
+        "params": trial.params,
+        "metrics": {name: finite(value) for name, value in metrics.items()},
+        "user_attrs": user_attrs(trial),
+    }
 
 
 def best_lines(storage: PostgresStorage, record: StudyRecord, trial: FrozenTrial) -> list[str]:
     """The best trial for people."""
-    metric = record.spec.metric_names[0] if record.spec else "value"
+    metric = storage.objective_names(record)[0]
     how = storage.get_study_directions(record.study_id)[0].name.lower()
-    metrics = storage.last_metrics([trial])[trial.number]
-    lines = [f"best of {record.name}: trial {trial.number} with {metric} = {number(trial.value)} ({how}d)"]
+    return [
+        f"best of {record.name}: trial {trial.number} with {metric} = {number(trial.value)} ({how}d)",
+        *detail_lines(trial, storage.last_metrics([trial])[trial.number]),
+    ]
+
+
+def detail_lines(trial: FrozenTrial, metrics: Mapping[str, float]) -> list[str]:
+    """A trial's parameters, last metrics and attributes for people, each below an empty line."""
     width = max((len(name) for name in [*trial.params, *metrics]), default=0)
+    lines: list[str] = []
     if trial.params:
         lines += ["", *(f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items())]
     if metrics:
         lines += ["", "at its last step:", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
-    return lines + code_lines(trial)
+    return lines + attribute_lines(trial)
 
 
-def code_lines(trial: FrozenTrial) -> list[str]:
-    """What is to be said of the code that ran a trial: nothing where it was that of the study."""
+def attribute_lines(trial: FrozenTrial) -> list[str]:
+    """What was noted of a trial, for people: the objective's attributes, and whether a changed script ran it."""
+    noted = {name: readable(value) for name, value in user_attrs(trial).items() if name != CHANGED_SCRIPT}
+    width = max(map(len, noted), default=0)
+    lines = ["", "attributes:", *(f"  {name:<{width}}  {text}" for name, text in noted.items())] if noted else []
     changed = trial.user_attrs.get(CHANGED_SCRIPT)
-    return ["", f"run by a changed script, not the study's: SHA-256 {changed}"] if changed else []
+    return lines + (["", f"run by a changed script, not the study's: SHA-256 {changed}"] if changed else [])
+
+
+def user_attrs(trial: FrozenTrial) -> dict[str, Any]:
+    """What an objective noted of its trial, without the error and the traceback that have places of their own."""
+    return {name: value for name, value in trial.user_attrs.items() if name not in ("error", "traceback")}
+
+
+def split_names(text: str, known: Sequence[str]) -> list[str]:
+    """The names in ``text``, which has commas between them; a known name may hold a comma itself."""
+    return [text] if text in known else [name for part in text.split(",") if (name := part.strip())]
 
 
 def to_json(data: Any) -> str:
@@ -149,6 +168,7 @@ def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numer
 def _print_fitted(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for name in header:
@@ -156,13 +176,14 @@ def _print_fitted(header: Sequence[str], rows: Sequence[Sequence[str]], numeric:
         table.add_column(
             printable(name),
             justify="right" if name in numeric else "left",
-            no_wrap=not last,
+            no_wrap=not last,  # so that the last one gives way first
             # A long name gives way to the numbers beside it.
             max_width=32 if name == header[0] else None,
-            overflow="fold" if last else "ellipsis",
+            overflow="ellipsis",
         )
     for row in rows:
-        table.add_row(*map(printable, row))
+        *cells, last_cell = map(printable, row)
+        table.add_row(*cells, Text(last_cell, no_wrap=True, overflow="ellipsis"))
     console = Console(highlight=False, markup=False)
     with console.capture() as capture:
         console.print(table)
@@ -186,20 +207,6 @@ def echo_data(data: str, end: str = "\n") -> None:
     if sys.stdout.isatty():
         data = "\n".join(map(printable, data.split("\n")))
     click.echo(data + end, nl=False, color=True)
-
-
-def _variables(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Shell variables named after the parameters: ``weight_decay`` → ``WEIGHT_DECAY``; empty for None."""
-    names: dict[str, str] = {}
-    for name in params:
-        variable = re.sub(r"\W", "_", name, flags=re.ASCII).upper()
-        variable = f"_{variable}" if variable[:1].isdigit() else variable
-        if variable in names:
-            raise StudyhallError(
-                f"parameters {names[variable]!r} and {name!r} would both be the variable {variable}; use --format json"
-            )
-        names[variable] = name
-    return {variable: "" if params[name] is None else params[name] for variable, name in names.items()}
 
 
 def _for_toml(data: Any) -> Any:

@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from studies.cli.common import Common, common_options, counted, duration, number, say, study_argument, way_to_work
+from studies.cli.common import (
+    Common,
+    choose_trial,
+    common_options,
+    counted,
+    duration,
+    number,
+    say,
+    study_argument,
+    trial_option,
+)
 from studies.cli.formats import (
     BEST_FORMATS,
-    best_as,
+    attribute_lines,
+    best_data,
     best_lines,
-    code_lines,
+    data_as,
+    detail_lines,
     echo,
     echo_data,
-    echo_json,
     print_columns,
     readable,
-    to_csv,
     to_json,
     to_toml,
+    user_attrs,
 )
+from studies.cli.parameters import booleans_option, prefix_option, quoted_arguments, quoted_variables
 from studies.control import BY_HAND, END_WORDS
-from studies.errors import NoTables, command
-from studies.values import finite, strict, to_text
+from studies.errors import NoTables, NothingFinished, command
+from studies.values import finite
 
 if TYPE_CHECKING:
     from studies.storage.postgres import Attempt, PostgresStorage, Status, StudyRecord
-    from studies.storage.reading import StudyReader, TrialRow
 
 
 @click.command("ls")
 @click.option("--format", "kind", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @common_options
 def list_studies(common: Common, kind: str) -> None:
-    """List the studies."""
+    """List the studies.
+
+    A study's state is paused, running (trials do), idle (none does), or why it has ended: complete
+    (its budget is spent), failures, timeout, target, stopped.
+    """
     try:
         with common.open() as storage:
             rows = storage.list_studies()
@@ -43,24 +59,34 @@ def list_studies(common: Common, kind: str) -> None:
         rows = []
     if kind == "json":
         keys = ("name", "budget", "complete", "pruned", "running", "waiting", "fail", "workers")
-        echo_data(to_json([{key: row[key] for key in keys} for row in rows]))
+        listed = [
+            {**{key: row[key] for key in keys}, "state": _state(row), "best": finite(row["best"])} for row in rows
+        ]
+        echo_data(to_json(listed))
     elif not rows:
         say("no studies yet; begin one with: studyhall run digits")
     else:
         print_columns(
-            ["study", "done", "budget", "pruned", "running", "failed", "workers", "began"],
+            ["study", "state", "best", "done", "pruned", "running", "failed", "began"],
             [
                 [
                     row["name"],
-                    str(row["complete"] + row["pruned"]),
-                    "–" if row["budget"] is None else str(row["budget"]),
-                    *(str(row[key]) for key in ("pruned", "running", "fail", "workers")),
+                    _state(row),
+                    number(row["best"]),
+                    str(row["complete"] + row["pruned"]) + (f"/{row['budget']}" if row["budget"] is not None else ""),
+                    *(str(row[key]) for key in ("pruned", "running", "fail")),
                     "–" if row["seconds_ago"] is None else f"{duration(row['seconds_ago'])} ago",
                 ]
                 for row in rows
             ],
-            numeric=["done", "budget", "pruned", "running", "failed", "workers"],
+            numeric=["best", "done", "pruned", "running", "failed"],
         )
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    if row["ended"]:
+        return "stopped" if row["ended"] == BY_HAND else str(row["ended"])
+    return "paused" if row["paused"] else "running" if row["running"] else "idle"
 
 
 @click.command()
@@ -74,17 +100,17 @@ def status(common: Common, name: str, kind: str) -> None:
         now = storage.status(record)
         metrics = storage.last_metrics([now.best]) if now.best else {}
     if kind == "json":
-        best = now.best and best_as("json", name, now.best, metrics[now.best.number])
+        best = now.best and {"study": name, **best_data(now.best, metrics[now.best.number])}
         data = {
             "study": name,
             "budget": now.budget and now.budget.trials,
             "trials": dict(now.trials),
             "paused": now.paused,
             "ended": now.ended,
-            "best": None,
+            "best": best,
             "workers": [asdict(worker) for worker in now.workers],
         }
-        echo_data(to_json(data).replace('"best": null', f'"best": {best or "null"}', 1))
+        echo_data(to_json(data))
         return
     echo(status_line(now, record))
     if now.best:
@@ -125,108 +151,74 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
 @click.command()
 @study_argument
 @click.option("--format", "kind", type=click.Choice(BEST_FORMATS), default="table", show_default=True)
+@trial_option
+@prefix_option
+@booleans_option
 @common_options
-def best(common: Common, name: str, kind: str) -> None:
+def best(common: Common, name: str, kind: str, trial_number: int | None, prefix: str, booleans: str | None) -> None:
     """Print the best trial.
 
-    json, yaml and toml hold study, number, value, params and metrics; env and args hold the
-    parameters alone: LR=0.01 and --lr 0.01. Of equal trials the one with the lowest number is best.
+    json, yaml and toml hold study, number, value, params, metrics and user_attrs; env and args hold
+    the parameters alone, for a shell's eval: LR=0.01 and --lr 0.01. Of equal trials the one with
+    the lowest number is best. Of several objectives it prints the trials of the Pareto front, as
+    best_trials.
     """
+    if prefix and kind != "env":
+        raise click.UsageError("--prefix is for variables; add --format env")
+    if booleans and kind != "args":
+        raise click.UsageError("--booleans is for arguments; add --format args")
     with common.open() as storage:
         record = storage.find_study(name)
-        trial = storage.best(record)
-        if kind == "table":
+        several = len(storage.get_study_directions(record.study_id)) > 1
+        if several and trial_number is None and kind not in ("env", "args"):
+            _print_front(storage, record, kind)
+            return
+        trial = choose_trial(storage, record, trial_number)
+        metrics = storage.last_metrics([trial])[trial.number]
+        if kind == "table" and trial_number is None:
             echo(*best_lines(storage, record, trial))
-        else:
-            echo_data(best_as(kind, name, trial, storage.last_metrics([trial])[trial.number]))
-
-
-@click.command()
-@study_argument
-@click.option("--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@common_options
-def trials(common: Common, name: str, kind: str) -> None:
-    """List a study's trials."""
-    from studies.storage.reading import StudyReader
-
-    with common.open() as storage:
-        record = storage.find_study(name)
-        reader = StudyReader(storage, record)
-        if kind == "json":
-            echo_json([_trial_data(row) for row in page] for page in reader.pages(reports=True))
-        elif kind == "csv":
-            _echo_csv(reader)
-        else:
-            _print_trials(record, [_trial_cells(row) for page in reader.pages() for row in page])
-
-
-def _print_trials(record: StudyRecord, rows: list[list[str]]) -> None:
-    if rows:
-        header = ["#", "state", "value", "steps", "time", "parameters"]
-        print_columns(header, rows, numeric=["#", "value", "steps", "time"])
+            return
+    if kind == "env":
+        echo_data(quoted_variables(trial.params, prefix))
+    elif kind == "args":
+        echo_data(quoted_arguments(trial.params, booleans))
+    elif kind != "table":
+        echo_data(data_as(kind, {"study": name, **best_data(trial, metrics)}))
     else:
-        say(f"study {record.name!r} has no trials yet{way_to_work(record)}")
+        values = " ".join(map(number, trial.values or [])) or "–"
+        echo(f"trial {trial.number} of {name}: {trial.state.name.lower()}, {values}", *detail_lines(trial, metrics))
 
 
-def _trial_cells(row: TrialRow) -> list[str]:
-    return [
-        str(row.number),
-        row.state.lower(),
-        " ".join(number(value) for value in row.values) or "–",
-        str(row.steps),
-        duration((row.complete - row.start).total_seconds()) if row.start and row.complete else "–",
-        " ".join(f"{key}={readable(value)}" for key, value in row.params.items()),
-    ]
-
-
-def _trial_data(row: TrialRow) -> dict[str, Any]:
-    return {
-        "number": row.number,
-        "state": row.state,
-        "value": finite(row.values[0]) if len(row.values) == 1 else None,
-        "values": [finite(value) for value in row.values],
-        "params": row.params,
-        "metrics": {name: finite(value) for name, value in row.metrics.items()},
-        "steps": {str(step): finite(value) for step, value in row.reports.items()},
-        "start": row.start and row.start.isoformat(),
-        "complete": row.complete and row.complete.isoformat(),
-        "worker": row.worker,
-        "attempts": row.attempts,
-        "error": row.error,
-    }
-
-
-def _echo_csv(reader: StudyReader) -> None:
-    """Print the trials as CSV, a page at a time. A name that a running trial writes first after the header was
-    printed has no column in it."""
-    params, metrics = reader.param_names(), reader.last_metric_names()
-    header = ["number", "state", "value", "steps", "start", "complete", "worker", "attempts", "error"]
-    echo_data(to_csv([header + [f"params_{name}" for name in params] + [f"metrics_{name}" for name in metrics]]))
-    for page in reader.pages():
-        echo_data(to_csv(_csv_cells(row, params, metrics) for row in page))
-
-
-def _csv_cells(row: TrialRow, params: list[str], metrics: list[str]) -> list[Any]:
-    return [
-        row.number,
-        row.state,
-        finite(row.values[0]) if len(row.values) == 1 else None,
-        row.steps,
-        row.start and row.start.isoformat(),
-        row.complete and row.complete.isoformat(),
-        row.worker,
-        row.attempts,
-        row.error,
-        *(_csv(row.params.get(name)) for name in params),
-        *map(row.metrics.get, metrics),
-    ]
-
-
-def _csv(value: Any) -> Any:
-    """A parameter's value in a cell: a scalar as it is, a list or a table as JSON."""
-    if type(value) in (int, str):
-        return value
-    return to_text(value) if isinstance(value, list | dict) else strict(value)
+def _print_front(storage: PostgresStorage, record: StudyRecord, kind: str) -> None:
+    """The trials that no other one beats in all objectives."""
+    trials = storage.load_study(record).best_trials
+    metrics = storage.last_metrics(trials)
+    if kind != "table":
+        found = [best_data(trial, metrics[trial.number]) for trial in trials]
+        echo_data(data_as(kind, {"study": record.name, "best_trials": found}))
+        return
+    if not trials:
+        raise NothingFinished(f"study {record.name!r} has no complete trial yet; see: {command('status', record.name)}")
+    names = storage.objective_names(record)
+    echo(
+        f"best of {record.name}: {counted(len(trials), 'trial')} that no other one beats in all of {', '.join(names)}",
+        "",
+    )
+    params = dict.fromkeys(name for trial in trials for name in trial.params)
+    noted = dict.fromkeys(name for trial in trials for name in user_attrs(trial))
+    print_columns(
+        ["trial", *names, *params, *noted],
+        [
+            [
+                str(trial.number),
+                *map(number, trial.values),
+                *(readable(trial.params[name]) if name in trial.params else "–" for name in params),
+                *(readable(user_attrs(trial)[name]) if name in trial.user_attrs else "–" for name in noted),
+            ]
+            for trial in trials
+        ],
+        numeric=["trial", *names, *params],
+    )
 
 
 @click.command()
@@ -273,7 +265,7 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         **{name: readable(value) for name, value in trial.params.items()},
     }
     width = max(map(len, facts))
-    echo(*(f"  {key:<{width}}  {value}" for key, value in facts.items()), *code_lines(trial))
+    echo(*(f"  {key:<{width}}  {value}" for key, value in facts.items()), *attribute_lines(trial))
     if trial.intermediate_values:
         names = sorted({name for values in metrics.values() for name in values})
         echo("")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The most lines of what is wrong, of the best parameters, and of reasons why trials failed.
 TROUBLE_LINES, PARAMETER_LINES, REASONS = 3, 2, 2
+#: The parameters of running trials are shown where they have so many columns.
+PARAMETER_COLUMNS = 16
 #: Of the steps at which trials were pruned, so many are named.
 STEPS = 5
 
@@ -124,7 +126,7 @@ def _headline(seen: Overview, console: Console, trouble: str | None) -> list[Ren
 def _best(seen: Overview, metric: str, console: Console) -> list[RenderableType]:
     now = seen.status
     if seen.objectives > 1:
-        return [_line("best  – ", (f"({seen.objectives} objectives: see {command('trials', now.study)})", "dim"))]
+        return [_line("best  – ", (f"({seen.objectives} objectives: see {command('best', now.study)})", "dim"))]
     if now.best is None:
         return [_line("best  – ", ("(no trial is complete)", "dim"))]
     words = "  ".join(f"{name}={readable(value)}" for name, value in now.best.params.items())
@@ -160,12 +162,22 @@ def _more(count: int, shown: int) -> str:
 def _running_table(running: Sequence[Running], rows: int, width: int) -> Table:
     table = _table("trial", "step", "value", "reported so far", left=["reported so far"])
     shown = _cut(len(running), rows)
+    # Curves and parameters share what the numbers leave of the terminal; without room for both there are curves.
+    curves = min(32, (width - 32) // 2)
+    room = width - 32 - curves
+    has_room = room >= PARAMETER_COLUMNS and any(trial.params for trial in running)
+    if not has_room:
+        curves = max(8, min(32, width - 40))
+    else:
+        table.add_column("parameters", no_wrap=True, overflow="ellipsis", max_width=room)
     for trial in running[:shown]:
+        words = " ".join(f"{name}={readable(value)}" for name, value in trial.params.items())
         table.add_row(
             str(trial.number),
             "–" if trial.step is None else str(trial.step),
             number(trial.value),
-            Text(sparkline(trial.curve, max(8, min(32, width - 40))), "cyan"),
+            Text(sparkline(trial.curve, curves), "cyan"),
+            *([printable(words)] if has_room else []),
         )
     if shown < len(running):
         table.add_row("", "", "", Text(_more(len(running), shown), "dim"))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from studies.cli.common import Common, common_options, say, study_argument
+from studies.cli.formats import split_names
 from studies.report.files import file_name, require_writable, write
-from studies.report.kinds import KINDS
+from studies.report.kinds import KINDS, choose_objective, choose_params, require
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
@@ -62,19 +64,25 @@ def report(common: Common, name: str, output: Path | None) -> None:
 @study_argument
 @click.argument("kind", metavar="KIND", type=click.Choice(list(KINDS)))
 @click.option("-o", "--output", type=_File(*IMAGES, ".html"), metavar="FILE", required=True, help="The file to write.")
+@click.option("--objective", metavar="NAME", help="Of several objectives: this one, by name or from 0 on.")
+@click.option("--params", "names", metavar="A,B,…", help="These parameters alone.")
 @common_options
-def plot(common: Common, name: str, kind: str, output: Path) -> None:
+def plot(common: Common, name: str, kind: str, output: Path, objective: str | None, names: str | None) -> None:
     require_writable(output)
     data = _read(common, name)
+    require(data, kind)
+    if objective is not None:
+        data = replace(data, objective=choose_objective(data, kind, objective))
+    params = None if names is None else choose_params(data, kind, split_names(names, list(data.params)))
     ending = output.suffix.lower()
     if ending in IMAGES:
         from studies.report.images import image
 
-        _write(output, image(data, kind, ending.removeprefix(".")))
+        _write(output, image(data, kind, ending.removeprefix("."), params))
     else:
         from studies.report import page
 
-        _write(output, page.single(data, kind))
+        _write(output, page.single(data, kind, params))
 
 
 def _read(common: Common, name: str) -> StudyData:

@@ -15,6 +15,8 @@ from studies.report.part import of_kind
 if TYPE_CHECKING:
     from studies.report.data import StudyData
 
+#: What was passed to ``trial.report``, beside the named metrics.
+REPORTED: Final = "reported value"
 #: So many panels at most, and so many points in each, so that a page stays quick.
 MOST_PANELS: Final = 8
 MOST_POINTS: Final = 60_000
@@ -63,7 +65,7 @@ class Panels:
 
 
 def panels(data: StudyData) -> Panels:
-    """The metrics that the trials reported; what they reported without a name is the last one."""
+    """The metrics that the trials reported, and first of all the value itself, unless it is one of them."""
     found = _lines(data)
     rows = _in_rows(list(found))
     while sum(map(len, rows)) > MOST_PANELS:
@@ -90,16 +92,34 @@ def is_pair(row: Sequence[Panel]) -> bool:
 def _lines(data: StudyData) -> dict[str, dict[int, Line]]:
     """``{metric: {trial: line}}``."""
     found: dict[str, dict[int, dict[int, float]]] = {}
+    reported: dict[int, dict[int, float]] = {}
     for trial in of_kind(data, "curves"):
         points = data.curves.get(trial.number, ())
         for point in points:
             found.setdefault(point.name, {}).setdefault(trial.number, {})[point.step] = point.value
-        if trial.intermediate_values and not points:
-            found.setdefault("reported value", {})[trial.number] = trial.intermediate_values
+        if trial.intermediate_values:
+            reported[trial.number] = trial.intermediate_values
+    if reported and not any(_is_same(by_trial, reported) for by_trial in found.values()):
+        found[REPORTED] = reported
     return {
         name: {number: _thinned(number, values, points_of_line(len(by_trial))) for number, values in by_trial.items()}
         for name, by_trial in found.items()
     }
+
+
+def _is_same(metric: Mapping[int, Mapping[int, float]], reported: Mapping[int, Mapping[int, float]]) -> bool:
+    """Whether a metric is what was reported, and would be drawn twice. Of a long line it has a part of the steps; of a
+    running trial it was read later, and may have more."""
+    return all(
+        number in metric
+        and max(metric[number]) >= max(values)
+        and all(
+            value == values[step] or (math.isnan(value) and math.isnan(values[step]))
+            for step, value in metric[number].items()
+            if step in values
+        )
+        for number, values in reported.items()
+    )
 
 
 def _thinned(number: int, values: Mapping[int, float], most: int) -> Line:
@@ -112,13 +132,15 @@ def _thinned(number: int, values: Mapping[int, float], most: int) -> Line:
 
 
 def _in_rows(names: Sequence[str]) -> list[list[str]]:
-    """Training beside validation, accuracy and loss first; then what has no such pair, two in a row."""
+    """The reported value, then training beside validation, accuracy and loss first, then the others, two in a row."""
     pairs = [name.removeprefix("train_") for name in names if name.startswith("train_")]
     pairs = [name for name in pairs if f"val_{name}" in names]
     pairs.sort(key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
     rows = [[f"train_{name}", f"val_{name}"] for name in pairs]
-    single = sorted(set(names) - {name for row in rows for name in row})
-    return rows + [single[i : i + 2] for i in range(0, len(single), 2)]
+    single = sorted(set(names) - {name for row in rows for name in row}, key=lambda name: (name != REPORTED, name))
+    singles = [single[i : i + 2] for i in range(0, len(single), 2)]
+    first = 1 if REPORTED in names else 0
+    return singles[:first] + rows + singles[first:]
 
 
 def _from_worst_to_best(data: StudyData) -> dict[int, float]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Final
 
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
@@ -18,9 +17,6 @@ from studies.report.part import Part, choose, is_placed, of_kind
 from studies.storage.postgres import Attempt, Point, PostgresStorage, Status, StudyRecord
 from studies.storage.reading import StudyReader
 from studies.watching import Overview, overview
-
-#: Where Optuna keeps the names of what an objective returns.
-_METRIC_NAMES: Final = "study:metric_names"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +42,13 @@ class StudyData:
     """What is shown of a large study."""
     in_short: Sequence[FrozenTrial] = ()
     """Every trial of a large study, by number: see :meth:`StudyReader.outlines`."""
+    objective: int | None = None
+    """The objective that plots of one show, where somebody has chosen it; else the first one."""
+
+    @property
+    def target(self) -> int:
+        """The objective that plots of one show."""
+        return self.objective or 0
 
     @property
     def outlines(self) -> Sequence[FrozenTrial]:
@@ -118,9 +121,6 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
     """Read all that there is of a study, or of a large one what is shown of it."""
     status = storage.status(record)  # before the trials, which then hold its best one
     directions = storage.get_study_directions(record.study_id)
-    names = storage.get_study_system_attrs(record.study_id).get(_METRIC_NAMES)
-    if not names and len(directions) > 1:
-        names = [f"objective {number}" for number in range(len(directions))]
     reader = StudyReader(storage, record)
     outlines = reader.outlines()
     part = choose(outlines, directions)
@@ -129,7 +129,7 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
         directions=directions,
         trials=reader.whole(outlines if part is None else [t for t in outlines if t.number in part.shown]),
         status=status,
-        metric_names=names or ["value"],
+        metric_names=storage.objective_names(record),
         attempts=storage.attempts(record),
         spec=_study_file(record),
         part=part,

@@ -46,8 +46,9 @@ def optuna_plot(
                 study, params=chosen, target=lower_is_better(data), target_name=target["target_name"]
             )
         case "parallel":
-            # Optuna shows several objectives at once, coloured by their ranks.
-            return library.plot_parallel_coordinate(study, chosen, **({} if several else target))
+            # Of several objectives Optuna shows all, coloured by their ranks, unless one is chosen.
+            is_of_all = several and data.objective is None
+            return library.plot_parallel_coordinate(study, chosen, **({} if is_of_all else target))
         case "slice":
             return library.plot_slice(study, chosen, **target)
         case "contour":

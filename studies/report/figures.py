@@ -123,12 +123,16 @@ def _rounded_color(color: str) -> str:
 
 def _curves(data: StudyData) -> go.Figure:
     found = panels(data)
-    names = [_escape(panel.name.replace("_", " ")) for row in found.rows for panel in row]
-    # A row of one leaves its second place empty.
-    count = len(found.rows)
+    count, columns = len(found.rows), max(map(len, found.rows))
+    # A row of one leaves its second place empty, and without a name.
+    names = [
+        _escape(panel.name.replace("_", " ")) if panel else ""
+        for row in found.rows
+        for panel in (*row, *[None] * (columns - len(row)))
+    ]
     drawn = make_subplots(
         rows=count,
-        cols=2 if any(len(row) > 1 for row in found.rows) else 1,
+        cols=columns,
         subplot_titles=names,
         horizontal_spacing=0.07,
         vertical_spacing=min(0.12, 0.3 / count),

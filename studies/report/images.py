@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 MOST_IN_LEGEND: Final = 12
 
 
-def image(data: StudyData, kind: str, format_: str) -> bytes:
-    """Draw the plot ``kind`` as ``png`` or ``svg``; nothing of it stays in pyplot.
+def image(data: StudyData, kind: str, format_: str, params: Sequence[str] | None = None) -> bytes:
+    """Draw the plot ``kind`` as ``png`` or ``svg``, of these ``params``; nothing of it stays in pyplot.
 
     Raises:
         StudyhallError: the study can't have this plot.
@@ -42,11 +42,10 @@ def image(data: StudyData, kind: str, format_: str) -> bytes:
     before = set(plt.get_fignums())
     with quiet(), plt.rc_context():
         try:
-            drawn = _draw(data, kind)
-            drawn.suptitle(f"{_escape(data.name)}: {KINDS[kind].title.lower()}", y=1.02)
-            if words := remark(data, kind):
-                title = drawn.get_suptitle()
-                drawn.suptitle(f"{title}\n{textwrap.fill(words, 80)}", y=1.0, va="bottom", fontsize="medium")
+            drawn = _draw(data, kind, params)
+            drawn.suptitle(f"{_escape(data.name)}: {KINDS[kind].title.lower()}")
+            words = f"{drawn.get_suptitle()}\n{textwrap.fill(remark(data, kind), 80)}"
+            drawn.suptitle(words, y=1.0, va="bottom", fontsize="medium")
             written = io.BytesIO()
             drawn.savefig(written, format=format_, dpi=150, bbox_inches="tight")
         finally:
@@ -60,12 +59,12 @@ def _escape(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _draw(data: StudyData, kind: str) -> Figure:
+def _draw(data: StudyData, kind: str, params: Sequence[str] | None) -> Figure:
     if kind == "curves":
         return _curves(data)
     if kind == "workers":
         return _workers(rows(data))
-    axes: Sequence[Axes] = np.ravel(optuna_plot(optuna.visualization.matplotlib, data, kind, _escape)).tolist()
+    axes: Sequence[Axes] = np.ravel(optuna_plot(optuna.visualization.matplotlib, data, kind, _escape, params)).tolist()
     for ax in axes:
         for place in ("left", "center"):
             ax.set_title("", loc=place)
@@ -76,9 +75,9 @@ def _draw(data: StudyData, kind: str) -> Figure:
     if legend and len(legend.get_texts()) > MOST_IN_LEGEND:
         legend.remove()
     if kind == "parallel":
-        drawn.set_size_inches(max(6.4, 2.4 + 1.1 * len(data.params)), 4.8)
+        drawn.set_size_inches(max(6.4, 2.4 + 1.1 * len(params or data.params)), 4.8)
     if kind in ("contour", "rank"):
-        side = 2.6 * max(2, min(MOST_COMPARED, len(varied(data))))
+        side = 2.6 * max(2, len(params) if params else min(MOST_COMPARED, len(varied(data))))
         drawn.set_size_inches(side * 1.15, side)
     return drawn
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from studies.errors import StudyhallError
+from studies.errors import StudyhallError, nearest
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
@@ -19,6 +19,10 @@ class Kind:
     title: str
     obstacle: Callable[[StudyData], str | None]
     """Why a study can't have it; ``None`` where it can."""
+    of_objective: bool = False
+    """Whether it shows one objective, which may be chosen."""
+    least_params: int | None = None
+    """How many parameters it shows at least, where they may be chosen."""
 
 
 def _no_value(data: StudyData) -> str | None:
@@ -75,17 +79,17 @@ def _no_front(data: StudyData) -> str | None:
 
 #: In the order of a report. Optuna's words, but for curves and workers, which are ours.
 KINDS: Final[Mapping[str, Kind]] = {
-    "history": Kind(title="Optimization history", obstacle=_no_value),
+    "history": Kind(title="Optimization history", obstacle=_no_value, of_objective=True),
     "pareto": Kind(title="Pareto front", obstacle=_no_front),
     "hypervolume": Kind(title="Hypervolume history", obstacle=_one_objective),
     "curves": Kind(title="Learning curves", obstacle=_no_curves),
     "intermediate": Kind(title="Intermediate values", obstacle=_no_steps),
-    "importances": Kind(title="Parameter importances", obstacle=_no_importances),
-    "slice": Kind(title="Slices", obstacle=_no_param),
-    "parallel": Kind(title="Parallel coordinates", obstacle=_no_param),
-    "contour": Kind(title="Contours", obstacle=_no_pairs),
-    "rank": Kind(title="Ranks", obstacle=_no_pairs),
-    "edf": Kind(title="Distribution of the values", obstacle=_no_value),
+    "importances": Kind(title="Parameter importances", obstacle=_no_importances, of_objective=True, least_params=1),
+    "slice": Kind(title="Slices", obstacle=_no_param, of_objective=True, least_params=1),
+    "parallel": Kind(title="Parallel coordinates", obstacle=_no_param, of_objective=True, least_params=1),
+    "contour": Kind(title="Contours", obstacle=_no_pairs, of_objective=True, least_params=2),
+    "rank": Kind(title="Ranks", obstacle=_no_pairs, of_objective=True, least_params=2),
+    "edf": Kind(title="Distribution of the values", obstacle=_no_value, of_objective=True),
     "timeline": Kind(title="Timeline of the trials", obstacle=_not_begun),
     "workers": Kind(title="Timeline of the workers", obstacle=_no_workers),
 }
@@ -102,3 +106,50 @@ def require(data: StudyData, kind: str) -> None:
     if reason:
         possible = ", ".join(name for name, other in KINDS.items() if not other.obstacle(data)) or "none yet"
         raise StudyhallError(f"study {data.name!r} can't have the plot {kind!r}: {reason}; possible: {possible}")
+
+
+def choose_objective(data: StudyData, kind: str, given: str) -> int:
+    """The objective that ``given`` names, or counts from 0.
+
+    Raises:
+        StudyhallError: the study has no such objective, or the plot shows none or all of them.
+    """
+    _require_choice(kind, "objective", [name for name, other in KINDS.items() if other.of_objective])
+    names = list(data.metric_names)
+    if given in names:
+        return names.index(given)
+    if given.isdecimal() and int(given) < len(names):
+        return int(given)
+    raise StudyhallError(f"study {data.name!r} has no objective {given!r}; {nearest(given, names)}")
+
+
+def choose_params(data: StudyData, kind: str, given: Sequence[str]) -> list[str]:
+    """The parameters of these names.
+
+    Raises:
+        StudyhallError: the study has no such parameter; or the plot shows none, or compares more of them, or values
+            of which one has only one.
+    """
+    _require_choice(kind, "params", [name for name, other in KINDS.items() if other.least_params])
+    least = KINDS[kind].least_params or 1
+    for name in given:
+        if name not in data.params:
+            raise StudyhallError(
+                f"no complete trial of study {data.name!r} has a parameter {name!r}; {nearest(name, data.params)}"
+            )
+        if least > 1 and len(data.params[name]) == 1:
+            raise StudyhallError(
+                f"parameter {name!r} has one value, and the plot {kind!r} compares several; possible: "
+                f"{', '.join(varied(data))}"
+            )
+    chosen = list(dict.fromkeys(given))
+    if len(chosen) < least:
+        raise StudyhallError(
+            f"the plot {kind!r} compares parameters; name two or more: --params {','.join([*chosen, '…'])}"
+        )
+    return chosen
+
+
+def _require_choice(kind: str, option: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise StudyhallError(f"the plot {kind!r} takes no --{option}; these do: {', '.join(kinds)}")

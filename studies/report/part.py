@@ -104,7 +104,7 @@ def of_kind(data: StudyData, kind: str) -> Sequence[FrozenTrial]:
     if data.part is None:
         return data.trials
     if kind == "edf":
-        placed = sorted(filter(is_placed, data.outlines), key=lambda trial: trial.values[0])
+        placed = sorted(filter(is_placed, data.outlines), key=lambda trial: trial.values[data.target])
         return evenly(placed, SAMPLE[TrialState.COMPLETE])
     chosen = data.trials
     if kind in _OF_STEPS:
@@ -120,19 +120,19 @@ def of_kind(data: StudyData, kind: str) -> Sequence[FrozenTrial]:
     return [trial for trial in chosen if trial.number in numbers]
 
 
-def remark(data: StudyData, kind: str) -> str | None:
-    """What a plot of a part says about that; ``None`` where it shows all."""
-    if data.part is None:
-        return None
+def remark(data: StudyData, kind: str) -> str:
+    """On how many trials a plot stands, and which they are of a large study."""
     if kind == "workers":
-        return (
-            f"All {count(len(data.outlines))} trials, in slices of time: in each the states stand side by side, "
-            "as wide as the time that they took."
-        )
-    noun, counts = ("trial", lambda _: True) if kind in _OF_ALL else ("complete trial", is_placed)
+        slices = ", in slices of time: in each the states stand side by side, as wide as the time that they took"
+        return f"Of {counted(len(data.outlines), 'trial')}{slices if data.part else ''}."
+    noun, counts = "complete trial", is_placed
+    if kind in _OF_STEPS:
+        noun, counts = "reporting trial", _has_reported
+    elif kind in _OF_ALL:
+        noun, counts = "started trial", _has_begun
     shown, total = (sum(map(counts, trials)) for trials in (of_kind(data, kind), data.outlines))
     if shown == total:
-        return None
+        return f"{'Estimated on' if kind == 'importances' else 'Of'} {counted(total, noun)}."
     if kind == "edf":
         return f"Drawn from {count(shown)} quantiles of the values of {counted(total, noun)}."
     if kind == "importances":
@@ -141,6 +141,14 @@ def remark(data: StudyData, kind: str) -> str | None:
         f"{count(shown)} of {counted(total, noun)} are shown: each one that was the best so far, "
         "the extremes, and a sample of the others."
     )
+
+
+def _has_reported(trial: FrozenTrial) -> bool:
+    return bool(trial.intermediate_values)
+
+
+def _has_begun(trial: FrozenTrial) -> bool:
+    return trial.datetime_start is not None and trial.state != TrialState.WAITING
 
 
 def _best(valued: Sequence[FrozenTrial], direction: StudyDirection) -> Sequence[FrozenTrial]:

@@ -96,7 +96,7 @@ def _is_shown(trial: FrozenTrial, kind: str) -> bool:
 
 
 def importances(data: StudyData) -> Mapping[str, float]:
-    """How much each parameter matters, the most important first; of several objectives, for the first.
+    """How much each parameter matters, the most important first; of several objectives, for ``data.target``.
 
     By Optuna's default, PED-ANOVA. Empty where the study has too little to compare.
     """
@@ -114,16 +114,17 @@ def compared(data: StudyData) -> list[str]:
 
 
 def target_of(data: StudyData, escape: Escape) -> dict[str, Any]:
-    """The first objective, as keywords of a plot."""
-    name = {"target_name": escape(data.metric_names[0])}
-    return name if len(data.directions) == 1 else {"target": _first, **name}
+    """The objective that a plot shows, as its keywords."""
+    name = {"target_name": escape(data.metric_names[data.target])}
+    return name if len(data.directions) == 1 else {"target": _value(data.target), **name}
 
 
 def lower_is_better(data: StudyData) -> Callable[[FrozenTrial], float] | None:
-    """The first of several objectives as PED-ANOVA wants it; ``None`` where there is only one, which Optuna knows."""
+    """One of several objectives as PED-ANOVA wants it; ``None`` where there is only one, which Optuna knows."""
     if len(data.directions) == 1:
         return None
-    return _first if data.directions[0] == StudyDirection.MINIMIZE else lambda trial: -_first(trial)
+    sign = 1 if data.directions[data.target] == StudyDirection.MINIMIZE else -1
+    return _value(data.target, sign)
 
 
 def worst_values(data: StudyData) -> list[float]:
@@ -135,8 +136,8 @@ def worst_values(data: StudyData) -> list[float]:
     ]
 
 
-def _first(trial: FrozenTrial) -> float:
-    return float(trial.values[0])
+def _value(objective: int, sign: int = 1) -> Callable[[FrozenTrial], float]:
+    return lambda trial: sign * float(trial.values[objective])
 
 
 def _copy(

@@ -287,6 +287,16 @@ class PostgresStorage(OptunaContract):
         """The Optuna study of ``record``."""
         return optuna.load_study(study_name=record.name, storage=self)
 
+    def objective_names(self, record: StudyRecord) -> list[str]:
+        """What the objective returns: one different name for each direction."""
+        if record.spec:
+            return list(record.spec.metric_names)
+        given = self.get_study_system_attrs(record.study_id).get("study:metric_names")
+        if given and len(set(given)) == len(given):
+            return [str(name) for name in given]
+        count = len(self.get_study_directions(record.study_id))
+        return ["value"] if count == 1 else [f"value_{i}" for i in range(count)]
+
     def status(self, record: StudyRecord) -> Status:
         """The study's trials, best and workers now."""
         row = self.database.rows("status", study_id=record.study_id)[0]
@@ -333,8 +343,8 @@ class PostgresStorage(OptunaContract):
         objectives = len(self.get_study_directions(record.study_id))
         if objectives > 1:
             raise StorageError(
-                f"study {record.name!r} has {objectives} objectives, so no best trial; "
-                f"see: {command('trials', record.name)}"
+                f"study {record.name!r} has {objectives} objectives, so no best trial; choose one with --trial N "
+                f"out of: {command('best', record.name)}"
             )
         best = self.find_best(record)
         if best is None:

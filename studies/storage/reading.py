@@ -56,6 +56,8 @@ class TrialRow(NamedTuple):
     """Who ran it last; ``None`` where that was stock Optuna."""
     attempts: int | None
     error: str | None
+    user_attrs: Mapping[str, Any]
+    """Without error and traceback."""
 
 
 class StudyReader:
@@ -99,6 +101,10 @@ class StudyReader:
     def last_metric_names(self) -> list[str]:
         """The metrics that any trial reported at its last step, sorted."""
         return [row["name"] for row in self._database.rows("last_metric_names", study_id=self._study_id)]
+
+    def user_attr_names(self) -> list[str]:
+        """The attributes of any trial, in the order in which they first were set; without error and traceback."""
+        return [row["name"] for row in self._database.rows("user_attr_names", study_id=self._study_id)]
 
     def pages(self, *, reports: bool = False) -> Iterator[list[TrialRow]]:
         """All trials by number, a page at a time; the next one is read while this one is used.
@@ -160,6 +166,7 @@ def _rows(page: Page) -> list[TrialRow]:
             complete,
             *attempts.get(trial_id, nobody),
             user_attrs.get("error"),
+            {name: value for name, value in user_attrs.items() if name not in ("error", "traceback")},
         )
         for trial_id, number, state, values, (params, _), reports, start, complete, user_attrs in zip(
             integers(page["trial_ids"]),

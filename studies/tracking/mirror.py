@@ -73,7 +73,7 @@ class StudyMirror:
         self._tag = record.uid or f"made by Optuna: {record.name}"
         tag = Legal().value(self._tag)
         self._open: Callable[[], Experiment] = lambda: Experiment(client, record.name, tag, artifacts, beat)
-        self._names = _objective_names(storage, record)
+        self._names = storage.objective_names(record)
         self._experiment: Experiment | None = None
         self._runs: dict[str, Known] = {}  # by trial
         self._seen: dict[int, FrozenTrial] = {}
@@ -225,14 +225,3 @@ class StudyMirror:
         if before is None or trial.state.is_finished() or str(trial.number) in self.refused:
             return BEFORE_ALL
         return max(before.intermediate_values, default=BEFORE_ALL + 1) - 1
-
-
-def _objective_names(storage: PostgresStorage, record: StudyRecord) -> list[str]:
-    """What the objective returns, by name."""
-    if record.spec:
-        return list(record.spec.metric_names)
-    given = storage.get_study_system_attrs(record.study_id).get("study:metric_names")
-    if given and len(set(given)) == len(given):
-        return [str(name) for name in given]
-    count = len(storage.get_study_directions(record.study_id))
-    return ["value"] if count == 1 else [f"value_{i}" for i in range(count)]

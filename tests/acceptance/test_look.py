@@ -69,7 +69,7 @@ def best(seen: Shell) -> dict[str, Any]:
 
 
 def test_best_as_json_has_the_documented_keys_and_the_lowest_number(best: dict[str, Any]) -> None:
-    assert list(best) == ["study", "number", "value", "params", "metrics"]
+    assert list(best) == ["study", "number", "value", "params", "metrics", "user_attrs"]
     assert (best["study"], best["number"], best["value"]) == ("looks", 2, 1.0)
     assert list(best["params"]) == ["lr", "layers", "act"]
     assert best["metrics"] == {"accuracy": 1.0, "loss": 0.5}

@@ -21,7 +21,9 @@ def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell
     assert trials["running"] == trials["waiting"] == 0
     assert trials["pruned"] >= 10
     assert status["best"]["value"] >= 0.97
-    assert set(status["best"]["metrics"]) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
+    assert set(status["best"]["metrics"]) == {
+        *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "scheduled_lr")
+    }
 
 
 def test_the_best_digits_are_finalized_once(shell: Shell) -> None:
@@ -46,7 +48,7 @@ def test_the_best_digits_are_finalized_once(shell: Shell) -> None:
     assert refused.returncode == 1
     assert "was finalized with trial" in refused.stderr
     assert not (shell.folder / "second").exists()
-    again = shell.run("finalize", "digits", "--out", "second", "--again")
+    again = shell.run("finalize", "digits", "--out", "second", "--again", "--trial", str(metrics["trial"]))
     assert again.returncode == 0
     assert "this was look 2 at the test data" in again.stderr
     assert json.loads((shell.folder / "second" / "metrics.json").read_text())["metrics"] == metrics["metrics"]

@@ -55,6 +55,7 @@ SUGGESTIONS = list(suggestions())
 #: They need an option that follows in the text, do not end, or need a server of their own: their own tests run them.
 NOT_RUN = (
     ["extend"],
+    ["exec"],
     ["run"],
     ["watch"],
     ["work"],

@@ -103,7 +103,7 @@ def test_a_study_that_is_not_large_is_shown_whole() -> None:
     data = study(trials, MINIMIZE)
     assert data.part is None
     assert of_kind(data, "parallel") is trials
-    assert remark(data, "parallel") is None
+    assert remark(data, "parallel") == "Of 5,000 complete trials."
 
 
 def test_the_line_of_the_best_value_is_that_of_all_trials() -> None:
@@ -163,11 +163,9 @@ def test_a_study_without_a_value_has_a_part_too(state: TrialState) -> None:
 def test_every_plot_of_a_part_says_how_many_it_shows() -> None:
     data = study(drawn(CASES["random"]), MINIMIZE)
     for kind in ("history", "slice", "parallel", "contour", "rank", "importances", "edf"):
-        words = remark(data, kind)
-        assert words is not None
-        assert f"{COUNT:,} complete trials" in words
-    for kind in ("intermediate", "timeline", "workers"):
-        assert f"{COUNT:,} trials" in (remark(data, kind) or "")
+        assert f"{COUNT:,} complete trials" in remark(data, kind)
+    for kind, noun in (("intermediate", "reporting trials"), ("timeline", "started trials"), ("workers", "trials")):
+        assert f"{COUNT:,} {noun}" in remark(data, kind)
     assert f"of {COUNT:,} complete trials" in image(data, "slice", "svg").decode().replace("\n", " ")
 
 

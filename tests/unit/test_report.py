@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import random
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from plotly.offline import get_plotlyjs_version
 
 from studies.errors import StudyhallError
 from studies.report.curves import MOST_POINTS, panels
@@ -27,9 +30,10 @@ from studies.report.data import StudyData
 from studies.report.figures import figure
 from studies.report.files import file_name, require_writable, write
 from studies.report.images import image
-from studies.report.kinds import KINDS, require
+from studies.report.kinds import KINDS, choose_objective, choose_params, require
 from studies.report.lanes import rows
 from studies.report.page import report, single
+from studies.report.part import remark
 from studies.report.snapshot import CONTOUR_CELLS, importances
 from studies.report.words import duration
 from studies.space import categorical
@@ -210,11 +214,14 @@ def test_training_stands_beside_validation_and_what_was_pruned_apart() -> None:
     data = study(trials, curves={t.number: curve(len(t.intermediate_values), *names) for t in trials})
     found = panels(data)
     assert [[panel.name for panel in row] for row in found.rows] == [
+        ["reported value", "lr"],
         ["train_accuracy", "val_accuracy"],
         ["train_loss", "val_loss"],
-        ["lr", "zeal"],
+        ["zeal"],
     ]
-    panel = found.rows[0][1]
+    titles = [title.text for title in figure(data, "curves").layout.annotations]
+    assert titles == ["reported value", "lr", "train accuracy", "val accuracy", "train loss", "val loss", "zeal"]
+    panel = found.rows[1][1]
     assert panel.best is not None
     assert panel.best.number == 2
     assert panel.best_train is not None
@@ -231,6 +238,31 @@ def test_curves_without_names_are_the_reported_values() -> None:
     assert row[0].best is not None
     assert row[0].best.values == [0, 1, 2]
     assert [line.number for line in row[0].lines["unfinished"]] == [1]
+
+
+def test_a_reported_value_that_is_a_named_metric_too_is_drawn_once() -> None:
+    trials = [trial(0, steps=3), trial(100, TrialState.RUNNING, steps=2)]
+    trials[0].intermediate_values[1] = math.nan
+    reported = {
+        t.number: [Point(step=step, name="loss", value=value, at=None) for step, value in t.intermediate_values.items()]
+        for t in trials
+    }
+    reported[100].append(Point(step=2, name="loss", value=7.0, at=None))  # reported after the trials were read
+
+    def names() -> list[str]:
+        return [panel.name for row in panels(study(trials, curves=reported)).rows for panel in row]
+
+    assert names() == ["loss"]
+    trials[0].intermediate_values[2] = 9.0
+    assert names() == ["reported value", "loss"]
+    # Alone in its row, whose empty place takes no other panel's name.
+    pair = {n: curve(2, "train_loss", "val_loss") for n in (0, 100)}
+    drawn = figure(study(trials, curves=pair), "curves")
+    assert {title.text: title.x > 0.5 for title in drawn.layout.annotations if title.text} == {
+        "reported value": False,
+        "train loss": False,
+        "val loss": True,
+    }
 
 
 def test_complete_curves_are_ordered_from_the_worst_to_the_best() -> None:
@@ -293,6 +325,57 @@ def test_importances_of_several_objectives_are_of_the_first_and_know_its_directi
     assert next(iter(importances(one))) == "good"
 
 
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.of_objective])
+def test_a_plot_shows_the_objective_and_the_parameters_that_were_chosen(kind: str) -> None:
+    data = full(objectives=2)
+    assert choose_objective(data, kind, "seconds") == choose_objective(data, kind, "1") == 1
+    chosen = replace(data, objective=1)
+    params = choose_params(data, kind, ["width", "lr", "width"]) if KINDS[kind].least_params else None
+    drawn = figure(chosen, kind, params).to_json()
+    assert kind == "contour" or "seconds" in drawn
+    assert "accuracy" not in drawn
+    if params:
+        assert params == ["width", "lr"]
+        assert "act" not in re.findall(r'"([^"]*)"', drawn)  # beside points it may stand
+    assert b"<svg" in image(chosen, kind, "svg", params)
+    assert b"</html>" in single(chosen, kind, params)
+
+
+def test_a_choice_that_a_plot_cannot_have_is_refused_with_what_is_legal() -> None:
+    data = full(objectives=2)
+    for choose, words in (
+        (
+            lambda: choose_objective(data, "pareto", "0"),
+            r"'pareto' takes no --objective; these do: history, importances",
+        ),
+        (lambda: choose_objective(data, "history", "2"), "no objective '2'; known: accuracy, seconds"),
+        (lambda: choose_objective(data, "history", "second"), "did you mean 'seconds'"),
+        (lambda: choose_params(data, "history", ["lr"]), "'history' takes no --params; these do: importances, slice"),
+        (lambda: choose_params(data, "slice", ["widht"]), "has a parameter 'widht'; did you mean 'width'"),
+        (
+            lambda: choose_params(data, "rank", ["lr", "act"]),
+            "parameter 'act' has one value, and the plot 'rank' compares",
+        ),
+        (lambda: choose_params(data, "contour", ["lr", "lr"]), "compares parameters; name two or more: --params lr,…"),
+    ):
+        with pytest.raises(StudyhallError, match=words):
+            choose()
+
+
+def test_every_plot_says_on_how_many_trials_it_stands() -> None:
+    data = full()
+    said = {kind: remark(data, kind) for kind in KINDS}
+    assert said["importances"] == "Estimated on 6 complete trials."
+    assert said["history"] == said["contour"] == "Of 6 complete trials."
+    assert said["curves"] == "Of 13 reporting trials."
+    assert said["timeline"] == "Of 13 started trials."
+    assert said["workers"] == "Of 14 trials."
+    page = report(data).decode()
+    assert page.count("Of 6 complete trials.") >= 4
+    assert said["importances"] in page
+    assert "Of 6 complete trials." in image(data, "slice", "svg").decode()
+
+
 def test_contours_of_many_values_have_few_cells() -> None:
     trials = [trial(n, params={"lr": 1e-4 * 1.01**n, "width": 16 + n % 200}) for n in range(400)]
     drawn = figure(study(trials), "contour")
@@ -349,7 +432,7 @@ def test_nothing_in_a_study_becomes_markup_or_code() -> None:
     )
     seen = Scripts(report(data))
     kinds = [attrs.get("type") for tag, attrs in seen.tags if tag == "script"]
-    assert kinds == ["application/json", None, None]
+    assert kinds == ["application/json", "application/gzip;base64", None]
     assert not [tag for tag, _ in seen.tags if tag in ("img", "iframe", "object", "a")]
     assert not [attrs for _, attrs in seen.tags if any(name.startswith("on") or name == "src" for name in attrs)]
     assert seen.text.count(EVIL) >= 8  # name, title, parameter, value, error, worker, spec, …
@@ -365,6 +448,17 @@ def test_only_our_own_scripts_may_run_and_nothing_may_be_loaded() -> None:
     assert policy.startswith("default-src 'none';")
     assert re.search(r"script-src 'sha256-\S{44}' 'sha256-\S{44}'$", policy)
     assert not [tag for tag, attrs in seen.tags if attrs.get("href", "data:,") != "data:,"]
+
+
+def test_a_report_of_a_few_trials_is_smaller_than_a_megabyte() -> None:
+    assert len(report(full(count=40))) < 1e6
+
+
+def test_the_page_s_plotly_is_of_the_version_that_figures_are_written_for() -> None:
+    packed = (files("studies.report") / "assets" / "plotly-cartesian.min.js.gz").read_bytes()
+    version = re.search(rb"plotly\.js \(cartesian - minified\) v(\d+)", gzip.decompress(packed))
+    assert version is not None
+    assert version[1].decode() == get_plotlyjs_version().split(".")[0]
 
 
 def test_a_report_says_why_a_plot_is_missing() -> None:

@@ -14,7 +14,17 @@ import pytest
 import yaml
 from optuna.trial import FrozenTrial, create_trial
 
-from studies.cli.formats import best_as, best_lines, echo, echo_data, print_columns, to_csv, to_json, to_toml
+from studies.cli.formats import (
+    best_data,
+    data_as,
+    detail_lines,
+    echo,
+    echo_data,
+    print_columns,
+    to_csv,
+    to_json,
+    to_toml,
+)
 from studies.errors import StudyhallError
 from studies.text import coloured, printable
 
@@ -83,9 +93,9 @@ def test_formats_hold_the_same_text_in_visible_characters(
     for kind, load in read.items():
         if is_half and kind == "toml":
             with pytest.raises(StudyhallError, match="holds half a character"):
-                best_as(kind, text, best(text), {})
+                data_as(kind, {"study": text, **best_data(best(text), {})})
             continue
-        written = best_as(kind, text, best(text), {})
+        written = data_as(kind, {"study": text, **best_data(best(text), {})})
         assert load(written)["study"] == text
         assert load(written)["params"] == {"x": text, text: 1}
         assert written.replace("\n", "").isprintable() or "\u3000" in text
@@ -102,9 +112,9 @@ def test_csv_is_read_back(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
 def test_what_people_read_is_lines_of_visible_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_columns([text, "b"], [[text, text], ["x", "y"]])
-    echo(*best_lines(text, best(text), text, {text: 1.0}), text)
+    echo(*detail_lines(best(text), {text: 1.0}), text)
     written = capsys.readouterr().out
-    assert len(written.split("\n")) == 3 + 7 + 1 + 1
+    assert len(written.split("\n")) == 3 + 6 + 1 + 1
     assert written.replace("\n", "").isprintable()
 
 
@@ -113,7 +123,7 @@ def test_what_people_read_is_lines_of_visible_text(text: str, capsys: pytest.Cap
 def test_the_best_has_one_empty_line_before_each_part(params: dict[str, float], metrics: dict[str, float]) -> None:
     trial = best("x")
     trial._params = params
-    text = "\n".join(best_lines("study", trial, "value", metrics))
+    text = "\n".join(["best", *detail_lines(trial, metrics)])
     assert "\n\n\n" not in text
     assert text.count("\n\n") == len(params) + len(metrics)
     assert not text.endswith("\n")

@@ -14,7 +14,8 @@ import optuna
 import pytest
 import yaml
 
-from studies.cli.formats import best_as, best_lines, to_csv
+from studies.cli.formats import best_data, data_as, detail_lines, to_csv
+from studies.cli.parameters import quoted_arguments, quoted_variables
 from studies.space import categorical
 from studies.values import as_stored, finite, key_of, strict, to_json, to_text
 
@@ -50,8 +51,10 @@ def best(kind: str) -> str:
     )
     metrics = {"loss": math.nan}
     if kind == "table":
-        return "\n".join(best_lines("study", trial, "value", metrics))
-    return best_as(kind, "study", trial, metrics)
+        return "\n".join(detail_lines(trial, metrics))
+    if kind in ("env", "args"):
+        return (quoted_variables if kind == "env" else quoted_arguments)(trial.params)
+    return data_as(kind, {"study": "study", **best_data(trial, metrics)})
 
 
 def reject(token: str) -> None:

@@ -229,7 +229,15 @@ def crowded() -> Overview:
     trials = [best, *(trial(n, begin=n, end=n + 1, steps=[0.0] * 30) for n in range(1, 40))]
     trials += [trial(40 + n, TrialState.PRUNED, steps=[0.0] * (n % 9)) for n in range(30)]
     trials += [trial(70 + n, TrialState.FAIL, error=f"Error{n}: {'it went wrong ' * 9}\x1b[2J") for n in range(6)]
-    trials += [trial(76 + n, TrialState.RUNNING, steps=[m / 7 for m in range(n)]) for n in range(64)]
+    trials += [
+        trial(
+            76 + n,
+            TrialState.RUNNING,
+            steps=[m / 7 for m in range(n)],
+            params={f"parameter_{n}": n / 7 for n in range(40)},
+        )
+        for n in range(64)
+    ]
     now = status(trials, best=best, workers=0)
     workers = [worker(n, host="a-host-with-a-very-long-name.example.org" * 2, trial=76 + n) for n in range(64)]
     now = Status(**{**vars(now), "workers": workers, "study": "s" * 128})
@@ -255,7 +263,7 @@ def test_the_picture_shows_all_of_a_small_study() -> None:
     trials = [
         best,
         trial(1, TrialState.PRUNED, begin=0, end=10, steps=[0.0] * 3),
-        trial(2, TrialState.RUNNING, begin=10, steps=[0.0, 0.5, 1.0]),
+        trial(2, TrialState.RUNNING, begin=10, steps=[0.0, 0.5, 1.0], params={"lr": 0.1, "optimizer": "sgd"}),
         trial(3, TrialState.RUNNING, begin=10),
         trial(4, TrialState.FAIL, begin=10, end=11, error="ValueError: no"),
         trial(5, TrialState.FAIL, begin=10, end=11, error="cancelled"),
@@ -269,7 +277,7 @@ def test_the_picture_shows_all_of_a_small_study() -> None:
     assert lines[2] == "1 complete · 1 pruned · 2 running · 2 failed"
     assert ["best", "0.5", "val_accuracy,", "trial", "0"] in words
     assert ["lr=0.01235", "optimizer=adamw"] in words
-    assert ["2", "2", "1", "▁▅█"] in words
+    assert ["2", "2", "1", "▁▅█", "lr=0.1", "optimizer=sgd"] in words
     assert ["3", "–", "–"] in words
     assert ["alpha", "77", "cuda:1", "2", "2", "1", "360", "0", "s", "ago"] in words
     assert ["pruned", "1", "at", "step", "2"] in words
@@ -286,7 +294,7 @@ def test_the_picture_shows_all_of_a_small_study() -> None:
         ({"paused": True}, 1, "paused; go on with: studyhall resume study"),
         ({"ended": "failures"}, 1, "stopped after too many failed trials"),
         ({"ended": "enough of it"}, 1, "enough of it"),
-        ({"budget": None}, 2, "best  – (2 objectives: see studyhall trials study)"),
+        ({"budget": None}, 2, "best  – (2 objectives: see studyhall best study)"),
         ({}, 1, "no trial has begun"),
     ],
 )

@@ -46,6 +46,11 @@ select distinct m.name from trials t cross join lateral (
     select name from studyhall.metrics where trial_id = t.trial_id order by step desc fetch first row with ties
 ) m where t.study_id = %(study_id)s order by m.name
 
+-- name: user_attr_names
+-- The attributes that the trials of a study were given, in the order in which they first were.
+select key as name from trials join trial_user_attributes using (trial_id)
+where study_id = %(study_id)s and key not in ('error', 'traceback') group by key order by min(trial_user_attribute_id)
+
 -- name: page_rows
 -- What a table lists of a page's trials beside what the statement page reads: how many steps each reported, the metrics
 -- of its last step by name, who ran it last and how often it was begun.

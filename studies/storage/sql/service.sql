@@ -52,9 +52,11 @@ where s.study_name = %(name)s
 select study_name as name from studies order by study_name
 
 -- name: list_studies
--- One row for each study: its trials by state, budget, and workers seen lately.
+-- One row for each study: its trials by state, budget, why no more begin, the best value of a single objective, and
+-- workers seen lately.
 select s.study_name as name, b.trials as budget, t.complete, t.pruned, t.running, t.waiting,
-    t.failed + t.cancelled as fail,
+    t.failed + t.cancelled as fail, coalesce(b.paused, false) as paused, studyhall.ended(t) as ended,
+    case when not exists (select from study_directions d where d.study_id = s.study_id and d.objective > 0) then t.best end as best,
     extract(epoch from now() - t.began at time zone 'UTC')::float8 as seconds_ago, coalesce(w.workers, 0) as workers
 from studies s
 cross join studyhall.tally(s.study_id) t

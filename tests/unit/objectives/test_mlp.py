@@ -32,7 +32,7 @@ def test_it_reports_every_epoch_with_its_metrics(mlp: MLP) -> None:
     assert [step for step, _, _ in trial.reports] == [1, 2, 3]
     assert trial.reports[-1][1] == last
     for _, value, metrics in trial.reports:
-        assert set(metrics) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"}
+        assert set(metrics) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "scheduled_lr"}
         assert value == metrics["val_accuracy"]
     assert trial.reports[-1][2]["train_loss"] < trial.reports[0][2]["train_loss"]
 
@@ -96,7 +96,7 @@ def test_a_diverging_training_says_so() -> None:
 def test_the_learning_rate_falls_along_half_a_cosine(mlp: MLP) -> None:
     trial = RecordingTrial(params=GOOD)
     mlp(trial)
-    assert [metrics["lr"] / GOOD["lr"] for _, _, metrics in trial.reports] == pytest.approx([0.75, 0.25, 0.0])
+    assert [metrics["scheduled_lr"] / GOOD["lr"] for _, _, metrics in trial.reports] == pytest.approx([0.75, 0.25, 0.0])
 
 
 def test_a_last_batch_of_one_example_is_trained_and_evaluated() -> None:

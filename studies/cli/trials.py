@@ -1,0 +1,232 @@
+"""The command trials: a study's trials as a table, CSV or JSON, a page at a time."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import click
+
+from studies.cli.common import Common, common_options, duration, number, say, study_argument, way_to_work
+from studies.cli.formats import echo_data, echo_json, print_columns, readable, split_names, to_csv
+from studies.errors import StudyhallError, command, nearest
+from studies.values import finite, strict, to_text
+
+if TYPE_CHECKING:
+    from studies.storage.reading import StudyReader, TrialRow
+
+STATES: Final = ("complete", "pruned", "fail", "running", "waiting")
+
+
+class Column(NamedTuple):
+    """Something to list of each trial."""
+
+    name: str
+    cell: Callable[[TrialRow], Any]
+    """Its value as data; None where the trial has none."""
+
+
+@click.command()
+@study_argument
+@click.option("--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only these; may be repeated.")
+@click.option("--sort", "order", metavar="COLUMN", help="By this column, smallest first; -COLUMN: largest first.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N of them.")
+@click.option("--columns", metavar="A,B,…", help="Only these columns, in this order.")
+@common_options
+def trials(
+    common: Common,
+    name: str,
+    kind: str,
+    states: tuple[str, ...],
+    order: str | None,
+    limit: int | None,
+    columns: str | None,
+) -> None:
+    """List a study's trials.
+
+    Columns are those of --format csv: number, state, value (of several objectives one for each:
+    values_NAME), steps, start, complete, seconds, worker, attempts, error, and params_NAME,
+    metrics_NAME (at the last step) and user_attrs_NAME, for which NAME alone will do.
+    """
+    from studies.storage.reading import StudyReader
+
+    with common.open() as storage:
+        record = storage.find_study(name)
+        reader = StudyReader(storage, record)
+        objectives = storage.objective_names(record)
+        known = _columns(reader, objectives) if kind == "csv" or columns or order else []
+        chosen = _choose(split_names(columns, [column.name for column in known]), known) if columns else None
+        pages: Iterator[Sequence[TrialRow]] = reader.pages(reports=kind == "json" and chosen is None)
+        if states:
+            pages = _of_states(pages, {state.upper() for state in states})
+        if order:
+            (column,) = _choose([order.removeprefix("-")], known)
+            pages = iter([_sorted(chain.from_iterable(pages), column, limit, largest_first=order.startswith("-"))])
+        elif limit:
+            pages = _first(pages, limit)
+        if kind == "json":
+            echo_json([_flat(row, chosen) if chosen else _trial_data(row) for row in page] for page in pages)
+        elif kind == "csv":
+            _echo_csv(pages, chosen or [column for column in known if column.name != "seconds"])
+        else:
+            rows = list(chain.from_iterable(pages))
+            _print_table(rows, chosen, objectives)
+            if not rows and states:
+                say(f"no trial of study {name!r} is {' or '.join(states)}; see: {command('status', name)}")
+            elif not rows:
+                say(f"study {name!r} has no trials yet{way_to_work(record)}")
+
+
+def _columns(reader: StudyReader, objectives: Sequence[str]) -> list[Column]:
+    """Everything that may be listed. A name that a running trial writes first after this has no column."""
+    values = ["value"] if len(objectives) == 1 else [f"values_{name}" for name in objectives]
+    return [
+        Column("number", lambda row: row.number),
+        Column("state", lambda row: row.state),
+        *(Column(name, _value(i)) for i, name in enumerate(values)),
+        Column("steps", lambda row: row.steps),
+        Column("start", lambda row: row.start and row.start.isoformat()),
+        Column("complete", lambda row: row.complete and row.complete.isoformat()),
+        Column("seconds", _seconds),
+        Column("worker", lambda row: row.worker),
+        Column("attempts", lambda row: row.attempts),
+        Column("error", lambda row: row.error),
+        *(Column(f"params_{name}", _entry(attrgetter("params"), name)) for name in reader.param_names()),
+        *(Column(f"metrics_{name}", _entry(attrgetter("metrics"), name)) for name in reader.last_metric_names()),
+        *(Column(f"user_attrs_{name}", _entry(attrgetter("user_attrs"), name)) for name in reader.user_attr_names()),
+    ]
+
+
+def _value(objective: int) -> Callable[[TrialRow], float | None]:
+    return lambda row: finite(row.values[objective]) if objective < len(row.values) else None
+
+
+def _entry(of: Callable[[TrialRow], Mapping[str, Any]], name: str) -> Callable[[TrialRow], Any]:
+    return lambda row: of(row).get(name)
+
+
+def _seconds(row: TrialRow) -> float | None:
+    return (row.complete - row.start).total_seconds() if row.start and row.complete else None
+
+
+def _choose(names: Iterable[str], known: Sequence[Column]) -> list[Column]:
+    """The columns of these names, in full or without what they begin with.
+
+    Raises:
+        StudyhallError: there is no such column.
+    """
+    by_name = {column.name: column for column in known}
+    found = []
+    for name in names:
+        full = [name, *(f"{kind}_{name}" for kind in ("values", "params", "metrics", "user_attrs"))]
+        column = next((by_name[candidate] for candidate in full if candidate in by_name), None)
+        if column is None:
+            raise StudyhallError(f"there is no column {name!r}; {nearest(name, by_name)}")
+        found.append(column)
+    return found
+
+
+def _of_states(pages: Iterable[Sequence[TrialRow]], states: set[str]) -> Iterator[list[TrialRow]]:
+    return ([row for row in page if row.state in states] for page in pages)
+
+
+def _first(pages: Iterable[Sequence[TrialRow]], limit: int) -> Iterator[Sequence[TrialRow]]:
+    for page in pages:
+        yield page[:limit]
+        limit -= len(page)
+        if limit <= 0:
+            return
+
+
+def _sorted(rows: Iterable[TrialRow], by: Column, limit: int | None, *, largest_first: bool) -> list[TrialRow]:
+    """The first ``limit`` of the rows in this order: numbers before text, what has no value at the end, equal ones by
+    number. No more of them are kept than that."""
+
+    def key(row: TrialRow) -> tuple[Any, ...]:
+        value = strict(by.cell(row))
+        missing, is_text = value is None, isinstance(value, str | list | dict)
+        place = (is_text, to_text(value) if is_text else value)
+        # heapq's largest come first, and of equal ones the first that it meets, which has the lowest number.
+        return (missing != largest_first, *(() if missing else place))
+
+    if limit is not None:
+        return (heapq.nlargest if largest_first else heapq.nsmallest)(limit, rows, key)
+    return sorted(rows, key=key, reverse=largest_first)
+
+
+def _print_table(rows: Sequence[TrialRow], chosen: Sequence[Column] | None, objectives: Sequence[str]) -> None:
+    if not rows:
+        return
+    if chosen:
+        cells = [[_for_people(column.cell(row)) for column in chosen] for row in rows]
+        is_numeric = [all(_is_number(column.cell(row)) for row in rows) for column in chosen]
+        names = [column.name for column in chosen]
+        print_columns(names, cells, numeric=[name for name, is_it in zip(names, is_numeric, strict=True) if is_it])
+        return
+    names = ["value"] if len(objectives) == 1 else list(objectives)
+    last = "parameters; attributes" if any(row.user_attrs for row in rows) else "parameters"
+    header = ["#", "state", *names, "steps", "time", last]
+    print_columns(header, [_cells(row, len(names)) for row in rows], numeric=["#", *names, "steps", "time"])
+
+
+def _cells(row: TrialRow, objectives: int) -> list[str]:
+    seconds = _seconds(row)
+    words, noted = (
+        " ".join(f"{name}={readable(value)}" for name, value in of.items()) for of in (row.params, row.user_attrs)
+    )
+    return [
+        str(row.number),
+        row.state.lower(),
+        *([number(value) for value in row.values] or ["–"] * objectives),
+        str(row.steps),
+        "–" if seconds is None else duration(seconds),
+        f"{words}; {noted}" if noted else words,
+    ]
+
+
+def _for_people(value: Any) -> str:
+    return "–" if value is None else readable(value)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _trial_data(row: TrialRow) -> dict[str, Any]:
+    return {
+        "number": row.number,
+        "state": row.state,
+        "value": finite(row.values[0]) if len(row.values) == 1 else None,
+        "values": [finite(value) for value in row.values],
+        "params": row.params,
+        "metrics": {name: finite(value) for name, value in row.metrics.items()},
+        "user_attrs": row.user_attrs,
+        "steps": {str(step): finite(value) for step, value in row.reports.items()},
+        "start": row.start and row.start.isoformat(),
+        "complete": row.complete and row.complete.isoformat(),
+        "worker": row.worker,
+        "attempts": row.attempts,
+        "error": row.error,
+    }
+
+
+def _flat(row: TrialRow, columns: Sequence[Column]) -> dict[str, Any]:
+    return {column.name: column.cell(row) for column in columns}
+
+
+def _echo_csv(pages: Iterable[Sequence[TrialRow]], columns: Sequence[Column]) -> None:
+    echo_data(to_csv([[column.name for column in columns]]))
+    for page in pages:
+        if page:
+            echo_data(to_csv([_csv(column.cell(row)) for column in columns] for row in page))
+
+
+def _csv(value: Any) -> Any:
+    """A value in a cell: a scalar as it is, a list or a table as JSON."""
+    if type(value) in (int, str):
+        return value
+    return to_text(value) if isinstance(value, list | dict) else strict(value)
