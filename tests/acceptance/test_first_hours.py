@@ -216,6 +216,15 @@ def test_a_package_is_imported_by_its_name_wherever_it_is_installed(shell: Shell
     assert "1 of 1 trials done (1 complete)" in shell.data("status", "packed")
 
 
+def test_the_readmes_first_script_runs_as_it_stands(shell: Shell, look: Look) -> None:
+    block = next(iter(re.findall(r"```python\n(# train.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)))
+    (shell.folder / "train.py").write_text(block)
+    done = shell.run("run", "train.py:objective", "--direction", "minimize", "--trials", "3")
+    assert done.returncode == 0, done.stderr
+    assert "it minimizes value\n" in done.stderr
+    assert look().status(look().find_study("train-objective")).finished == 3
+
+
 def test_the_readmes_objective_survives_kill_9_and_a_pause_as_it_stands(shell: Shell, look: Look) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if "trial.restore()" in block]
