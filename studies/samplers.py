@@ -58,8 +58,8 @@ class GridSampler(optuna.samplers.BaseSampler):
     """Every combination of a space that its conditions allow, each once, in an order that the seed shuffles.
 
     The trials have the combinations in the order of their numbers. An enqueued trial has its own parameters, and the
-    combination that it has is not run again. As in Optuna, a combination whose trial FAILed has been run. Only where
-    the budget has room because of failures, and other workers are at the last combinations, is a failed one run again.
+    combination that it has is not run again. As in Optuna, a combination whose trial FAILed has been run. Workers begin
+    no trial beyond the last combination: they ask :meth:`left` before each.
 
     Args:
         search_space: of the spec.
@@ -85,18 +85,12 @@ class GridSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         return {}
 
+    def left(self, trials: Sequence[FrozenTrial]) -> int:
+        """How many combinations none of ``trials``, all those of a study, has."""
+        return self.size - len({*self._deal(trials), *self._enqueued(trials)} - {None})
+
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        trials = _all_trials(study)
-        dealt = self._deal(trials)
-        place = dealt[trial.number]
-        if place is None:
-            states = [other.state for other in trials]
-            failed = [
-                place
-                for place, state in zip(dealt, states, strict=True)
-                if place is not None and state == TrialState.FAIL
-            ]
-            place = failed[trial.number % len(failed)] if failed else None
+        place = self._deal(_all_trials(study))[trial.number]
         self._drawn = None if place is None else self._order[place]
 
     def sample_independent(
@@ -112,9 +106,8 @@ class GridSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         trials = _all_trials(study)
-        covered = {*self._deal(trials), *self._enqueued(trials)} - {None}
         others = (other for other in trials if other.number != trial.number)
-        if len(covered) == self.size and all(other.state.is_finished() for other in others):
+        if not self.left(trials) and all(other.state.is_finished() for other in others):
             study.stop()
 
     def _deal(self, trials: Sequence[FrozenTrial]) -> list[int | None]:
@@ -169,11 +162,11 @@ class BruteForceSampler(optuna.samplers.BruteForceSampler):
         optuna.samplers.BruteForceSampler._populate_tree(tree, list(map(_with_hashable_choices, trials)), hashable)
 
 
-def grid_size(sampler: optuna.samplers.BaseSampler) -> int | None:
-    """How many combinations a sampler has; ``None`` where it is no grid."""
+def grid_of(sampler: optuna.samplers.BaseSampler) -> GridSampler | None:
+    """The grid that a sampler is, or fixes some parameters of; ``None`` where it is none."""
     if isinstance(sampler, optuna.samplers.PartialFixedSampler):
-        return grid_size(sampler._base_sampler)
-    return sampler.size if isinstance(sampler, GridSampler) else None
+        return grid_of(sampler._base_sampler)
+    return sampler if isinstance(sampler, GridSampler) else None
 
 
 def require_several_objectives(sampler: optuna.samplers.BaseSampler) -> None:

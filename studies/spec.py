@@ -347,9 +347,10 @@ class StudySpec(Section):
     @property
     def combinations(self) -> int | None:
         """How many combinations the sampler has to try, where it tries them all."""
-        from studies.samplers import grid_size
+        from studies.samplers import grid_of
 
-        return grid_size(self.to_sampler(0))
+        grid = grid_of(self.to_sampler(0))
+        return grid.size if grid else None
 
     def to_pruner(self) -> optuna.pruners.BasePruner:
         """The pruner of every trial."""

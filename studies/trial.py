@@ -131,7 +131,8 @@ class Trial(optuna.trial.Trial):
 
         Raises:
             TypeError: a value that is no number.
-            ValueError: nan, a whole number that no float can hold, or a name that is too long.
+            ValueError: nan, or a name that is too long.
+            OverflowError: a whole number that no float can hold.
         """
         super().set_constraint(key, _as_number(value, f"trial.set_constraint: {key!r:.60}"))
 
@@ -148,7 +149,8 @@ class Trial(optuna.trial.Trial):
 
         Raises:
             TypeError: a value or step that is no number.
-            ValueError: a negative step, or one above :data:`MAX_STEP`; a whole number that no float can hold.
+            ValueError: a negative step, or one above :data:`MAX_STEP`.
+            OverflowError: a whole number that no float can hold.
             NotImplementedError: the study has several objectives.
             Interrupted: the trial should be left since the report before, and was not.
         """
@@ -261,7 +263,7 @@ def _as_number(value: Any, what: str) -> float:
     except (TypeError, ValueError):
         raise TypeError(f"{what} = {_shown(value)}: should be a number") from None
     except OverflowError:
-        raise ValueError(f"{what} = {_shown(value)}: should be a number that fits into double precision") from None
+        raise OverflowError(f"{what} = {_shown(value)}: should be a number that fits into double precision") from None
 
 
 def _as_step(step: Any) -> int:

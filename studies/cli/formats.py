@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,20 +64,20 @@ def best_lines(storage: PostgresStorage, record: StudyRecord, trial: FrozenTrial
 
 def detail_lines(trial: FrozenTrial, metrics: Mapping[str, float]) -> list[str]:
     """A trial's parameters, last metrics and attributes for people, each below an empty line."""
-    width = max((len(name) for name in [*trial.params, *metrics]), default=0)
+    params = [(name, readable(value)) for name, value in trial.params.items()]
+    shown = aligned([*params, *((name, number(value)) for name, value in metrics.items())])
     lines: list[str] = []
-    if trial.params:
-        lines += ["", *(f"  {name:<{width}}  {readable(value)}" for name, value in trial.params.items())]
+    if params:
+        lines += ["", *shown[: len(params)]]
     if metrics:
-        lines += ["", "at its last step:", *(f"  {name:<{width}}  {number(value)}" for name, value in metrics.items())]
+        lines += ["", "at its last step:", *shown[len(params) :]]
     return lines + attribute_lines(trial)
 
 
 def attribute_lines(trial: FrozenTrial) -> list[str]:
     """What was noted of a trial, for people: the objective's attributes, and whether a changed script ran it."""
-    noted = {name: readable(value) for name, value in user_attrs(trial).items() if name != CHANGED_SCRIPT}
-    width = max(map(len, noted), default=0)
-    lines = ["", "attributes:", *(f"  {name:<{width}}  {text}" for name, text in noted.items())] if noted else []
+    noted = [(name, readable(value)) for name, value in user_attrs(trial).items() if name != CHANGED_SCRIPT]
+    lines = ["", "attributes:", *aligned(noted)] if noted else []
     changed = trial.user_attrs.get(CHANGED_SCRIPT)
     return lines + (["", f"run by a changed script, not the study's: SHA-256 {changed}"] if changed else [])
 
@@ -146,48 +147,52 @@ class _Lines(NamedTuple):
 
 
 def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[str] = ()) -> None:
-    """Print a table without lines to standard output; in a terminal no wider than that, through a pipe every line
-    whole: nothing is wrapped for a terminal that is not there."""
-    if sys.stdout.isatty():
-        _print_fitted(header, rows, numeric)
-        return
+    """Print a table without lines to standard output. Through a pipe every cell is whole; in a terminal the table is
+    no wider than that, and the longest cells end in an ellipsis."""
     from rich.cells import cell_len
 
-    lines = [header, *rows]
+    lines = [list(map(printable, line)) for line in (header, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    is_terminal = sys.stdout.isatty()
+    if is_terminal:
+        widths = _fitted(widths, shutil.get_terminal_size().columns - 2 * (len(widths) - 1))
     found = []
     for line in lines:
         cells = []
         for name, cell, width in zip(header, line, widths, strict=True):
-            space = " " * (width - cell_len(cell))
-            cells.append(space + cell if name in numeric else cell + space)
+            cut = _cut(cell, width)
+            space = " " * (width - cell_len(cut))
+            cells.append(space + cut if name in numeric else cut + space)
         found.append("  ".join(cells).rstrip())
-    echo(*found)
+    first, *others = found
+    echo(click.style(first, dim=True) if is_terminal else first, *others, styled=True)
 
 
-def _print_fitted(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def aligned(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Names and values for people, a line each; in a terminal a long name ends in an ellipsis."""
+    from rich.cells import cell_len
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for name in header:
-        last = name == header[-1]
-        table.add_column(
-            printable(name),
-            justify="right" if name in numeric else "left",
-            no_wrap=not last,  # so that the last one gives way first
-            # A long name gives way to the numbers beside it.
-            max_width=32 if name == header[0] else None,
-            overflow="ellipsis",
-        )
-    for row in rows:
-        *cells, last_cell = map(printable, row)
-        table.add_row(*cells, Text(last_cell, no_wrap=True, overflow="ellipsis"))
-    console = Console(highlight=False, markup=False)
-    with console.capture() as capture:
-        console.print(table)
-    echo(*(line.rstrip() for line in capture.get().split("\n")[:-1]), styled=True)
+    names = [printable(name) for name, _ in pairs]
+    width = max(map(cell_len, names), default=0)
+    if sys.stdout.isatty():
+        width = min(width, shutil.get_terminal_size().columns // 2)
+    cut = [_cut(name, width) for name in names]
+    return [f"  {name}{' ' * (width - cell_len(name))}  {value}" for name, (_, value) in zip(cut, pairs, strict=True)]
+
+
+def _fitted(widths: Sequence[int], room: int) -> list[int]:
+    """The widths of columns, of which the widest give way until all fit."""
+    fitted = list(widths)
+    while sum(fitted) > room and max(fitted) > 1:
+        fitted[fitted.index(max(fitted))] -= 1
+    return fitted
+
+
+def _cut(text: str, width: int) -> str:
+    """``text`` in so many columns of a terminal."""
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
 
 
 def readable(value: Any) -> str:

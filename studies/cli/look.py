@@ -21,6 +21,7 @@ from studies.cli.common import (
 )
 from studies.cli.formats import (
     BEST_FORMATS,
+    aligned,
     attribute_lines,
     best_data,
     best_lines,
@@ -264,8 +265,7 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         "worker": _attempt(attempt),
         **{name: readable(value) for name, value in trial.params.items()},
     }
-    width = max(map(len, facts))
-    echo(*(f"  {key:<{width}}  {value}" for key, value in facts.items()), *attribute_lines(trial))
+    echo(*aligned([*facts.items()]), *attribute_lines(trial))
     if trial.intermediate_values:
         names = sorted({name for values in metrics.values() for name in values})
         echo("")

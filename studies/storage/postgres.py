@@ -535,16 +535,26 @@ class PostgresStorage(OptunaContract):
         """A worker has ended, in order unless it ``died_of`` something."""
         self.database.rows("forget_worker", worker_id=worker_id, died_of=died_of)
 
-    def claim(self, record: StudyRecord, worker_id: str, lease_seconds: float) -> Claim | str:
+    def claim(
+        self, record: StudyRecord, worker_id: str, lease_seconds: float, *, most: int | None = None
+    ) -> Claim | str:
         """The next trial for a worker: one that waits, else a new one if the budget has room.
 
+        Args:
+            record: the study.
+            worker_id: the worker's.
+            lease_seconds: how long the trial stays this worker's after a sign of life.
+            most: begin a new trial only where the study has fewer than so many, in whatever state.
+
         Returns:
-            The trial; or why there is none: ``wait`` while others run the last ones, ``paused``, or
-            the reason why the study is over.
+            The trial; or why there is none: ``wait`` while others run the last ones, ``paused``, ``exhausted``
+            where only ``most`` forbids a new one, or the reason why the study is over.
         """
         study_id, token = record.study_id, new_token()
         with self._lock:
-            cache, rows = self._ask("claim", study_id, worker_id=worker_id, lease_seconds=lease_seconds, claim=token)
+            cache, rows = self._ask(
+                "claim", study_id, worker_id=worker_id, lease_seconds=lease_seconds, claim=token, most=most
+            )
             if rows[0]["reason"]:
                 return str(rows[0]["reason"])
             cache.learn(rows, self._own)

@@ -20,6 +20,7 @@ from studies.catalog import reseed
 from studies.checkpoints import CheckpointStore, open_store
 from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable, StudyhallError, described
 from studies.objective import Objective
+from studies.samplers import grid_of
 from studies.script import CHANGED_SCRIPT
 from studies.spec import StudySpec
 from studies.storage.postgres import Claim, PostgresStorage, StudyRecord
@@ -127,10 +128,13 @@ class Worker:
         """A trial of the study that has had the least of its share; or the reason why one of the studies
         is over, which is served no longer; or ``None`` for now."""
         for study in sorted(self._studies, key=lambda study: study.taken / study.share):
-            claim = self._storage.claim(study.record, self._id, self._lease_seconds)
+            claim = self._storage.claim(study.record, self._id, self._lease_seconds, most=study.most_trials())
             if isinstance(claim, Claim):
                 study.taken += 1
                 return study, claim
+            if claim == "exhausted":
+                study.end_exhausted()
+                continue
             if claim == "deleted" or (self._until_idle is None and claim not in ("wait", "paused")):
                 self._studies.remove(study)
                 return claim
@@ -270,6 +274,7 @@ class _Study:
         self.optuna = storage.load_study(record)
         self.optuna.sampler = self.spec.to_sampler(0)
         self.optuna.pruner = self.spec.to_pruner()
+        self._grid = grid_of(self.optuna.sampler)
         # An objective or a sampler may call study.stop(), which Optuna allows inside optimize() alone.
         self.optuna._thread_local.in_optimize_loop = True
         self._storage = storage
@@ -282,6 +287,18 @@ class _Study:
             if self.store:
                 delete_ended(self._storage, self.record, self.store)
             self._is_clean = True
+
+    def most_trials(self) -> int | None:
+        """Up to how many trials there are new ones to begin: a grid has no more than its combinations."""
+        if self._grid is None:
+            return None
+        trials = self._storage.trials(self.record)
+        return len(trials) + self._grid.left(trials)
+
+    def end_exhausted(self) -> None:
+        """Stop a grid whose last worker ended before it could, unless another trial was enqueued meanwhile."""
+        if self._grid and not self._grid.left(self._storage.trials(self.record)):
+            self._storage.stop(self.record, "stopped")
 
     def begin(self, storage: PostgresStorage, claim: Claim, held: HeldTrial) -> Trial:
         """The trial that was just claimed, which brought with it what others did meanwhile."""

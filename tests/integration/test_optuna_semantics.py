@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -385,3 +386,27 @@ def test_every_sampler_runs_every_kind_of_study_or_refuses_it(
     assert {repr(item) for trial in ours for item in trial.distributions.items()} <= legal
     if name == "partialfixed":
         assert {trial.params["fixed"] for trial in ours} == {1}
+
+
+@pytest.mark.parametrize("budget", [6, 20])
+def test_a_grid_gives_each_combination_once_also_where_trials_fail(
+    database: StorageURL, tmp_path: Path, budget: int
+) -> None:
+    def objective(trial: Any) -> float:
+        if trial.number == 5:
+            time.sleep(1)  # the others look for a trial meanwhile, and the budget has room for two
+        if trial.params["k"] in (2, 4):
+            raise RuntimeError("no luck")
+        return 1.0
+
+    ran = by_us(
+        database,
+        tmp_path,
+        [objective] * 3,
+        space={"k": {"type": "int", "low": 1, "high": 6}},
+        sampler={"name": "grid"},
+        budget={"trials": budget},
+    )
+    assert sorted((trial.params["k"], trial.state.name) for trial in ran) == [
+        (k, "FAIL" if k in (2, 4) else "COMPLETE") for k in range(1, 7)
+    ]

@@ -342,6 +342,20 @@ def test_an_objective_may_stop_its_study(storage: PostgresStorage, run: Run) -> 
     assert len(trials(storage)) == 1
 
 
+def test_a_grid_whose_last_worker_died_before_it_could_stop_the_study_is_stopped_by_the_next(
+    storage: PostgresStorage, run: Run
+) -> None:
+    spec = {"space": {"k": {"type": "int", "low": 1, "high": 3}}, "sampler": {"name": "grid"}, "budget": {"trials": 9}}
+    data = {"name": "study", "objective": {"path": "tests:objective"}, **spec}
+    record, _ = storage.create_study(StudySpec.from_dict(data))
+    for _ in range(3):
+        claim = storage.claim(record, "dead", 30)
+        assert isinstance(claim, Claim)
+        storage.finish(claim, "FAIL", None, {})
+    assert run(lambda _: pytest.fail("a combination is run again"), **spec) == "stopped"
+    assert len(trials(storage)) == 3
+
+
 @pytest.mark.parametrize(("failing", "reason"), [(None, "complete"), (2, "stopped")])
 def test_a_grid_ends_the_study_when_it_is_exhausted(
     storage: PostgresStorage, run: Run, failing: int | None, reason: str
@@ -391,18 +405,20 @@ def test_two_objectives_are_stored(storage: PostgresStorage, run: Run) -> None:
     ("misuse", "error"),
     [
         (lambda trial: trial.report("x", 1), "TypeError: trial.report: value = 'x': should be a number"),
-        (lambda trial: trial.report(10**400, 1), "should be a number that fits into double precision"),
         (lambda trial: trial.set_constraint("size", "x"), "trial.set_constraint: 'size' = 'x': should be a number"),
         (lambda trial: trial.set_constraint("size", 10**400), "trial.set_constraint: 'size' = 1000"),
         (lambda trial: trial.report(0.5, None), "TypeError: trial.report: step = None: should be a whole number"),
         (lambda trial: trial.report(0.5, -1), "step = -1: should be a whole number from 0 to 2147483647"),
         (lambda trial: trial.report(0.5, 2**31), "step = 2147483648: should be a whole number from 0 to 2147483647"),
         (lambda trial: trial.report(0.5, math.inf), "step = inf: should be a whole number from 0 to 2147483647"),
-        (lambda trial: trial.report(10**400, 1), "OverflowError: int too large to convert to float"),
-        (lambda trial: trial.report(0.5, 1, loss=10**400), "OverflowError: int too large to convert to float"),
+        (lambda trial: trial.report(10**400, 1), "should be a number that fits into double precision"),
+        (lambda trial: trial.report(0.5, 1, loss=10**400), "should be a number that fits into double precision"),
         (lambda trial: trial.set_user_attr("net", object()), "TypeError: attribute 'net' is not JSON: Object of type"),
         (lambda trial: trial.set_user_attr("net", {1, 2}), "legal are text, numbers, booleans, None, lists and dicts"),
-        (lambda trial: trial.checkpoint(1, {"weights": 1}), "got a dict: legal are bytes, or a function that returns"),
+        (
+            lambda trial: trial.checkpoint(1, {"weights": 1}),
+            "got an object of type dict: legal are bytes, or a function that returns",
+        ),
     ],
 )
 def test_a_misuse_fails_the_trial_with_a_clear_error_and_writes_nothing_of_it(

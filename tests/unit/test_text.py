@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import re
 import sys
 import tomllib
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from optuna.trial import FrozenTrial, create_trial
+from rich.cells import cell_len
 
 from studies.cli.formats import (
     best_data,
@@ -129,11 +131,35 @@ def test_the_best_has_one_empty_line_before_each_part(params: dict[str, float], 
     assert not text.endswith("\n")
 
 
-def test_data_are_escaped_where_a_person_looks_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+@pytest.mark.parametrize("name", ["n" * 512, "学" * 512, "a study of many words " * 24, "\u202e" * 200])
+def test_no_long_name_stretches_a_table_beyond_a_terminal(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    tables = [
+        (["study", "done", "began"], [[name, "17", "3 s ago"], ["short", "8", "2 s ago"]], "3 s ago"),
+        (["worker", "device", "seen"], [[name, name, "3 s ago"]], "3 s ago"),
+        (["step", name, name + "b"], [["1", "0.5", "0.25"]], "0.25"),
+        (["#", "state", "parameters"], [["1", "complete", f"lr=0.1 {name}=3 depth=4"]], "complete"),
+    ]
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        for header, rows, seen in tables:
+            stream.seek(0)
+            stream.truncate()
+            print_columns(header, rows)
+            shown = re.sub("\x1b\\[\\d*m", "", stream.getvalue())
+            assert seen in shown
+            assert (printable(name) in shown) != stream.isatty()
+            assert (max(map(cell_len, shown.splitlines())) <= 60) == stream.isatty()
+        *_, parameter = detail_lines(best(name), {})
+        assert (cell_len(parameter) <= 60) == ("…" in parameter) == stream.isatty()
+
+
+def test_data_are_escaped_where_a_person_looks_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for stream, shown in ((Terminal(), "a\\x1b[2J\nb\n"), (io.StringIO(), "a\x1b[2J\nb\n")):
         monkeypatch.setattr(sys, "stdout", stream)
         echo_data("a\x1b[2J\nb")

@@ -135,7 +135,7 @@ where worker_id = %(worker_id)s
 -- The next trial for a worker, with its lease, among all trials that are new or changed; or why there is none.
 select reason, epoch, snapshot, (trial).*
 from studyhall.claim(
-    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claim)s, %(since)s::pg_snapshot, %(again)s::integer[]
+    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claim)s, %(most)s, %(since)s::pg_snapshot, %(again)s::integer[]
 )
 
 -- name: write
