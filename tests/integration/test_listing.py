@@ -81,7 +81,7 @@ def test_every_attribute_and_every_value_is_listed(say: Say) -> None:
     assert [row["value"] for row in listed] == ["1.0", "3.0", "", "", ""]
     assert say("trials one").splitlines()[1].endswith("x=-2.5 value=0; n=[0] note=a,b")
     shown = say("show one 0").splitlines()
-    assert shown[shown.index("attributes:") + 1 :] == ["  n       [0]", "  note    a,b"]
+    assert shown[shown.index("attributes:") + 1 :] == ["  n     [0]", "  note  a,b"]
     listed = rows(say("trials two --format csv"))
     assert [(row["values_loss"], row["values_acc"]) for row in listed] == [("1.0", "2.0"), ("0.5", "")]
     assert say("trials two").splitlines()[1].split()[:4] == ["0", "complete", "1", "2"]
