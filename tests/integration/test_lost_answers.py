@@ -108,6 +108,8 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "curves": lambda s: [(p.step, p.name, p.value) for p in s.storage.curves([s.trial(0), s.trial(1)])[1]],
     "attempts": lambda s: s.storage.attempts(s.record),
     "extend": lambda s: s.storage.extend(s.record, more_trials=5),
+    "change_directions": lambda s: s.storage.change_directions(s.storage.create_study(spec("new"))[0], ["maximize"]),
+    "objective_names": lambda s: s.storage.objective_names(s.record),
     "stop": lambda s: s.storage.stop(s.record, "enough"),
     "pause": lambda s: s.storage.pause(s.record),
     "resume": lambda s: s.storage.resume(s.record),

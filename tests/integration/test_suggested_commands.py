@@ -29,7 +29,7 @@ def suggestions() -> Iterator[tuple[str, ...]]:
     found: dict[tuple[str, ...], None] = {}
     for file in sorted((ROOT / "studies").rglob("*.py")):
         for words in suggested_in(ast.parse(file.read_text())):
-            if words[0] in studyhall.commands:
+            if words and words[0] in studyhall.commands:
                 found[tuple(words)] = None
     yield from found
 
