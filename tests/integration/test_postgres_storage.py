@@ -470,7 +470,7 @@ def test_a_study_of_two_objectives_has_no_best(storage: PostgresStorage) -> None
     record, _ = storage.create_study(
         StudySpec.from_dict({"name": "two", "directions": ["minimize", "maximize"], "objective": {"path": "a:b"}})
     )
-    with pytest.raises(StorageError, match="has 2 objectives, so no best trial; .*studyhall best two"):
+    with pytest.raises(StorageError, match=r"has 2 objectives, so no best trial; .*studyhall best two"):
         storage.best(record)
 
 
