@@ -91,7 +91,7 @@ def _url(server: StorageURL, port: int) -> str:
 
 
 def _wait_for(running: PgBouncer, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while True:
         try:
             psycopg2.connect(**StorageURL.parse(running.url).libpq).close()

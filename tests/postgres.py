@@ -49,7 +49,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start and wait until it takes connections; after ``kill``, until the recovery is done."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             if self._process is None:
                 with self._log.open("ab") as log:
@@ -84,14 +84,14 @@ class Postgres:
         """Shut down cleanly, ending every session ("fast")."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=120)
             self._process = None
 
     def kill(self) -> None:
         """Kill with -9, as an out-of-memory killer or a power cut would."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=120)
             self._process = None
 
     def reload(self) -> None:
@@ -99,7 +99,7 @@ class Postgres:
         assert self._process is not None
         told = self._log.stat().st_size
         self._process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while b"reloading configuration files" not in self._log.read_bytes()[told:]:
             assert time.monotonic() < deadline, "the server did not read its files again"
             time.sleep(0.01)

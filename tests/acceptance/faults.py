@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.pgbouncer import start_pgbouncer
 from tests.postgres import DEBIAN_15, Postgres, start_postgres
+from tests.waiting import eventually
 
 SCRIPT = '''
 """An objective that writes into a diary what it does, and its worker what the database acknowledged."""
@@ -221,14 +222,6 @@ class Fleet:
         """The storage, to see what is there."""
         with closing(PostgresStorage(url or self.url, create=False)) as storage:
             yield storage
-
-
-def eventually(condition: Callable[[], object], what: str, *, seconds: float = 60) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
 
 
 @contextmanager

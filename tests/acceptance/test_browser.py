@@ -16,7 +16,8 @@ from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.browser import open_chromium, troubles
 from tests.conftest import Server
-from tests.sites import COMMAND, Hall, eventually, serving, surroundings
+from tests.sites import COMMAND, Hall, serving, surroundings
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -79,7 +80,7 @@ def running(
             assert run.poll() is None, (folder / "run.err").read_text()
         finally:
             run.terminate()
-            run.wait(timeout=30)
+            run.wait(timeout=120)
 
 
 @pytest.fixture(scope="module", params=["token", "viewer"])

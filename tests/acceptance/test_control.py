@@ -20,6 +20,7 @@ from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
 from tests.conftest import Server
+from tests.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
 RUN = ("run", "script.py:objective", "--trials", "8", "--workers", "1", "--name", "s", "--set", "pruner.name=none")
@@ -58,14 +59,6 @@ def flaky(trial):
         raise RuntimeError("it is broken")
     return x
 """
-
-
-def eventually(condition: Callable[[], bool], *, seconds: float = 60) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
 
 
 def trials(storage: PostgresStorage, study: str = "s") -> list[FrozenTrial]:
@@ -169,7 +162,7 @@ def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed
     with two_runs(shell, storage, STEP_SECONDS="0.5") as runs:
         assert say(shell, "stop", "s").startswith("study 's' is stopped")
         reported = steps(storage)
-        ends = [process.communicate(timeout=60) for process in runs]
+        ends = [process.communicate(timeout=120) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     assert all("; stopped by hand; go on with: studyhall resume s" in err for _, err in ends)
     assert all(count <= reported[number] + 1 for number, count in steps(storage).items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from studies import PostgresStorage
 from tests.acceptance.conftest import Shell
 from tests.conftest import ROOT
+from tests.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
 
@@ -101,13 +101,6 @@ def there(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """Another machine on the same storage: a home of its own, and nothing of the first one's files."""
     folder = tmp_path_factory.mktemp("there")
     return Shell(shell.url, folder, folder / "home")
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.1)
 
 
 def say(shell: Shell, *command: str | Path, status: int = 0) -> str:
@@ -237,7 +230,7 @@ def test_the_readmes_objective_survives_kill_9_and_a_pause_as_it_stands(shell: S
             say(shell, "pause", "own")
             eventually(lambda: look().status(look().find_study("own")).trials["waiting"] == 1)
             say(shell, "resume", "own")
-            _, said = run.communicate(timeout=60)
+            _, said = run.communicate(timeout=120)
         except BaseException:
             run.kill()
             raise

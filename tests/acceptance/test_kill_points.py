@@ -224,7 +224,7 @@ class Run:
             proxy.on_query(partial(self._watch, process, point))
             process.start()
             self._started.set()
-            process.join(timeout=60)
+            process.join(timeout=120)
             self._ended.set()  # for the hook: one thread alone may wait for a process
             assert process.exitcode == (0 if self.died_at is None else -9)
             process.close()
@@ -242,10 +242,10 @@ class Run:
                 occurrence = self.done[kind]
             if Point(kind=kind, occurrence=occurrence, when=when) != point:
                 return
-            assert self._started.wait(10)
+            assert self._started.wait(120)
             self.died_at = time.monotonic()
             process.kill()
-            assert self._ended.wait(10)
+            assert self._ended.wait(120)
 
     def _check(self, storage: PostgresStorage, record: StudyRecord, *, was_killed: bool) -> None:
         trials = storage.trials(record)

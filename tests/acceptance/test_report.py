@@ -274,7 +274,7 @@ def test_bad_input_is_one_clear_line(begun: Shell, arguments: list[str], status:
 def test_a_path_that_cannot_be_written_is_said_before_the_server_is_asked(tmp_path: Path, home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and never answers
         url = StorageURL.parse(f"postgresql://user@127.0.0.1:{silent.getsockname()[1]}/none")
-        done = Shell(url, tmp_path, home).run("report", "x", "-o", "no/x.html", timeout=20)
+        done = Shell(url, tmp_path, home).run("report", "x", "-o", "no/x.html")
     assert done.returncode == 1
     assert "there is no folder" in done.stderr
 

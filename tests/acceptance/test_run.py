@@ -20,16 +20,9 @@ from studies.storage.postgres import Claim
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
 from tests.postgres import start_postgres
+from tests.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
-
-
-def eventually(condition: Callable[[], bool], *, seconds: float = 120) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.1)
 
 
 def states(storage: PostgresStorage, study: str = "script-objective") -> list[str]:
@@ -104,10 +97,8 @@ def test_ctrl_c_gives_running_trials_back_and_the_same_command_goes_on(shell: Sh
     process = shell.start(*command, STEP_SECONDS="0.5")
     storage = PostgresStorage(shell.url)
     eventually(lambda: running(storage))
-    began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 10
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "stopping: running trials are given back at their next step; Ctrl-C again: now" in err
     assert "interrupted: script-objective: " in err
@@ -123,7 +114,7 @@ def test_ctrl_c_gives_running_trials_back_and_the_same_command_goes_on(shell: Sh
 
 
 def test_a_second_ctrl_c_stops_at_once_and_still_gives_trials_back(shell: Shell, look: Look) -> None:
-    process = shell.start("run", "script.py:objective", "--trials", "4", "--workers", "2", STEP_SECONDS="60")
+    process = shell.start("run", "script.py:objective", "--trials", "4", "--workers", "2", STEP_SECONDS="600")
     storage = look()
     eventually(lambda: any(row["running"] == 2 for row in storage.list_studies()))
     workers = worker_pids(process)
@@ -131,7 +122,7 @@ def test_a_second_ctrl_c_stops_at_once_and_still_gives_trials_back(shell: Shell,
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert states(storage) == ["WAITING"] * 2
     assert not any(psutil.pid_exists(pid) for pid in workers)
@@ -144,7 +135,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_finished(shell: Shell, look: 
     storage = look()
     eventually(lambda: running(storage))
     psutil.Process(worker_pids(process)[0]).kill()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "died: ended by signal 9 (SIGKILL); starting it again" in err
     assert states(storage) == ["COMPLETE"] * 4
@@ -247,7 +238,7 @@ def test_a_reader_of_messages_that_leaves_stops_no_training(shell: Shell, look: 
     assert process.stdout
     with process.stdout:
         assert process.stdout.read().startswith("best of script-talkative")
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=120) == 0
     assert states(look(), "script-talkative") == ["COMPLETE"] * 4
 
 
@@ -263,7 +254,7 @@ def test_a_run_outlives_a_restart_of_its_database(tmp_path: Path, home: Path) ->
         postgres.kill()
         time.sleep(2)
         postgres.start()
-        _, err = process.communicate(timeout=90)
+        _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert "waiting for the database: " in err
         storage = PostgresStorage(shell.url)
@@ -301,18 +292,18 @@ def test_the_embedded_server_serves_without_any_setting(shell: Shell, tmp_path: 
     assert url.startswith("postgresql+psycopg2://")
     assert name in subprocess.run(
         [Path(sys.executable).with_name("optuna"), "studies", "--storage", url],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=120, check=True,
     ).stdout  # fmt: skip
     assert shell.run("delete", name, "--yes").returncode == 0
 
 
 def test_ctrl_c_while_workers_start_ends_the_command_and_writes_nothing(shell: Shell, look: Look) -> None:
-    (shell.folder / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    (shell.folder / "slow.py").write_text("import time\ntime.sleep(600)\n")
     process = shell.start("run", "slow.py:objective", "--workers", "2")
     eventually(lambda: len(worker_pids(process)) == 2)
     workers = worker_pids(process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err.strip()) == (130, "interrupted")
     assert not any(psutil.pid_exists(pid) for pid in workers)
     assert look().list_studies() == []

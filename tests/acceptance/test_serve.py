@@ -25,7 +25,8 @@ from studies.storage.embedded import EmbeddedServer
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 from tests.postgres import free_port
-from tests.sites import COMMAND, Hall, ask, eventually, mlflow_database, serving, surroundings
+from tests.sites import COMMAND, Hall, ask, mlflow_database, serving, surroundings
+from tests.waiting import eventually
 
 SPEC = {"name": "s", "objective": {"path": "objectives.mlp:MLP"}}
 EXPERIMENTS = "/ajax-api/2.0/mlflow/experiments/search?max_results=9"
@@ -162,7 +163,7 @@ def test_read_only_lets_nobody_write_and_killed_it_leaves_no_process(hall: Hall,
         children = second.children()
         assert len(children) == 3
         assert second.stop(signal.SIGKILL) == -signal.SIGKILL
-        eventually(lambda: all(map(is_over, children)), seconds=20)
+        eventually(lambda: all(map(is_over, children)))
         assert "Traceback" not in second.complaints
 
 
@@ -192,9 +193,9 @@ def test_what_ends_it_while_it_starts_ends_its_processes(own: Own, tmp_path: Pat
         eventually(lambda: len(serve.children()) == 3 or process.poll() is not None)
         children = serve.children()
         process.send_signal(number)
-        assert process.wait(timeout=30) == (-number if number == signal.SIGKILL else 130)
+        assert process.wait(timeout=120) == (-number if number == signal.SIGKILL else 130)
         assert len(children) == 3
-        eventually(lambda: all(map(is_over, children)), seconds=20)
+        eventually(lambda: all(map(is_over, children)))
         assert "Traceback" not in said.read_text()
     finally:
         process.kill()

@@ -41,7 +41,7 @@ class Terminal:
             env={**surroundings, "TERM": "xterm-256color", **environment},
             dimensions=(24, 80),
             encoding="utf-8",
-            timeout=60,
+            timeout=120,
         )
         self.text = ""
 
@@ -81,7 +81,7 @@ def at_work(shell: Shell, *args: str) -> Iterator[subprocess.Popen[str]]:
         while process.poll() is None and shell.run("status", "script-objective").returncode:
             pass
         yield process
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def create(storage: PostgresStorage, trials: int = 3, **more: Any) -> StudyRecord:
@@ -288,6 +288,6 @@ def test_who_reads_a_pipe_may_have_enough(shell: Shell, look: Look) -> None:
     with shell.start("watch", "study") as process:
         assert process.stdout is not None
         process.stdout.close()
-        process.wait(timeout=30)
+        process.wait(timeout=120)
         assert process.stderr is not None
         assert process.stderr.read() == ""

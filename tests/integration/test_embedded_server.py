@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +24,7 @@ from studies.errors import EmbeddedServerError
 from studies.storage.binaries import Account, account_for, find_binaries
 from studies.storage.embedded import EmbeddedServer, default_home
 from studies.storage.url import StorageURL
+from tests.waiting import eventually
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can act as several users")
@@ -53,18 +53,11 @@ def runs(pid: int | None) -> bool:
     return False
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-
-
 def kill_server(home: Path) -> None:
     pid = postmaster(home)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not runs(pid))
+    eventually(lambda: not runs(pid))
 
 
 class User:
@@ -97,7 +90,7 @@ class User:
 
     def end(self) -> str:
         """Let it end by itself; what it said on stderr."""
-        return str(self.process.communicate(timeout=60)[1])
+        return str(self.process.communicate(timeout=120)[1])
 
     def kill(self) -> None:
         self.process.kill()
@@ -179,7 +172,7 @@ def test_eight_starters_at_once_get_one_server(home: Path) -> None:
     for user in users:
         pipe(user.process.stdin).close()
     for user in users:
-        assert user.process.wait(timeout=60) == 0
+        assert user.process.wait(timeout=120) == 0
         pipe(user.process.stdout).close()
         assert pipe(user.process.stderr).read() == ""
         pipe(user.process.stderr).close()
@@ -387,16 +380,16 @@ def test_a_server_that_was_started_by_hand_is_left_alone(home: Path) -> None:
     postgres = str(find_binaries(account, home / "postgresql") / "postgres")
     options = ["--listen_addresses=", f"--unix_socket_directories={home}/postgresql/run"]
     by_hand = subprocess.Popen([postgres, "-D", str(data), *options], stderr=subprocess.DEVNULL, **account.surroundings)
-    until(lambda: postmaster(home) == by_hand.pid)
+    eventually(lambda: postmaster(home) == by_hand.pid)
     with pytest.raises(EmbeddedServerError, match=rf"process {by_hand.pid}, started by other means"):
         EmbeddedServer(home).start()
     by_hand.send_signal(signal.SIGINT)
-    assert by_hand.wait(timeout=30) == 0
+    assert by_hand.wait(timeout=120) == 0
 
 
 def test_a_starter_killed_while_it_creates_the_cluster_leaves_no_ruin(home: Path) -> None:
     user = User(home)
-    until(lambda: any((home / "postgresql").glob("new-*/base")))
+    eventually(lambda: any((home / "postgresql").glob("new-*/base")))
     user.kill()
     assert not (home / "postgresql/18").exists()
     with EmbeddedServer(home) as url:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +18,7 @@ from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.postgres import free_port, start_postgres
+from tests.waiting import eventually
 from tests.webhook import SECRET, Webhook
 
 
@@ -88,13 +89,6 @@ def notifying(
         notifier.stop(stop)
         for address in notifier._addresses:
             address.join(10)
-
-
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
 
 
 def test_the_bests_and_the_end_are_told(storage: PostgresStorage, there: Webhook) -> None:

@@ -34,7 +34,7 @@ def server() -> Iterator[str]:
     with subprocess.Popen(argv, env={"MOTO_S3_DEFAULT_MAX_KEYS": "3"}, **quiet) as process:
         url = f"http://127.0.0.1:{port}"
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not answers(url):
                 assert process.poll() is None, "the server does not start"
                 assert time.monotonic() < deadline, "the server does not answer"

@@ -28,6 +28,7 @@ from studies.trial import Trial
 from studies.worker.loop import Service, Worker
 from tests.conftest import Server
 from tests.postgres import free_port
+from tests.waiting import eventually
 
 TRIALS = 12
 STOCK = 3
@@ -76,7 +77,7 @@ def ours(url: StorageURL, record: StudyRecord, results: Path, gate: threading.Ev
         x = trial.suggest_float("x", 0, 1)
         trial.report(x, 0)
         if trial.number > 0:
-            assert gate.wait(90)
+            assert gate.wait(120)
         return x
 
     with closing(PostgresStorage(url)) as storage:
@@ -105,13 +106,6 @@ def cli(url: StorageURL, *argv: str) -> Any:
     return json.loads(stock(url, program, *argv, "-f", "json"))
 
 
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_stock_workers_and_commands_share_a_running_study_and_its_budget(
     database: StorageURL, storage: PostgresStorage, record: StudyRecord, tmp_path: Path
 ) -> None:
@@ -120,7 +114,7 @@ def test_stock_workers_and_commands_share_a_running_study_and_its_budget(
     with ThreadPoolExecutor() as pool:
         try:
             ended = pool.submit(ours, database, record, tmp_path, gate)
-            wait_until(lambda: storage.status(record).trials["running"] == 1 and storage.status(record).finished == 1)
+            eventually(lambda: storage.status(record).trials["running"] == 1 and storage.status(record).finished == 1)
             zones = ("UTC", "America/New_York")
             worker = (sys.executable, "-W", "ignore", "-c", STOCK_WORKER)
             # Each sees our trials, too, and at the same times, whatever its own time zone is.
@@ -147,14 +141,14 @@ def test_stock_workers_and_commands_share_a_running_study_and_its_budget(
         finally:
             gate.set()
         # Its place in the budget is kept; ours waits for it.
-        wait_until(lambda: storage.status(record).finished == TRIALS - 1)
+        eventually(lambda: storage.status(record).finished == TRIALS - 1)
         assert storage.trial(record, asked["number"]).state == TrialState.RUNNING
         assert not ended.done()
         stock(
             database, optuna_program, "tell", "--study-name", "study",
             "--trial-number", str(asked["number"]), "--values", "0.5",
         )  # fmt: skip
-        assert ended.result(timeout=30) == "complete"
+        assert ended.result(timeout=120) == "complete"
     trials = storage.trials(record)
     assert [(trial.number, trial.state) for trial in trials] == [(n, TrialState.COMPLETE) for n in range(TRIALS)]
     assert sum(trial.user_attrs.get("by") == "stock" for trial in trials) == len(zones) * STOCK
@@ -198,8 +192,8 @@ def test_the_dashboard_shows_a_study_while_it_runs(
         dashboard = subprocess.Popen(argv, stdout=output, stderr=output)
         try:
             ended = pool.submit(ours, database, record, tmp_path, gate)
-            wait_until(lambda: storage.status(record).finished == 1 and storage.status(record).trials["running"] == 1)
-            wait_until(is_up)
+            eventually(lambda: storage.status(record).finished == 1 and storage.status(record).trials["running"] == 1)
+            eventually(is_up)
             assert b"<html" in fetch("/dashboard/").lower()
             (listed,) = json.loads(fetch("/api/studies"))["study_summaries"]
             assert listed["study_name"] == "study"
@@ -208,9 +202,9 @@ def test_the_dashboard_shows_a_study_while_it_runs(
             started = datetime.fromisoformat(shown["trials"][0]["datetime_start"]).timestamp()
             assert abs(time.time() - started) < 60
             gate.set()
-            assert ended.result(timeout=30) == "complete"
+            assert ended.result(timeout=120) == "complete"
             # It remembers trials for two to ten seconds.
-            wait_until(lambda: states() == ["Complete"] * TRIALS)
+            eventually(lambda: states() == ["Complete"] * TRIALS)
         finally:
             gate.set()
             dashboard.kill()

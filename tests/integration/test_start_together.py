@@ -45,7 +45,7 @@ def begin_and_work(url: str, results: Path) -> tuple[int, bool, str]:
     Returns:
         The study's id, whether this process created it, and why its worker ended.
     """
-    _start.wait(timeout=60)
+    _start.wait(timeout=120)
     storage = PostgresStorage(url)
     with closing(storage):
         record, is_new = storage.create_study(spec())
@@ -174,7 +174,7 @@ def test_threads_and_a_forked_child_share_a_storage_each_process_with_connection
         input=empty_database.sqlalchemy,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -340,9 +340,9 @@ def test_the_end_of_a_pod_waits_until_the_worker_hears_of_it() -> None:
         work.stdin.write("\n")
         work.stdin.flush()
         work.stdout.readline()
-        assert hook.wait(5) == 0
+        assert hook.wait(120) == 0
         work.send_signal(signal.SIGTERM)
-        assert work.wait(5) == 7
+        assert work.wait(120) == 7
 
 
 def test_a_worker_waits_until_its_study_is_there(tmp_path: Path) -> None:
@@ -357,12 +357,12 @@ def test_a_worker_waits_until_its_study_is_there(tmp_path: Path) -> None:
         assert waiting.stderr.readline() == "error: status -- -my study\n"
         waiting.stderr.readline()
         (tmp_path / "ready").touch()
-        assert waiting.wait(5) == 0
+        assert waiting.wait(120) == 0
     (tmp_path / "ready").unlink()
     with subprocess.Popen(wait["command"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as waiting:
         assert waiting.stderr
         waiting.stderr.readline()
         began = time.monotonic()
         waiting.terminate()
-        assert waiting.wait(5) == 143
+        assert waiting.wait(120) == 143
         assert time.monotonic() - began < 2
