@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "attempts": lambda s: s.storage.attempts(s.record),
     "extend": lambda s: s.storage.extend(s.record, more_trials=5),
     "change_directions": lambda s: s.storage.change_directions(s.storage.create_study(spec("new"))[0], ["maximize"]),
-    "objective_names": lambda s: s.storage.objective_names(s.record),
+    "objective_names": lambda s: s.storage.objective_names(replace(s.record, spec=None)),
     "stop": lambda s: s.storage.stop(s.record, "enough"),
     "pause": lambda s: s.storage.pause(s.record),
     "resume": lambda s: s.storage.resume(s.record),
