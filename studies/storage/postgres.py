@@ -26,7 +26,7 @@ from studies.errors import (
     nearest,
 )
 from studies.spec import BudgetSpec, Direction, StudySpec
-from studies.storage import schema
+from studies.storage import roles, schema
 from studies.storage.contract import Change, OptunaContract, new_token
 from studies.storage.database import ANSWER_SECONDS, Database
 from studies.storage.url import StorageURL
@@ -222,6 +222,10 @@ class PostgresStorage(OptunaContract):
     def where(self) -> str:
         """The storage, as a message names it."""
         return f"the embedded database in {self.server.home}" if self.server else self.location.display
+
+    def require(self, kind: str) -> None:
+        """Raise :exc:`NotPermitted` unless the database's user is at least a ``viewer``, ``worker`` or ``owner``."""
+        roles.require(self.database, kind)
 
     # Studies
 
@@ -513,7 +517,12 @@ class PostgresStorage(OptunaContract):
         self.database.rows("cancel", trial_id=trial._trial_id)
 
     def delete(self, record: StudyRecord) -> None:
-        """Delete the study with all its trials."""
+        """Delete the study with all its trials.
+
+        Raises:
+            NotPermitted: we are not the tables' owner.
+        """
+        self.require("owner")
         self.delete_study(record.study_id)
 
     # Workers
