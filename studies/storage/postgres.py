@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -282,6 +283,15 @@ class PostgresStorage(OptunaContract):
     def study_names(self) -> list[str]:
         """The names of all studies."""
         return [row["name"] for row in self.database.rows("study_names")]
+
+    def study_uids(self) -> dict[str, str | None]:
+        """The uid of each study by its name; ``None`` of those that stock Optuna made."""
+        return {row["name"]: row["uid"] for row in self.database.rows("study_uids")}
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells this database from others: hexadecimal, the same in all its backups."""
+        return str(self.database.rows("identity")[0]["identity"])
 
     def list_studies(self) -> list[dict[str, Any]]:
         """One row for each study: name, budget, trials by state, workers, when it began."""
