@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mlflow.entities import Run, ViewType
 
 from studies.tracking.experiment import PAGE
+from studies.tracking.names import Legal
 from studies.tracking.runs import DATABASE_TAG, STUDY_TAG, TRIAL_TAG, WHOLE_STUDY, study_tag
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def sweep(storage: PostgresStorage, client: MlflowClient, beat: Callable[[], Non
     condition = f"tags.`{TRIAL_TAG}` = '{WHOLE_STUDY}' and tags.`{DATABASE_TAG}` = '{storage.identity}'"
     parents = list(_search(client, _experiments(client), condition, beat))
     # Asked afterwards: a study is in the database before it is in MLflow.
-    there = {study_tag(name, uid) for name, uid in storage.study_uids().items()}
+    there = {Legal().value(study_tag(name, uid)) for name, uid in storage.study_uids().items()}
     gone = [run for run in parents if run.data.tags[STUDY_TAG] not in there]
     for parent in gone:
         runs = [

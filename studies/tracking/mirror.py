@@ -79,7 +79,7 @@ class StudyMirror:
         self._is_minimized = storage.get_study_directions(record.study_id)[0] == StudyDirection.MINIMIZE
         self._query = query(Legal().key(f"final_{self._names[0]}"), ascending=self._is_minimized)
         self._open: Callable[[], Experiment] = lambda: Experiment(
-            client, record.name, self._tag, self._query, artifacts, beat
+            client, record.name, Legal().value(self._tag), self._query, artifacts, beat
         )
         self.page: str | None = None
         """Where MLflow shows the study, below its address; ``None`` before it has it."""

@@ -68,8 +68,8 @@ class Contents:
 
 
 def study_tag(name: str, uid: str | None) -> str:
-    """The value of :data:`STUDY_TAG`, in all runs of a study."""
-    return Legal().value(uid or f"made by Optuna: {name}")
+    """What :data:`STUDY_TAG` says in all runs of a study, before it is made legal."""
+    return uid or f"made by Optuna: {name}"
 
 
 @dataclass(kw_only=True)
