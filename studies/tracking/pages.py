@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-#: The experiment's tag that holds :func:`query`.
-PAGE_TAG: Final = "studyhall.page"
+#: The experiment's tag that holds :func:`query`. MLflow shows no tags that begin as its own do.
+PAGE_TAG: Final = "mlflow.studyhall.page"
 
 
 def query(metric: str, *, ascending: bool) -> str:
