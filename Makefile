@@ -7,13 +7,14 @@
 # make test-compose  docker-compose.yml on a real Docker engine: builds the image
 # make test-slurm    the Slurm launcher on a Slurm that answers
 # make test-netns    three workers' hosts and a database in network namespaces, one cut off; as root
+# make screenshots   the pictures of the sites and the report in docs/, anew; needs Chromium
 # make clean   remove what was built here; says what it leaves
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench chaos faults test-compose test-slurm test-netns clean
+.PHONY: demo test lint bench chaos faults test-compose test-slurm test-netns screenshots clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -55,6 +56,9 @@ test-slurm: $(VENV)/.installed-dev
 
 test-netns: $(VENV)/.installed-dev
 	$(BIN)/python tests/netns.py
+
+screenshots: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.screenshots
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

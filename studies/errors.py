@@ -10,6 +10,7 @@ StudyhallError
 │   │   └── TooManyConnections  all of the server's connections are taken
 │   ├── Refused             the database will never take a value, for what it is
 │   ├── NoTables            the database holds no studies yet
+│   ├── NotPermitted        the database's user may not do this
 │   ├── LeaseLost           a trial is no longer the worker's that writes to it
 │   ├── BudgetSpent         the study's budget has no room for one more trial
 │   └── EmbeddedServerError the embedded PostgreSQL cannot start or stop
@@ -78,6 +79,10 @@ class Refused(StorageError):
 
 class NoTables(StorageError):
     """The database holds no studies yet."""
+
+
+class NotPermitted(StorageError):
+    """The database's user may not do this; the message says who may, or who grants it."""
 
 
 class LeaseLost(StorageError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ ATTRIBUTE = "final"
 
 
 def stored(storage: PostgresStorage, record: StudyRecord) -> dict[str, Any] | None:
-    """What an earlier :func:`finalize` stored: trial, metrics, at, looks; ``None`` where there was none."""
+    """What an earlier :func:`finalize` stored: trial, metrics, at, directory (``HOST:PATH``), looks."""
     found: dict[str, Any] | None = storage.get_study_user_attrs(record.study_id).get(ATTRIBUTE)
     return found
 
@@ -89,6 +90,7 @@ def finalize(
             "trial": trial.number,
             "metrics": metrics,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "directory": f"{socket.gethostname()}:{directory}",
             "looks": (stored(storage, record) or {"looks": 0})["looks"] + 1,
         }
         _write(beside / "config.json", {"study": record.name, "trial": trial.number, "params": trial.params,

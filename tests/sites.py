@@ -58,6 +58,10 @@ class Hall:
         )
         """As printed: with the token, unless there is none."""
 
+    def of_study(self, site: str, study: str) -> str:
+        """The address of a study's page, as `serve NAME` prints it."""
+        return urlsplit(site)._replace(path=f"/study/{study}").geturl()
+
     @property
     def said(self) -> str:
         """Its standard output."""

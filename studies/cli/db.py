@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,15 +76,19 @@ def stop(common: Common, force: bool) -> None:
 def upgrade(common: Common, time_zone: str | None) -> None:
     """Bring the tables to the version of this studyhall.
 
-    Stop the workers first. All studies and trials stay. Optuna 4 kept local times where Optuna 5
-    keeps UTC: its tables are converted if you say in which time zone they were written.
+    Stop the workers first. All studies and trials stay, and their owner gets back the rights that were revoked.
+    Optuna 4 kept local times where Optuna 5 keeps UTC: its tables are converted if you say in which time
+    zone they were written.
     """
-    from studies.storage import schema
+    from studies.storage import roles, schema
+    from studies.storage.database import Database
 
-    with located(common) as url:
+    with located(common) as url, closing(Database(url)) as database:
         if time_zone is not None:
             converted = schema.convert_optuna_4(url, time_zone)
             say(f"the times of {counted(converted, 'trial')} are now UTC instead of {time_zone}")
+        if restored := common.patiently(lambda: roles.restore_owner(database)):
+            say(f"the owner has its rights to {counted(restored, 'table')} again")
         before, now = common.patiently(lambda: schema.upgrade(url))
         if before == now:
             say(f"nothing to do: the tables are of version {now}")
@@ -136,9 +140,10 @@ def grant(common: Common, kind: str, role: str) -> None:
     tables' owner, and once more after each `db upgrade`.
     """
     from studies.storage import roles
+    from studies.storage.database import Database
 
-    with located(common) as url:
-        common.patiently(lambda: roles.grant(url, kind, role))
+    with located(common) as url, closing(Database(url)) as database:
+        common.patiently(lambda: roles.grant(database, kind, role))
     say(f"{role} is a {kind} now")
 
 

@@ -75,6 +75,7 @@ def finalize(
                 f"study {name!r} was finalized with trial {before['trial']} ({shown}); "
                 "test data that choose become training data; if you must: --again"
             )
+        storage.require("worker")  # not after hours of training
         script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
         if script is None:
             require_allowed(record.spec.objective.path, allow, name)

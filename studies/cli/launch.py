@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from studies.checkpoints import PERMISSION
 from studies.cli.common import (
     Common,
     allow_changed_option,
@@ -18,12 +24,62 @@ from studies.cli.common import (
 )
 from studies.cli.formats import echo_data
 from studies.control import END_WORDS, way_on
-from studies.errors import StudyhallError
+from studies.errors import StorageUnreachable, StudyhallError
+from studies.launch import cpus_per_worker
+
+if TYPE_CHECKING:
+    from studies.launch.kubernetes import Volume
+    from studies.spec import StudySpec
+    from studies.storage.postgres import StudyRecord
+    from studies.storage.url import StorageURL
 
 
 @click.group()
 def launch() -> None:
     """Start workers by a scheduler: on Kubernetes, on Slurm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnableStudy:
+    """What a launcher knows of a study; of its name alone, where its database was not asked."""
+
+    location: StorageURL | None
+    """Where the studies are, if that was given."""
+    uid: str | None = None
+    spec: StudySpec | None = None
+
+
+def runnable_study(common: Common, name: str, check: Callable[[StudyRecord], StudySpec]) -> RunnableStudy:
+    """Find a study whose workers could begin, to print what starts them. Where its database is not named or does not
+    answer, say that nothing was checked.
+
+    Args:
+        common: names the database.
+        name: of the study.
+        check: gives its spec, or raises if this launcher may not run it.
+
+    Raises:
+        StudyhallError: there is no such study, it has ended, or what ``check`` raises.
+    """
+    from studies.storage.url import StorageURL
+
+    location = StorageURL.parse(common.storage_url) if common.storage_url else None
+    try:
+        if location is None:
+            raise StorageUnreachable("no --storage is given")
+        with common.open() as storage:
+            record = storage.find_study(name)
+            spec = check(record)
+            ended = storage.status(record).ended
+    except StorageUnreachable as error:
+        say(f"note: {error}; whether study {name!r} is there, and may run, is for its workers to find out")
+        return RunnableStudy(location=location)
+    if ended:
+        raise StudyhallError(
+            f"study {name!r} has ended ({END_WORDS.get(ended, ended)}), and so would its workers; "
+            f"go on with: {way_on(name, ended)}"
+        )
+    return RunnableStudy(location=location, uid=record.uid, spec=spec)
 
 
 def _namespace(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
@@ -46,6 +102,20 @@ def _image(_ctx: click.Context, _param: click.Parameter, text: str | None) -> st
     return text
 
 
+def _volumes(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> list[Volume]:
+    from studies.launch.kubernetes import Volume, is_dns_label
+
+    volumes: list[Volume] = []
+    for text in texts:
+        found = re.fullmatch(r"(?P<claim>[^:]+):(?P<path>/[^:]*[^:/])(?P<ro>:ro)?", text)
+        if not found or not all(map(is_dns_label, found["claim"].split("."))):
+            raise click.BadParameter(f"{text!r} is not CLAIM:/PATH or CLAIM:/PATH:ro of a PersistentVolumeClaim")
+        if found["path"] in {"/data", "/tmp", "/dev/shm", *(volume.path for volume in volumes)}:
+            raise click.BadParameter(f"{found['path']} is taken in the pod; data sets go to /data/sets")
+        volumes.append(Volume(claim=found["claim"], path=found["path"], is_read_only=bool(found["ro"])))
+    return volumes
+
+
 @launch.command()
 @study_argument
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Pods.")
@@ -59,6 +129,15 @@ def _image(_ctx: click.Context, _param: click.Parameter, text: str | None) -> st
 )
 @click.option("--spot", is_flag=True, help="On machines that may be taken away.")
 @click.option("--image", callback=_image, help="Default: studyhall, of the version of this command.")
+@click.option("--pull-secret", "pull_secrets", multiple=True, metavar="NAME", help="A Secret of the image's registry.")
+@click.option(
+    "--volume",
+    "volumes",
+    multiple=True,
+    callback=_volumes,
+    metavar="CLAIM:/PATH[:ro]",
+    help="A PersistentVolumeClaim: data sets at /data/sets, checkpoints where the study says.",
+)
 @click.option("--namespace", callback=_namespace, default="studyhall", show_default=True, help="Of the Job.")
 @allow_option
 @click.option("--objective", metavar="FILE.py:NAME", help="Where the image has the study's script.")
@@ -67,22 +146,62 @@ def _image(_ctx: click.Context, _param: click.Parameter, text: str | None) -> st
 def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, **options: Any) -> None:
     """Print the Job that runs a study's workers.
 
-    Pipe it into kubectl apply -f -; once more, with another number of workers, to scale. It needs what
-    deploy/kubernetes sets up: the ConfigMap and the Secret studyhall-database.
+    Pipe it into kubectl apply -f -; once more, with another number of workers, to scale. Its storage is the
+    one of --storage, if that is not on this machine, else the cluster's own, of deploy/kubernetes. The
+    password is in the Secret studyhall-database, under `worker`.
     """
     import yaml
 
     from studies.launch.kubernetes import DATA_DIR, WorkerJob
 
-    with common.open() as storage:
-        record = storage.find_study(name)
-        ended = storage.status(record).ended
-    require_runnable(record, options["allow"], DATA_DIR, has_script=options["objective"] is not None)
-    if ended:
-        raise StudyhallError(
-            f"study {name!r} has ended ({END_WORDS.get(ended, ended)}), and so would its workers; "
-            f"go on with: {way_on(name, ended)}"
-        )
-    job = WorkerJob(study=name, workers=workers, gpus=gpus, is_spot=spot, **options)
+    # Whoever mounts a volume lets checkpoints go there.
+    stores = tuple(f"{PERMISSION}{volume.path}" for volume in options["volumes"] if not volume.is_read_only)
+    allow = options["allow"] + stores
+    has_script = options["objective"] is not None
+    study = runnable_study(
+        common, name, lambda record: require_runnable(record, allow, DATA_DIR, has_script=has_script)
+    )
+    storage = None
+    if study.location and not study.location.is_of_this_machine:
+        storage = _storage_of_pods(study.location)
+    else:
+        say("note: the Job's storage is the cluster's own, as its ConfigMap studyhall-database says")
+    if (
+        study.spec
+        and (where := study.spec.checkpoints.store).startswith("/")
+        and not any(Path(where).is_relative_to(volume.path) for volume in options["volumes"])
+    ):
+        say(f"warning: checkpoints in {where} are gone with their pod; keep them: --volume CLAIM:{where}")
+    job = WorkerJob(
+        study=name,
+        workers=workers,
+        gpus=gpus,
+        cpus_per_worker=cpus_per_worker(study.spec, has_gpu=gpus > 0),
+        storage=storage,
+        is_spot=spot,
+        **options | {"allow": allow},
+    )
     echo_data(yaml.safe_dump(job.manifest(), sort_keys=False).rstrip())
     say(f"start or scale: the same | kubectl apply -f -; end: kubectl -n {job.namespace} delete job {job.name}")
+
+
+def _storage_of_pods(location: StorageURL) -> str:
+    """The storage's URL as a pod can use it."""
+    from studies.launch.kubernetes import CA_DIR
+
+    options = dict(location.options)
+    files = options.keys() & {"service", "servicefile", "passfile", "sslcert", "sslkey", "sslcrl", "sslcrldir"}
+    if files:
+        raise StudyhallError(
+            f"the storage's option {min(files)} names a file of this machine, which no pod has: "
+            "write the host, and leave the password to the Secret studyhall-database"
+        )
+    authority = options.get("sslrootcert")
+    if authority and authority != "system":
+        options["sslrootcert"] = f"{CA_DIR}/{Path(authority).name}"
+        location = replace(location, options=tuple(sorted(options.items())))
+        say(
+            "note: the pods have no such file yet: kubectl create configmap studyhall-database-ca "
+            f"--from-file={shlex.quote(authority)}"
+        )
+    return location.without_secrets

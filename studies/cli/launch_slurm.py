@@ -26,15 +26,18 @@ from studies.cli.common import (
     study_argument,
 )
 from studies.cli.formats import echo, echo_data
+from studies.cli.launch import RunnableStudy, runnable_study
 from studies.cli.look import status_line
 from studies.cli.run import LEASE
 from studies.errors import StudyhallError, command
+from studies.launch import cpus_per_worker as cpus_per_worker_of
 from studies.launch import slurm as launcher
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from studies.script import Script
+    from studies.spec import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
 
@@ -88,6 +91,19 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
 @click.option(
     "--gpus-per-worker", type=int, callback=_gpus, default=0, show_default=True, metavar="N", help="1, or 0 for a CPU."
 )
+@click.option(
+    "--cpus-per-worker",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Default: 1, and 1 for each of the objective's num_workers; 4 beside a GPU where it does not say.",
+)
+@click.option(
+    "--setup",
+    multiple=True,
+    metavar="COMMANDS",
+    help="Before the workers: 'module load cuda; conda activate lab'.",
+)
+@click.option("--container", metavar="IMAGE", help="Run them in this image of Apptainer: lab.sif, docker://….")
 @click.option("--partition", metavar="NAME", help="Default: Slurm's.")
 @click.option(
     "--time", callback=_time, metavar="LIMIT", help="A task's time, such as 4:00:00; then it is queued again."
@@ -108,7 +124,7 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
 @click.option(
     "--sbatch", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE", help="Any other option of sbatch."
 )
-@click.option("--print", "only_print", is_flag=True, help="Show the script, and submit nothing.")
+@click.option("--print", "only_print", is_flag=True, help="Show the script, for sbatch, and submit nothing.")
 @data_dir_option
 @click.option(
     "--lease",
@@ -127,6 +143,9 @@ def slurm(
     workers: int,
     workers_per_task: int,
     gpus_per_worker: int,
+    cpus_per_worker: int | None,
+    setup: tuple[str, ...],
+    container: str | None,
     partition: str | None,
     time: str | None,
     grace: int | None,
@@ -151,29 +170,48 @@ def slurm(
     if asking and not gpus_per_worker:
         raise click.UsageError(f"--sbatch {asking[0]} asks for GPUs, and --gpus-per-worker is 0: set it to 1")
     grace = _grace(grace, time)
-    with _open_server(common) as storage:
-        record = storage.find_study(name)
+
+    def check(record: StudyRecord) -> StudySpec:
         found = find_scripts([record], scripts, allow_changed=allow_changed)
-        require_runnable(record, allow, data_dir_or_default(data_dir), has_script=bool(found))
-        assert record.uid is not None  # as of every study of ours
-        array = launcher.WorkerArray(
+        return require_runnable(record, allow, data_dir_or_default(data_dir), has_script=bool(found))
+
+    def array(study: RunnableStudy) -> launcher.WorkerArray:
+        has_gpu = gpus_per_worker > 0
+        return launcher.WorkerArray(
             study=name,
-            uid=record.uid,
+            uid=study.uid,
+            storage=study.location.without_secrets if study.location else None,
+            program=_program(),
             work=_work(name, workers_per_task, data_dir, lease, allow, scripts, allow_changed),
             tasks=workers // workers_per_task,
             workers_per_task=workers_per_task,
             gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker or cpus_per_worker_of(study.spec, has_gpu=has_gpu),
+            setup=setup,
+            container=container,
+            binds=[data_dir.absolute()] if data_dir else [],
             partition=partition,
             time=time,
             grace=grace,
-            logs=(logs or Path(f"slurm-{launcher.slug(name)}")).absolute(),
+            logs=None if only_print and not logs else (logs or Path(f"slurm-{launcher.slug(name)}")).absolute(),
             settings=settings,
         )
-        if only_print:
-            echo_data(array.script.rstrip())
-        elif _goes_on(storage, record):
+
+    if only_print:
+        study = runnable_study(common, name, check)
+        printed = array(study)
+        _make(printed.logs)
+        echo_data(printed.script.rstrip())
+        if study.location and study.location.password:
+            say("note: the script leaves the storage's password out: ~/.pgpass is the place for it")
+        return
+    with _open_server(common) as storage:
+        record = storage.find_study(name)
+        spec = check(record)
+        if _goes_on(storage, record):
             _warn(storage, workers)
-            _submit(array, {**os.environ, "STUDYHALL_STORAGE": str(common.storage_url)}, workers)
+            study = RunnableStudy(uid=record.uid, spec=spec, location=storage.location)
+            _submit(array(study), {**os.environ, "STUDYHALL_STORAGE": str(common.storage_url)}, workers)
 
 
 @click.command("cancel")
@@ -225,26 +263,29 @@ def _warn(storage: PostgresStorage, workers: int) -> None:
             f"of the server's {facts['slots']} are in use: they will close theirs between statements, which is slower; "
             "raise its max_connections, or put PgBouncer between (deploy/README.md)"
         )
-    hosts = [host for host, _ in storage.location.hosts]
-    if hosts and all(host in ("localhost", "127.0.0.1", "::1") or host.startswith("/") for host in hosts):
+    if storage.location.is_of_this_machine:
         say(f"warning: the storage is at {storage.location.where}, which on each node is the node itself")
     if storage.location.password:
         say("note: Slurm keeps the environment of a job, so the storage's password, too; ~/.pgpass is a better place")
 
 
 def _submit(array: launcher.WorkerArray, environment: Mapping[str, str], workers: int) -> None:
-    try:
-        array.logs.mkdir(parents=True, exist_ok=True)  # Slurm does not, and would lose what the workers say
-    except OSError as error:
-        raise StudyhallError(
-            f"the logs cannot be in {array.logs}: {error.strerror}; choose another with --logs"
-        ) from None
+    _make(array.logs)
     job = array.submit(environment)
     echo(job)
     say(f"job {job}: {counted(workers, 'worker')} of study {array.study!r}; they write to {array.logs}/{job}_*.log")
     if reason := launcher.why_never(job):
         say(f"warning: job {job} asks for what is not there and will not start ({reason}): scontrol show job {job}")
     say(f"watch them: {command('watch', array.study)}; end them: {command('launch', 'cancel', array.study)}")
+
+
+def _make(logs: Path | None) -> None:
+    """Make the folder of the logs: Slurm does not, and would lose what the workers say."""
+    try:
+        if logs:
+            logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyhallError(f"the logs cannot be in {logs}: {error.strerror}; choose another with --logs") from None
 
 
 def _grace(grace: int | None, time: str | None) -> int:
@@ -264,8 +305,8 @@ def _work(
     scripts: tuple[Script, ...],
     allow_changed: bool,
 ) -> list[str]:
-    """What each task runs."""
-    argv = [_program(), "work", name, "--workers", str(workers), "--lease", f"{lease:g}"]
+    """The arguments of ``studyhall`` in each task."""
+    argv = ["work", name, "--workers", str(workers), "--lease", f"{lease:g}"]
     if data_dir:
         argv += ["--data-dir", str(data_dir.absolute())]
     for prefix in allow:
@@ -277,7 +318,7 @@ def _work(
     return argv
 
 
-def _program() -> str:
+def _program() -> Path:
     """This very ``studyhall``, as the nodes can start it from a disk that they share."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return str(Path(shutil.which("studyhall", path=path) or sys.argv[0]).absolute())
+    return Path(shutil.which("studyhall", path=path) or sys.argv[0]).absolute()

@@ -53,11 +53,12 @@ def list_studies(common: Common, kind: str) -> None:
     A study's state is paused, running (trials do), idle (none does), or why it has ended: complete
     (its budget is spent), failures, timeout, target, stopped.
     """
+    nothing = "no studies yet; begin one with: studyhall run digits"
     try:
         with common.open() as storage:
             rows = storage.list_studies()
-    except NoTables:
-        rows = []
+    except NoTables as error:
+        rows, nothing = [], str(error)
     if kind == "json":
         keys = ("name", "budget", "complete", "pruned", "running", "waiting", "fail", "workers")
         listed = [
@@ -65,7 +66,7 @@ def list_studies(common: Common, kind: str) -> None:
         ]
         echo_data(to_json(listed))
     elif not rows:
-        say("no studies yet; begin one with: studyhall run digits")
+        say(nothing)
     else:
         print_columns(
             ["study", "state", "best", "done", "pruned", "running", "failed", "began"],

@@ -113,6 +113,8 @@ def news(process: MirrorProcess, tracking_uri: str | None) -> Iterator[str]:
             yield f"mirroring into {_place(tracking_uri)}"
         elif event["event"] in ("waiting", "refused"):
             yield f"{event['event']}: {event['message']}"
+        elif event["event"] == "page" and (tracking_uri or "").startswith("http"):
+            yield f"{event['study']} is at {tracking_uri}/{event['page']}"
         elif event["event"] == "mirrored":
             yield f"{event['study']}: {counted(event['trials'], 'trial')} in MLflow"
 
@@ -214,7 +216,8 @@ class Mirroring:
         """The study is over: let MLflow have the rest, if it answers."""
         self.poll()
         if not self._is_over and self._process.finish():
-            say(f"mirrored into {_place(self._uri)}")
+            seen = "" if self._uri else f"; see it: {command('serve', *self._names[:1])}"
+            say(f"mirrored into {_place(self._uri)}{seen}")
             return
         told = self._process.last_words
         why = told.get("error", told.get("waiting", {"message": "it does not answer"}))["message"]

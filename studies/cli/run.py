@@ -346,6 +346,7 @@ def _run_workers(
     from studies.worker import devices
     from studies.worker.supervisor import Supervisor
 
+    storage.require("worker")
     progress = Progress()
     supervisor = Supervisor(
         specs,

@@ -7,8 +7,10 @@ import os
 import secrets
 import stat
 import time
+import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +35,8 @@ _PORT: Final = click.IntRange(1, 65535)
 
 
 @click.command()
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option("--open", "opened", is_flag=True, help="Open them in a browser.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; any other needs a password.")
 @click.option(
     "--dashboard-port", type=click.IntRange(1, 65535), metavar="PORT", help="Default: 8080, or the next free."
@@ -59,6 +63,8 @@ _PORT: Final = click.IntRange(1, 65535)
 @common_options
 def serve(
     common: Common,
+    name: str | None,
+    opened: bool,
     host: str,
     dashboard_port: int | None,
     mlflow_port: int | None,
@@ -72,14 +78,17 @@ def serve(
     """Show studies in a browser: optuna-dashboard, MLflow.
 
     Starts what is missing, the mirror into MLflow too, prints the addresses, starts again what dies, and
-    stops all with Ctrl-C. The addresses hold a token, new with each start, without which nobody gets in. With
-    --host the sites are for others, too, by passwords instead of the token.
+    stops all with Ctrl-C. With NAME the addresses lead to that study: its trials with their curves. They
+    hold a token, new with each start, without which nobody gets in. With --host the sites are for others,
+    too, by passwords instead of the token.
     """
     from studies.sites.sites import DASHBOARD, MLFLOW, listen
 
     tracking_uri = checked(tracking_uri)
     access = _access(host, password_file, admin_password_file, read_only=read_only, no_token=no_token)
     with common.open(create=not read_only) as storage, until_interrupted():
+        if name is not None:
+            storage.find_study(name)
         is_elsewhere = (tracking_uri or "").startswith("http")
         if is_elsewhere and (mlflow_port or only == "mlflow"):
             raise click.UsageError(
@@ -90,7 +99,17 @@ def serve(
             listeners[DASHBOARD] = listen(host, dashboard_port, 8080, "--dashboard-port")
         if only != "dashboard" and not is_elsewhere:
             listeners[MLFLOW] = listen(host, mlflow_port, 5000, "--mlflow-port")
-        _serve(storage, listeners, access, tracking_uri, read_only=read_only, is_alone=only is not None)
+        shown = Shown(study=name, in_browser=opened)
+        _serve(storage, listeners, access, tracking_uri, shown, read_only=read_only, is_alone=only is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What is opened of the sites."""
+
+    study: str | None
+    """``None``: their first pages."""
+    in_browser: bool
 
 
 def _serve(
@@ -98,6 +117,7 @@ def _serve(
     listeners: dict[str, socket.socket],
     access: Access,
     tracking_uri: str | None,
+    shown: Shown,
     *,
     read_only: bool,
     is_alone: bool,
@@ -126,7 +146,7 @@ def _serve(
             site.wait_until_ready()
         for mirror in mirrors:  # so that whoever opens MLflow at once finds the studies there
             mirror.wait_until_ready()
-        _tell_addresses(storage, sites, access, tracking_uri)
+        _tell_addresses(storage, sites, access, tracking_uri, shown)
         while True:
             for kept in (*sites, *mirrors):
                 kept.poll()
@@ -179,11 +199,13 @@ class _Notifications:
             self._notifier = None
 
 
-def _tell_addresses(storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None) -> None:
+def _tell_addresses(
+    storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None, shown: Shown
+) -> None:
     from studies.sites.guard import VIEWER
     from studies.tracking.server import display
 
-    rows = {"studies": storage.where, **{site.name: site.entrance for site in sites}}
+    rows = {"studies": storage.where, **{site.name: site.entrance(shown.study) for site in sites}}
     if tracking_uri and len(sites) == 1:
         rows["MLflow"] = display(tracking_uri)
     width = max(map(len, rows))
@@ -197,7 +219,12 @@ def _tell_addresses(storage: PostgresStorage, sites: Sequence[Site], access: Acc
     else:
         users = [name for name, word in (("viewer", access.viewer_password), ("admin", access.admin_password)) if word]
         say(f"log in as {' or '.join(users)}; passwords travel as the sites do, so put TLS before them on a network")
+    if shown.study is None:
+        say(f"a study's own page is {sites[0].address}/study/NAME; these, too, are printed by: studyhall serve NAME")
     say("Ctrl-C stops them")
+    if shown.in_browser:
+        for site in sites:
+            webbrowser.open(site.entrance(shown.study))
 
 
 def _access(host: str, viewer_file: Path | None, admin_file: Path | None, *, read_only: bool, no_token: bool) -> Access:

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from studies.control import BY_HAND
 from studies.doctor.findings import Finding, KnownStudy
-from studies.errors import EmbeddedServerError, StorageError, StorageUnreachable, command
-from studies.storage import schema
+from studies.errors import EmbeddedServerError, NoTables, NotPermitted, StorageError, StorageUnreachable, command
+from studies.storage import roles, schema
 from studies.storage.database import Database
 from studies.storage.url import StorageURL
 
@@ -53,8 +53,9 @@ def examine_database(url: StorageURL, *, embedded_in: Path | None) -> Examinatio
 def failed(url: StorageURL | None, error: StorageError) -> Finding:
     """The finding that the database could not be used at all."""
     message = str(error)
-    if "permission denied" in message:
-        return Finding(level="error", about="tables", what=message, fix='psql -c "grant pg_read_all_data to USER"')
+    if isinstance(error, NotPermitted | NoTables):
+        what, _, fix = message.rpartition(": ")
+        return Finding(level="error", about="users", what=what, fix=fix)
     if message.startswith("no PostgreSQL answers") and url and url.hosts:
         host, port = url.hosts[0]
         what = f"no PostgreSQL answers at {url.where}: start it, or correct {url.display}"
@@ -88,7 +89,7 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
         )
     yield clock(facts["clock"] - (began + ended) / 2, (ended - began) / 2)
     yield connections(facts["connections"], facts["slots"], is_embedded=embedded_in is not None)
-    tables = list(_tables(database, facts))
+    tables = [*_users(database), *_tables(database, facts)]
     yield from tables
     if not facts["has_studyhall"] or any(finding.level == "error" for finding in tables):
         return
@@ -163,9 +164,24 @@ def connections(used: int, slots: int, *, is_embedded: bool) -> Finding:
     )
 
 
+def _users(database: Database) -> Iterator[Finding]:
+    """Whether each user has the rights that its kind has."""
+    for role, kind in roles.lost(database).items():
+        is_owner = kind == "owner"
+        yield Finding(
+            level="error",
+            about="users",
+            what=f"{role!r} {'owns the tables' if is_owner else f'is a {kind}'} and has lost rights to them",
+            fix="studyhall db upgrade" if is_owner else command("db", "grant", kind, role),
+        )
+
+
 def _tables(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
     if not facts["has_optuna"]:
-        yield Finding(level="ok", about="tables", what="there are none yet", fix="studyhall run digits")
+        if roles.own(database)["may_create"]:
+            yield Finding(level="ok", about="tables", what="there are none yet", fix="studyhall run digits")
+        else:
+            yield failed(None, roles.no_tables(database))
         return
     (optuna,) = database.rows("optuna_version") or [{"optuna": None, "version": None}]
     if schema.is_optuna_4(optuna["optuna"]):

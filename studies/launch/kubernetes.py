@@ -18,8 +18,19 @@ from typing import Any, Final
 LONGEST_NAME: Final = 57
 #: Of a worker's pod.
 DATA_DIR: Final = Path("/data")
+#: Where a pod has the authority of the database's certificate, of the ConfigMap studyhall-database-ca.
+CA_DIR: Final = "/etc/studyhall/ca"
 _PREFIX: Final = "work-"
 _LABEL: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A PersistentVolumeClaim, and where a pod has it."""
+
+    claim: str
+    path: str
+    is_read_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +44,13 @@ class WorkerJob:
     """Of each pod, which runs a worker on each; 0: one worker on a CPU core."""
     image: str
     namespace: str
+    cpus_per_worker: int = 1
+    """Of a worker on a GPU, where they are more than a GPU's share in ``gpu/patch.yaml``."""
+    storage: str | None = None
+    """Its URL without a password; ``None`` for the one of the ConfigMap ``studyhall-database``."""
+    pull_secrets: Sequence[str] = ()
+    """Of the image's registry."""
+    volumes: Sequence[Volume] = ()
     is_spot: bool = False
     """Whether the machines may be taken away at any time."""
     allow: Sequence[str] = ()
@@ -63,6 +81,9 @@ class WorkerJob:
         for container in (*pod["initContainers"], *pod["containers"]):
             container["image"] = self.image
             _variable(container, "STUDY")["value"] = _verbatim(self.study)
+            if self.storage:
+                container["env"] = [each for each in container["env"] if not each["name"].startswith("DATABASE")]
+                _variable(container, "STUDYHALL_STORAGE")["value"] = _verbatim(self.storage)
         (worker,) = pod["containers"]
         command, *names = worker["args"]
         options = [f"--allow={_verbatim(prefix)}" for prefix in self.allow]
@@ -70,8 +91,24 @@ class WorkerJob:
         options += ["--allow-changed"] if self.allow_changed else []
         worker["args"] = [command, *options, *names]
         if self.gpus:
-            worker["resources"]["limits"]["nvidia.com/gpu"] = str(self.gpus)
+            _scale(worker["resources"], self.gpus, self.cpus_per_worker)
+        if self.pull_secrets:
+            pod["imagePullSecrets"] = [{"name": name} for name in self.pull_secrets]
+        for i, volume in enumerate(self.volumes):
+            name = f"volume-{i}"
+            claim = {"claimName": volume.claim, "readOnly": volume.is_read_only}
+            pod["volumes"].append({"name": name, "persistentVolumeClaim": claim})
+            mount = {"name": name, "mountPath": volume.path, "readOnly": volume.is_read_only}
+            worker["volumeMounts"].append(mount)
         return job
+
+
+def _scale(resources: dict[str, dict[str, str]], gpus: int, cpus_per_worker: int) -> None:
+    """Ask for ``gpus`` times what the patch asks for one GPU, and for at least the workers' cores."""
+    for asked in resources.values():
+        asked["cpu"] = str(gpus * max(int(asked["cpu"]), cpus_per_worker))
+        asked["memory"] = f"{gpus * int(asked['memory'].removesuffix('Gi'))}Gi"
+    resources["limits"]["nvidia.com/gpu"] = str(gpus)
 
 
 def is_dns_label(text: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -40,7 +40,8 @@ _TIME: Final = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P
 _BODY: Final = """
 task=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
 say() { echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }
-
+STORAGE
+PREPARE
 # Slurm's warning before the time limit. Running trials are given back, and the task is queued again: by force if
 # a step takes longer than the grace, since Slurm would not queue again what it ends at the limit.
 again=
@@ -71,20 +72,32 @@ class WorkerArray:
     """An array of jobs; each task runs ``studyhall work``, and is queued again until the study is over."""
 
     study: str
-    uid: str
+    uid: str | None
+    """``None`` where the database was not asked; :func:`find_tasks` does not find such jobs."""
+    storage: str | None
+    """Its URL without a password, used where ``STUDYHALL_STORAGE`` is not set."""
+    program: Path
+    """Which ``studyhall`` a task runs, unless ``setup`` or ``container`` brings one."""
     work: Sequence[str]
-    """What a task runs. The storage is none of it: its URL may hold a password."""
+    """The arguments of ``studyhall work``."""
     tasks: int
     workers_per_task: int = 1
     gpus_per_worker: int = 0
+    cpus_per_worker: int = 1
+    setup: Sequence[str] = ()
+    """Commands of the shell that come before, such as ``module load cuda``."""
+    container: str | None = None
+    """An image of Apptainer (Singularity) with ``studyhall``, in which the workers run."""
+    binds: Sequence[Path] = ()
+    """Directories that the container sees, beside what Apptainer shows it anyway: the home, ``/tmp``, this one."""
     partition: str | None = None
     """``None`` for Slurm's default."""
     time: str | None = None
     """As Slurm writes it; ``None`` for the partition's limit."""
     grace: int = _DEFAULT_GRACE
     """Seconds before the time limit at which trials are given back; up to 60 s more, as Slurm looks now and then."""
-    logs: Path
-    """A directory, absolute."""
+    logs: Path | None
+    """A directory, absolute; ``None`` for files where ``sbatch`` is called."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Further options of sbatch by their long names; an empty value for one that takes none."""
 
@@ -93,16 +106,16 @@ class WorkerArray:
         """The options of sbatch, as ``settings``, which overrule ours."""
         said = {
             "job-name": slug(self.study),
-            "comment": marker(self.uid),
+            **({"comment": marker(self.uid)} if self.uid else {}),
             "array": f"0-{self.tasks - 1}",
             **({"partition": self.partition} if self.partition else {}),
             **({"time": self.time} if self.time else {}),
             "signal": f"B:USR1@{self.grace}",
             "requeue": "",
             "open-mode": "append",
-            "output": f"{str(self.logs).replace('%', '%%')}/%A_%a.log",
+            "output": f"{str(self.logs).replace('%', '%%')}/%A_%a.log" if self.logs else "slurm-%x-%A_%a.log",
             "export": "ALL",
-            "cpus-per-task": str(self.workers_per_task),
+            "cpus-per-task": str(self.workers_per_task * self.cpus_per_worker),
         }
         if self.gpus_per_worker and not any(asks_for_gpus(*setting) for setting in self.settings.items()):
             said["gres"] = f"gpu:{self.workers_per_task * self.gpus_per_worker}"
@@ -111,18 +124,54 @@ class WorkerArray:
     @property
     def script(self) -> str:
         """The script, as sbatch reads it."""
-        lines = ["#!/bin/bash"]
+        # A login shell has the function `module`; one without setup has all it needs from whoever called sbatch.
+        lines = ["#!/bin/bash -l" if self.setup else "#!/bin/bash"]
         for key, value in self.directives.items():
             lines.append(f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else ""))
-        lines += [
-            "",
-            f"# Workers of study {self.study!r}, by `studyhall launch slurm`.",
-            "# The storage is in the environment that sbatch passes on: STUDYHALL_STORAGE.",
-        ]
+        lines += ["", f"# Workers of study {self.study!r}, by `studyhall launch slurm`. Run it with: sbatch FILE"]
         if not self.gpus_per_worker:
             lines.append("export CUDA_VISIBLE_DEVICES=  # it asks for no GPU, and is to touch none that it may see")
-        body = _BODY.replace("WORK", shlex.join(self.work), 1)
-        return "\n".join(lines) + body.replace("FORCE", str(max(1, self.grace * 3 // 4)), 1)
+        parts = {
+            "STORAGE": self._storage,
+            "PREPARE": "".join(f"{line}\n" for line in self._preparation),
+            "WORK": self._work,
+            "FORCE": str(max(1, self.grace * 3 // 4)),
+        }
+        # In one go: a study's name may be WORK.
+        return "\n".join(lines) + re.sub("|".join(parts), lambda found: parts[found[0]], _BODY)
+
+    @property
+    def _storage(self) -> str:
+        # Without one, `studyhall work` would start an embedded server on each node.
+        unset = '[ "${STUDYHALL_STORAGE:-}" ] || '
+        if self.storage:
+            return f"{unset}export STUDYHALL_STORAGE={shlex.quote(self.storage)}"
+        return unset + "{ say 'no STUDYHALL_STORAGE: export it (the URL of the studies) before sbatch'; exit 1; }"
+
+    @property
+    def _preparation(self) -> Iterator[str]:
+        if self.setup:
+            if any(re.search(r"\bconda +activate\b", command) for command in self.setup):
+                # `conda activate` is a function, which only interactive shells have by themselves.
+                yield '[ "${CONDA_EXE:-}" ] && eval "$("$CONDA_EXE" shell.bash hook)"'
+            yield "{"
+            yield from self.setup
+            yield '} || { say "the setup failed with exit status $?"; exit 1; }'
+            yield f'export PATH="$PATH":{shlex.quote(str(self.program.parent))}  # after what the setup has put there'
+        if self.container:
+            yield "apptainer=$(command -v apptainer || command -v singularity) ||"
+            yield "    { say 'neither apptainer nor singularity is here; --setup may load it'; exit 1; }"
+            # The image's own may lie within the image, where nothing can be written.
+            yield 'export STUDYHALL_HOME="${STUDYHALL_HOME:-$HOME/.local/share/studyhall}"'
+            yield 'export STUDYHALL_DATA="${STUDYHALL_DATA:-$STUDYHALL_HOME/data}"'
+
+    @property
+    def _work(self) -> str:
+        if not self.container:
+            return shlex.join(["studyhall" if self.setup else str(self.program), *self.work])
+        binds = [option for path in self.binds for option in ("--bind", str(path))]
+        argv = ["exec", *(["--nv"] if self.gpus_per_worker else []), *binds, self.container, "studyhall", *self.work]
+        return f'"$apptainer" {shlex.join(argv)}'
 
     def submit(self, environment: Mapping[str, str]) -> str:
         """Hand it to Slurm.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from studies.child import Events, wait_for_end_of_input
+from studies.errors import StudyNotFound
 from studies.sites.guard import MLFLOW_CLOSED, MLFLOW_READS, MLFLOW_STREAMS, Access, Guard
 
 DASHBOARD: Final = "optuna-dashboard"
@@ -64,11 +65,13 @@ def dashboard(setup: Setup, access: Access) -> Guard:
     from a2wsgi import WSGIMiddleware
     from optuna_dashboard import wsgi
 
+    from studies.sites.pages import Pages
     from studies.storage.postgres import PostgresStorage
 
     storage = PostgresStorage(setup.storage, create=False, patience=1.0)
-    # With a queue that has no end, a thread never waits for who reads its answer. mypy: two ways to say ASGI.
-    return Guard(WSGIMiddleware(wsgi(storage), workers=8, send_queue_size=0), access)  # type: ignore[arg-type]
+    # With a queue that has no end, a thread never waits for who reads its answer.
+    application: Any = WSGIMiddleware(wsgi(storage), workers=8, send_queue_size=0)
+    return Guard(Pages(application, lambda name: f"/dashboard/studies/{storage.find_study(name).study_id}"), access)
 
 
 def mlflow(setup: Setup, access: Access) -> Guard:
@@ -80,7 +83,7 @@ def mlflow(setup: Setup, access: Access) -> Guard:
     os.umask(0o077)  # what others send is for nobody else to read
     configure()
     uri = setup.tracking or prepare_database(StorageURL.parse(setup.storage))
-    connect(uri)  # what is wrong with it is to be known before anybody looks
+    client = connect(uri)  # what is wrong with it is to be known before anybody looks
     # The guard does these, for both sites alike.
     os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "true"
     # Else it fetches a list of language models from the network, for a page of its own.
@@ -89,6 +92,9 @@ def mlflow(setup: Setup, access: Access) -> Guard:
     from mlflow.server import constants
 
     from studies.sites.artifacts import confine
+    from studies.sites.pages import Pages, opening
+    from studies.tracking.names import experiment_name
+    from studies.tracking.pages import PAGE_TAG, page_of
 
     set_tracking_uri(uri)  # its registry of models looks up there what a model's name means
     os.environ |= {
@@ -97,10 +103,19 @@ def mlflow(setup: Setup, access: Access) -> Guard:
         constants.ARTIFACTS_DESTINATION_ENV_VAR: str(root / "received"),
         constants.SERVE_ARTIFACTS_ENV_VAR: "true",
     }
+    from mlflow.server import app as flask_app
     from mlflow.server.fastapi_app import app
 
+    def find(study: str) -> str:
+        experiment = client.get_experiment_by_name(experiment_name(study))
+        if experiment is None:
+            raise StudyNotFound(f"no study {study!r} in MLflow, or not yet: the mirror is seconds behind")
+        return f"/{page_of(experiment.experiment_id, experiment.tags.get(PAGE_TAG, ''))}"
+
     confine(root)
-    return Guard(app, access, reads=MLFLOW_READS, closed=MLFLOW_CLOSED, streams=MLFLOW_STREAMS)
+    index = Path(flask_app.static_folder or "", "index.html")
+    first = opening(index.read_text(encoding="utf-8")) if index.exists() else None
+    return Guard(Pages(app, find, first), access, reads=MLFLOW_READS, closed=MLFLOW_CLOSED, streams=MLFLOW_STREAMS)
 
 
 def _end_with_parent() -> None:

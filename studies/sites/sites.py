@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from studies.child import Child, Kept
 from studies.errors import SiteError
 from studies.sites.guard import Access
+from studies.sites.pages import STUDY
 from studies.sites.process import DASHBOARD, MLFLOW, Setup
 from studies.storage.url import StorageURL
 
@@ -127,10 +129,11 @@ class Site(Kept):
             host = socket.gethostname()
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    @property
-    def entrance(self) -> str:
-        """The address that lets its reader in: it ends in the token, if there is one."""
-        return f"{self.address}/?token={self._token}" if self._token else self.address
+    def entrance(self, study: str | None = None) -> str:
+        """The address that lets its reader in, to the page of a study if one is named: it ends in the token, if there
+        is one."""
+        path = "" if study is None else f"{STUDY}{quote(study, safe='')}"
+        return f"{self.address}{path or '/'}?token={self._token}" if self._token else f"{self.address}{path}"
 
     def wait_until_ready(self) -> None:
         """Wait until it answers.

@@ -10,11 +10,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-import psycopg2
-
-from studies.errors import StorageError
+from studies.errors import NotPermitted, StorageError
+from studies.storage import roles
 from studies.storage.binaries import Account, find_binaries
-from studies.storage.url import StorageURL, connection_error
+from studies.storage.database import Database
+from studies.storage.url import StorageURL
 
 #: A setting that pg_restore 18 writes into its script, and that servers before 17 do not know.
 _UNKNOWN_TO_OLDER: Final = b"SET transaction_timeout = 0;\n"
@@ -66,16 +66,20 @@ def restore(url: StorageURL, file: Path) -> None:
 
 
 def _require_empty(url: StorageURL) -> None:
-    try:
-        connection = psycopg2.connect(**url.libpq)
-    except psycopg2.OperationalError as error:
-        raise connection_error(url, error) from error
-    with closing(connection), connection.cursor() as cursor:
-        cursor.execute("select count(*) from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'")
-        if cursor.fetchone() != (0,):
+    with closing(Database(url)) as database:
+        (found,) = database.execute(
+            "select count(*) as tables from pg_class where relnamespace = 'public'::regnamespace and relkind = 'r'"
+        )
+        if found["tables"]:
             raise StorageError(
                 f"{url.display} is not empty: a backup is restored into an empty database; make one (createdb NAME), "
                 "name it by --storage, and let the old one lie until you have looked at the new one"
+            )
+        me = roles.own(database)
+        if not me["may_create"]:
+            raise NotPermitted(
+                f"user {me['name']!r} may not make tables in {url.display}: only its owner may, "
+                f"{me['database_owner']!r}; name that user in --storage"
             )
 
 
@@ -87,6 +91,9 @@ def _run(url: StorageURL, argv: list[str | Path], environment: dict[str, str], g
     )
     if done.returncode:
         told = done.stderr.decode(errors="replace").strip().splitlines()
+        if "permission denied" in done.stderr.decode(errors="replace"):
+            with closing(Database(url)) as database:
+                raise roles.denied(database)
         raise StorageError(f"{url.display}: {argv[0]}: {told[0] if told else f'exit status {done.returncode}'}")
     return done.stdout
 

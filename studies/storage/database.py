@@ -24,7 +24,8 @@ import psycopg2.errors
 from psycopg2.extensions import POLL_OK, POLL_READ
 
 from studies.errors import BudgetSpent, LeaseLost, Refused, StorageError, StorageUnreachable, TooManyConnections
-from studies.storage.sqlstate import ADVICE, Verdict, breaks_connection, verdict
+from studies.storage import roles
+from studies.storage.sqlstate import ADVICE, INSUFFICIENT_PRIVILEGE, Verdict, breaks_connection, verdict
 from studies.storage.url import StorageURL, connection_error
 
 Row = dict[str, Any]
@@ -118,6 +119,7 @@ class Database:
         Raises:
             StorageUnreachable: the server does not answer, refuses us, or can't do it now.
             Refused: it will never take a value, for what it is.
+            NotPermitted: we lack a right.
             StorageError: it answers with an error; :exc:`LeaseLost`, :exc:`BudgetSpent`,
                 :exc:`NotThere`, :exc:`AlreadyFinished` where our own functions raise it.
         """
@@ -190,6 +192,8 @@ class Database:
             return connection_error(self.url, error)
         if judged is Verdict.REFUSED:
             return Refused(_first_line(error))
+        if code == INSUFFICIENT_PRIVILEGE:
+            return roles.denied(self)
         return _ERRORS.get(code, StorageError)(f"{self.url.display}: {_first_line(error)}")
 
     def spare_connections(self) -> None:

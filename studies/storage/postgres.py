@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -26,7 +27,7 @@ from studies.errors import (
     nearest,
 )
 from studies.spec import BudgetSpec, Direction, StudySpec
-from studies.storage import schema
+from studies.storage import roles, schema
 from studies.storage.contract import Change, OptunaContract, new_token
 from studies.storage.database import ANSWER_SECONDS, Database
 from studies.storage.url import StorageURL
@@ -223,6 +224,10 @@ class PostgresStorage(OptunaContract):
         """The storage, as a message names it."""
         return f"the embedded database in {self.server.home}" if self.server else self.location.display
 
+    def require(self, kind: str) -> None:
+        """Raise :exc:`NotPermitted` unless the database's user is at least a ``viewer``, ``worker`` or ``owner``."""
+        roles.require(self.database, kind)
+
     # Studies
 
     def create_study(self, spec: StudySpec) -> tuple[StudyRecord, bool]:
@@ -278,6 +283,15 @@ class PostgresStorage(OptunaContract):
     def study_names(self) -> list[str]:
         """The names of all studies."""
         return [row["name"] for row in self.database.rows("study_names")]
+
+    def study_uids(self) -> dict[str, str | None]:
+        """The uid of each study by its name; ``None`` of those that stock Optuna made."""
+        return {row["name"]: row["uid"] for row in self.database.rows("study_uids")}
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells this database from others: hexadecimal, the same in all its backups."""
+        return str(self.database.rows("identity")[0]["identity"])
 
     def list_studies(self) -> list[dict[str, Any]]:
         """One row for each study: name, budget, trials by state, workers, when it began."""
@@ -513,7 +527,12 @@ class PostgresStorage(OptunaContract):
         self.database.rows("cancel", trial_id=trial._trial_id)
 
     def delete(self, record: StudyRecord) -> None:
-        """Delete the study with all its trials."""
+        """Delete the study with all its trials.
+
+        Raises:
+            NotPermitted: we are not the tables' owner.
+        """
+        self.require("owner")
         self.delete_study(record.study_id)
 
     # Workers

@@ -1,44 +1,44 @@
-"""Database users who may not do everything: what a worker and a viewer may, and what they get it by."""
+"""Database users who may not do everything: what a worker and a viewer may, what they get it by, and what one is told
+who lacks a right."""
 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg2
 import psycopg2.errors
 from psycopg2 import sql
 
-from studies.errors import StorageError
+from studies.errors import NoTables, NotPermitted, StorageError, command
 from studies.storage.url import StorageURL, connection_error
 
 if TYPE_CHECKING:
+    from studies.storage.database import Database, Row
     from studies.storage.postgres import PostgresStorage
 
 READER: Final = "studyhall_reader"
+KINDS: Final = ("viewer", "worker")
+_RANKS: Final = (None, *KINDS, "owner")
 #: What a worker, and whoever creates and steers studies, deletes in the course of that; no study and no trial.
 _WORKER_DELETES: Final = ("checkpoints", "notices", "requests", "transitions", "workers")
-_GRANTS: Final = {
-    "viewer": (
-        "grant usage on schema public, studyhall to {role}",
-        "grant select on all tables in schema public, studyhall to {role}",
+#: Which tables there are is the owner's business.
+_VERSIONS: Final = ("version", "alembic_version", "version_info")
+_VERBS: Final = ("select", "insert", "update", "delete")
+
+
+def verbs(kind: str, table: str) -> tuple[str, ...]:
+    """What a user of this kind may do with ``table`` (without its schema)."""
+    if kind == "owner":
+        return _VERBS
+    if kind == "viewer":
         # Where notifications go: the addresses may hold secrets.
-        "revoke select on studyhall.addresses from {role}",
-    ),
-    "worker": (
-        "grant usage on schema public, studyhall to {role}",
-        "grant select, insert, update on all tables in schema public, studyhall to {role}",
-        # Which tables there are is the owner's business.
-        "revoke insert, update on studyhall.version, alembic_version, version_info from {role}",
-        f"grant delete on {', '.join(f'studyhall.{table}' for table in _WORKER_DELETES)} to {{role}}",
-        "grant usage, select on all sequences in schema public, studyhall to {role}",
-    ),
-}
-_IS_OWNER: Final = """
-    select bool_and(pg_has_role(tableowner, 'usage')) from pg_tables where schemaname in ('public', 'studyhall')
-"""
-KINDS: Final = tuple(_GRANTS)
+        return () if table == "addresses" else _VERBS[:1]
+    if table in _VERSIONS:
+        return _VERBS[:1]
+    return _VERBS if table in _WORKER_DELETES else _VERBS[:3]
 
 
 def reader(storage: PostgresStorage) -> StorageURL:
@@ -58,35 +58,173 @@ def reader(storage: PostgresStorage) -> StorageURL:
     return dataclasses.replace(storage.location, user=READER)
 
 
-def grant(url: StorageURL, kind: str, role: str) -> None:
+def grant(database: Database, kind: str, role: str) -> None:
     """Let a database user be a worker or a viewer, and no more than that.
 
     Args:
-        url: of the tables' owner.
+        database: as its tables' owner.
         kind: one of :data:`KINDS`.
         role: the user, who exists.
 
     Raises:
         StorageUnreachable: the server does not answer, or refuses us.
-        StorageError: there is no such user, there are no tables yet, or they are another's.
+        NoTables: there are none yet.
+        NotPermitted: they are another user's.
+        StorageError: there is no such user, or its rights cannot be limited.
     """
+    me = own(database)
+    if me["owner"] is None:
+        raise no_tables(database)
+    if me["kind"] != "owner":  # PostgreSQL would only warn
+        raise NotPermitted(
+            f"user {me['name']!r} may not grant rights in {_place(database)}: let the owner of its tables, "
+            f"{me['owner']!r}, run: {command('db', 'grant', kind, role)}"
+        )
+    (found,) = database.rows("grantee", role=role)
+    if not found["exists"]:
+        raise StorageError(f"there is no database user {role!r}: create it first (createuser {role})")
+    if found["is_owner"]:
+        # A grant would first take the owner's own rights, with which every command works.
+        raise StorageError(
+            f"{role!r} has all rights of the tables' owner and keeps them; "
+            f"create another user (createuser NAME), then: studyhall db grant {kind} NAME"
+        )
+    tables = sorted({(row["schema"], row["table"]) for row in database.rows("rights")})
+    with _cursor(database.url) as cursor:
+        name = sql.Identifier(role)
+        schemas = sql.SQL(", ").join(sql.Identifier(schema) for schema in sorted({schema for schema, _ in tables}))
+        cursor.execute(sql.SQL("revoke all on all tables in schema {} from {}").format(schemas, name))
+        cursor.execute(sql.SQL("grant usage on schema {} to {}").format(schemas, name))
+        for schema, table in tables:
+            if allowed := verbs(kind, table):
+                granting = sql.SQL(f"grant {', '.join(allowed)} on {{}} to {{}}")
+                cursor.execute(granting.format(sql.Identifier(schema, table), name))
+        if kind == "worker":
+            cursor.execute(sql.SQL("grant usage, select on all sequences in schema {} to {}").format(schemas, name))
+
+
+def lost(database: Database) -> dict[str, str]:
+    """The users who lack a right that their kind has, with that kind: ``owner``, ``worker`` or ``viewer``. An owner
+    loses rights when somebody revokes them, others when tables are added."""
+    users: dict[str, list[Row]] = {}
+    for row in database.rows("rights"):
+        users.setdefault(row["role"], []).append(row)
+    kinds = {role: _kind(rows) for role, rows in users.items()}
+    return {role: kind for role, kind in kinds.items() if kind and any(_lacks(kind, row) for row in users[role])}
+
+
+def restore_owner(database: Database) -> int:
+    """Give the tables' owner the rights back that were revoked.
+
+    Returns:
+        On how many tables.
+
+    Raises:
+        NotPermitted: we are another user.
+    """
+    lacking = [row for row in database.rows("rights") if row["is_owner"] and _lacks("owner", row)]
+    if lacking:
+        require(database, "owner")
+        with _cursor(database.url) as cursor:
+            for row in lacking:
+                table, owner = sql.Identifier(row["schema"], row["table"]), sql.Identifier(row["role"])
+                cursor.execute(sql.SQL("grant all on {} to {}").format(table, owner))
+    return len(lacking)
+
+
+def require(database: Database, kind: str) -> None:
+    """Raise :exc:`NotPermitted` where we may do less than ``kind``: ``viewer``, ``worker`` or ``owner``."""
+    me = own(database)
+    if _RANKS.index(me["kind"]) < _RANKS.index(kind):
+        raise _refusal(database, me, kind)
+
+
+def require_maker(database: Database) -> None:
+    """Raise :exc:`NotPermitted` or :exc:`NoTables` where we may not make or change tables."""
+    me = own(database)
+    if me["owner"] is not None:
+        require(database, "owner")
+    elif not me["may_create"]:
+        raise no_tables(database)
+
+
+def own(database: Database) -> Row:
+    """Who we are in the database, and what we may."""
+    (me,) = database.rows("own_rights")
+    return me
+
+
+def no_tables(database: Database) -> NoTables:
+    """The error that there are none, for whoever may make them or must ask."""
+    me = own(database)
+    if me["may_create"]:
+        return NoTables(f"{database.url.display} holds no studies yet; begin one with: studyhall run digits")
+    return NoTables(
+        f"{_place(database)} has no tables yet, and user {me['name']!r} may not make them: let its owner "
+        f"{me['database_owner']!r} run: studyhall db upgrade; {command('db', 'grant', 'worker', me['name'])}"
+    )
+
+
+def denied(database: Database) -> StorageError:
+    """The error for a user whom the server denied something (SQLSTATE 42501): who may grant it, and how."""
+    me = own(database)
+    name, owner, kind = me["name"], me["owner"], me["kind"]
+    if owner is None:
+        return no_tables(database)
+    if kind == "owner":
+        return NotPermitted(
+            f"user {name!r} owns the tables of {_place(database)} and has lost rights to them; take them back with: "
+            "studyhall db upgrade"
+        )
+    if lost(database).get(name):
+        return NotPermitted(
+            f"user {name!r} lacks a part of a {kind}'s rights in {_place(database)}: "
+            f"let the owner {owner!r} run: {command('db', 'grant', kind, name)}"
+        )
+    return _refusal(database, me, _RANKS[_RANKS.index(kind) + 1])
+
+
+def _refusal(database: Database, me: Row, needed: str | None) -> NotPermitted:
+    """The error for a user who is too little to do what a user of kind ``needed`` may."""
+    name, owner, place = me["name"], me["owner"], _place(database)
+    if needed == "owner":
+        return NotPermitted(
+            f"user {name!r} may not do this in {place}: only the owner of its tables may, {owner!r}; "
+            "name that user in --storage"
+        )
+    as_worker = command("db", "grant", "worker", name)
+    if me["kind"] is None:
+        return NotPermitted(
+            f"user {name!r} may not read the studies in {place}: let the owner {owner!r} run: "
+            f"{command('db', 'grant', 'viewer', name)}; to run studies, too: {as_worker}"
+        )
+    return NotPermitted(
+        f"user {name!r} is a viewer in {place} and may only look: let the owner {owner!r} run: {as_worker}"
+    )
+
+
+def _place(database: Database) -> str:
+    return f"database {database.url.database or 'of the service'!r} at {database.url.where}"
+
+
+def _kind(rows: Iterable[Row]) -> str | None:
+    """What a user is, by its rights to the trials."""
+    (trials,) = (row for row in rows if row["table"] == "trials")
+    if trials["is_owner"]:
+        return "owner"
+    return "worker" if "update" in trials["verbs"] else "viewer" if "select" in trials["verbs"] else None
+
+
+def _lacks(kind: str, row: Row) -> bool:
+    return not set(verbs(kind, row["table"])) <= set(row["verbs"])
+
+
+@contextmanager
+def _cursor(url: StorageURL) -> Iterator[Any]:
+    """A cursor in one transaction."""
     try:
         connection = psycopg2.connect(**url.libpq)
     except psycopg2.OperationalError as error:
         raise connection_error(url, error) from error
-    name = sql.Identifier(role)
     with closing(connection), connection, connection.cursor() as cursor:
-        cursor.execute(_IS_OWNER)
-        if cursor.fetchone() == (False,):  # PostgreSQL would only warn
-            raise StorageError(f"the tables of {url.display} are another user's: let their owner grant this")
-        try:
-            for tables in ("public", "studyhall"):
-                cursor.execute(
-                    sql.SQL("revoke all on all tables in schema {} from {}").format(sql.Identifier(tables), name)
-                )
-            for statement in _GRANTS[kind]:
-                cursor.execute(sql.SQL(statement).format(role=name))
-        except psycopg2.errors.UndefinedObject:
-            raise StorageError(f"there is no database user {role!r}: create it first (createuser {role})") from None
-        except (psycopg2.errors.InvalidSchemaName, psycopg2.errors.UndefinedTable):
-            raise StorageError(f"{url.display} has no tables yet: make them first: studyhall db upgrade") from None
+        yield cursor

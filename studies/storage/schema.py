@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 
-from studies.errors import NoTables, StorageError, one_line
+from studies.errors import StorageError, one_line
+from studies.storage import roles
 from studies.storage.database import Database
 from studies.storage.url import StorageURL, connection_error
 
@@ -47,7 +48,7 @@ def require(database: Database, *, create: bool) -> None:
     version, optuna = state(database)
     if version is None:
         if not create:
-            raise NoTables(f"{where} holds no studies yet; begin one with: studyhall run digits")
+            raise roles.no_tables(database)
         upgrade(database.url, only_missing=True)
         version, optuna = state(database)
         assert version is not None  # made by us, or by who was faster
@@ -86,8 +87,11 @@ def upgrade(url: StorageURL, *, only_missing: bool = False) -> tuple[int, int]:
 
     Raises:
         StorageUnreachable: the server does not answer, or refuses us.
-        StorageError: we may not make tables here, they are newer than this program, or of Optuna 4.
+        NoTables, NotPermitted: we may not make tables here, or those that are there belong to another user.
+        StorageError: they are newer than this program, or of Optuna 4.
     """
+    with closing(Database(url)) as database:
+        roles.require_maker(database)
     with _owner(url) as cursor:
         # Held to the end of the transaction; Optuna makes its tables over a connection of its own.
         cursor.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
@@ -198,9 +202,7 @@ def _owner(url: StorageURL) -> Iterator[Any]:
     except psycopg2.OperationalError as error:
         raise connection_error(url, error) from error
     except psycopg2.errors.InsufficientPrivilege as error:
-        reason = str(error).partition("\n")[0]
-        raise StorageError(
-            f"{url.display}: cannot make the tables: {reason}; let their owner run studyhall first"
-        ) from error
+        with closing(Database(url)) as database:
+            raise roles.denied(database) from error
     finally:
         connection.close()  # what was not committed is undone

@@ -10,6 +10,8 @@ from typing import Final
 
 import psycopg2
 
+INSUFFICIENT_PRIVILEGE: Final = "42501"
+
 
 class Verdict(Enum):
     """What to do about a statement that failed."""

@@ -7,7 +7,7 @@ may be anywhere.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ MASK: Final = "***"
 #: UTF-8 whatever the database's own encoding is: a server that was made in the C locale has none.
 DEFAULTS: Final = {"connect_timeout": "10", "application_name": "studyhall", "client_encoding": "UTF8"}
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg2")
 _REFUSED = {
     "sqlite": "SQLite cannot be shared between machines and locks up under many workers",
@@ -112,6 +113,17 @@ class StorageURL:
         options = {key: MASK if key in _SECRET else value for key, value in self.options}
         options = {key: value for key, value in options.items() if DEFAULTS.get(key) != value}
         return self._render("postgresql", MASK if self.password else "", options)
+
+    @property
+    def without_secrets(self) -> str:
+        """The URL as a script or manifest may hold it: its secrets are left out, and come by other ways."""
+        options = tuple((key, value) for key, value in self.options if key not in _SECRET)
+        return replace(self, password=None, options=options).display
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether each of its hosts is this machine itself, or a socket on it."""
+        return bool(self.hosts) and all(host in _LOOPBACK or host.startswith("/") for host, _ in self.hosts)
 
     @property
     def where(self) -> str:

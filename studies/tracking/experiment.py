@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from studies.errors import TrackingError, one_line
 from studies.tracking.names import as_bytes, digest_in, experiment_name, folder, text_file
+from studies.tracking.pages import PAGE_TAG
 from studies.tracking.runs import KNOWN_BY, OVER, STUDY_TAG, TRIAL_TAG, Contents, Known, batches
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Experiment:
         client: of MLflow.
         name: the study's name.
         tag: by which its runs are known.
+        page: how MLflow's pages are to show it, as :func:`studies.tracking.pages.query` says.
         artifacts: where artifacts go if the experiment is to be made; ``None``: where the server says.
         beat: called after each of MLflow's answers.
 
@@ -47,20 +49,20 @@ class Experiment:
     """
 
     def __init__(
-        self, client: MlflowClient, name: str, tag: str, artifacts: str | None, beat: Callable[[], None]
+        self, client: MlflowClient, name: str, tag: str, page: str, artifacts: str | None, beat: Callable[[], None]
     ) -> None:
         self._client = client
         self._tag = tag
         self._beat = beat
-        self._id = self._find(name, artifacts)
+        self.id = self._find(name, page, artifacts)
 
-    def _find(self, study: str, artifacts: str | None) -> str:
+    def _find(self, study: str, page: str, artifacts: str | None) -> str:
         name = experiment_name(study)
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
                 location = artifacts and f"{artifacts}/{folder(study)}"
-                return self._client.create_experiment(name, location, {"mlflow.experimentKind": KIND})
+                return self._client.create_experiment(name, location, {"mlflow.experimentKind": KIND, PAGE_TAG: page})
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -72,6 +74,8 @@ class Experiment:
                 f"the experiment {name!r} was deleted in MLflow: restore it with: "
                 f"mlflow experiments restore --experiment-id {found.experiment_id}"
             )
+        if found.tags.get(PAGE_TAG) != page:
+            self._client.set_experiment_tag(found.experiment_id, PAGE_TAG, page)
         return str(found.experiment_id)
 
     def runs(self, where: str = "") -> dict[str, Known]:
@@ -96,7 +100,7 @@ class Experiment:
     def _search(self, where: str) -> Iterator[Run]:
         token = None
         while True:
-            page = self._client.search_runs([self._id], where, ViewType.ACTIVE_ONLY, PAGE, page_token=token)
+            page = self._client.search_runs([self.id], where, ViewType.ACTIVE_ONLY, PAGE, page_token=token)
             self._beat()
             yield from page
             token = page.token
@@ -122,7 +126,7 @@ class Experiment:
     def create(self, contents: Contents) -> Known:
         """Make a run, which begins; its contents come by :meth:`write`."""
         tags = {key: contents.tags[key] for key in KNOWN_BY if key in contents.tags}
-        run = self._client.create_run(self._id, contents.start_time, tags, contents.name)
+        run = self._client.create_run(self.id, contents.start_time, tags, contents.name)
         self._beat()
         return self._known(run)
 
@@ -137,7 +141,7 @@ class Experiment:
             if known:
                 stage = self._client.get_run(known.run_id).info.lifecycle_stage
             else:
-                stage = self._client.get_experiment(self._id).lifecycle_stage
+                stage = self._client.get_experiment(self.id).lifecycle_stage
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

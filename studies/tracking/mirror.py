@@ -10,11 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import tomli_w
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from studies.errors import TrackingError, TrackingUnreachable
+from studies.errors import StudyNotFound, TrackingError, TrackingUnreachable
+from studies.finalize import stored
 from studies.tracking.experiment import Experiment
 from studies.tracking.names import Legal
+from studies.tracking.pages import page_of, query
 from studies.tracking.runs import (
     OVER,
     PARENT_TAG,
@@ -27,6 +30,7 @@ from studies.tracking.runs import (
     of_study,
     of_trial,
     public_spec,
+    study_tag,
 )
 from studies.tracking.server import trouble
 
@@ -70,10 +74,15 @@ class StudyMirror:
         """What MLflow does not take, by trial, or under :data:`WHOLE_STUDY`; the rest of the study is there."""
         self._storage = storage
         self._client = client
-        self._tag = record.uid or f"made by Optuna: {record.name}"
-        tag = Legal().value(self._tag)
-        self._open: Callable[[], Experiment] = lambda: Experiment(client, record.name, tag, artifacts, beat)
+        self._tag = study_tag(record.name, record.uid)
         self._names = storage.objective_names(record)
+        self._is_minimized = storage.get_study_directions(record.study_id)[0] == StudyDirection.MINIMIZE
+        self._query = query(Legal().key(f"final_{self._names[0]}"), ascending=self._is_minimized)
+        self._open: Callable[[], Experiment] = lambda: Experiment(
+            client, record.name, Legal().value(self._tag), self._query, artifacts, beat
+        )
+        self.page: str | None = None
+        """Where MLflow shows the study, below its address; ``None`` before it has it."""
         self._experiment: Experiment | None = None
         self._runs: dict[str, Known] = {}  # by trial
         self._seen: dict[int, FrozenTrial] = {}
@@ -113,7 +122,10 @@ class StudyMirror:
             MlflowException: MLflow is away, or refuses the study as a whole, or another mirror deleted a run.
         """
         experiment, self._experiment = self._experiment or self._look(), None
-        trials = self._storage.trials(self.record)
+        try:
+            trials = self._storage.trials(self.record)
+        except KeyError:
+            raise StudyNotFound(f"study {self.record.name!r} was deleted") from None
         self._write_study(experiment, trials)
         self._adopt(experiment)
         changed = [t for t in trials if t.datetime_start and self._seen.get(t.number) is not t]
@@ -132,6 +144,7 @@ class StudyMirror:
 
     def _look(self) -> Experiment:
         experiment = self._open()
+        self.page = page_of(experiment.id, self._query)
         self._runs = experiment.runs()
         self._seen = {}
         for trial in self._storage.trials(self.record):
@@ -148,7 +161,16 @@ class StudyMirror:
 
     def _write_study(self, experiment: Experiment, trials: Sequence[FrozenTrial]) -> None:
         now = self._storage.status(self.record)
-        contents = of_study(self._tag, self.record, self._names, now, trials)
+        contents = of_study(
+            self._tag,
+            self.record,
+            self._names,
+            now,
+            trials,
+            database=self._storage.identity,
+            is_minimized=self._is_minimized,
+            final=stored(self._storage, self.record),
+        )
         if WHOLE_STUDY not in self._runs:
             experiment.create(contents)
             self._runs |= experiment.runs(f"tags.`{TRIAL_TAG}` = '{WHOLE_STUDY}'")

@@ -110,6 +110,7 @@ class Mirror:
         self._pause = MIN_PAUSE
         self._names: Sequence[str] = setup.studies
         self._names_due = 0.0
+        self._is_swept = False
 
     def run(self) -> None:
         """Mirror.
@@ -162,11 +163,30 @@ class Mirror:
 
     def _round(self, storage: PostgresStorage, client: MlflowClient, *, every: bool) -> None:
         """Look at each study that is due, or at ``every`` one."""
+        self._sweep(storage, client)
         if not self._setup.studies and (every or self._names_due < time.monotonic()):
             self._names, self._names_due = storage.study_names(), time.monotonic() + POLL_IDLE
         for name in self._names:
             if every or self._due.get(name, 0.0) <= time.monotonic():
                 self._due[name] = self._mirror_study(storage, client, name)
+
+    def _sweep(self, storage: PostgresStorage, client: MlflowClient) -> None:
+        """Delete the runs of deleted studies: at the start, and when one is missed."""
+        if self._is_swept:
+            return
+        from mlflow.exceptions import MlflowException
+
+        from studies.tracking.leftovers import sweep
+        from studies.tracking.server import trouble
+
+        try:
+            sweep(storage, client, self._beat)
+        except MlflowException as error:  # as where another mirror sweeps as well
+            told = trouble(client, error)
+            if isinstance(told, TrackingUnreachable):
+                raise told from error
+            logging.getLogger(__name__).warning("the runs of deleted studies may be left in MLflow: %s", told)
+        self._is_swept = True
 
     def _mirror_study(self, storage: PostgresStorage, client: MlflowClient, name: str) -> float:
         """Look at one study. Returns when to look again, by the monotonic clock."""
@@ -183,6 +203,7 @@ class Mirror:
         except StudyNotFound:
             self._mirrors.pop(name, None)  # deleted; there may be another of that name one day
             self._refusals.remove(name)
+            self._is_swept = False
             if self._setup.once and self._setup.studies:
                 raise
             return time.monotonic() + POLL_IDLE
@@ -216,6 +237,8 @@ class Mirror:
             self._refusals.add(name, _of_refused(mirror))
         else:
             self._refusals.remove(name)
+        if name not in self._told:
+            self._events.tell("page", study=name, page=mirror.page)
         if self._told.get(name) != mirror.count:
             self._told[name] = mirror.count
             self._events.tell("mirrored", study=name, trials=mirror.count)

@@ -16,19 +16,24 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.storage.postgres import Attempt, Point, Status, StudyRecord
 from studies.tracking.names import MAX_PARAM, MAX_RUN, Legal
+from studies.trial import is_feasible
 from studies.values import to_json, to_text
 
 #: The tags by which the mirror knows its runs.
 STUDY_TAG: Final = "studyhall.study"
 TRIAL_TAG: Final = "studyhall.trial"
+#: In the study's run: which database has the study.
+DATABASE_TAG: Final = "studyhall.database"
 #: MLflow's own, by which it shows one run under another.
 PARENT_TAG: Final = "mlflow.parentRunId"
 #: What a run is made with, so that its mirrors, and MLflow's pages, know it at once.
-KNOWN_BY: Final = (STUDY_TAG, TRIAL_TAG, PARENT_TAG, "mlflow.source.name", "mlflow.user")
+KNOWN_BY: Final = (STUDY_TAG, TRIAL_TAG, DATABASE_TAG, PARENT_TAG, "mlflow.source.name", "mlflow.user")
 #: In the study's run: the trials that MLflow refuses, by number.
 REFUSED_TAG: Final = "studyhall.refused"
 #: The value of :data:`TRIAL_TAG` in the run that stands for the study itself.
 WHOLE_STUDY: Final = "study"
+#: Seconds after which no trial is expected that was finished earlier than one that is known.
+SETTLED: Final = 5.0
 
 #: What MLflow takes in a request: 1,000 items in all, and bytes of JSON, of which some stay for what is around them.
 MAX_PARAMS = MAX_TAGS = validation.MAX_PARAMS_TAGS_PER_BATCH
@@ -60,6 +65,11 @@ class Contents:
     metrics: Sequence[Metric] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     """The wholes of values that were cut, by SHA-256."""
+
+
+def study_tag(name: str, uid: str | None) -> str:
+    """What :data:`STUDY_TAG` says in all runs of a study, before it is made legal."""
+    return uid or f"made by Optuna: {name}"
 
 
 @dataclass(kw_only=True)
@@ -153,15 +163,36 @@ def of_trial(
 
 
 def of_study(
-    study: str, record: StudyRecord, names: Sequence[str], now: Status, trials: Sequence[FrozenTrial]
+    study: str,
+    record: StudyRecord,
+    names: Sequence[str],
+    now: Status,
+    trials: Sequence[FrozenTrial],
+    *,
+    database: str,
+    is_minimized: bool,
+    final: Mapping[str, Any] | None = None,
 ) -> Contents:
-    """The run of a study. Its times are those of its trials; of a study without any, its end is its start."""
+    """The run of a study. Its times are those of its trials; of a study without any, its end is its start.
+
+    Args:
+        study: the value of :data:`STUDY_TAG`.
+        record: the study.
+        names: of what the objective returns.
+        now: its state.
+        trials: all of them.
+        database: the value of :data:`DATABASE_TAG`.
+        is_minimized: whether the lowest value is the best; where there is one objective.
+        final: what ``finalize`` stored.
+    """
     legal = Legal()
+    best = legal.key(f"best_{names[0]}")
     began = min((t.datetime_start for t in trials if t.datetime_start), default=datetime.now())
     end = max((t.datetime_complete for t in trials if t.datetime_complete), default=began)
     tags = {
         STUDY_TAG: study,
         TRIAL_TAG: WHOLE_STUDY,
+        DATABASE_TAG: database,
         "mlflow.source.name": "studyhall",
         "mlflow.user": "studyhall",
         "state": now.ended or ("paused" if now.paused else "running"),
@@ -176,13 +207,19 @@ def of_study(
             "sampler": record.spec.sampler.name if record.spec else "",
             "pruner": record.spec.pruner.name if record.spec else "",
         }
-    metrics = []
+    metrics: list[Metric] = []
     if now.best:
         tags |= {"best_trial": str(now.best.number), "best_params": to_json(now.best.params)}
         tags["best_value"] = f"{now.best.value!r}"
-        if now.ended and now.best.value is not None:
-            # Once the study has ended, so that any number of mirrors writes the same; after an extension anew.
-            metrics = [Metric(legal.key(f"best_{names[0]}"), now.best.value, _of_metric(end), now.finished)]
+        history = _best_so_far(trials, is_minimized=is_minimized, is_over=now.ended is not None)
+        metrics = [Metric(best, value, at, step) for step, value, at in history]
+    if final:
+        tags |= {f"final.{key}": _text(value) for key, value in final.items() if key != "metrics"}
+        at = _of_metric(datetime.fromisoformat(final["at"]))
+        metrics += [
+            Metric(legal.key(name, reserved=(best,)), value, at, final["looks"])
+            for name, value in final["metrics"].items()
+        ]
     return Contents(
         name=legal.title(record.name, MAX_RUN),
         status=_study_status(now),
@@ -192,6 +229,34 @@ def of_study(
         tags=_tags(legal, tags),
         texts=legal.texts,
     )
+
+
+def _best_so_far(
+    trials: Sequence[FrozenTrial], *, is_minimized: bool, is_over: bool
+) -> Iterator[tuple[int, float, int]]:
+    """The best value after each trial that improved it, and at the end of the study: how many were finished then, the
+    value, and the time in milliseconds.
+
+    In the order in which trials were finished: a mirror that comes late writes what one that was there did. What was
+    finished a moment ago is left for the next time: another trial, finished before it, may still be on its way.
+    """
+    finished = sorted(
+        (t.datetime_complete, t.number, t)
+        for t in trials
+        if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.datetime_complete
+    )
+    if not finished:
+        return
+    end, best, told = finished[-1][0], None, 0
+    for count, (at, _, trial) in enumerate(finished, start=1):
+        if not is_over and (end - at).total_seconds() < SETTLED:
+            return
+        value = trial.value if trial.state == TrialState.COMPLETE and is_feasible(trial) else None
+        if value is not None and (best is None or (value < best if is_minimized else value > best)):
+            best, told = value, count
+            yield count, value, _of_metric(at)
+    if best is not None and told < len(finished):
+        yield len(finished), best, _of_metric(end)
 
 
 def public_spec(record: StudyRecord, now: Status) -> dict[str, Any] | None:

@@ -157,6 +157,27 @@ def test_an_array_finishes_a_study_exactly_however_it_is_interrupted(shell: Shel
     assert "nothing is submitted" in again.stderr
 
 
+def test_a_printed_script_runs_as_printed(shell: Shell, study: str) -> None:
+    options = ["--workers", "2", "--time", "5", "--allow", str(shell.folder / "long.py"), "--lease", "10"]
+    setup = ["--setup", "module() { echo loaded $*; }; module load cuda", "--cpus-per-worker", "2"]
+    done = shell.run("launch", "slurm", study, *options, *setup, "--print")
+    assert done.returncode == 0, done.stderr
+    (shell.folder / "job.sh").write_text(done.stdout)
+    # The script leaves the password out, as a person's ~/.pgpass holds it.
+    environment = {key: value for key, value in shell.environment.items() if key != "STUDYHALL_STORAGE"}
+    environment |= {"PGPASSWORD": str(shell.url.password), "STEP_SECONDS": "0.1"}
+    job = slurm("sbatch", "--parsable", "job.sh", cwd=shell.folder, env=environment)
+    wait_until(lambda: not states(job), 120, "the study ends")
+    assert status(shell, study)["trials"]["complete"] == 10
+    for task in (0, 1):
+        log = (shell.folder / f"slurm-{study}-{job}_{task}.log").read_text()
+        assert "loaded load cuda" in log
+        assert "the workers ended with exit status 0" in log
+    again = shell.run("launch", "slurm", study, *options, "--print")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "has ended (" in again.stderr
+
+
 def test_a_step_that_takes_longer_than_the_grace_is_cut_off_and_its_task_queued_again(shell: Shell, study: str) -> None:
     job = launch(shell, study, "--workers", "1", "--time", "1", STEP_SECONDS="300")
     wait_until(lambda: set(states(job).values()) == {"RUNNING"}, 30, "the task runs")

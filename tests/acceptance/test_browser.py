@@ -16,7 +16,7 @@ from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.browser import open_chromium, troubles
 from tests.conftest import Server
-from tests.sites import COMMAND, Hall, serving, surroundings
+from tests.sites import COMMAND, Hall, ask, serving, surroundings
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Visit:
     hall: Hall
     page: Page
     troubles: list[str]
+    login: str | None
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def visit(chromium: Browser, hall: tuple[Hall, str]) -> Iterator[Visit]:
     context = chromium.new_context(viewport={"width": 1200, "height": 720}, http_credentials=login)
     context.set_default_timeout(30_000)
     page = context.new_page()
-    yield Visit(hall=hall[0], page=page, troubles=troubles(page))
+    yield Visit(hall=hall[0], page=page, troubles=troubles(page), login=f"viewer:{PASSWORD}" if login else None)
     context.close()
 
 
@@ -126,6 +127,30 @@ def test_the_dashboard_lists_a_running_study_with_its_trials_and_draws_its_plots
     for text in ("Trial 0", "Complete", "Running", "Intermediate Values", "rate"):
         page.get_by_text(text).first.wait_for()
     assert visit.troubles == []
+
+
+def test_a_studys_address_leads_to_its_trials_and_their_curves(visit: Visit) -> None:
+    page = visit.page
+    page.goto(visit.hall.of_study(visit.hall.dashboard, NAME))
+    page.wait_for_url(re.compile(r"/dashboard/studies/\d+$"))
+    page.get_by_role("heading", name="History").wait_for()
+    # MLflow as it opens: model training, no assistant.
+    page.goto(visit.hall.mlflow)
+    page.get_by_role("link", name="Model registry").wait_for()
+    assert page.get_by_text("Welcome to MLflow Assistant").count() == 0
+    page.goto(visit.hall.of_study(visit.hall.mlflow, NAME))
+    page.wait_for_url(re.compile(r"#/experiments/\d+/runs\?workflowType=machine_learning&compareRunsMode=CHART"))
+    page.get_by_role("link", name=re.compile(r"^trial \d+$")).nth(3).wait_for()
+    folded = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=NAME, exact=True))
+    assert folded.count() == 0
+    for curve in ("train_loss", "final_value"):
+        page.get_by_text(curve, exact=True).first.wait_for()
+    assert visit.troubles == []
+    answer = ask(visit.hall.mlflow, "GET", "/study/nobody", login=visit.login)
+    assert (answer.status, answer.body) == (
+        404,
+        "no study 'nobody' in MLflow, or not yet: the mirror is seconds behind\n",
+    )
 
 
 def test_mlflow_shows_the_run_of_a_study_with_its_trials_beneath_and_their_curves(visit: Visit) -> None:

@@ -247,9 +247,9 @@ def test_whoever_may_not_read_the_tables_is_told_what_to_grant(patient: Shell, l
         url = patient.url.sqlalchemy.replace("://postgres:", f"://{user}:").replace(
             patient.url.sqlalchemy.split(":")[2].split("@")[0], "canary"
         )
-        what, fix = one(doctor(patient, status=1, STUDYHALL_STORAGE=url), "tables", "error")
-        assert "permission denied" in what
-        assert fix == 'psql -c "grant pg_read_all_data to USER"'
+        what, fix = one(doctor(patient, status=1, STUDYHALL_STORAGE=url), "users", "error")
+        assert what.startswith(f"user {user!r} may not read the studies in database")
+        assert fix == f"studyhall db grant worker {user}"
     finally:
         storage.database.execute(f"drop role {user}")
 

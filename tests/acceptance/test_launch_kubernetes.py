@@ -8,8 +8,10 @@ from collections.abc import Callable
 import psycopg2
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from studies import PostgresStorage
+from studies.cli import studyhall
 from tests.acceptance.conftest import Shell
 from tests.conftest import ROOT
 
@@ -27,12 +29,34 @@ def test_it_prints_the_job_of_a_study_that_exists(shell: Shell) -> None:
     assert worker["image"] == "r.example/s:1"
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "2"
     assert f"kubectl -n studyhall delete job {job['metadata']['name']}\n" in done.stderr
-    # The storage is the cluster's own: nothing of this machine's goes there.
+    # What is on this machine, as by kubectl port-forward, is not in a pod: there it is the cluster's own.
     assert "127.0.0.1" not in done.stdout
+    assert "note: the Job's storage is the cluster's own" in done.stderr
     assert str(shell.url.password) not in done.stdout
 
 
+def test_the_storage_that_is_given_is_the_jobs() -> None:
+    def printed(url: str, *options: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(studyhall, ["launch", "kubernetes", "s", "--storage", url, *options])
+        return done.exit_code, done.stdout, done.stderr
+
+    # Of the names that are kept for examples none is known: it cannot be asked from here, and is the Job's.
+    url = "postgresql://lab:secret@db.invalid/studies?sslmode=verify-full&sslrootcert=/home/me/lab.crt"
+    code, out, err = printed(url, "--volume", "ckpt:/checkpoints", "--pull-secret", "registry")
+    assert code == 0, err
+    assert "sslrootcert=/etc/studyhall/ca/lab.crt" in out
+    assert "postgresql://lab@db.invalid/studies" in out
+    assert "--allow=store=/checkpoints" in out
+    assert "secret@" not in out + err
+    assert "--from-file=/home/me/lab.crt" in err
+    assert "whether study 's' is there, and may run, is for its workers to find out" in err
+    assert printed("postgresql://lab@db.invalid/studies?passfile=/home/me/pgpass")[0] == 1
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
+    (["--volume", "ckpt"], "'ckpt' is not CLAIM:/PATH"),
+    (["--volume", "My:/x"], "'My:/x' is not CLAIM:/PATH"),
+    (["--volume", "ckpt:/data"], "/data is taken in the pod"),
     (["--workers", "0"], "0 is not in the range x>=1"),
     (["--gpus", "-1"], "-1 is not in the range x>=0"),
     (["--gpus", "one"], "'one' is not a valid integer"),

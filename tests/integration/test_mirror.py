@@ -20,6 +20,7 @@ from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
 from studies.tracking import mirror
 from studies.tracking.launcher import MirrorProcess
+from studies.tracking.leftovers import sweep
 from studies.tracking.mirror import StudyMirror
 from studies.tracking.server import configure, prepare_database
 from tests.conftest import Server
@@ -302,17 +303,60 @@ def test_a_place_for_artifacts_that_cannot_be_written_holds_up_no_curve(
     assert "MLflow does not take study.toml as an artifact" in caplog.text
 
 
-def test_a_deleted_study_stays_in_mlflow(
+def test_a_deleted_study_leaves_mlflow_and_another_of_its_name_begins_anew(
     storage: PostgresStorage, client: MlflowClient, follow: Follow, draw: random.Random, name: str
 ) -> None:
-    record = begin(storage, name, 1)
-    run(storage, record, 1, 2, draw)
+    record, other = begin(storage, name, 3), begin(storage, f"{name} beside it", 1)
+    run(storage, record, 3, 2, draw)
+    run(storage, other, 1, 2, draw)
     following = follow(record)
     following.catch_up()
+    follow(other).catch_up()
     storage.delete(record)
-    with pytest.raises((StudyNotFound, KeyError)):
+    again = begin(storage, name, 1)
+    with pytest.raises(StudyNotFound):
         following.catch_up()
-    assert len(runs_of(client, name)[1]) == 1
+    # Another database's study of that name may have its runs in the same experiment.
+    (experiment,) = {run.info.experiment_id for run in runs_of(client, name)[1].values()}
+    foreign = {"studyhall.study": "foreign", "studyhall.trial": "study", "studyhall.database": "another"}
+    kept = client.create_run(experiment, tags=foreign).info.run_id
+    run(storage, again, 1, 2, draw)
+    assert sweep(storage, client) == 1
+    assert sweep(storage, client) == 0
+    assert client.get_run(kept).info.lifecycle_stage == "active"
+    client.delete_run(kept)
+    follow(again).catch_up()
+    assert_same(storage, again, client)
+    assert_same(storage, other, client)
+
+
+def test_the_best_values_history_is_whole_whenever_the_mirror_came(
+    storage: PostgresStorage, client: MlflowClient, follow: Follow, name: str
+) -> None:
+    record = begin(storage, name, 5)
+    live = follow(record)
+    values = [0.2, 0.5, 0.4, 0.7, 0.6]
+    for value in values:
+        storage.finish(claim(storage, record), "COMPLETE", [value], {})
+        live.catch_up()
+    parent, _ = runs_of(client, name)
+
+    def history() -> list[tuple[int, float]]:
+        found = client.get_metric_history(parent.info.run_id, "best_val_accuracy")
+        return sorted((metric.step, metric.value) for metric in found)
+
+    assert history() == [(1, 0.2), (2, 0.5), (4, 0.7), (5, 0.7)]
+    # One that begins when all is over writes the same, and so nothing.
+    follow(record).catch_up()
+    assert history() == [(1, 0.2), (2, 0.5), (4, 0.7), (5, 0.7)]
+    final = {"trial": 3, "metrics": {"test_accuracy": 0.65}, "at": "2026-01-02T03:04:05+00:00", "looks": 1,
+             "directory": "box:/home/me/s-final"}  # fmt: skip
+    storage.set_study_user_attr(record.study_id, "final", final)
+    follow(record).catch_up()
+    parent, _ = runs_of(client, name)
+    assert parent.data.metrics == {"best_val_accuracy": 0.7, "test_accuracy": 0.65}
+    assert parent.data.tags["final.trial"] == "3"
+    assert parent.data.tags["final.directory"] == "box:/home/me/s-final"
 
 
 def test_trials_beyond_a_chunk_and_steps_beyond_a_batch(

@@ -15,9 +15,10 @@ from click.testing import CliRunner
 
 from studies import PostgresStorage, StudySpec
 from studies.cli import studyhall
-from studies.errors import StorageError
+from studies.errors import NotPermitted
 from studies.storage import roles, schema
 from studies.storage.backup import backup
+from studies.storage.database import Database
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
@@ -51,6 +52,11 @@ def may(kind: str, table: str) -> str:
     return "select insert update delete" if name in PASSING else "select insert update"
 
 
+def grant(url: StorageURL, kind: str, user: str) -> None:
+    with closing(Database(url)) as database:
+        roles.grant(database, kind, user)
+
+
 @pytest.fixture(scope="module")
 def users(separate_server: Server) -> Iterator[dict[str, str]]:
     """Two users of the server, by kind."""
@@ -71,7 +77,7 @@ def url(separate_server: Server, users: dict[str, str]) -> Iterator[StorageURL]:
     with separate_server.database() as url:
         schema.upgrade(url)
         for kind, user in users.items():
-            roles.grant(url, kind, user)
+            grant(url, kind, user)
         yield url
         with closing(psycopg2.connect(**url.libpq)) as connection, connection, connection.cursor() as cursor:
             for user in users.values():
@@ -125,9 +131,9 @@ def test_a_worker_runs_a_study_that_a_viewer_looks_at(url: StorageURL, users: di
         storage.pause(record)
         storage.resume(record)
         assert storage.find_study("s").spec.notify.url == "https://hooks.example/secret"
-        with pytest.raises(StorageError, match="permission denied"):
+        with pytest.raises(NotPermitted, match="only the owner of its tables may"):
             storage.delete(record)
-        with pytest.raises(StorageError, match="must be owner of table metrics"):
+        with pytest.raises(NotPermitted, match="only the owner of its tables may"):
             storage.database.execute("drop table studyhall.metrics")
     backup(as_worker, tmp_path / "studies.dump")
     as_viewer = replace(url, user=users["viewer"], password="p")
@@ -144,7 +150,7 @@ def test_a_worker_runs_a_study_that_a_viewer_looks_at(url: StorageURL, users: di
             lambda: storage.create_new_trial(record.study_id),
             lambda: storage.set_study_user_attr(record.study_id, "key", 1),
         ):
-            with pytest.raises(StorageError, match="permission denied"):
+            with pytest.raises(NotPermitted, match="is a viewer"):
                 write()
 
 
@@ -160,15 +166,18 @@ def test_granting_says_what_is_wrong(separate_server: Server, url: StorageURL, u
     assert told == "error: there is no database user 'nobody_here': create it first (createuser nobody_here)\n"
     code, told = ask(replace(url, user=users["worker"], password="p"), "db", "grant", "worker", users["viewer"])
     assert (code, told.count("\n")) == (1, 1)
-    assert "are another user's: let their owner grant this" in told
+    assert "may not grant rights" in told
+    code, told = ask(url, "db", "grant", "viewer", url.user or "")
+    assert code == 1
+    assert told.startswith(f"error: {url.user!r} has all rights of the tables' owner and keeps them; create another")
     with separate_server.database() as empty:
         code, told = ask(empty, "db", "grant", "viewer", users["viewer"])
         assert code == 1
-        assert "has no tables yet: make them first: studyhall db upgrade" in told
+        assert "holds no studies yet; begin one with: studyhall run digits" in told
 
 
 def test_who_was_a_worker_is_only_a_viewer_when_granted_so(url: StorageURL, users: dict[str, str]) -> None:
-    roles.grant(url, "viewer", users["worker"])
+    grant(url, "viewer", users["worker"])
     with (
         closing(psycopg2.connect(**replace(url, user=users["worker"], password="p").libpq)) as connection,
         connection.cursor() as cursor,

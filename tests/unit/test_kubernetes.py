@@ -20,7 +20,7 @@ import pytest
 import yaml
 from _pytest.mark import ParameterSet
 
-from studies.launch.kubernetes import LONGEST_NAME, WorkerJob, dns_label, is_dns_label
+from studies.launch.kubernetes import LONGEST_NAME, Volume, WorkerJob, dns_label, is_dns_label
 from tests.conftest import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -76,6 +76,16 @@ LAUNCHES: dict[str, dict[str, Any]] = {
     "cpu": {"gpus": 0},
     "spot": {"is_spot": True},
     "spot on cpus": {"is_spot": True, "gpus": 0},
+    "a storage, volumes and a registry": {
+        "storage": "postgresql://lab@db.example:5432/studies?sslmode=verify-full&sslrootcert=/etc/studyhall/ca/ca.crt",
+        "volumes": (
+            Volume(claim="sets", path="/data/sets", is_read_only=True),
+            Volume(claim="c.2", path="/checkpoints"),
+        ),
+        "pull_secrets": ("registry",),
+        "gpus": 2,
+        "cpus_per_worker": 9,
+    },
     "an odd study": {"study": "-Ünder $(PGPASSWORD) study/2 " + "x" * 80, "allow": ("lab.", "$(STUDY)")},
 }
 
@@ -315,6 +325,34 @@ def test_more_gpus_in_a_pod_are_asked_for() -> None:
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "4"
     (worker,) = pod_of(launched(gpus=0))["containers"]  # type: ignore[index]
     assert "nvidia.com/gpu" not in worker["resources"]["limits"]
+
+
+def test_the_job_has_the_storage_the_volumes_and_the_registry_that_were_given() -> None:
+    job = launched(**LAUNCHES["a storage, volumes and a registry"])
+    pod = pod_of(job) or {}
+    for container in containers_of(job):
+        named = {variable["name"]: variable for variable in container["env"]}
+        assert named["STUDYHALL_STORAGE"]["value"].startswith("postgresql://lab@db.example:5432/studies?")
+        assert named["PGPASSWORD"]["valueFrom"]["secretKeyRef"] == {"name": "studyhall-database", "key": "worker"}
+        assert not [name for name in named if name.startswith("DATABASE")]
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    (worker,) = pod["containers"]
+    claims = {
+        v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v
+    }
+    mounts = {
+        mount["mountPath"]: (claims[mount["name"]], mount["readOnly"])
+        for mount in worker["volumeMounts"]
+        if mount["name"] in claims
+    }
+    assert mounts == {"/data/sets": ("sets", True), "/checkpoints": ("c.2", False)}
+    # Two GPUs with nine cores each, and twice the memory of one.
+    assert worker["resources"] == {
+        "requests": {"cpu": "18", "memory": "16Gi"},
+        "limits": {"cpu": "18", "memory": "32Gi", "nvidia.com/gpu": "2"},
+    }
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc here")

@@ -11,12 +11,16 @@ from click.testing import CliRunner
 
 from studies.cli.launch_slurm import cancel_jobs, slurm
 from studies.errors import StudyhallError
+from studies.launch import cpus_per_worker
 from studies.launch.slurm import WorkerArray, default_grace, find_tasks, seconds_of, slug
+from studies.spec import StudySpec
 
 ARRAY = WorkerArray(
     study="my study",
     uid="6f0e",
-    work=["/opt/lab/bin/studyhall", "work", "my study", "--workers", "1"],
+    storage="postgresql://lab@db.example/studies",
+    program=Path("/opt/lab/bin/studyhall"),
+    work=["work", "my study", "--workers", "1"],
     tasks=8,
     gpus_per_worker=1,
     partition="gpu",
@@ -49,10 +53,72 @@ def test_the_script_says_all_that_slurm_has_to_know() -> None:
     assert "    (sleep 90 && scontrol requeue" in ARRAY.script
 
 
-@pytest.mark.parametrize("array", [ARRAY, replace(ARRAY, gpus_per_worker=0, study="it's $HOME `id`")])
+@pytest.mark.parametrize(
+    "array",
+    [
+        ARRAY,
+        replace(ARRAY, gpus_per_worker=0, study="it's $HOME `id`", storage=None),
+        replace(ARRAY, setup=["module load cuda; conda activate lab"], container="docker://r.example/lab:1", logs=None),
+    ],
+)
 def test_the_script_is_one_that_bash_can_read(array: WorkerArray) -> None:
     done = subprocess.run(["bash", "-n"], input=array.script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def run(array: WorkerArray, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script as Slurm would, with programs from ``folder/bin`` that say how they were called."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name in ("studyhall", "apptainer", "conda-exe"):
+        file = folder / "bin" / name
+        file.write_text(f'#!/bin/sh\necho "{name} $* at ${{STUDYHALL_STORAGE:-nowhere}}"\n')
+        file.chmod(0o755)
+    (folder / "bin" / "conda-exe").write_text("#!/bin/sh\necho 'conda() { PATH=$PWD/env:$PATH; }'\n")
+    slurm = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURMD_NODENAME": "n1", "HOME": str(folder)}
+    argv = ["bash", *(["-l"] if array.setup else []), "-s"]
+    path = f"{folder / 'bin'}:/usr/bin:/bin"
+    return subprocess.run(
+        argv, input=array.script, env={"PATH": path, **slurm, **environment}, cwd=folder, capture_output=True, text=True
+    )
+
+
+def test_the_script_runs_as_printed(tmp_path: Path) -> None:
+    array = replace(ARRAY, program=tmp_path / "bin" / "studyhall")
+    work = "studyhall work my study --workers 1 at"
+    assert f"{work} postgresql://lab@db.example/studies\n" in run(array, tmp_path).stdout
+    assert f"{work} postgresql://x/y\n" in run(array, tmp_path, STUDYHALL_STORAGE="postgresql://x/y").stdout
+    done = run(replace(array, storage=None), tmp_path)
+    assert done.returncode == 1
+    assert "no STUDYHALL_STORAGE: export it (the URL of the studies) before sbatch" in done.stdout
+    # A study may have the name of a placeholder.
+    assert "studyhall work FORCE WORK at" in run(replace(array, work=["work", "FORCE", "WORK"]), tmp_path).stdout
+
+
+def test_setup_and_container_come_before_the_workers(tmp_path: Path) -> None:
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "studyhall").write_text("#!/bin/sh\necho the environment\\'s $*\n")
+    (tmp_path / "env" / "studyhall").chmod(0o755)
+    array = replace(ARRAY, program=tmp_path / "bin" / "studyhall", setup=["loaded=yes", "conda activate lab"])
+    assert "the environment's work my study" in run(array, tmp_path, CONDA_EXE=str(tmp_path / "bin/conda-exe")).stdout
+    assert "studyhall work my study" in run(replace(array, setup=["true"]), tmp_path).stdout
+    done = run(replace(array, setup=["false", "(exit 3)"]), tmp_path)
+    assert (done.returncode, "the setup failed with exit status 3" in done.stdout) == (1, True)
+    done = run(replace(array, setup=(), container="lab.sif", binds=[Path("/a b")]), tmp_path)
+    assert "apptainer exec --nv --bind /a b lab.sif studyhall work my study --workers 1 at postgresql" in done.stdout
+
+
+def test_a_workers_cpus_are_what_its_data_loader_needs() -> None:
+    def needed(path: str, args: dict[str, object], *, has_gpu: bool = True) -> int:
+        spec = StudySpec.from_dict({"name": "s", "objective": {"path": path, "args": args}, "budget": {"trials": 1}})
+        return cpus_per_worker(spec, has_gpu=has_gpu)
+
+    assert needed("lab:Net", {"num_workers": 6}) == 7
+    assert needed("lab:Net", {"num_workers": 0}) == 1
+    assert needed("lab:Net", {}) == 4
+    assert needed("lab:Net", {}, has_gpu=False) == 1
+    assert needed("objectives.mlp:MLP", {}) == 1
+    assert cpus_per_worker(None, has_gpu=True) == 4
+    assert "cpus-per-task=14" in directives(replace(ARRAY, tasks=1, workers_per_task=2, cpus_per_worker=7))
 
 
 def test_a_task_of_several_workers_asks_for_all_their_cpus_and_gpus() -> None:
@@ -129,7 +195,7 @@ def test_options_that_cannot_be(options: list[str], message: str) -> None:
     assert message in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--workers", "8"], ["--workers", "8", "--print"], None])
+@pytest.mark.parametrize("arguments", [["--workers", "8"], None])
 def test_the_embedded_database_cannot_serve_a_cluster(arguments: list[str] | None) -> None:
     command, options = (cancel_jobs, []) if arguments is None else (slurm, arguments)
     done = CliRunner().invoke(command, ["digits", *options])
@@ -138,6 +204,18 @@ def test_the_embedded_database_cannot_serve_a_cluster(arguments: list[str] | Non
         "error: the embedded database serves this machine alone, and the workers run on others"
     )
     assert "--storage or STUDYHALL_STORAGE" in done.stderr
+
+
+def test_a_script_is_printed_without_a_database() -> None:
+    away = "postgresql://lab:secret@127.0.0.1:1/studies"
+    for options, storage in {(): "before sbatch", ("--storage", away): "postgresql://lab@127.0.0.1:1/studies"}.items():
+        done = CliRunner().invoke(slurm, ["digits", "--workers", "8", "--print", *options])
+        assert done.exit_code == 0, done.stderr
+        assert storage in done.stdout
+        assert "secret" not in done.output
+        assert "--comment" not in done.stdout
+        assert "#SBATCH --output=slurm-%x-%A_%a.log\n" in done.stdout  # in no folder that may not be there
+        assert "; whether study 'digits' is there, and may run, is for its workers to find out\n" in done.stderr
 
 
 def test_a_machine_without_slurms_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

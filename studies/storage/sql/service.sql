@@ -51,6 +51,14 @@ where s.study_name = %(name)s
 -- All names.
 select study_name as name from studies order by study_name
 
+-- name: study_uids
+-- All studies, by which a mirror knows whose runs are left; of those of stock Optuna the uid is null.
+select s.study_name as name, b.uid::text as uid from studies s left join studyhall.budgets b using (study_id)
+
+-- name: identity
+-- By what this database is known elsewhere: when its tables were made, which a backup keeps.
+select md5(extract(epoch from min(at))::text) as identity from studyhall.version
+
 -- name: list_studies
 -- One row for each study: its trials by state, budget, why no more begin, the best value of a single objective, and
 -- workers seen lately.

@@ -1,0 +1,82 @@
+"""The pictures of docs/ that a browser takes: both sites and the report, as they open. Run it with: make screenshots
+
+They show the preset ``digits``, from a home of its own that is gone afterwards. Needs Chromium.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tests.browser import open_chromium
+from tests.conftest import ROOT
+from tests.sites import COMMAND, surroundings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+STUDY = "digits"
+#: Bytes, so that the repository stays small.
+LARGEST = 200_000
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="studyhall-screenshots-", dir="/tmp") as name, open_chromium() as browser:
+        folder = Path(name)
+        folder.chmod(0o755)  # as root the database's own account has to reach it
+        environment = surroundings(STUDYHALL_HOME=str(folder / "home"))
+        try:
+            for command in (["run", STUDY], ["mirror", STUDY, "--once"], ["report", STUDY, "-o", "report.html"]):
+                subprocess.run([COMMAND, *command], cwd=folder, env=environment, check=True)
+            with _serving("dashboard", folder, environment) as address:
+                page = _open(browser, address)
+                page.wait_for_function("document.querySelectorAll('.js-plotly-plot .points path').length > 20")
+                _keep(page, "dashboard.png")
+            with _serving("mlflow", folder, environment) as address:
+                page = _open(browser, address)
+                page.get_by_text("train_loss", exact=True).first.wait_for()
+                page.wait_for_function("document.querySelectorAll('.js-plotly-plot path.js-line').length > 20")
+                _keep(page, "mlflow.png")
+            page = _open(browser, (folder / "report.html").as_uri())
+            page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 1")
+            _keep(page, "report.png")
+        finally:
+            subprocess.run([COMMAND, "db", "stop", "--force"], cwd=folder, env=environment, check=True)
+
+
+@contextmanager
+def _serving(site: str, folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Serve one site. Gives the address of the study's page, as it is printed."""
+    with subprocess.Popen(
+        [COMMAND, "serve", STUDY, "--only", site], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        address = next(line.split()[-1] for line in process.stdout if "http://" in line)
+        yield address
+        process.terminate()
+
+
+def _open(browser: Browser, address: str) -> Page:
+    page = browser.new_page(viewport={"width": 1150, "height": 960})
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    return page
+
+
+def _keep(page: Page, name: str) -> None:
+    page.wait_for_timeout(2_000)  # until what moves has come to rest
+    file = ROOT / "docs" / name
+    page.screenshot(path=file)
+    size = file.stat().st_size
+    assert size < LARGEST, f"{file} has {size} bytes"
+    print(f"{file}: {size / 1e3:.0f} kB, of {urlsplit(page.url).path}")
+    page.close()
+
+
+if __name__ == "__main__":
+    main()
