@@ -195,7 +195,9 @@ def test_a_stopped_study_goes_on_when_extended(shell: Shell, look: Look) -> None
 
 def test_a_cancelled_trial_ends_within_a_step_and_counts_for_nothing(shell: Shell, look: Look) -> None:
     storage = look()
-    with two_runs(shell, storage, STEP_SECONDS="2") as runs:
+    slow = shell.folder / "slow"
+    slow.touch()
+    with two_runs(shell, storage, STEP_SECONDS="10", SLOW_WHILE=str(slow)) as runs:
         say(shell, "extend", "s", "--max-failures", "1")
         number = max(steps(storage))
         said = say(shell, "cancel", "s", str(number))
@@ -206,6 +208,7 @@ def test_a_cancelled_trial_ends_within_a_step_and_counts_for_nothing(shell: Shel
         cancelled = trials(storage)[number]
         assert (cancelled.state.name, cancelled.user_attrs["error"]) == ("FAIL", "cancelled")
         assert len(cancelled.intermediate_values) <= reported + 1
+        slow.unlink()
         ends = [process.communicate(timeout=120) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     ended = states(storage)
