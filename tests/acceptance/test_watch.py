@@ -76,10 +76,8 @@ class Terminal:
 
 @contextmanager
 def at_work(shell: Shell, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """Two workers on the study, until it ends."""
+    """Two workers on a study that was created, until it ends."""
     with shell.start("run", "script.py:objective", "--workers", "2", *args, STEP_SECONDS="0.1") as process:
-        while process.poll() is None and shell.run("status", "script-objective").returncode:
-            pass
         yield process
         assert process.wait(timeout=120) == 0
 
@@ -105,8 +103,11 @@ def finish(storage: PostgresStorage, record: StudyRecord, count: int) -> None:
 
 
 def test_a_study_is_watched_live_until_it_ends(shell: Shell) -> None:
-    with at_work(shell, "--trials", "16", "--set", "pruner.options={n_startup_trials=2}"):
-        terminal = Terminal(shell, "script-objective")
+    settings = ("--trials", "16", "--set", "pruner.options={n_startup_trials=2}")
+    assert shell.run("create", "script.py:objective", *settings).returncode == 0
+    terminal = Terminal(shell, "script-objective")
+    terminal.expect("0 of 16 trials")
+    with at_work(shell, *settings):
         assert terminal.end() == 0
     assert len(terminal.pictures) > 4
     for lines in terminal.pictures:
@@ -127,10 +128,14 @@ def test_a_study_is_watched_live_until_it_ends(shell: Shell) -> None:
 
 
 def test_without_a_terminal_it_prints_a_line_when_something_changed(shell: Shell) -> None:
-    with at_work(shell, "--trials", "16"):
-        done = shell.run("watch", "script-objective", "--every", "0", FORCE_COLOR="1")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    assert shell.run("create", "script.py:objective", "--trials", "16").returncode == 0
+    with shell.start("watch", "script-objective", "--every", "0", FORCE_COLOR="1") as watching:
+        assert watching.stdout is not None
+        first = watching.stdout.readline()
+        with at_work(shell, "--trials", "16"):
+            rest, said = watching.communicate(timeout=120)
+    assert watching.returncode == 0, said
+    lines = (first + rest).splitlines()
     assert len(lines) > 3
     pattern = r"\d\d:\d\d:\d\d script-objective: (\d+) of 16 trials done, .*"
     counts = [int(found[1]) for line in lines if (found := re.fullmatch(pattern, line))]
@@ -139,7 +144,7 @@ def test_without_a_terminal_it_prints_a_line_when_something_changed(shell: Shell
     assert counts[-1] == 16
     assert "best " in lines[-1]
     assert lines[-1].endswith("the budget is spent")
-    assert done.stderr.startswith("next: studyhall best script-objective")
+    assert said.startswith("next: studyhall best script-objective")
     again = shell.run("watch", "script-objective")
     assert again.stdout.splitlines()[0][9:] == lines[-1][9:]
 
