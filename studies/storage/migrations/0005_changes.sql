@@ -379,10 +379,9 @@ end $$;
 -- comes next gets the trial, under another claim, and what the first one writes is refused.
 create function studyhall.take(
     p_study_id integer, p_worker_id text, p_lease_seconds double precision, p_claim uuid,
-    p_most integer,         -- a new trial only where there are fewer than so many, if not null
     out trial_id integer,   -- null where there is none
     out epoch integer,
-    out reason text         -- then: 'wait' for the running ones, 'paused', 'exhausted', or why the study is over
+    out reason text         -- then: 'wait' for the running ones, 'paused', or why the study is over
 ) language plpgsql set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
@@ -421,10 +420,6 @@ begin
             order by w.number limit 1 for no key update skip locked)
         returning trials.trial_id into trial_id;
     if take.trial_id is null then
-        if t.waiting + t.running + t.complete + t.pruned + t.failed + t.cancelled >= p_most then
-            reason := case when t.waiting + t.running > 0 then 'wait' else 'exhausted' end;
-            return;
-        end if;
         trial_id := studyhall.new_trial(t, 'RUNNING');
     end if;
     update studyhall.leases l
@@ -437,7 +432,7 @@ end $$;
 -- Take a trial, and read what has changed in the study: one row with the reason where there is none to take, else
 -- the changed trials, of which the taken one has an epoch.
 create function studyhall.claim(
-    p_study_id integer, p_worker_id text, p_lease_seconds double precision, p_claim uuid, p_most integer,
+    p_study_id integer, p_worker_id text, p_lease_seconds double precision, p_claim uuid,
     p_since pg_snapshot, p_again integer[]
 ) returns table (reason text, epoch integer, snapshot text, trial studyhall.contents)
 language plpgsql as $$
@@ -445,7 +440,7 @@ declare
     taken record;
 begin
     perform set_config('studyhall.own', 'yes', true);
-    taken := studyhall.take(p_study_id, p_worker_id, p_lease_seconds, p_claim, p_most);
+    taken := studyhall.take(p_study_id, p_worker_id, p_lease_seconds, p_claim);
     if taken.reason is not null then
         return query select taken.reason, null::integer, null, null::studyhall.contents;
         return;
