@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -129,6 +130,18 @@ def test_the_dashboard_lists_a_running_study_with_its_trials_and_draws_its_plots
     assert visit.troubles == []
 
 
+def mirrored(visit: Visit) -> int:
+    """How many runs MLflow has of the study."""
+    api = "/api/2.0/mlflow"
+    found = ask(visit.hall.mlflow, "GET", f"{api}/experiments/get-by-name?experiment_name={NAME}", login=visit.login)
+    if found.status != 200:
+        return 0
+    body = json.dumps({"experiment_ids": [json.loads(found.body)["experiment"]["experiment_id"]]}).encode()
+    return len(
+        json.loads(ask(visit.hall.mlflow, "POST", f"{api}/runs/search", login=visit.login, body=body).body)["runs"]
+    )
+
+
 def test_a_studys_address_leads_to_its_trials_and_their_curves(visit: Visit) -> None:
     page = visit.page
     page.goto(visit.hall.of_study(visit.hall.dashboard, NAME))
@@ -138,6 +151,7 @@ def test_a_studys_address_leads_to_its_trials_and_their_curves(visit: Visit) -> 
     page.goto(visit.hall.mlflow)
     page.get_by_role("link", name="Model registry").wait_for()
     assert page.get_by_text("Welcome to MLflow Assistant").count() == 0
+    eventually(lambda: mirrored(visit) > 4)
     page.goto(visit.hall.of_study(visit.hall.mlflow, NAME))
     page.wait_for_url(re.compile(r"#/experiments/\d+/runs\?workflowType=machine_learning&compareRunsMode=CHART"))
     page.get_by_role("link", name=re.compile(r"^trial \d+$")).nth(3).wait_for()

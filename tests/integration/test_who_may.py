@@ -53,6 +53,7 @@ COMMANDS = """
 """
 #: These go on for ever, or start processes, where they are allowed: only who may not is shown here.
 LASTING = {
+    "exec s -- true": VIEWER,
     "run script.py:f": WORKER,
     "work s --allow script.": WORKER,
     "watch s": VIEWER,
@@ -113,7 +114,7 @@ class Desk:
     def ask(self, user: str, text: str) -> tuple[int, str]:
         """Run a command; its exit status, and what it said to the person."""
         url = replace(self.url, user=user, password="p")
-        done = CliRunner().invoke(studyhall, [*shlex.split(text), "--storage", url.sqlalchemy])
+        done = CliRunner().invoke(studyhall, shlex.split(text), env={"STUDYHALL_STORAGE": url.sqlalchemy})
         assert done.exception is None or isinstance(done.exception, SystemExit), (user, text, done.exception)
         place = f"database {url.database!r} at {url.where}"
         return done.exit_code, done.stderr.replace(place, "DATABASE").removeprefix("error: ").strip()
