@@ -108,9 +108,11 @@ def refuse(shell: Shell, *command: str, status: int, message: str) -> None:
 
 
 @contextmanager
-def two_runs(shell: Shell, storage: PostgresStorage, **environment: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two commands that run one study, each with a worker whose trial has reported."""
-    runs = [shell.start(*RUN, **environment) for _ in range(2)]
+def two_runs(shell: Shell, storage: PostgresStorage) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two commands that run one study, each with a worker whose trial has reported; slowly, until :func:`go_fast`."""
+    slow = shell.folder / "slow"
+    slow.touch()
+    runs = [shell.start(*RUN, STEP_SECONDS="5", SLOW_WHILE=str(slow)) for _ in range(2)]
     try:
         eventually(lambda: any(row["running"] == 2 for row in storage.list_studies()))
         eventually(lambda: len(in_state(storage, TrialState.RUNNING)) == 2 and all(steps(storage).values()))
@@ -121,12 +123,17 @@ def two_runs(shell: Shell, storage: PostgresStorage, **environment: str) -> Iter
             process.communicate()
 
 
+def go_fast(shell: Shell) -> None:
+    """Let the trials of :func:`two_runs` end as soon as they can."""
+    (shell.folder / "slow").unlink()
+
+
 # What workers do
 
 
 def test_a_paused_study_rests_within_a_step_and_goes_on_with_the_same_trials(shell: Shell, look: Look) -> None:
     storage = look()
-    with two_runs(shell, storage, STEP_SECONDS="0.5") as runs:
+    with two_runs(shell, storage) as runs:
         said = say(shell, "pause", "s")
         reported = steps(storage)
         assert said.startswith("study 's' is paused")
@@ -147,6 +154,7 @@ def test_a_paused_study_rests_within_a_step_and_goes_on_with_the_same_trials(she
 
         assert say(shell, "resume", "s") == "study 's' goes on; 2 workers seen"
         assert say(shell, "resume", "s") == "study 's' is neither paused nor stopped; 2 workers seen"
+        go_fast(shell)
         ends = [process.communicate(timeout=120) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     after = trials(storage)
@@ -159,7 +167,7 @@ def test_a_paused_study_rests_within_a_step_and_goes_on_with_the_same_trials(she
 
 def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed(shell: Shell, look: Look) -> None:
     storage = look()
-    with two_runs(shell, storage, STEP_SECONDS="0.5") as runs:
+    with two_runs(shell, storage) as runs:
         assert say(shell, "stop", "s").startswith("study 's' is stopped")
         reported = steps(storage)
         ends = [process.communicate(timeout=120) for process in runs]
@@ -195,9 +203,7 @@ def test_a_stopped_study_goes_on_when_extended(shell: Shell, look: Look) -> None
 
 def test_a_cancelled_trial_ends_within_a_step_and_counts_for_nothing(shell: Shell, look: Look) -> None:
     storage = look()
-    slow = shell.folder / "slow"
-    slow.touch()
-    with two_runs(shell, storage, STEP_SECONDS="10", SLOW_WHILE=str(slow)) as runs:
+    with two_runs(shell, storage) as runs:
         say(shell, "extend", "s", "--max-failures", "1")
         number = max(steps(storage))
         said = say(shell, "cancel", "s", str(number))
@@ -208,7 +214,7 @@ def test_a_cancelled_trial_ends_within_a_step_and_counts_for_nothing(shell: Shel
         cancelled = trials(storage)[number]
         assert (cancelled.state.name, cancelled.user_attrs["error"]) == ("FAIL", "cancelled")
         assert len(cancelled.intermediate_values) <= reported + 1
-        slow.unlink()
+        go_fast(shell)
         ends = [process.communicate(timeout=120) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     ended = states(storage)
