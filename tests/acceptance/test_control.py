@@ -370,7 +370,9 @@ def test_deleting_a_study_deletes_its_checkpoints_wherever_they_lie(shell: Shell
     assert [store.names() for store in stores] == [[], ["0/1-1"]]
     assert [entry.name for entry in folder.iterdir()] == [records[1].uid]
     look().register_worker(records[1:], worker_id="w", host="host", pid=1, device="cpu")
-    refuse(shell, "delete", "kept", "--yes", status=1, message="study 'kept' has 1 worker, seen in the last two minutes")
+    refuse(
+        shell, "delete", "kept", "--yes", status=1, message="study 'kept' has 1 worker, seen in the last two minutes"
+    )
     told = say(shell, "delete", "kept", "--yes", "--force")
     assert told == "deleted study 'kept' with its 0 trials; its worker drops its trial at the next step"
 
