@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 	@echo '  studyhall delete digits                to start afresh'
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -n $${STUDYHALL_TEST_PROCESSES:-2} $(ARGS)
+	@$(BIN)/python -m pytest -n $${STUDYHALL_TEST_PROCESSES:-4} --dist loadscope $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
