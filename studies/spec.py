@@ -261,9 +261,12 @@ class StudySpec(Section):
 
         The order of the space counts as little as the order of keys in a file. The budget may be as it
         was when the study was created, so that the same command goes on after ``studyhall extend``, or
-        ``budget``, as it stands now. Likewise a spec that says no direction takes the study's.
+        ``budget``, as it stands now. What a spec does not say of the budget and the direction is the study's.
         """
-        accepted: dict[str, Any] = {"budget": given.budget if given.budget in (self.budget, budget) else budget}
+        said = {key: getattr(given.budget, key) for key in given.budget.model_fields_set}
+        is_as_created = self.budget.model_copy(update=said) == self.budget
+        given = given.model_copy(update={"budget": budget if is_as_created else budget.model_copy(update=said)})
+        accepted: dict[str, Any] = {"budget": budget}
         if not given.says_direction or given.all_directions == self.all_directions:
             accepted |= {"direction": given.direction, "directions": given.directions}
         if self.objective.sha256 is None and _file_name(self.objective.path) == _file_name(given.objective.path):

@@ -475,7 +475,7 @@ def _conclude(
         say(f"next: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
     elif now.trials["complete"]:
         say()
-        say(f"it has several objectives, so no best trial; next: {command('trials', record.name)}")
+        say(f"it has several objectives, so no best trial; next: {command('best', record.name)}")
     if now.ended == "failures":
         failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
         last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""

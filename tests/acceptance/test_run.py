@@ -55,7 +55,7 @@ def test_an_unchanged_optuna_script_runs(shell: Shell) -> None:
     assert "study 'script-objective' begins" in done.stderr
     assert "12 of 12 trials done" in done.stderr
     best = json.loads(shell.data("best", "script-objective", "--format", "json"))
-    assert set(best) == {"study", "number", "value", "params", "metrics"}
+    assert set(best) == {"study", "number", "value", "params", "metrics", "user_attrs"}
     assert best["value"] == pytest.approx((best["params"]["x"] - 2) ** 2)
 
 
@@ -223,12 +223,12 @@ def test_a_study_of_two_objectives_ends_without_a_best(shell: Shell) -> None:
     directions = "directions=['minimize', 'maximize']"
     done = shell.run("run", "script.py:two", "--trials", "3", "--workers", "1", "--set", directions)
     assert done.returncode == 0, done.stderr
-    assert "it has several objectives, so no best trial; next: studyhall trials script-two" in done.stderr
+    assert "it has several objectives, so no best trial; next: studyhall best script-two" in done.stderr
     assert done.stdout == ""
     assert json.loads(shell.data("status", "script-two", "--format", "json"))["best"] is None
     assert "3 of 3 trials done" in shell.data("status", "script-two")
     assert len(json.loads(shell.data("trials", "script-two", "--format", "json"))[0]["values"]) == 2
-    assert "has 2 objectives, so no best trial" in shell.run("best", "script-two").stderr
+    assert "that no other one beats" in shell.data("best", "script-two")
 
 
 def test_a_reader_of_messages_that_leaves_stops_no_training(shell: Shell, look: Look) -> None:
