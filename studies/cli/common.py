@@ -163,6 +163,8 @@ def _scripts(_ctx: click.Context, _param: click.Parameter, paths: tuple[str, ...
 
     for path in paths:
         if not is_script(path):
+            if path.endswith(".py"):
+                raise click.BadParameter(f"{path!r} names no callable; for example: {path}:objective")
             raise click.BadParameter(
                 f"{path!r} is not path/to/file.py:callable; an objective in a module has no path: --allow {path}"
             )

@@ -486,8 +486,8 @@ class PostgresStorage(OptunaContract):
         count = len(record.spec.all_directions)
         if len(directions) != count:
             raise SpecError(
-                f"study {record.name!r} has {count} objective{'s' if count > 1 else ''}, and {len(directions)} "
-                "directions were given; give one for each"
+                f"study {record.name!r} has {counted(count, 'objective')}, not {len(directions)}: give --direction "
+                f"{'once' if count == 1 else 'once for each'}, or run it anew with another --name"
             )
         how: dict[str, Any] = {"directions": list(directions)} if count > 1 else {"direction": directions[0]}
         spec = record.spec.model_copy(update={"direction": None, "directions": None, **how})

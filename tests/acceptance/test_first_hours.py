@@ -127,7 +127,7 @@ def test_the_direction_is_said_and_can_be_given_and_changed(shell: Shell) -> Non
     assert re.match(r"best of s: trial 0 with value = \S+ \(maximized\)\n", shell.data("best", "s"))
     refused = say(shell, "extend", "s", "--direction", "minimize", status=2)
     assert "study 's' maximizes value, by which 1 of its trials ended already; run it anew with another" in refused
-    assert "has 1 objective, and 2 directions were given" in say(
+    assert "has 1 objective, not 2: give --direction once" in say(
         shell, "extend", "s", *("--direction", "minimize") * 2, status=2
     )
     said = say(shell, "create", "script.py:two", "--name", "two", "--direction", "minimize", "--direction", "maximize")

@@ -226,7 +226,7 @@ def test_a_direction_changes_while_no_trial_has_finished_and_no_worker_is_there(
     study = storage.load_study(record)
     assert study.direction.name == "MINIMIZE"
     assert study.user_attrs["spec_sha256"] == changed.sha256
-    with pytest.raises(SpecError, match="has 1 objective, and 2 directions were given; give one for each"):
+    with pytest.raises(SpecError, match="has 1 objective, not 2: give --direction once, or run it anew"):
         storage.change_directions(record, ["minimize", "maximize"])
     study.tell(study.ask(), 1.0)
     with pytest.raises(SpecError, match="minimizes accuracy, by which 1 of its trials ended already"):
