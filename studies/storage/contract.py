@@ -1,8 +1,7 @@
 """Optuna's contract for storages, on Optuna's own tables: one statement for each call.
 
-What it remembers: the names and directions of studies, which change
-under no worker; the trials that it read, until the
-database says that one has changed; and the running trials that this process began, which by Optuna's contract
+What it remembers: the names and directions of studies, which change under no worker; the trials that it read, until
+the database says that one has changed; and the running trials that this process began, which by Optuna's contract
 nobody else writes to.
 A trial that a worker holds by a lease is written to by its :class:`Writer`.
 """

@@ -79,6 +79,19 @@ def _runs(ids: Sequence[int]) -> tuple[list[int], list[int]]:
 
 def to_trials(page: Page) -> list[FrozenTrial]:
     """The trials of a page, by id."""
+    columns = zip(
+        integers(page["trial_ids"]),
+        integers(page["numbers"]),
+        states_of(page),
+        _local(page["starts"])[0],
+        _local(page["completes"])[0],
+        *params_of(page),
+        attrs_of(page, "user_attrs"),
+        attrs_of(page, "system_attrs"),
+        reports_of(page),
+        values_of(page),
+        strict=True,
+    )
     return [
         FrozenTrial(
             number,
@@ -94,22 +107,19 @@ def to_trials(page: Page) -> list[FrozenTrial]:
             trial_id,
             values=values or None,
         )
-        for trial_id, number, state, start, complete, (
+        for (
+            trial_id,
+            number,
+            state,
+            start,
+            complete,
             params,
             distributions,
-        ), user_attrs, system_attrs, reports, values in zip(
-            integers(page["trial_ids"]),
-            integers(page["numbers"]),
-            states_of(page),
-            _local(page["starts"])[0],
-            _local(page["completes"])[0],
-            params_of(page),
-            attrs_of(page, "user_attrs"),
-            attrs_of(page, "system_attrs"),
-            reports_of(page),
-            values_of(page),
-            strict=True,
-        )
+            user_attrs,
+            system_attrs,
+            reports,
+            values,
+        ) in columns
     ]
 
 
@@ -133,11 +143,11 @@ def reports_of(page: Page) -> list[dict[int, float]]:
     return [dict(zip(steps[span], values[span], strict=True)) for span in spans]
 
 
-def params_of(page: Page) -> list[tuple[dict[str, Any], dict[str, BaseDistribution]]]:
+def params_of(page: Page) -> tuple[list[dict[str, Any]], list[dict[str, BaseDistribution]]]:
     """The parameters and their distributions, in their order; trials share the dicts of the latter."""
     ids = _ids(page)
     if not page["names"]:
-        return [({}, {}) for _ in ids]
+        return [{} for _ in ids], [{} for _ in ids]
     names = page["names"]
     distributions = [read_distribution(text) for text in page["distributions"]]
     columns = [_column(data, _NUMBER) for data in page["params"]]
@@ -149,14 +159,15 @@ def params_of(page: Page) -> list[tuple[dict[str, Any], dict[str, BaseDistributi
     values = list(map(values.__getitem__, order.tolist()))
     kinds = np.repeat(np.arange(len(columns)), [len(column) for column in columns])[order].tolist()
     known: dict[tuple[int, ...], tuple[list[str], dict[str, BaseDistribution]]] = {}
-    found = []
+    params, shared = [], []
     for span in _spans(trial_ids[order], ids):
         key = tuple(kinds[span])
         if key not in known:
             known[key] = [names[kind] for kind in key], {names[kind]: distributions[kind] for kind in key}
-        of, shared = known[key]
-        found.append((dict(zip(of, values[span], strict=True)), shared))
-    return found
+        of, distributions_of = known[key]
+        params.append(dict(zip(of, values[span], strict=True)))
+        shared.append(distributions_of)
+    return params, shared
 
 
 def attrs_of(page: Page, kind: str) -> list[dict[str, Any]]:

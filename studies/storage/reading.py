@@ -168,12 +168,12 @@ def _rows(page: Page) -> list[TrialRow]:
             user_attrs.get("error"),
             {name: value for name, value in user_attrs.items() if name not in ("error", "traceback")},
         )
-        for trial_id, number, state, values, (params, _), reports, start, complete, user_attrs in zip(
+        for trial_id, number, state, values, params, reports, start, complete, user_attrs in zip(
             integers(page["trial_ids"]),
             integers(page["numbers"]),
             states_of(page),
             values_of(page),
-            params_of(page),
+            params_of(page)[0],
             reports_of(page),
             times_of(page, "starts"),
             times_of(page, "completes"),
