@@ -6,19 +6,20 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from playwright.sync_api import TimeoutError as NotShown
 
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.browser import open_chromium, troubles
 from tests.conftest import Server
 from tests.sites import COMMAND, Hall, ask, serving, surroundings
-from tests.waiting import eventually
+from tests.waiting import GUARD, eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -105,7 +106,7 @@ def hall(
 def visit(chromium: Browser, hall: tuple[Hall, str]) -> Iterator[Visit]:
     login = {"username": "viewer", "password": PASSWORD} if hall[1] == "viewer" else None
     context = chromium.new_context(viewport={"width": 1200, "height": 720}, http_credentials=login)
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(GUARD * 1000)
     page = context.new_page()
     yield Visit(hall=hall[0], page=page, troubles=troubles(page), login=f"viewer:{PASSWORD}" if login else None)
     context.close()
@@ -181,13 +182,23 @@ def test_mlflow_shows_the_run_of_a_study_with_its_trials_beneath_and_their_curve
     trials.nth(3).wait_for()
     trials.nth(2).click()
     page.get_by_role("heading", name=re.compile(r"^trial \d+$")).wait_for()
-    page.get_by_role("tab", name="Model metrics").click()
-    for curve in CURVES:
-        page.get_by_text(curve, exact=True).first.wait_for()
-    # A curve has a point for each step: its line goes through five more.
-    page.wait_for_function(
-        "count => [...document.querySelectorAll('.js-plotly-plot path.js-line')]"
-        ".filter(line => (line.getAttribute('d') || '').split(/[LC]/).length >= 6).length >= count",
-        arg=len(CURVES),
-    )
+
+    def curves_are_drawn() -> bool:
+        """The page shows what the mirror had written when it was loaded."""
+        page.reload()
+        page.get_by_role("tab", name="Model metrics").click()
+        with suppress(NotShown):
+            for curve in CURVES:
+                page.get_by_text(curve, exact=True).first.wait_for(timeout=10_000)
+            # A curve has a point for each step: its line goes through five more.
+            page.wait_for_function(
+                "count => [...document.querySelectorAll('.js-plotly-plot path.js-line')]"
+                ".filter(line => (line.getAttribute('d') || '').split(/[LC]/).length >= 6).length >= count",
+                arg=len(CURVES),
+                timeout=10_000,
+            )
+            return True
+        return False
+
+    eventually(curves_are_drawn, "the curves of a trial")
     assert visit.troubles == []

@@ -20,6 +20,7 @@ from tests.acceptance.conftest import Shell
 from tests.browser import open_chromium
 from tests.conftest import Server
 from tests.postgres import PASSWORD
+from tests.waiting import GUARD
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -100,7 +101,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.goto(file.as_uri())
-        self.page.wait_for_selector("html[data-drawn]", timeout=60_000, state="attached")
+        self.page.wait_for_selector("html[data-drawn]", timeout=GUARD * 1000, state="attached")
 
     def column(self, number: int) -> list[str]:
         found: list[str] = self.page.eval_on_selector_all(
