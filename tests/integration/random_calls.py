@@ -43,7 +43,7 @@ class Caller:
         self.storage = storage
         self.dice = random.Random(seed)
         self.worker = f"w{seed}"
-        self.record, _ = storage.create_study(spec("study"))
+        self.record = self.join()
         self.claims: list[Claim] = []
         self.calls: Mapping[Callable[[], object], int] = {
             self.claim: 20,
