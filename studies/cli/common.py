@@ -198,6 +198,11 @@ def direction_option(text: str) -> Callable[[F], F]:
     )
 
 
+def has_embedded_database() -> bool:
+    """Whether this machine has one already; asking it makes none."""
+    return (home() / "postgresql").is_dir()
+
+
 def complete_studies(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
     """The studies whose names begin so, for the shell; none where the storage can't be asked quickly."""
     from studies.storage.database import Database
@@ -208,7 +213,7 @@ def complete_studies(ctx: click.Context, _param: click.Parameter, begun: str) ->
         url = ctx.params.get("storage_url")
         if url:
             location = StorageURL.parse(url)
-        elif (home() / "postgresql").is_dir():  # else Tab would make an empty one
+        elif has_embedded_database():  # else Tab would make an empty one
             server = stack.enter_context(closing(EmbeddedServer(home())))
             location = server.start()
         else:

@@ -18,13 +18,14 @@ from studies.cli.common import (
     allow_changed_option,
     allow_option,
     common_options,
+    has_embedded_database,
     require_runnable,
     say,
     study_argument,
 )
 from studies.cli.formats import echo_data
 from studies.control import END_WORDS, way_on
-from studies.errors import StorageUnreachable, StudyhallError
+from studies.errors import EmbeddedServerError, NoTables, StorageUnreachable, StudyhallError, StudyNotFound
 from studies.launch import cpus_per_worker
 
 if TYPE_CHECKING:
@@ -44,14 +45,18 @@ class RunnableStudy:
     """What a launcher knows of a study; of its name alone, where its database was not asked."""
 
     location: StorageURL | None
-    """Where the studies are, if that was given."""
+    """The server that the workers reach, if one was given."""
     uid: str | None = None
+    """In that server."""
     spec: StudySpec | None = None
 
 
 def runnable_study(common: Common, name: str, check: Callable[[StudyRecord], StudySpec]) -> RunnableStudy:
-    """Find a study whose workers could begin, to print what starts them. Where its database is not named or does not
-    answer, say that nothing was checked.
+    """Find a study whose workers could begin, to print what starts them. Where no database answers, say that nothing
+    was checked.
+
+    Without ``--storage`` the study is looked up where all commands look, in the embedded database, though the workers
+    need another one.
 
     Args:
         common: names the database.
@@ -65,21 +70,27 @@ def runnable_study(common: Common, name: str, check: Callable[[StudyRecord], Stu
 
     location = StorageURL.parse(common.storage_url) if common.storage_url else None
     try:
-        if location is None:
-            raise StorageUnreachable("no --storage is given")
+        if location is None and not has_embedded_database():
+            raise StorageUnreachable("no --storage is given, and this machine has no embedded database")
         with common.open() as storage:
             record = storage.find_study(name)
             spec = check(record)
             ended = storage.status(record).ended
-    except StorageUnreachable as error:
-        say(f"note: {error}; whether study {name!r} is there, and may run, is for its workers to find out")
+    except (StorageUnreachable, EmbeddedServerError) as error:
+        say(f"note: {error}; study {name!r} was not checked, its workers will find out whether it exists and may run")
         return RunnableStudy(location=location)
+    except (StudyNotFound, NoTables) as error:
+        if location is not None:
+            raise
+        raise StudyNotFound(f"{error}; if the workers have another database, name it with --storage") from None
     if ended:
         raise StudyhallError(
             f"study {name!r} has ended ({END_WORDS.get(ended, ended)}), and so would its workers; "
             f"go on with: {way_on(name, ended)}"
         )
-    return RunnableStudy(location=location, uid=record.uid, spec=spec)
+    if location is None:
+        say(f"note: study {name!r} was checked in the embedded database, which no other machine reaches")
+    return RunnableStudy(location=location, uid=record.uid if location else None, spec=spec)
 
 
 def _namespace(_ctx: click.Context, _param: click.Parameter, text: str) -> str:

@@ -89,7 +89,7 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
     help="For clusters that hand out whole nodes.",
 )
 @click.option(
-    "--gpus-per-worker", type=int, callback=_gpus, default=0, show_default=True, metavar="N", help="1, or 0 for a CPU."
+    "--gpus-per-worker", type=int, callback=_gpus, default=1, show_default=True, metavar="N", help="1, or 0 for a CPU."
 )
 @click.option(
     "--cpus-per-worker",

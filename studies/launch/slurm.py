@@ -191,7 +191,8 @@ class WorkerArray:
         kept = {name: value for name, value in environment.items() if name not in overruling | {"SBATCH_NO_REQUEUE"}}
         done = _run(["sbatch", "--parsable"], environment=kept, given=self.script)
         if done.returncode:
-            raise StudyhallError(f"sbatch refuses the job: {_told(done.stderr)}{_advice(done.stderr)}")
+            advice = _advice(done.stderr, has_gpu=self.gpus_per_worker > 0)
+            raise StudyhallError(f"sbatch refuses the job: {_told(done.stderr)}{advice}")
         return done.stdout.strip().partition(";")[0]
 
 
@@ -287,12 +288,12 @@ def _told(stderr: str) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "it does not say why"
 
 
-def _advice(stderr: str) -> str:
+def _advice(stderr: str, *, has_gpu: bool) -> str:
     """What a person needs to know after that: what there is instead."""
     if "partition" in stderr:
         known = _run(["sinfo", "--noheader", "--format=%R"]).stdout.split()
         return f"; the partitions here are: {', '.join(dict.fromkeys(known)) or 'none'}"
     if "node configuration" in stderr or "gres" in stderr.lower():
         nodes = _run(["sinfo", "--noheader", "--format=%R: %c CPUs, %m MB, GPUs %G"]).stdout.splitlines()
-        return f"; the nodes here have: {'; '.join(nodes)}"
+        return f"; the nodes here have: {'; '.join(nodes)}" + ("; on CPUs: --gpus-per-worker 0" if has_gpu else "")
     return ""

@@ -90,7 +90,7 @@ def create(shell: Shell, name: str) -> None:
 
 def launch(shell: Shell, study: str, *options: str, **environment: str) -> str:
     """Launch workers as a person does. Returns the job's id."""
-    allow = ["--objective", "long.py:objective"]
+    allow = ["--objective", "long.py:objective", "--gpus-per-worker", "0"]
     done = shell.run("launch", "slurm", study, *allow, "--lease", "10", *options, **environment)
     assert done.returncode == 0, done.stderr
     assert "they write to " in done.stderr
@@ -158,7 +158,18 @@ def test_an_array_finishes_a_study_exactly_however_it_is_interrupted(shell: Shel
 
 
 def test_a_printed_script_runs_as_printed(shell: Shell, study: str) -> None:
-    options = ["--workers", "2", "--time", "5", "--allow", str(shell.folder / "long.py"), "--lease", "10"]
+    options = [
+        "--workers",
+        "2",
+        "--gpus-per-worker",
+        "0",
+        "--time",
+        "5",
+        "--allow",
+        str(shell.folder / "long.py"),
+        "--lease",
+        "10",
+    ]
     setup = ["--setup", "module() { echo loaded $*; }; module load cuda", "--cpus-per-worker", "2"]
     done = shell.run("launch", "slurm", study, *options, *setup, "--print")
     assert done.returncode == 0, done.stderr
@@ -224,7 +235,7 @@ def test_cancel_ends_a_studys_jobs_and_nothing_else(shell: Shell, study: str, lo
     ],
 )
 def test_what_slurm_refuses_is_one_clear_line(shell: Shell, study: str, options: list[str], message: str) -> None:
-    allow = ["--objective", "long.py:objective"]
+    allow = ["--objective", "long.py:objective", "--gpus-per-worker", "0"]
     done = shell.run("launch", "slurm", study, "--workers", "1", *allow, *options)
     assert (done.returncode, done.stdout) == (1, "")
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -235,7 +246,7 @@ def test_what_slurm_refuses_is_one_clear_line(shell: Shell, study: str, options:
 
 
 def test_a_job_that_slurm_takes_and_will_never_start_is_said_to_be_one(shell: Shell, study: str) -> None:
-    allow = ["--objective", "long.py:objective"]
+    allow = ["--objective", "long.py:objective", "--gpus-per-worker", "0"]
     done = shell.run("launch", "slurm", study, "--workers", "1", *allow, "--sbatch", "nodes=4000")
     job = done.stdout.strip()
     assert f"warning: job {job} asks for what is not there and will not start (PartitionConfig)" in done.stderr

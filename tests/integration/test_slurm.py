@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,7 +12,8 @@ import optuna
 import pytest
 from click.testing import CliRunner, Result
 
-from studies import PostgresStorage, StudySpec
+from studies import PostgresStorage, StudySpec, open_storage
+from studies.cli import studyhall
 from studies.cli.launch_slurm import cancel_jobs, slurm
 from studies.storage.url import StorageURL
 from tests.conftest import Server
@@ -95,6 +97,35 @@ def test_a_study_that_no_worker_would_run_is_not_launched(url: StorageURL, stora
         assert done.stderr.startswith("error: ")
         assert message in done.stderr
     assert launch(url, "own", "--print", "--allow", "/lab/").exit_code == 0
+
+
+def test_without_a_storage_the_embedded_database_is_asked(home: Path, embedded_server: Server) -> None:
+    assert embedded_server
+
+    def printed(launcher: str, *options: str) -> Result:
+        return CliRunner().invoke(studyhall, ["launch", launcher, *options], env={"STUDYHALL_HOME": str(home)})
+
+    with closing(open_storage(home=home)) as storage:
+        record, _ = storage.create_study(
+            StudySpec.from_dict({"name": "asked here", "objective": {"path": "lab.nets:fit"}})
+        )
+        try:
+            for launcher, options in {"slurm": ["--workers", "1", "--print"], "kubernetes": []}.items():
+                unknown = printed(launcher, "asked now", *options).stderr
+                assert unknown.startswith("error: no study 'asked now' in the embedded database in ")
+                assert unknown.endswith("; if the workers have another database, name it with --storage\n")
+                assert "if you trust it: --allow lab.nets:fit" in printed(launcher, "asked here", *options).stderr
+                done = printed(launcher, "asked here", *options, "--allow", "lab.nets:fit")
+                assert done.exit_code == 0, done.stderr
+                assert "lab.nets:fit" in done.stdout
+                assert str(record.uid) not in done.stdout  # of a study in another database than the workers'
+                assert "was checked in the embedded database, which no other machine reaches" in done.stderr
+            storage.stop(record, "by hand")
+            ended = printed("kubernetes", "asked here", "--allow", "lab.")
+            assert (ended.exit_code, ended.stdout) == (1, "")
+            assert "has ended (stopped by hand)" in ended.stderr
+        finally:
+            storage.delete_study(record.study_id)
 
 
 def test_what_may_go_wrong_on_the_nodes_is_said_before(url: StorageURL, storage: PostgresStorage) -> None:  # noqa: ARG001

@@ -186,7 +186,10 @@ def test_the_grace_is_a_quarter_of_a_short_limit() -> None:
         (["--sbatch", "mem=1\n#SBATCH --uid=0"], "is not KEY=VALUE"),
         (["--sbatch", "array=0-99"], "array is said by the launcher itself: use --workers"),
         (["--sbatch", "comment=x"], "comment is said by the launcher itself"),
-        (["--sbatch", "gres=gpu:1"], "--sbatch gres asks for GPUs, and --gpus-per-worker is 0: set it to 1"),
+        (
+            ["--gpus-per-worker", "0", "--sbatch", "gres=gpu:1"],
+            "--sbatch gres asks for GPUs, and --gpus-per-worker is 0: set it to 1",
+        ),
     ],
 )
 def test_options_that_cannot_be(options: list[str], message: str) -> None:
@@ -206,7 +209,8 @@ def test_the_embedded_database_cannot_serve_a_cluster(arguments: list[str] | Non
     assert "--storage or STUDYHALL_STORAGE" in done.stderr
 
 
-def test_a_script_is_printed_without_a_database() -> None:
+def test_a_script_is_printed_without_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDYHALL_HOME", str(tmp_path / "empty"))
     away = "postgresql://lab:secret@127.0.0.1:1/studies"
     for options, storage in {(): "before sbatch", ("--storage", away): "postgresql://lab@127.0.0.1:1/studies"}.items():
         done = CliRunner().invoke(slurm, ["digits", "--workers", "8", "--print", *options])
@@ -215,7 +219,11 @@ def test_a_script_is_printed_without_a_database() -> None:
         assert "secret" not in done.output
         assert "--comment" not in done.stdout
         assert "#SBATCH --output=slurm-%x-%A_%a.log\n" in done.stdout  # in no folder that may not be there
-        assert "; whether study 'digits' is there, and may run, is for its workers to find out\n" in done.stderr
+        assert (
+            "; study 'digits' was not checked, its workers will find out whether it exists and may run" in done.stderr
+        )
+        assert "#SBATCH --gres=gpu:1\n" in done.stdout  # the default of every launcher
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_machine_without_slurms_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
