@@ -51,6 +51,10 @@ def mirror(common: Common, names: tuple[str, ...], once: bool, print_uri: bool, 
     with common.open(create=not names) as storage, until_interrupted():
         for name in names:
             storage.find_study(name)
+        if tracking_uri is None:
+            say(
+                "opening the MLflow database; making it the first time takes some seconds, beside busy workers a minute"
+            )
         process = start_mirror(storage, tracking_uri, say, names, once=once)
         try:
             _follow(storage, process, tracking_uri)
@@ -115,6 +119,8 @@ def news(process: MirrorProcess, tracking_uri: str | None) -> Iterator[str]:
             yield f"{event['event']}: {event['message']}"
         elif event["event"] == "page" and (tracking_uri or "").startswith("http"):
             yield f"{event['study']} is at {tracking_uri}/{event['page']}"
+        elif event["event"] == "writing":
+            yield f"{event['study']}: {event['done']:,} of {counted(event['trials'], 'trial')} in MLflow"
         elif event["event"] == "mirrored":
             yield f"{event['study']}: {counted(event['trials'], 'trial')} in MLflow"
 

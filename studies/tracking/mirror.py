@@ -58,6 +58,7 @@ class StudyMirror:
         client: of MLflow.
         artifacts: where artifacts go if the experiment is to be made; ``None``: where the server says.
         beat: called after each of MLflow's answers.
+        progress: called while trials are written, with how many of how many there are.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class StudyMirror:
         *,
         artifacts: str | None = None,
         beat: Callable[[], None] = lambda: None,
+        progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
         self.record = record
         self.refused: dict[str, TrackingError] = {}
         """What MLflow does not take, by trial, or under :data:`WHOLE_STUDY`; the rest of the study is there."""
         self._storage = storage
         self._client = client
+        self._progress = progress
         self._tag = study_tag(record.name, record.uid)
         self._names = storage.objective_names(record)
         self._is_minimized = storage.get_study_directions(record.study_id)[0] == StudyDirection.MINIMIZE
@@ -132,6 +135,7 @@ class StudyMirror:
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(changed), CHUNK):
                 self._write_trials(experiment, pool, changed[start : start + CHUNK])
+                self._progress(min(start + CHUNK, len(changed)), len(changed))
         self._tag_refused(experiment)
         self._experiment = experiment  # not reached after an error: then MLflow is asked anew
         return len(changed)

@@ -10,6 +10,7 @@ events, one line of JSON each, to its standard output:
 - ``{"event": "connected"}`` when MLflow has answered for the first time, or again;
 - ``{"event": "waiting", "message": …}`` when MLflow or the database is away;
 - ``{"event": "refused", "message": …}`` when MLflow does not take a study, or a part of one; once until it does;
+- ``{"event": "writing", "study": …, "done": …, "trials": …}`` every few seconds while many trials are written;
 - ``{"event": "mirrored", "study": …, "trials": …}`` when a study is in MLflow as it is;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -32,6 +33,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +53,8 @@ POLL, POLL_IDLE = 1.0, 3.0
 #: The pauses, in seconds, until something that is away is asked again; each is twice the one before.
 MIN_PAUSE, MAX_PAUSE = 0.25, 5.0
 BEAT: Final = 0.2
+#: Seconds between two words about how far it is.
+PROGRESS: Final = 5.0
 RETRIES: Final = 10
 
 
@@ -106,6 +110,7 @@ class Mirror:
         self._events = events
         self._finish = threading.Event()
         self._beaten = 0.0
+        self._told_progress = 0.0
         self._mirrors: dict[str, StudyMirror] = {}
         self._due: dict[str, float] = {}
         self._told: dict[str, int] = {}
@@ -200,8 +205,14 @@ class Mirror:
             mirror = self._mirrors.get(name)
             if mirror is None:
                 mirror = self._mirrors[name] = StudyMirror(
-                    storage, storage.find_study(name), client, artifacts=self._setup.artifacts, beat=self._beat
+                    storage,
+                    storage.find_study(name),
+                    client,
+                    artifacts=self._setup.artifacts,
+                    beat=self._beat,
+                    progress=partial(self._tell_progress, name),
                 )
+            self._told_progress = time.monotonic()
             self._catch_up(mirror, client)
             return time.monotonic() + (POLL if mirror.is_active else POLL_IDLE)
         except StudyNotFound:
@@ -251,6 +262,11 @@ class Mirror:
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
             self._events.tell("beat")
+
+    def _tell_progress(self, study: str, done: int, trials: int) -> None:
+        if done < trials and time.monotonic() - self._told_progress > PROGRESS:
+            self._told_progress = time.monotonic()
+            self._events.tell("writing", study=study, done=done, trials=trials)
 
     def _say(self, event: str, message: str) -> None:
         if message != self._said:

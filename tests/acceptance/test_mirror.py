@@ -59,7 +59,10 @@ def test_a_run_leaves_its_study_in_the_database_beside_it(shell: Shell, look: Lo
     assert MlflowClient(uri).get_experiment_by_name("script-objective")
     again = shell.run("mirror", "script-objective", "--once")
     assert (again.returncode, again.stdout) == (0, "")
-    assert again.stderr == "mirroring into the MLflow database\nscript-objective: 6 trials in MLflow\n"
+    opening, connected, done_line = again.stderr.splitlines()
+    assert opening.startswith("opening the MLflow database")
+    assert connected == "mirroring into the MLflow database"
+    assert done_line == "script-objective: 6 trials in MLflow"
 
 
 def test_a_running_trials_curve_is_there_step_by_step(shell: Shell) -> None:
@@ -75,6 +78,7 @@ def objective(trial):
 """)
     following = shell.start("mirror")
     assert following.stderr
+    assert following.stderr.readline().startswith("opening the MLflow database")
     assert following.stderr.readline() == "mirroring into the MLflow database\n"
     running = shell.start("run", "stepping.py:objective", "--trials", "1", "--workers", "1", "--set", "metric=loss")
     client = contents(shell)

@@ -298,7 +298,12 @@ def test_a_place_for_artifacts_that_cannot_be_written_holds_up_no_curve(
     (tmp_path / "file").touch()
     record = begin(storage, name, 1)
     run(storage, record, 1, 2, draw)
-    StudyMirror(storage, record, client, artifacts=(tmp_path / "file").as_uri()).catch_up()
+    told: list[tuple[int, int]] = []
+    mirror = StudyMirror(
+        storage, record, client, artifacts=(tmp_path / "file").as_uri(), progress=lambda *of: told.append(of)
+    )
+    mirror.catch_up()
+    assert told == [(1, 1)]
     assert_same(storage, record, client)
     assert "MLflow does not take study.toml as an artifact" in caplog.text
 
