@@ -46,6 +46,7 @@ def finalize(
     *,
     device: str,
     directory: Path,
+    begin: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None],
 ) -> Mapping[str, float]:
     """Retrain ``trial``, test it, write the folder, and store the metrics in the study.
@@ -58,6 +59,7 @@ def finalize(
         objective: the study's, built.
         device: the PyTorch name of the device.
         directory: the folder to make; it appears when it is complete.
+        begin: is called when nothing stands in the way of the training.
         progress: is called with (done, total).
 
     Returns:
@@ -83,6 +85,7 @@ def finalize(
             f"cannot write {str(directory)!r}: {error.strerror}; name another folder with --out"
         ) from error
     try:
+        begin()
         metrics: dict[str, float] = retrain(
             trial.params, seed=spec.seed_of(trial.number), device=device, directory=beside, progress=progress
         )

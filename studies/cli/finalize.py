@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from studies.cli.common import (
 )
 from studies.cli.formats import echo
 from studies.errors import StudyhallError
+from studies.report.files import file_name
 
 if TYPE_CHECKING:
     from studies.script import Script
@@ -61,7 +61,7 @@ def finalize(
     from studies.objective import build, require_allowed
     from studies.worker import devices
 
-    directory = (out or Path(re.sub(r"[^\w.-]", "_", name) + "-final")).absolute()
+    directory = (out or Path(file_name(name, "-final"))).absolute()
     with common.open() as storage:
         record = storage.find_study(name)
         trial = choose_trial(storage, record, trial_number)
@@ -90,10 +90,10 @@ def finalize(
             data_dir=data_dir_or_default(data_dir),
             sha256=script.sha256 if script else None,
         )
-        say(f"retraining trial {trial.number} of {name} on training and validation data ({device.label})")
+        retraining = f"retraining trial {trial.number} of {name} on training and validation data ({device.label})"
         metrics = final.finalize(
             storage, record, record.spec, trial, objective,
-            device=device.torch, directory=directory, progress=_show,
+            device=device.torch, directory=directory, begin=lambda: say(retraining), progress=_show,
         )  # fmt: skip
     echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
     say(f"wrote {directory}" + (f"; this was look {before['looks'] + 1} at the test data" if before else ""))

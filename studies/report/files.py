@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import tempfile
@@ -15,9 +16,13 @@ _MOST_BYTES: Final = 200
 
 
 def file_name(study: str, ending: str) -> str:
-    """A name for a file about ``study``: ``file_name("a/b", ".html")`` is ``a_b.html``."""
-    safe = re.sub(r"[^\w.-]", "_", study).encode()[:_MOST_BYTES].decode(errors="ignore")
-    return (safe.lstrip(".-") or "study") + ending
+    """A name for a file about ``study``, and no other one: ``digits.html``; a name that no file may have is changed,
+    and a hash of it keeps apart what comes out the same: ``a_b-c14cddc0.html`` of ``a/b``."""
+    safe = re.sub(r"[^\w.-]", "_", study).encode()[:_MOST_BYTES].decode(errors="ignore").lstrip(".-")
+    if safe == study:
+        return safe + ending
+    digest = hashlib.sha256(study.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{safe or 'study'}-{digest}{ending}"
 
 
 def require_writable(path: Path) -> None:

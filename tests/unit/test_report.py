@@ -490,10 +490,19 @@ def test_a_report_groups_failures_and_shows_no_attribute_but_the_error() -> None
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("mnist", "mnist"), ("a/b c", "a_b_c"), ("..", "study"), ("-x", "x"), ("ä.1", "ä.1"), ("字" * 128, "字" * 66)],
+    [
+        ("mnist", "mnist"),
+        ("a_b", "a_b"),
+        ("ä.1", "ä.1"),
+        ("a/b", "a_b-c14cddc0"),  # another file than that of the study a_b
+        ("..", "study-5ec1f7e7"),
+        ("-x", "x-"),
+        ("字" * 128, "字" * 66 + "-"),
+    ],
 )
 def test_a_study_of_any_name_makes_a_file_name(name: str, file: str, tmp_path: Path) -> None:
-    assert file_name(name, ".html") == f"{file}.html"
+    assert file_name(name, ".html").startswith(file)
+    assert (file_name(name, ".html") == f"{name}.html") == (file == name)
     write(tmp_path / file_name(name, ".html"), b"x")
 
 
