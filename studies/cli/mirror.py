@@ -167,16 +167,17 @@ class KeptMirror(Kept):
         self._uri = tracking_uri
         super().__init__("the mirror", lambda: start_mirror(storage, tracking_uri, say), say)
 
-    def wait_until_ready(self) -> None:
-        """Wait until it has found MLflow, or waits for something itself.
+    def is_ready(self) -> bool:
+        """Whether it has found MLflow, or waits for something itself.
 
         Raises:
             TrackingError: it makes no sense to go on.
         """
-        while not self.child.last_words.keys() & {"connected", "waiting"}:
-            if why := self.cause_of_death:
-                raise TrackingError(why)
-            time.sleep(POLL)
+        if self.child.last_words.keys() & {"connected", "waiting"}:
+            return True
+        if why := self.cause_of_death:
+            raise TrackingError(why)
+        return False
 
     def poll(self) -> None:
         """Start it again if it is time, and pass on what it says."""

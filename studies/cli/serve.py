@@ -144,11 +144,13 @@ def _serve(
     try:
         for site in sites:
             site.wait_until_ready()
-        for mirror in mirrors:  # so that whoever opens MLflow at once finds the studies there
-            mirror.wait_until_ready()
-        _tell_addresses(storage, sites, access, tracking_uri, shown)
+        _tell_addresses(storage, sites, access, tracking_uri, shown.study)
+        is_ready = False
         while True:
-            for kept in (*sites, *mirrors):
+            if not is_ready and (is_ready := all(mirror.is_ready() for mirror in mirrors)) and shown.in_browser:
+                for site in sites:  # not before, so that whoever opens MLflow finds the studies there
+                    webbrowser.open(site.entrance(shown.study))
+            for kept in (*sites, *(mirrors if is_ready else ())):
                 kept.poll()
             notifications.poll()
             time.sleep(POLL)
@@ -200,12 +202,12 @@ class _Notifications:
 
 
 def _tell_addresses(
-    storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None, shown: Shown
+    storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None, study: str | None
 ) -> None:
     from studies.sites.guard import VIEWER
     from studies.tracking.server import display
 
-    rows = {"studies": storage.where, **{site.name: site.entrance(shown.study) for site in sites}}
+    rows = {"studies": storage.where, **{site.name: site.entrance(study) for site in sites}}
     if tracking_uri and len(sites) == 1:
         rows["MLflow"] = display(tracking_uri)
     width = max(map(len, rows))
@@ -219,12 +221,9 @@ def _tell_addresses(
     else:
         users = [name for name, word in (("viewer", access.viewer_password), ("admin", access.admin_password)) if word]
         say(f"log in as {' or '.join(users)}; passwords travel as the sites do, so put TLS before them on a network")
-    if shown.study is None:
+    if study is None:
         say(f"a study's own page is {sites[0].address}/study/NAME; these, too, are printed by: studyhall serve NAME")
     say("Ctrl-C stops them")
-    if shown.in_browser:
-        for site in sites:
-            webbrowser.open(site.entrance(shown.study))
 
 
 def _access(host: str, viewer_file: Path | None, admin_file: Path | None, *, read_only: bool, no_token: bool) -> Access:
