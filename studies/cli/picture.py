@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from studies.watching import Overview, Running, Throughput
 
-#: The most lines of what is wrong, of the best parameters, and of reasons why trials failed.
-TROUBLE_LINES, PARAMETER_LINES, REASONS = 3, 2, 2
+#: The most lines of what is wrong, of a command to type, of the best parameters, and of reasons why trials failed.
+TROUBLE_LINES, JOIN_LINES, PARAMETER_LINES, REASONS = 3, 4, 2, 2
 #: The parameters of running trials are shown where they have so many columns.
 PARAMETER_COLUMNS = 16
 #: Of the steps at which trials were pruned, so many are named.
@@ -62,8 +62,16 @@ def state_of(seen: Overview) -> tuple[str, str]:
     if now.paused:
         return f"paused; go on with: {command('resume', now.study)}", "yellow"
     if not now.workers and not now.trials["running"]:
-        return f"no worker is at work; join with: {work_command(now.study, now.objective, now.store)}", "yellow"
+        return "no worker is at work", "yellow"
     return f"{counted(len(now.workers), 'worker')} at work" if now.workers else "running", "cyan"
+
+
+def way_to_join(seen: Overview) -> str | None:
+    """The command that works on a study on which nobody does, if workers can."""
+    now = seen.status
+    if now.objective is None or now.ended is not None or now.paused or now.workers or now.trials["running"]:
+        return None
+    return work_command(now.study, now.objective, now.store)
 
 
 def time_left(seen: Overview) -> str:
@@ -103,10 +111,13 @@ def _headline(seen: Overview, console: Console, trouble: str | None) -> list[Ren
     name = Text(printable(now.study), "bold")
     name.truncate(max(10, console.width - len(state) - 2), overflow="ellipsis")
     lines: list[RenderableType] = [_line(name, "  ", (state, style))]
+    if way := way_to_join(seen):
+        # Whole, for it is to be typed.
+        lines += _folded(f"join with: {way}", console, JOIN_LINES, "yellow")
     if trouble:
         lines += _folded(trouble, console, TROUBLE_LINES, "bold yellow")
     if now.budget:
-        done = f"{now.finished} of {now.budget.trials} trials"
+        done = f"{now.finished:,} of {now.budget.trials:,} trials"
         if now.ended is None:
             done += f", {time_left(seen)}"
         bar = Table.grid(padding=(0, 1))

@@ -224,16 +224,17 @@ def _print_line(text: str) -> None:
 
 
 def _facts(seen: Overview) -> str:
-    from studies.cli.picture import state_of, time_left
+    from studies.cli.picture import state_of, time_left, way_to_join
 
     now = seen.status
-    of = f" of {now.budget.trials}" if now.budget else ""
-    facts = [f"{now.finished}{of} trials done"]
+    of = f" of {now.budget.trials:,}" if now.budget else ""
+    facts = [f"{now.finished:,}{of} trials done"]
     words = {"running": "running", "pruned": "pruned", "waiting": "waiting", "fail": "failed"}
-    facts += [f"{now.trials[key]} {word}" for key, word in words.items() if now.trials[key]]
+    facts += [f"{now.trials[key]:,} {word}" for key, word in words.items() if now.trials[key]]
     if now.best:
         facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
     if seen.seconds_left is not None:
         facts.append(time_left(seen))
     facts.append(state_of(seen)[0])
-    return f"{now.study}: {', '.join(facts)}"
+    way = way_to_join(seen)
+    return f"{now.study}: {', '.join(facts)}" + (f"; join with: {way}" if way else "")
