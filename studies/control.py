@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from studies.errors import StorageError, command
-from studies.script import CHANGED_SCRIPT
+from studies.script import OWN_ATTRIBUTES
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -39,9 +39,6 @@ _EXTENSIONS: Final = {
     "timeout": "--timeout TIME",
     "target": "--target VALUE",
 }
-
-#: Attributes that tell how a trial ended, which a retry of it does not have.
-_OF_AN_ATTEMPT: Final = ("error", "traceback", CHANGED_SCRIPT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +188,7 @@ def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
         record,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs={key: value for key, value in trial.user_attrs.items() if key not in _OF_AN_ATTEMPT},
+        user_attrs={key: value for key, value in trial.user_attrs.items() if key not in OWN_ATTRIBUTES},
         system_attrs={
             "fixed_params": {**trial.system_attrs.get("fixed_params", {}), **trial.params},
             "failed_trial": history[0],

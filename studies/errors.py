@@ -153,12 +153,14 @@ def command(*words: str | int) -> str:
     return "studyhall " + shlex.join(map(str, words))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown ``word``: the nearest known one in any case, or all of them."""
-    known = sorted(known)
+def nearest(word: str, known: Iterable[str], *, in_order: bool = False) -> str:
+    """The end of a message about an unknown ``word``: the nearest known one in any case, or the known ones, sorted and
+    no more than 12; ``in_order``: as they come, and all."""
+    known = list(known) if in_order else sorted(known)
     by_letters = {name.casefold(): name for name in known}
     close = get_close_matches(word.casefold(), by_letters, n=1, cutoff=0.6)
     if close:
         return f"did you mean {by_letters[close[0]]!r}?"
-    shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    most = len(known) if in_order else 12
+    shown = ", ".join(known[:most]) + (", …" if len(known) > most else "")
     return f"known: {shown}" if known else "there is none"

@@ -17,6 +17,8 @@ from studies.errors import ObjectiveError
 
 #: A trial's attribute: the hash of the script that ran it, where that is not the one of its study.
 CHANGED_SCRIPT: Final = "script_sha256"
+#: Attributes of a trial that workers set, and no objective: how it ended, and what ran it.
+OWN_ATTRIBUTES: Final = ("error", "traceback", CHANGED_SCRIPT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from studies.cli import (
     trials,
     watch,
 )
-from studies.cli.common import drop_output, report_error
+from studies.cli.common import drop_output, report_error, report_usage_error
 from studies.errors import StudyhallError
 
 
@@ -96,8 +96,7 @@ def main() -> None:
     try:
         sys.exit(studyhall(standalone_mode=False, prog_name="studyhall") or 0)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        sys.exit(report_usage_error(error))
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)

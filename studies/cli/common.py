@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 
     from studies.script import Script
     from studies.spec import StudySpec
+    from studies.storage.database import Database
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
 #: Seconds between two words about a database that is away.
 REMIND = 30.0
+#: Seconds that Tab waits for a database.
+QUICK = 2.0
 #: What Studyhall keeps on this machine.
 home = chosen_home
 T = TypeVar("T")
@@ -203,8 +206,9 @@ def has_embedded_database() -> bool:
     return (home() / "postgresql").is_dir()
 
 
-def complete_studies(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
-    """The studies whose names begin so, for the shell; none where the storage can't be asked quickly."""
+def ask_quickly(ctx: click.Context, ask: Callable[[Database], list[str]]) -> list[str]:
+    """What ``ask`` finds in the storage of a command line, for the shell; nothing where that does not answer quickly,
+    or has none of it."""
     from studies.storage.database import Database
     from studies.storage.embedded import EmbeddedServer
     from studies.storage.url import StorageURL
@@ -219,9 +223,34 @@ def complete_studies(ctx: click.Context, _param: click.Parameter, begun: str) ->
         else:
             return []
         database = stack.enter_context(closing(Database(location)))
-        names = [row["name"] for row in database.rows("study_names", within=2.0)]
-        return [name for name in names if name.startswith(begun) and printable(name) == name]
+        return [name for name in ask(database) if printable(name) == name]
     return []
+
+
+def study_in(ctx: click.Context) -> str | None:
+    """The study that an unfinished command line names: click leaves it in ``args`` before an option's missing value."""
+    named: str | None = ctx.params.get("name") or next(iter(ctx.args), None)
+    return named
+
+
+def complete_studies(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    """The studies whose names begin so, for the shell."""
+    names = ask_quickly(ctx, lambda database: [row["name"] for row in database.rows("study_names", within=QUICK)])
+    return [name for name in names if name.startswith(begun)]
+
+
+def complete_trials(*states: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """The completion of trial numbers of the study that was named: of trials in ``states``, or of all."""
+
+    def complete(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+        def ask(database: Database) -> list[str]:
+            study, among = study_in(ctx), list(states) or None
+            rows = database.rows("numbers", within=QUICK, study=study, states=among, begun=begun)
+            return [row["number"] for row in rows]
+
+        return ask_quickly(ctx, ask)
+
+    return complete
 
 
 def complete_targets(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -233,7 +262,14 @@ def complete_targets(_ctx: click.Context, _param: click.Parameter, begun: str) -
 
 
 study_argument = click.argument("name", metavar="NAME", shell_complete=complete_studies)
-trial_option = click.option("--trial", "trial_number", type=int, metavar="N", help="This trial, not the best one.")
+trial_option = click.option(
+    "--trial",
+    "trial_number",
+    type=int,
+    metavar="N",
+    shell_complete=complete_trials(),
+    help="This trial, not the best one.",
+)
 
 
 def choose_trial(storage: PostgresStorage, record: StudyRecord, number: int | None) -> FrozenTrial:
@@ -335,6 +371,17 @@ def report_error(error: Exception) -> int:
         return error.exit_code
     say(f"error: {described(error)}; unexpected error; please report it with --debug's output")
     return 1
+
+
+def report_usage_error(error: click.ClickException) -> int:
+    """Print what is wrong with a command line as one line, and return its exit status."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    context = getattr(error, "ctx", None)
+    say(f"error: {text[:1].lower()}{text[1:]}" + (f"; see: {context.command_path} --help" if context else ""))
+    return error.exit_code
 
 
 def say(line: str = "") -> None:

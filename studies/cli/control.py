@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from studies import control
-from studies.cli.common import Common, common_options, counted, say, study_argument, way_to_work
+from studies.cli.common import Common, F, common_options, complete_trials, counted, say, study_argument, way_to_work
 from studies.cli.formats import readable
 from studies.cli.look import status_line
 from studies.errors import command
 
-number_argument = click.argument("number", metavar="NUMBER", type=int)
+
+def _number_argument(*states: str) -> Callable[[F], F]:
+    return click.argument("number", metavar="NUMBER", type=int, shell_complete=complete_trials(*states))
 
 
 @click.command()
@@ -62,7 +66,7 @@ def resume(common: Common, name: str) -> None:
 
 @click.command()
 @study_argument
-@number_argument
+@_number_argument("RUNNING", "WAITING")
 @common_options
 def cancel(common: Common, name: str, number: int) -> None:
     """End one waiting or running trial.
@@ -105,7 +109,7 @@ def enqueue(common: Common, name: str, params: tuple[str, ...]) -> None:
 
 @click.command()
 @study_argument
-@number_argument
+@_number_argument("FAIL")
 @common_options
 def retry(common: Common, name: str, number: int) -> None:
     """Run a failed trial's parameters once more.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -14,7 +15,7 @@ import click
 
 from studies.cli.common import number
 from studies.errors import StudyhallError
-from studies.script import CHANGED_SCRIPT
+from studies.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
 from studies.text import printable
 from studies.values import finite, to_text
 from studies.values import to_json as strict_json
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 BEST_FORMATS = ("table", "json", "yaml", "toml", "env", "args")
 DATA_FORMATS = ("json", "yaml", "toml")
+# What some reader, of YAML 1.1 or 1.2, takes for a number, a date, a boolean or null unless it is quoted.
+_NO_TEXT_IN_YAML = re.compile(r"[-+.]*\d|[-+]?\.(inf|nan)$|(y|n|yes|no|on|off|true|false|null|~|)$", re.IGNORECASE)
 
 
 def data_as(kind: str, data: Mapping[str, Any]) -> str:
@@ -33,11 +36,25 @@ def data_as(kind: str, data: Mapping[str, Any]) -> str:
     if kind == "json":
         return to_json(data)
     if kind == "toml":
-        return to_toml(_for_toml(data))
+        said, missing = _for_toml(data)
+        return "".join(f"# left out, as TOML has no null: {key}\n" for key in missing) + to_toml(said)
+    shown = _to_yaml(data, allow_unicode=True)
+    return shown if _is_plain(shown) else _to_yaml(data, allow_unicode=False)
+
+
+def _to_yaml(data: Mapping[str, Any], *, allow_unicode: bool) -> str:
     import yaml
 
-    shown = yaml.safe_dump(data, sort_keys=False, allow_unicode=True).rstrip()
-    return shown if _is_plain(shown) else yaml.safe_dump(data, sort_keys=False).rstrip()
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(
+        str,
+        lambda dumper, text: dumper.represent_scalar(
+            "tag:yaml.org,2002:str", text, style="'" if _NO_TEXT_IN_YAML.match(text) else None
+        ),
+    )
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=allow_unicode).rstrip()
 
 
 def best_data(trial: FrozenTrial, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -49,6 +66,7 @@ def best_data(trial: FrozenTrial, metrics: Mapping[str, float]) -> dict[str, Any
         "params": trial.params,
         "metrics": {name: finite(value) for name, value in metrics.items()},
         "user_attrs": user_attrs(trial),
+        **({CHANGED_SCRIPT: changed} if (changed := trial.user_attrs.get(CHANGED_SCRIPT)) else {}),
     }
 
 
@@ -76,15 +94,15 @@ def detail_lines(trial: FrozenTrial, metrics: Mapping[str, float]) -> list[str]:
 
 def attribute_lines(trial: FrozenTrial) -> list[str]:
     """What was noted of a trial, for people: the objective's attributes, and whether a changed script ran it."""
-    noted = [(name, readable(value)) for name, value in user_attrs(trial).items() if name != CHANGED_SCRIPT]
+    noted = [(name, readable(value)) for name, value in user_attrs(trial).items()]
     lines = ["", "attributes:", *aligned(noted)] if noted else []
     changed = trial.user_attrs.get(CHANGED_SCRIPT)
     return lines + (["", f"run by a changed script, not the study's: SHA-256 {changed}"] if changed else [])
 
 
 def user_attrs(trial: FrozenTrial) -> dict[str, Any]:
-    """What an objective noted of its trial, without the error and the traceback that have places of their own."""
-    return {name: value for name, value in trial.user_attrs.items() if name not in ("error", "traceback")}
+    """What an objective noted of its trial; what a worker did, as its error, has places of its own."""
+    return {name: value for name, value in trial.user_attrs.items() if name not in OWN_ATTRIBUTES}
 
 
 def split_names(text: str, known: Sequence[str]) -> list[str]:
@@ -214,11 +232,20 @@ def echo_data(data: str, end: str = "\n") -> None:
     click.echo(data + end, nl=False, color=True)
 
 
-def _for_toml(data: Any) -> Any:
-    """``data`` without None, which TOML cannot say: its key is left out, a list that holds it becomes a string."""
-    if isinstance(data, dict):
-        return {key: _for_toml(value) for key, value in data.items() if value is not None}
-    return strict_json(data) if isinstance(data, list) and _holds_none(data) else data
+def _for_toml(data: Mapping[str, Any], within: str = "") -> tuple[dict[str, Any], list[str]]:
+    """``data`` without the keys that hold null, or a list with null in it; and those keys, as TOML writes them."""
+    said: dict[str, Any] = {}
+    missing: list[str] = []
+    for name, value in data.items():
+        key = within + (name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name))
+        if isinstance(value, dict):
+            said[name], more = _for_toml(value, f"{key}.")
+            missing += more
+        elif _holds_none(value):
+            missing.append(key)
+        else:
+            said[name] = value
+    return said, missing
 
 
 def _holds_none(data: Any) -> bool:

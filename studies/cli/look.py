@@ -12,6 +12,7 @@ from studies.cli.common import (
     Common,
     choose_trial,
     common_options,
+    complete_trials,
     counted,
     duration,
     number,
@@ -41,6 +42,8 @@ from studies.errors import NoTables, NothingFinished, command
 from studies.values import finite
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from studies.storage.postgres import Attempt, PostgresStorage, Status, StudyRecord
 
 
@@ -225,7 +228,7 @@ def _print_front(storage: PostgresStorage, record: StudyRecord, kind: str) -> No
 
 @click.command()
 @study_argument
-@click.argument("trial_number", metavar="[NUMBER]", type=int, required=False)
+@click.argument("trial_number", metavar="[NUMBER]", type=int, required=False, shell_complete=complete_trials())
 @common_options
 def show(common: Common, name: str, trial_number: int | None) -> None:
     """Show a study's spec, or one of its trials.
@@ -254,6 +257,14 @@ def _attempt(attempt: Attempt | None) -> str:
     return f"{attempt.worker} ({counted(attempt.times, 'attempt')})" if attempt.times > 1 else attempt.worker
 
 
+def _took(trial: FrozenTrial, attempt: Attempt | None) -> str:
+    if trial.duration is None:
+        return "–"
+    # How long each attempt took is not stored.
+    pauses = ", with the pauses between its attempts" if attempt and attempt.times > 1 else ""
+    return f"{duration(trial.duration.total_seconds())}{pauses}"
+
+
 def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int) -> None:
     trial = storage.trial(record, trial_number)
     metrics = storage.metrics(trial)
@@ -262,7 +273,7 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
     facts = {
         "value": " ".join(number(value) for value in trial.values or []) or "–",
         "began": str(trial.datetime_start or "–").partition(".")[0],
-        "took": duration(trial.duration.total_seconds()) if trial.duration else "–",
+        "took": _took(trial, attempt),
         "worker": _attempt(attempt),
         **{name: readable(value) for name, value in trial.params.items()},
     }

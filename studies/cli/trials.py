@@ -10,15 +10,35 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from studies.cli.common import Common, common_options, duration, number, say, study_argument, way_to_work
+from studies.cli.common import (
+    QUICK,
+    Common,
+    ask_quickly,
+    common_options,
+    duration,
+    number,
+    say,
+    study_argument,
+    study_in,
+    way_to_work,
+)
 from studies.cli.formats import echo_data, echo_json, print_columns, readable, split_names, to_csv
 from studies.errors import StudyhallError, command, nearest
+from studies.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
 from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
+    from studies.storage.database import Database
     from studies.storage.reading import StudyReader, TrialRow
 
 STATES: Final = ("complete", "pruned", "fail", "running", "waiting")
+
+
+#: Columns of every study's trials; of several objectives there are others than ``value``.
+EVERY_STUDYS: Final = (
+    *("number", "state", "value", "steps", "start", "complete", "seconds"),
+    *("worker", "attempts", "error", CHANGED_SCRIPT),
+)
 
 
 class Column(NamedTuple):
@@ -27,15 +47,56 @@ class Column(NamedTuple):
     name: str
     cell: Callable[[TrialRow], Any]
     """Its value as data; None where the trial has none."""
+    shown: Callable[[Any], str] | None = None
+    """Its value for people, where that reads otherwise."""
+
+
+def _complete_column(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    """The columns whose names begin so, for the shell."""
+    return [name for name in _column_names(ctx) if name.startswith(begun)]
+
+
+def _complete_columns(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
+    """The same for the last one of a list."""
+    before, comma, last = begun.rpartition(",")
+    return [f"{before}{comma}{name}" for name in _column_names(ctx) if name.startswith(last)]
+
+
+def _column_names(ctx: click.Context) -> list[str]:
+    def ask(database: Database) -> list[str]:
+        record = database.row("find_study", name=study_in(ctx))
+        if record is None:
+            return []
+        study, own = record["study_id"], list(OWN_ATTRIBUTES)
+        found = {
+            "params": database.rows("param_names", within=QUICK, study_id=study),
+            "metrics": database.rows("last_metric_names", within=QUICK, study_id=study),
+            "user_attrs": database.rows("user_attr_names", within=QUICK, study_id=study, own=own),
+        }
+        return [f"{kind}_{row['name']}" for kind, rows in found.items() for row in rows]
+
+    return [*EVERY_STUDYS, *ask_quickly(ctx, ask)]
 
 
 @click.command()
 @study_argument
 @click.option("--format", "kind", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only these; may be repeated.")
-@click.option("--sort", "order", metavar="COLUMN", help="By this column, smallest first; -COLUMN: largest first.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(STATES, case_sensitive=False),
+    help="Only these; may be repeated.",
+)
+@click.option(
+    "--sort",
+    "order",
+    metavar="COLUMN",
+    shell_complete=_complete_column,
+    help="By this column, smallest first; -COLUMN: largest first.",
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N of them.")
-@click.option("--columns", metavar="A,B,…", help="Only these columns, in this order.")
+@click.option("--columns", metavar="A,B,…", shell_complete=_complete_columns, help="Only these columns, in this order.")
 @common_options
 def trials(
     common: Common,
@@ -49,8 +110,10 @@ def trials(
     """List a study's trials.
 
     Columns are those of --format csv: number, state, value (of several objectives one for each:
-    values_NAME), steps, start, complete, seconds, worker, attempts, error, and params_NAME,
-    metrics_NAME (at the last step) and user_attrs_NAME, for which NAME alone will do.
+    values_NAME), steps, start, complete, seconds, worker, attempts, error, script_sha256 (of a
+    changed script), and params_NAME, metrics_NAME (at the last step) and user_attrs_NAME, for which
+    NAME alone will do, as will the table's headings. seconds, or time, is from the first start to
+    the end: of a trial with several attempts (≤ in the table) that holds the pauses between them.
     """
     from studies.storage.reading import StudyReader
 
@@ -58,20 +121,24 @@ def trials(
         record = storage.find_study(name)
         reader = StudyReader(storage, record)
         objectives = storage.objective_names(record)
-        known = _columns(reader, objectives) if kind == "csv" or columns or order else []
-        chosen = _choose(split_names(columns, [column.name for column in known]), known) if columns else None
+        is_chosen = columns is not None
+        known = _columns(reader, objectives) if kind == "csv" or is_chosen or order is not None else []
+        headings = {"#": "number", "time": "seconds"} | ({objectives[0]: "value"} if len(objectives) == 1 else {})
+        chosen = None
+        if columns is not None:
+            chosen = _choose(split_names(columns, [*headings, *(column.name for column in known)]), known, headings)
         pages: Iterator[Sequence[TrialRow]] = reader.pages(reports=kind == "json" and chosen is None)
         if states:
             pages = _of_states(pages, {state.upper() for state in states})
-        if order:
-            (column,) = _choose([order.removeprefix("-")], known)
+        if order is not None:
+            (column,) = _choose([order.removeprefix("-")], known, headings)
             pages = iter([_sorted(chain.from_iterable(pages), column, limit, largest_first=order.startswith("-"))])
         elif limit:
             pages = _first(pages, limit)
         if kind == "json":
             echo_json([_flat(row, chosen) if chosen else _trial_data(row) for row in page] for page in pages)
         elif kind == "csv":
-            _echo_csv(pages, chosen or [column for column in known if column.name != "seconds"])
+            _echo_csv(pages, chosen or known)
         else:
             rows = list(chain.from_iterable(pages))
             _print_table(rows, chosen, objectives)
@@ -86,7 +153,7 @@ def _columns(reader: StudyReader, objectives: Sequence[str]) -> list[Column]:
     values = ["value"] if len(objectives) == 1 else [f"values_{name}" for name in objectives]
     return [
         Column("number", lambda row: row.number),
-        Column("state", lambda row: row.state),
+        Column("state", lambda row: row.state, str.lower),
         *(Column(name, _value(i)) for i, name in enumerate(values)),
         Column("steps", lambda row: row.steps),
         Column("start", lambda row: row.start and row.start.isoformat()),
@@ -95,6 +162,7 @@ def _columns(reader: StudyReader, objectives: Sequence[str]) -> list[Column]:
         Column("worker", lambda row: row.worker),
         Column("attempts", lambda row: row.attempts),
         Column("error", lambda row: row.error),
+        Column(CHANGED_SCRIPT, lambda row: row.script_sha256),
         *(Column(f"params_{name}", _entry(attrgetter("params"), name)) for name in reader.param_names()),
         *(Column(f"metrics_{name}", _entry(attrgetter("metrics"), name)) for name in reader.last_metric_names()),
         *(Column(f"user_attrs_{name}", _entry(attrgetter("user_attrs"), name)) for name in reader.user_attr_names()),
@@ -113,19 +181,19 @@ def _seconds(row: TrialRow) -> float | None:
     return (row.complete - row.start).total_seconds() if row.start and row.complete else None
 
 
-def _choose(names: Iterable[str], known: Sequence[Column]) -> list[Column]:
-    """The columns of these names, in full or without what they begin with.
+def _choose(names: Sequence[str], known: Sequence[Column], headings: Mapping[str, str]) -> list[Column]:
+    """The columns of these names, in full or without what they begin with, or of these headings of the table.
 
     Raises:
-        StudyhallError: there is no such column.
+        StudyhallError: there is no such column, or no name.
     """
     by_name = {column.name: column for column in known}
     found = []
-    for name in names:
-        full = [name, *(f"{kind}_{name}" for kind in ("values", "params", "metrics", "user_attrs"))]
+    for name in names or [""]:
+        full = [name, headings.get(name), *(f"{kind}_{name}" for kind in ("values", "params", "metrics", "user_attrs"))]
         column = next((by_name[candidate] for candidate in full if candidate in by_name), None)
         if column is None:
-            raise StudyhallError(f"there is no column {name!r}; {nearest(name, by_name)}")
+            raise StudyhallError(f"there is no column {name!r}; {nearest(name, by_name, in_order=True)}")
         found.append(column)
     return found
 
@@ -162,7 +230,7 @@ def _print_table(rows: Sequence[TrialRow], chosen: Sequence[Column] | None, obje
     if not rows:
         return
     if chosen:
-        cells = [[_for_people(column.cell(row)) for column in chosen] for row in rows]
+        cells = [[_for_people(column, row) for column in chosen] for row in rows]
         is_numeric = [all(_is_number(column.cell(row)) for row in rows) for column in chosen]
         names = [column.name for column in chosen]
         print_columns(names, cells, numeric=[name for name, is_it in zip(names, is_numeric, strict=True) if is_it])
@@ -183,13 +251,15 @@ def _cells(row: TrialRow, objectives: int) -> list[str]:
         row.state.lower(),
         *([number(value) for value in row.values] or ["–"] * objectives),
         str(row.steps),
-        "–" if seconds is None else duration(seconds),
+        # Of several attempts it is not stored how long each took.
+        "–" if seconds is None else f"≤ {duration(seconds)}" if (row.attempts or 1) > 1 else duration(seconds),
         f"{words}; {noted}" if noted else words,
     ]
 
 
-def _for_people(value: Any) -> str:
-    return "–" if value is None else readable(value)
+def _for_people(column: Column, row: TrialRow) -> str:
+    value = column.cell(row)
+    return "–" if value is None else (column.shown or readable)(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -211,6 +281,7 @@ def _trial_data(row: TrialRow) -> dict[str, Any]:
         "worker": row.worker,
         "attempts": row.attempts,
         "error": row.error,
+        CHANGED_SCRIPT: row.script_sha256,
     }
 
 

@@ -57,7 +57,8 @@ def tiles(data: StudyData) -> str:
         workers = len({attempt.worker for attempt in data.attempts.values()})
         by = f"of {counted(workers, 'worker')}" if workers else "of all workers"
         shown.append(("wall time", duration((end - begin).total_seconds()), f"till {moment(end)}"))
-        shown.append(("compute time", duration(compute), by))
+        at_most = "≤ " if any(attempt.times > 1 for attempt in data.attempts.values()) else ""
+        shown.append(("compute time", f"{at_most}{duration(compute)}", by))
     pruning = data.overview.pruning
     if pruning.saved is not None and pruning.share is not None:
         shown.append(
@@ -151,6 +152,7 @@ def _trial(data: StudyData, trial: FrozenTrial, params: Iterable[str]) -> str:
     attempt = data.attempts.get(trial.number)
     span = data.span(trial)
     seconds = (span[1] - span[0]).total_seconds() if span else None
+    is_repeated = attempt is not None and attempt.times > 1
     state = trial.state.name.lower()
     error = " ".join(str(trial.user_attrs.get("error", "")).split()) if trial.state == TrialState.FAIL else ""
     values = trial.values or [None] * len(data.directions)
@@ -160,7 +162,8 @@ def _trial(data: StudyData, trial: FrozenTrial, params: Iterable[str]) -> str:
         *(_cell(number(value), value) for value in values),
         *(_cell(_param(trial, name), trial.params.get(name)) for name in params),
         f"<td>{len(trial.intermediate_values)}</td>",
-        _cell("–" if seconds is None else duration(seconds), seconds),
+        # Of several attempts it is not stored how long each took: the pauses between them are in it.
+        _cell("–" if seconds is None else f"{'≤ ' if is_repeated else ''}{duration(seconds)}", seconds),
         f'<td title="{text(attempt.worker if attempt else "")}">{text(worker)}</td>',
         f"<td>{attempt.times if attempt else '–'}</td>",
         f'<td class="error" title="{text(error)}">{text(error)}</td>' if error else "<td></td>",

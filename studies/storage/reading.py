@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
 from studies.storage.pages import (
     PAGE,
     Page,
@@ -57,7 +58,9 @@ class TrialRow(NamedTuple):
     attempts: int | None
     error: str | None
     user_attrs: Mapping[str, Any]
-    """Without error and traceback."""
+    """Without those of :data:`~studies.script.OWN_ATTRIBUTES`."""
+    script_sha256: str | None
+    """Of the script that ran it, where that is not the study's."""
 
 
 class StudyReader:
@@ -103,8 +106,9 @@ class StudyReader:
         return [row["name"] for row in self._database.rows("last_metric_names", study_id=self._study_id)]
 
     def user_attr_names(self) -> list[str]:
-        """The attributes of any trial, in the order in which they first were set; without error and traceback."""
-        return [row["name"] for row in self._database.rows("user_attr_names", study_id=self._study_id)]
+        """The attributes that the objective gave any trial, in the order in which they first were set."""
+        own = list(OWN_ATTRIBUTES)
+        return [row["name"] for row in self._database.rows("user_attr_names", study_id=self._study_id, own=own)]
 
     def pages(self, *, reports: bool = False) -> Iterator[list[TrialRow]]:
         """All trials by number, a page at a time; the next one is read while this one is used.
@@ -166,7 +170,8 @@ def _rows(page: Page) -> list[TrialRow]:
             complete,
             *attempts.get(trial_id, nobody),
             user_attrs.get("error"),
-            {name: value for name, value in user_attrs.items() if name not in ("error", "traceback")},
+            {name: value for name, value in user_attrs.items() if name not in OWN_ATTRIBUTES},
+            user_attrs.get(CHANGED_SCRIPT),
         )
         for trial_id, number, state, values, params, reports, start, complete, user_attrs in zip(
             integers(page["trial_ids"]),

@@ -501,7 +501,8 @@ def test_what_cannot_be_done(steered: Shell, command: str, message: str) -> None
 def test_usage_errors_exit_with_2(steered: Shell, command: str) -> None:
     done = steered.run(*command.split())
     assert done.returncode == 2
-    assert done.stderr.startswith("Usage: studyhall")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("--help\n")
 
 
 def test_a_trial_of_stock_optuna_is_cancelled_at_once(shell: Shell, look: Look) -> None:

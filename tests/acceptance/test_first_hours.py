@@ -257,6 +257,10 @@ def test_the_shell_completes_studies_and_presets(shell: Shell) -> None:
     assert completed("status", "sha") == ["shades", "shapes"]
     assert completed("work", "shades", "shap") == ["shapes"]
     assert completed("run", "dig") == ["digits"]
+    say(shell, "enqueue", "shapes", "x=1")
+    assert completed("cancel", "shapes", "") == completed("best", "shapes", "--trial", "") == ["0"]
+    assert completed("retry", "shapes", "") == []
+    assert completed("trials", "shapes", "--columns", "number,val") == ["number,value"]
     assert completed("status", "sha", STUDYHALL_STORAGE="postgresql://nobody:x@127.0.0.1:1/none") == []
     home = shell.folder / "no home"
     assert completed("status", "sha", STUDYHALL_STORAGE="", STUDYHALL_HOME=str(home)) == []

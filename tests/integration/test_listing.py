@@ -16,6 +16,7 @@ from optuna.trial import TrialState, create_trial
 from studies import PostgresStorage, StudySpec
 from studies.cli import studyhall
 from studies.cli.formats import print_columns
+from studies.storage.postgres import Claim
 from tests.conftest import Server
 
 Say = Callable[..., str]
@@ -30,7 +31,7 @@ def spec(name: str, **more: object) -> StudySpec:
 def storage(separate_server: Server) -> Iterator[PostgresStorage]:
     with separate_server.database() as url:
         storage = PostgresStorage(url)
-        one, _ = storage.create_study(spec("one", direction="maximize"))
+        one, _ = storage.create_study(spec("one", direction="maximize", metric="score"))
         study = storage.load_study(one)
         for number, (value, state) in enumerate(
             [(1.0, "COMPLETE"), (3.0, "COMPLETE"), (math.inf, "COMPLETE"), (None, "PRUNED"), (None, "FAIL")]
@@ -44,7 +45,7 @@ def storage(separate_server: Server) -> Iterator[PostgresStorage]:
                     intermediate_values={1: 0.5} if state == "PRUNED" else {},
                     user_attrs={"error": "E: no", "traceback": "T"}
                     if state == "FAIL"
-                    else {"n": [number], "note": "a,b"},
+                    else {"n": [number], "note": "a,b", **({"script_sha256": "5ec1"} if number == 1 else {})},
                 )
             )
         two, _ = storage.create_study(spec("two", directions=["minimize", "maximize"], metric=["loss", "acc"]))
@@ -76,7 +77,14 @@ def test_every_attribute_and_every_value_is_listed(say: Say) -> None:
     data = json.loads(say("trials one --format json"))
     assert [trial["user_attrs"] for trial in data[-2:]] == [{"n": [3], "note": "a,b"}, {}]
     assert data[-1]["error"] == "E: no"
+    # What a worker notes of a changed script is no attribute of the objective's.
+    assert [trial["script_sha256"] for trial in data] == [None, "5ec1", None, None, None]
+    assert json.loads(say("best one --trial 1 --format json"))["script_sha256"] == "5ec1"
     listed = rows(say("trials one --format csv"))
+    assert ",".join(listed[0]) == (
+        "number,state,value,steps,start,complete,seconds,worker,attempts,error,script_sha256,"
+        "params_x,params_value,user_attrs_n,user_attrs_note"
+    )
     assert [row["user_attrs_n"] for row in listed] == ["[0]", "[1]", "[2]", "[3]", ""]
     assert [row["value"] for row in listed] == ["1.0", "3.0", "", "", ""]
     assert say("trials one").splitlines()[1].endswith("x=-2.5 value=0; n=[0] note=a,b")
@@ -92,7 +100,9 @@ def test_every_attribute_and_every_value_is_listed(say: Say) -> None:
     [
         ("", "0 1 2 3 4"),
         ("--limit 2", "0 1"),
-        ("--state complete --state fail", "0 1 2 4"),
+        ("--state COMPLETE --state Fail", "0 1 2 4"),
+        ("--sort -# --limit 1", "4"),
+        ("--sort -score --limit 1", "1"),
         ("--sort -number --limit 2", "4 3"),
         ("--sort value", "0 1 2 3 4"),
         ("--sort -value", "1 0 2 3 4"),
@@ -120,8 +130,25 @@ def test_columns_are_chosen_by_name_in_every_format(say: Say) -> None:
         ["params_value", "number", "params_x", "seconds"], ["0", "0", "-2.5", "0"]
     ]  # fmt: skip
     assert say("trials two --format csv --columns acc --limit 1") == "values_acc\n2.0\n"
+    table = say("trials one --columns #,state,score,time --limit 1").splitlines()  # by the headings of the table
+    assert [line.split() for line in table] == [["number", "state", "value", "seconds"], ["0", "complete", "1", "0"]]
     for wrong in ("--columns number,stat", "--sort stat"):
         assert "there is no column 'stat'; did you mean 'state'?" in say(f"trials one {wrong}", status=1)
+    for nothing in ("--columns=", "--sort="):
+        assert "there is no column ''; known: number, state, value, " in say(f"trials one {nothing}", status=1)
+
+
+def test_a_trial_of_several_attempts_took_no_longer_than_is_shown(storage: PostgresStorage, say: Say) -> None:
+    record, _ = storage.create_study(spec("again"))
+    for is_last in (False, True):
+        claim = storage.claim(record, "w", 30)
+        assert isinstance(claim, Claim)
+        if is_last:
+            storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE, [1.0])
+        else:
+            storage.give_back(claim, {})
+    assert " ≤ " in say("trials again").splitlines()[1]
+    assert ", with the pauses between its attempts\n" in say("show again 0")
 
 
 def test_only_a_complete_trial_is_finalized(say: Say) -> None:

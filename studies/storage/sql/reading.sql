@@ -47,9 +47,16 @@ select distinct m.name from trials t cross join lateral (
 ) m where t.study_id = %(study_id)s order by m.name
 
 -- name: user_attr_names
--- The attributes that the trials of a study were given, in the order in which they first were.
+-- The attributes that the trials of a study were given, but for those of ours, in the order in which they first were.
 select key as name from trials join trial_user_attributes using (trial_id)
-where study_id = %(study_id)s and key not in ('error', 'traceback') group by key order by min(trial_user_attribute_id)
+where study_id = %(study_id)s and key <> all(%(own)s) group by key order by min(trial_user_attribute_id)
+
+-- name: numbers
+-- For the shell: the numbers, as texts, that begin so, of a study's newest trials in these states (null: in any).
+select t.number::text as number from trials t join studies s using (study_id)
+where s.study_name = %(study)s and (%(states)s::text[] is null or t.state::text = any(%(states)s))
+    and starts_with(t.number::text, %(begun)s)
+order by t.trial_id desc limit 100
 
 -- name: page_rows
 -- What a table lists of a page's trials beside what the statement page reads: how many steps each reported, the metrics
