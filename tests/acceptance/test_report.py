@@ -249,7 +249,7 @@ def test_a_study_without_a_trial_has_a_report_named_after_it(begun: Shell, visit
         (["plot", "new/one", "history", "-o", "x.png"], 1, "no trial is complete yet; possible: none yet"),
         (["plot", "new/one", "historie", "-o", "x.png"], 2, "is not one of 'history', 'pareto', "),
         (["plot", "new/one", "history", "-o", "x.pdf"], 2, "'x.pdf' must end in .png or .svg or .html"),
-        (["plot", "new/one", "history"], 2, "Missing option '-o'"),
+        (["plot", "new/one", "history"], 2, "missing option '-o'"),
         (["plot", "new/on", "history", "-o", "x.png"], 1, "did you mean 'new/one'?"),
         (["report", "new/on"], 1, "did you mean 'new/one'?"),
         (["report", "new/one", "-o", "x.pdf"], 2, "'x.pdf' must end in .html"),
