@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from studies.errors import StorageError, command
-from studies.script import OWN_ATTRIBUTES
+from studies.spec.script import OWN_ATTRIBUTES
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -140,13 +140,13 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
     Args:
         storage: where the study is.
         record: the study.
-        texts: ``NAME=VALUE``, as :func:`studies.params.read_params` takes them.
+        texts: ``NAME=VALUE``, as :func:`studies.spec.params.read_params` takes them.
 
     Raises:
         SpecError: a parameter is not one of the study's space.
         StorageError: the study has ended.
     """
-    from studies.params import open_conditions, read_params
+    from studies.spec.params import open_conditions, read_params
 
     space = record.spec.space if record.spec else {}
     params = read_params(texts, space)

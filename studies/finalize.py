@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.errors import ObjectiveError, StudyhallError, command
 from studies.objective import Objective
-from studies.spec import StudySpec
+from studies.spec.study import StudySpec
 from studies.storage.postgres import PostgresStorage, StudyRecord
 from studies.values import to_json
 

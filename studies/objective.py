@@ -24,10 +24,10 @@ from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from studies import script
-from studies.checkpoints import PERMISSION
+from studies.checkpoint_stores import PERMISSION
 from studies.errors import ObjectiveError, command, nearest, one_line
 from studies.importing import import_file, import_module
+from studies.spec import script
 
 Objective = Callable[[Any], Any]
 

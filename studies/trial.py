@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
 
-from studies.space import categorical
+from studies.spec.space import categorical
 from studies.text import counted
 from studies.values import as_stored, key_of
 

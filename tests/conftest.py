@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 
 from studies import PostgresStorage
-from studies.storage.embedded import EmbeddedServer
+from studies.storage.embedded.server import EmbeddedServer
 from studies.storage.url import StorageURL
 from tests.postgres import DEBIAN_15, start_postgres
 

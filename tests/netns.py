@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import psycopg2
 
 from studies import PostgresStorage
-from studies.storage.binaries import account_for
+from studies.storage.embedded.binaries import account_for
 from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
 from tests.postgres import DEBIAN_15, Postgres, start_postgres

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import psycopg2
 import pytest
 
-from studies.storage.binaries import Account, account_for
+from studies.storage.embedded.binaries import Account, account_for
 from studies.storage.url import StorageURL
 from tests.postgres import free_port
 

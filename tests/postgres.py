@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import psycopg2
 
-from studies.storage.binaries import Account, account_for, find_binaries
+from studies.storage.embedded.binaries import Account, account_for, find_binaries
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 PASSWORD = "p@ss:/#?% wörd"

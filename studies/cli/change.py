@@ -12,7 +12,7 @@ from studies.cli.look import status_line
 from studies.errors import CheckpointError, StudyBusy, StudyhallError, command
 
 if TYPE_CHECKING:
-    from studies.spec import Direction
+    from studies.spec.study import Direction
     from studies.storage.postgres import StudyRecord
 
 
@@ -103,7 +103,7 @@ def delete(common: Common, name: str, yes: bool, force: bool) -> None:
 
 def _delete_checkpoints(record: StudyRecord) -> None:
     """Delete what of a deleted study lies outside of the database."""
-    from studies.checkpoints import open_store
+    from studies.checkpoint_stores import open_store
 
     if record.spec is None or record.uid is None or record.spec.checkpoints.store == "postgresql":
         return

@@ -27,8 +27,8 @@ from studies.text import printable
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from studies.script import Script
-    from studies.spec import StudySpec
+    from studies.spec.script import Script
+    from studies.spec.study import StudySpec
     from studies.storage.database import Database
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
@@ -148,7 +148,7 @@ allow_option = click.option(
 
 def time_value(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
     """The callback of an option that takes a time: ``90s``, ``30m``, ``2h``, in seconds."""
-    from studies.spec import parse_seconds
+    from studies.spec.study import parse_seconds
 
     if text is None:
         return None
@@ -162,7 +162,7 @@ def time_value(_ctx: click.Context, _param: click.Parameter, text: str | None) -
 
 
 def _scripts(_ctx: click.Context, _param: click.Parameter, paths: tuple[str, ...]) -> tuple[Script, ...]:
-    from studies.script import Script, is_script
+    from studies.spec.script import Script, is_script
 
     for path in paths:
         if not is_script(path):
@@ -210,7 +210,7 @@ def ask_quickly(ctx: click.Context, ask: Callable[[Database], list[str]]) -> lis
     """What ``ask`` finds in the storage of a command line, for the shell; nothing where that does not answer quickly,
     or has none of it."""
     from studies.storage.database import Database
-    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.embedded.server import EmbeddedServer
     from studies.storage.url import StorageURL
 
     with ExitStack() as stack, suppress(StudyhallError):
@@ -255,7 +255,7 @@ def complete_trials(*states: str) -> Callable[[click.Context, click.Parameter, s
 
 def complete_targets(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
     """The presets whose names begin so, and files, for the shell."""
-    from studies.target import preset_names
+    from studies.spec.source import preset_names
 
     presets = [CompletionItem(name) for name in preset_names() if name.startswith(begun)]
     return [*presets, CompletionItem(begun, type="file")]
@@ -311,7 +311,8 @@ def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path
         ObjectiveError: its objective is not among those that ``allow`` says, and the operator has given no script.
         CheckpointError: its place for checkpoints is neither in ``allow`` nor below ``data_dir``.
     """
-    from studies import checkpoints, objective
+    from studies import checkpoint_stores as checkpoints
+    from studies import objective
 
     if record.spec is None:
         raise StudyhallError(
@@ -339,7 +340,7 @@ def find_scripts(
     Raises:
         ObjectiveError: it has changed since the study was made; or one of ``scripts`` is no study's.
     """
-    from studies.script import find
+    from studies.spec.script import find
 
     found = {}
     for record in records:

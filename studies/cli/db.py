@@ -32,7 +32,7 @@ def url(common: Common) -> None:
 
     A URL given by --storage is printed with its password, as SQLAlchemy and Optuna take it.
     """
-    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.embedded.server import EmbeddedServer
     from studies.storage.url import StorageURL
 
     if common.storage_url:
@@ -47,7 +47,7 @@ def url(common: Common) -> None:
 def start(common: Common) -> None:
     """Start the embedded server and keep it running until `db stop`."""
     _refuse_storage(common)
-    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.embedded.server import EmbeddedServer
 
     location = EmbeddedServer(home()).keep()
     say(f"the embedded server runs at {location.display}; stop it with: studyhall db stop")
@@ -59,7 +59,7 @@ def start(common: Common) -> None:
 def stop(common: Common, force: bool) -> None:
     """Stop the embedded server."""
     _refuse_storage(common)
-    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.embedded.server import EmbeddedServer
 
     stopped = EmbeddedServer(home()).stop(force=force)
     say("the embedded server is stopped" if stopped else "the embedded server was not running")
@@ -150,7 +150,7 @@ def grant(common: Common, kind: str, role: str) -> None:
 @contextmanager
 def located(common: Common) -> Iterator[StorageURL]:
     """Where the command's database is, whatever its tables are; the embedded server runs meanwhile."""
-    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.embedded.server import EmbeddedServer
     from studies.storage.url import StorageURL
 
     if common.storage_url:

@@ -28,7 +28,7 @@ from studies.errors import StudyhallError
 from studies.report.files import file_name
 
 if TYPE_CHECKING:
-    from studies.script import Script
+    from studies.spec.script import Script
 
 
 @click.command()

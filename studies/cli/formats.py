@@ -15,7 +15,7 @@ import click
 
 from studies.cli.common import number
 from studies.errors import StudyhallError
-from studies.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
+from studies.spec.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
 from studies.text import printable
 from studies.values import finite, to_text
 from studies.values import to_json as strict_json

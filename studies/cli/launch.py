@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from studies.checkpoints import PERMISSION
+from studies.checkpoint_stores import PERMISSION
 from studies.cli.common import (
     Common,
     allow_changed_option,
@@ -30,7 +30,7 @@ from studies.launch import cpus_per_worker
 
 if TYPE_CHECKING:
     from studies.launch.kubernetes import Volume
-    from studies.spec import StudySpec
+    from studies.spec.study import StudySpec
     from studies.storage.postgres import StudyRecord
     from studies.storage.url import StorageURL
 

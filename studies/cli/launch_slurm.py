@@ -36,8 +36,8 @@ from studies.launch import slurm as launcher
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from studies.script import Script
-    from studies.spec import StudySpec
+    from studies.spec.script import Script
+    from studies.spec.study import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
 
 

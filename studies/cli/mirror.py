@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from studies.child import Kept
 from studies.cli.common import Common, common_options, complete_studies, counted, home, say, until_interrupted
 from studies.cli.formats import echo
 from studies.errors import TrackingError, command
+from studies.processes import Kept
 
 if TYPE_CHECKING:
+    from studies.mirror.launcher import MirrorProcess
     from studies.storage.postgres import PostgresStorage
-    from studies.tracking.launcher import MirrorProcess
 
 #: Seconds between two looks at the processes.
 POLL: Final = 0.25
@@ -66,7 +66,7 @@ def _print_uri(common: Common, tracking_uri: str | None) -> None:
     if tracking_uri:
         echo(tracking_uri)
         return
-    from studies.tracking.server import configure, prepare_database
+    from studies.mirror.server import configure, prepare_database
 
     configure()
     with common.open(create=True) as storage:
@@ -83,7 +83,7 @@ def checked(tracking_uri: str | None) -> str | None:
     Raises:
         TrackingError: it is none that a mirror can use.
     """
-    from studies.tracking.server import check_uri
+    from studies.mirror.server import check_uri
 
     return check_uri(tracking_uri) if tracking_uri else None
 
@@ -97,7 +97,7 @@ def start_mirror(
     once: bool = False,
 ) -> MirrorProcess:
     """Start the mirror of the studies ``names``; none: of all."""
-    from studies.tracking.launcher import MirrorProcess
+    from studies.mirror.launcher import MirrorProcess
 
     return MirrorProcess(
         storage,
@@ -126,7 +126,7 @@ def news(process: MirrorProcess, tracking_uri: str | None) -> Iterator[str]:
 
 
 def _place(tracking_uri: str | None) -> str:
-    from studies.tracking.server import display
+    from studies.mirror.server import display
 
     return f"MLflow at {display(tracking_uri)}" if tracking_uri else "the MLflow database"
 

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from studies.cli.progress import Progress
-    from studies.script import Script
-    from studies.spec import StudySpec
+    from studies.spec.script import Script
+    from studies.spec.study import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
     from studies.worker.supervisor import Supervisor
 
@@ -82,7 +82,7 @@ def _shares(_ctx: click.Context, _param: click.Parameter, text: str | None) -> l
 
 
 def _address(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
-    from studies.webhook import validate_url
+    from studies.notify.webhook import validate_url
 
     try:
         return url and validate_url(url)
@@ -156,7 +156,7 @@ def run(
     objective (script.py:objective, package.module:objective). A study of that name that exists is
     joined. Ctrl-C gives the running trials back; the same command goes on.
     """
-    from studies.checkpoints import PERMISSION
+    from studies.checkpoint_stores import PERMISSION
 
     mirrors = [checked(tracking_uri)] if mlflow else []
     spec, script = _read_spec(target, name, trials, directions, settings)
@@ -297,8 +297,8 @@ def _read_spec(
     target: str, name: str | None, trials: int | None, directions: tuple[str, ...], settings: tuple[str, ...]
 ) -> tuple[StudySpec, Script | None]:
     """The study that the options define, and the script of its objective, if it is one."""
-    from studies.spec import StudySpec
-    from studies.target import override, read_target, take_script
+    from studies.spec.source import override, read_target, take_script
+    from studies.spec.study import StudySpec
 
     data = read_target(target)
     for setting in settings:
@@ -342,7 +342,7 @@ def _run_workers(
     ``mirrors`` are tracking URIs, as :class:`Mirroring` takes them.
     """
     from studies.cli.progress import Progress
-    from studies.notify import Notifier
+    from studies.notify.notifier import Notifier
     from studies.worker import devices
     from studies.worker.supervisor import Supervisor
 
@@ -434,7 +434,7 @@ def _require_checkpoints(spec: StudySpec) -> None:
     """Raise :exc:`CheckpointError` unless checkpoints can be kept where ``spec`` says."""
     from uuid import uuid4
 
-    from studies.checkpoints import open_store
+    from studies.checkpoint_stores import open_store
 
     if spec.checkpoints.store != "postgresql":
         open_store(spec.checkpoints.store, str(uuid4())).check()

@@ -24,9 +24,9 @@ from studies.errors import SiteError, StorageUnreachable, StudyNotFound
 if TYPE_CHECKING:
     import socket
 
-    from studies.notify import Notifier
-    from studies.sites.guard import Access
-    from studies.sites.sites import Site
+    from studies.notify.notifier import Notifier
+    from studies.serve.guard import Access
+    from studies.serve.sites import Site
     from studies.storage.postgres import PostgresStorage
 
 #: Seconds that the processes have to end in order.
@@ -82,7 +82,7 @@ def serve(
     hold a token, new with each start, without which nobody gets in. With --host the sites are for others,
     too, by passwords instead of the token.
     """
-    from studies.sites.sites import DASHBOARD, MLFLOW, listen
+    from studies.serve.sites import DASHBOARD, MLFLOW, listen
 
     tracking_uri = checked(tracking_uri)
     access = _access(host, password_file, admin_password_file, read_only=read_only, no_token=no_token)
@@ -122,7 +122,7 @@ def _serve(
     read_only: bool,
     is_alone: bool,
 ) -> None:
-    from studies.sites.sites import DASHBOARD, Site
+    from studies.serve.sites import DASHBOARD, Site
     from studies.storage.roles import reader
 
     sites = [
@@ -180,7 +180,7 @@ class _Notifications:
 
     def poll(self) -> None:
         """Look whether there are other studies than before; call it about twice a second."""
-        from studies.notify import Notifier
+        from studies.notify.notifier import Notifier
 
         if time.monotonic() < self._due:
             return
@@ -204,8 +204,8 @@ class _Notifications:
 def _tell_addresses(
     storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None, study: str | None
 ) -> None:
-    from studies.sites.guard import VIEWER
-    from studies.tracking.server import display
+    from studies.mirror.server import display
+    from studies.serve.guard import VIEWER
 
     rows = {"studies": storage.where, **{site.name: site.entrance(study) for site in sites}}
     if tracking_uri and len(sites) == 1:
@@ -227,8 +227,8 @@ def _tell_addresses(
 
 
 def _access(host: str, viewer_file: Path | None, admin_file: Path | None, *, read_only: bool, no_token: bool) -> Access:
-    from studies.sites.guard import ADMIN, VIEWER, Access
-    from studies.sites.sites import is_loopback
+    from studies.serve.guard import ADMIN, VIEWER, Access
+    from studies.serve.sites import is_loopback
 
     viewer = _password(viewer_file, "--password-file", "STUDYHALL_PASSWORD")
     admin = _password(admin_file, "--admin-password-file", "STUDYHALL_ADMIN_PASSWORD")

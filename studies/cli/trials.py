@@ -24,12 +24,12 @@ from studies.cli.common import (
 )
 from studies.cli.formats import echo_data, echo_json, print_columns, readable, split_names, to_csv
 from studies.errors import StudyhallError, command, nearest
-from studies.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
+from studies.spec.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
 from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
     from studies.storage.database import Database
-    from studies.storage.reading import StudyReader, TrialRow
+    from studies.storage.reader import StudyReader, TrialRow
 
 STATES: Final = ("complete", "pruned", "fail", "running", "waiting")
 
@@ -115,7 +115,7 @@ def trials(
     NAME alone will do, as will the table's headings. seconds, or time, is from the first start to
     the end: of a trial with several attempts (≤ in the table) that holds the pauses between them.
     """
-    from studies.storage.reading import StudyReader
+    from studies.storage.reader import StudyReader
 
     with common.open() as storage:
         record = storage.find_study(name)

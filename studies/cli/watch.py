@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
+    from studies.overview import Overview
     from studies.storage.postgres import Attempt, PostgresStorage, StudyRecord
-    from studies.watching import Overview
 
 #: Seconds between two looks at the study.
 POLL = 1.0
@@ -103,7 +103,7 @@ class _Looker:
         """How the study stands; raises :exc:`StudyNotFound` where it was deleted."""
         from datetime import datetime
 
-        from studies.watching import overview
+        from studies.overview import overview
 
         try:
             found = self._storage.find_study(self._record.name)
@@ -166,7 +166,7 @@ class LiveView:
         self._trouble = reason
 
     def _picture(self) -> RenderableType:
-        from studies.cli.picture import picture
+        from studies.cli.watch_picture import picture
 
         if self._seen is None:
             return ""
@@ -224,7 +224,7 @@ def _print_line(text: str) -> None:
 
 
 def _facts(seen: Overview) -> str:
-    from studies.cli.picture import state_of, time_left, way_to_join
+    from studies.cli.watch_picture import state_of, time_left, way_to_join
 
     now = seen.status
     of = f" of {now.budget.trials:,}" if now.budget else ""

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from studies.checkpoints import PERMISSION, open_store, require_allowed
+from studies.checkpoint_stores import PERMISSION, open_store, require_allowed
 from studies.control import way_on
 from studies.doctor.findings import Finding, KnownStudy
 from studies.errors import CheckpointError, command, one_line

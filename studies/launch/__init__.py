@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from studies.spec import StudySpec
+    from studies.spec.study import StudySpec
 
 #: The argument of an objective that says how many processes load its data, as PyTorch's DataLoader calls it.
 LOADERS: Final = "num_workers"

@@ -12,11 +12,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.control import END_WORDS
+from studies.overview import Overview, overview
 from studies.report.curves import points_of_line
 from studies.report.part import Part, choose, is_placed, of_kind
 from studies.storage.postgres import Attempt, Point, PostgresStorage, Status, StudyRecord
-from studies.storage.reading import StudyReader
-from studies.watching import Overview, overview
+from studies.storage.reader import StudyReader
 
 
 @dataclass(frozen=True, kw_only=True)

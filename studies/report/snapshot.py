@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.report.kinds import KINDS, varied
 from studies.report.part import is_placed, of_kind
-from studies.space import categorical
+from studies.spec.space import categorical
 from studies.values import strict, to_text
 
 if TYPE_CHECKING:

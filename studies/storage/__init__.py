@@ -18,7 +18,7 @@ HOME_VARIABLE: Final = "STUDYHALL_HOME"
 
 def chosen_home() -> Path:
     """What Studyhall keeps on this machine: ``STUDYHALL_HOME``, else the user's data directory."""
-    from studies.storage.binaries import default_home
+    from studies.storage.embedded.binaries import default_home
 
     chosen = os.environ.get(HOME_VARIABLE)
     return Path(chosen).absolute() if chosen else default_home(is_root=os.geteuid() == 0)
@@ -53,7 +53,7 @@ def open_storage(
         url = url or os.environ.get(STORAGE_VARIABLE)
     if url:
         return PostgresStorage(StorageURL.parse(url), create=create, patience=patience)
-    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.embedded.server import EmbeddedServer
 
     server = EmbeddedServer(Path(home) if home else chosen_home())
     try:

@@ -12,8 +12,8 @@ from typing import Final
 
 from studies.errors import NotPermitted, StorageError
 from studies.storage import roles
-from studies.storage.binaries import Account, find_binaries
 from studies.storage.database import Database
+from studies.storage.embedded.binaries import Account, find_binaries
 from studies.storage.url import StorageURL
 
 #: A setting that pg_restore 18 writes into its script, and that servers before 17 do not know.

@@ -26,16 +26,16 @@ from studies.errors import (
     command,
     nearest,
 )
-from studies.spec import BudgetSpec, Direction, StudySpec
+from studies.spec.study import BudgetSpec, Direction, StudySpec
 from studies.storage import roles, schema
-from studies.storage.contract import Change, OptunaContract, new_token
 from studies.storage.database import ANSWER_SECONDS, Database
+from studies.storage.optuna_storage import Change, OptunaContract, new_token
 from studies.storage.url import StorageURL
 from studies.text import counted
 from studies.trial import is_feasible
 
 if TYPE_CHECKING:
-    from studies.storage.embedded import EmbeddedServer
+    from studies.storage.embedded.server import EmbeddedServer
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

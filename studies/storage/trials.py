@@ -13,7 +13,7 @@ from typing import Any, Final
 from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.space import categorical
+from studies.spec.space import categorical
 
 
 @lru_cache(maxsize=4096)

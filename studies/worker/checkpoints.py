@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from studies.checkpoints import CheckpointStore
+from studies.checkpoint_stores import CheckpointStore
 from studies.errors import CheckpointError, LeaseLost, StorageError
 from studies.storage.postgres import Claim, PostgresStorage, SavedCheckpoint, StudyRecord
 from studies.trial import Checkpoint

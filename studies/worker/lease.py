@@ -22,8 +22,8 @@ from typing import Final
 from optuna.trial import TrialState
 
 from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable
-from studies.storage.contract import Change
 from studies.storage.database import Forgotten
+from studies.storage.optuna_storage import Change
 from studies.storage.postgres import Claim, PostgresStorage, Wishes
 from studies.worker.refusals import NO_REFUSALS, Refusal, fail_refused, isolate
 from studies.worker.results import KeptResult, Results
@@ -53,7 +53,7 @@ class _Result:
 
 
 class Lease:
-    """The right to write to a trial (a :class:`studies.storage.contract.Writer`).
+    """The right to write to a trial (a :class:`studies.storage.optuna_storage.Writer`).
 
     Attributes:
         lost: somebody else has the trial, or it is over: nothing of this lease is wanted.

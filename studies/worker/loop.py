@@ -16,17 +16,17 @@ import optuna
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import TrialState
 
-from studies.catalog import reseed
-from studies.checkpoints import CheckpointStore, open_store
+from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable, StudyhallError, described
 from studies.objective import Objective
-from studies.samplers import grid_of
-from studies.script import CHANGED_SCRIPT
-from studies.spec import StudySpec
+from studies.search.samplers import grid_of
+from studies.spec.samplers import reseed
+from studies.spec.script import CHANGED_SCRIPT
+from studies.spec.study import StudySpec
 from studies.storage.postgres import Claim, PostgresStorage, StudyRecord
 from studies.trial import Interrupted, Trial, as_values
 from studies.worker.checkpoints import Checkpoints, delete_ended
-from studies.worker.held import HeldTrial
+from studies.worker.held_trial import HeldTrial
 from studies.worker.lease import Courier
 from studies.worker.results import Results
 

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from studies import objective
-from studies.child import Events, wait_for_end_of_input
 from studies.errors import StorageUnreachable
 from studies.objective import Objective
+from studies.processes import Events, wait_for_end_of_input
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], 
 
 def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
     # Imported here: the objective's own imports come first, so that their errors do.
-    from studies import checkpoints
+    from studies import checkpoint_stores as checkpoints
     from studies.storage.postgres import PostgresStorage
     from studies.worker.loop import Service, Worker
 

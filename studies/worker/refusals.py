@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
-from studies.storage.contract import Change
 from studies.storage.database import Forgotten
 from studies.storage.limits import shortened
+from studies.storage.optuna_storage import Change
 from studies.storage.postgres import Claim, PostgresStorage
 
 Changes = Mapping[str, Sequence[Change]]

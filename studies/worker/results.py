@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
-from studies.storage.contract import Change
+from studies.storage.optuna_storage import Change
 from studies.storage.postgres import Claim, PostgresStorage
 from studies.worker.refusals import NO_REFUSALS, Refusal, fail_refused
 

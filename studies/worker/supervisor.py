@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty
 
-from studies.child import Child
 from studies.errors import ObjectiveError, StorageUnreachable, WorkerError
-from studies.script import Script
-from studies.spec import StudySpec
+from studies.processes import Child
+from studies.spec.script import Script
+from studies.spec.study import StudySpec
 from studies.storage.postgres import PostgresStorage
 from studies.worker.devices import Device
 from studies.worker.process import Assignment, ObjectiveSetup, Setup

@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec
-from studies.checkpoints import open_store
+from studies.checkpoint_stores import open_store
 from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from studies import PostgresStorage, open_storage
 from studies.cli import studyhall
-from studies.space import categorical
+from studies.spec.space import categorical
 from tests.acceptance.conftest import Shell
 from tests.conftest import Server
 from tests.unit.test_parameters import PARAMS, TEXTS, parsed

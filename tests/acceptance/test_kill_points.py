@@ -29,8 +29,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from studies import PostgresStorage, StudySpec, control
-from studies.storage.contract import FRESH_SECONDS
 from studies.storage.database import statements
+from studies.storage.optuna_storage import FRESH_SECONDS
 from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import Trial

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from studies import PostgresStorage
-from studies.tracking.server import configure, database_of
+from studies.mirror.server import configure, database_of
 from tests.acceptance.conftest import Shell
 from tests.mirrored import assert_same, runs_of
 from tests.mlflow_server import mlflow_server

@@ -20,8 +20,8 @@ import pytest
 
 from studies import PostgresStorage, StudySpec
 from studies.errors import SiteError
-from studies.sites.sites import listen
-from studies.storage.embedded import EmbeddedServer
+from studies.serve.sites import listen
+from studies.storage.embedded.server import EmbeddedServer
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 from tests.postgres import free_port
@@ -124,7 +124,7 @@ def test_who_is_at_this_machine_may_write_without_a_password(hall: Hall) -> None
 
 
 def test_sites_that_are_killed_come_back_at_the_same_addresses(hall: Hall) -> None:
-    killed = hall.children("studies.sites.process")
+    killed = hall.children("studies.serve.process")
     assert len(killed) == 2
     for child in killed:
         child.kill()

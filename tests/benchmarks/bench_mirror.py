@@ -25,10 +25,10 @@ import mlflow
 from mlflow import MlflowClient
 
 from studies import PostgresStorage
+from studies.mirror.launcher import MirrorProcess
+from studies.mirror.server import configure, database_of, prepare_database
 from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
-from studies.tracking.launcher import MirrorProcess
-from studies.tracking.server import configure, database_of, prepare_database
 from tests.mirrored import assert_same, begin, claim, finish, report
 from tests.mlflow_server import mlflow_server
 from tests.postgres import DEBIAN_15, start_postgres

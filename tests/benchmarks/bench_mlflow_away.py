@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from studies.mirror.server import configure, database_of, prepare_database
 from studies.storage.url import StorageURL
-from studies.tracking.server import configure, database_of, prepare_database
 from tests.benchmarks.arms import postgres
 from tests.mlflow_server import mlflow_server
 from tests.postgres import free_port

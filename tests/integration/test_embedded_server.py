@@ -21,8 +21,8 @@ import psycopg2
 import pytest
 
 from studies.errors import EmbeddedServerError
-from studies.storage.binaries import Account, account_for, find_binaries
-from studies.storage.embedded import EmbeddedServer, default_home
+from studies.storage.embedded.binaries import Account, account_for, find_binaries
+from studies.storage.embedded.server import EmbeddedServer, default_home
 from studies.storage.url import StorageURL
 from tests.waiting import eventually
 
@@ -68,7 +68,7 @@ class User:
             "import sys, os, psycopg2\n"
             "from pathlib import Path\n"
             "from studies.errors import StudyhallError\n"
-            "from studies.storage.embedded import EmbeddedServer\n"
+            "from studies.storage.embedded.server import EmbeddedServer\n"
             # Only now: another user may be unable to reach this Python.
             f"uid = {uid}\n"
             "if uid: os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)\n"

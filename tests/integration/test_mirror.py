@@ -16,13 +16,13 @@ from mlflow.exceptions import MlflowException
 
 from studies import PostgresStorage
 from studies.errors import StudyNotFound, TrackingError
+from studies.mirror import study_mirror as mirror
+from studies.mirror.launcher import MirrorProcess
+from studies.mirror.leftovers import sweep
+from studies.mirror.server import configure, prepare_database
+from studies.mirror.study_mirror import StudyMirror
 from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
-from studies.tracking import mirror
-from studies.tracking.launcher import MirrorProcess
-from studies.tracking.leftovers import sweep
-from studies.tracking.mirror import StudyMirror
-from studies.tracking.server import configure, prepare_database
 from tests.conftest import Server
 from tests.mirrored import assert_same, begin, claim, finish, report, run, runs_of, stock_study
 

@@ -20,12 +20,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from studies import PostgresStorage
+from studies.mirror.launcher import MirrorProcess
+from studies.mirror.names import NAME_TAG, digest_in, experiment_name, text_file, unescape
+from studies.mirror.server import configure, database_of, prepare_database
+from studies.mirror.study_mirror import StudyMirror
 from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
-from studies.tracking.launcher import MirrorProcess
-from studies.tracking.mirror import StudyMirror
-from studies.tracking.names import NAME_TAG, digest_in, experiment_name, text_file, unescape
-from studies.tracking.server import configure, database_of, prepare_database
 from tests.conftest import Server
 from tests.mirrored import assert_same, begin, claim, finish, report, runs_of
 from tests.mlflow_server import mlflow_server

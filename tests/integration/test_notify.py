@@ -12,8 +12,11 @@ from typing import Any
 import optuna
 import pytest
 
-from studies import PostgresStorage, StudySpec, news, notify, webhook
-from studies.notify import Notifier
+from studies import PostgresStorage, StudySpec
+from studies.notify import events as news
+from studies.notify import notifier as notify
+from studies.notify import webhook
+from studies.notify.notifier import Notifier
 from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server

@@ -19,8 +19,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from studies import PostgresStorage, StudySpec
-from studies.catalog import SAMPLERS
 from studies.errors import SpecError
+from studies.spec.samplers import SAMPLERS
 from studies.storage.url import StorageURL
 from studies.worker.loop import Service, Worker
 from tests.conftest import Server

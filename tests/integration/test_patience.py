@@ -19,10 +19,10 @@ import pytest
 import uvicorn
 from a2wsgi import WSGIMiddleware
 
-from studies.sites import server
-from studies.sites.bodies import Limits
-from studies.sites.guard import MLFLOW_STREAMS, Access, Guard
-from studies.sites.server import Deadlines
+from studies.serve import server
+from studies.serve.bodies import Limits
+from studies.serve.guard import MLFLOW_STREAMS, Access, Guard
+from studies.serve.server import Deadlines
 
 STREAM = "/api/2.0/mlflow-artifacts/artifacts/1/weights.pt"
 SHORT, LONG = 0.3, 3600.0
@@ -49,7 +49,7 @@ def site(
     largest: int = 1000,
     access: Access | None = None,
 ) -> Iterator[int]:
-    """A site on a port, as :mod:`studies.sites.process` makes it."""
+    """A site on a port, as :mod:`studies.serve.process` makes it."""
     guard = Guard(
         WSGIMiddleware(application, workers=THREADS, send_queue_size=0),  # type: ignore[arg-type]
         access or Access(anybody=True),

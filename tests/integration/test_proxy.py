@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from studies.storage.binaries import account_for, find_binaries
+from studies.storage.embedded.binaries import account_for, find_binaries
 from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.proxy import Proxy, When

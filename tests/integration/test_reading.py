@@ -15,7 +15,7 @@ from studies.report.page import report
 from studies.report.part import MOST_TRIALS, SAMPLE
 from studies.storage import pages
 from studies.storage.postgres import StudyRecord
-from studies.storage.reading import StudyReader
+from studies.storage.reader import StudyReader
 from tests.benchmarks.filled import fill, mix
 
 

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from studies.checkpoints import CheckpointStore, open_store
+from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.errors import CheckpointError
 from tests.postgres import free_port
 

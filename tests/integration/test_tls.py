@@ -13,7 +13,7 @@ import pytest
 
 from studies import PostgresStorage
 from studies.errors import StorageUnreachable
-from studies.storage.binaries import account_for
+from studies.storage.embedded.binaries import account_for
 from studies.storage.url import StorageURL
 from tests.postgres import DEBIAN_15, start_postgres
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.checkpoints import DirectoryStore, open_store, require_allowed, validate_location
+from studies.checkpoint_stores import DirectoryStore, open_store, require_allowed, validate_location
 from studies.errors import CheckpointError, StudyhallError
 from tests.conftest import ROOT
 
@@ -248,7 +248,7 @@ def test_others_may_not_read_and_the_group_as_the_umask_says(root: Path, mask: i
 
 AS_USERS = """
 import os, sys
-from studies.checkpoints import open_store
+from studies.checkpoint_stores import open_store
 from studies.errors import CheckpointError
 
 root, study, mask = sys.argv[1], sys.argv[2], int(sys.argv[3], 8)
@@ -407,7 +407,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
 
 WRITER = """
 import os, sys, time
-from studies.checkpoints import DirectoryStore
+from studies.checkpoint_stores import DirectoryStore
 
 root, study, stage = sys.argv[1:4]
 store = DirectoryStore(root, study)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from studies.sites.guard import ADMIN, MLFLOW_CLOSED, MLFLOW_READS, VIEWER, Access, Guard
+from studies.serve.guard import ADMIN, MLFLOW_CLOSED, MLFLOW_READS, VIEWER, Access, Guard
 
 Scope = MutableMapping[str, Any]
 PASSWORDS = Access(viewer_password="look", admin_password="wörd: ok")

@@ -11,9 +11,9 @@ import pytest
 
 from objectives.mlp import MLP
 from studies import StudySpec
-from studies.catalog import PRUNERS, SAMPLERS
 from studies.errors import ObjectiveError, SpecError
 from studies.objective import build
+from studies.spec.samplers import PRUNERS, SAMPLERS
 
 SPACE = {"x": {"type": "float", "low": 0.0, "high": 1.0}, "n": {"type": "int", "low": 0, "high": 4}}
 HOSTILE = [

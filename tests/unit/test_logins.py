@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from studies.sites import logins
-from studies.sites.guard import Access, Guard
-from studies.sites.logins import ADDRESSES, FORGET, FREE, FREE_IN_ALL, LONGEST, Failures
+from studies.serve import logins
+from studies.serve.guard import Access, Guard
+from studies.serve.logins import ADDRESSES, FORGET, FREE, FREE_IN_ALL, LONGEST, Failures
 
 ACCESS = Access(viewer_password="look", token=None)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from mlflow.utils.validation import MAX_EXPERIMENT_NAME_LENGTH, _validate_metric_name, _validate_param, _validate_tag
 
-from studies.tracking.names import (
+from studies.mirror.names import (
     MAX_EXPERIMENT,
     MAX_KEY,
     MAX_TAG,

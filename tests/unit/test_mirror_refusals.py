@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from studies.tracking import refusals
-from studies.tracking.refusals import MAX_PAUSE, MIN_PAUSE, Refusals
+from studies.mirror import refusals
+from studies.mirror.refusals import MAX_PAUSE, MIN_PAUSE, Refusals
 
 
 @pytest.fixture

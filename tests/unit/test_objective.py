@@ -11,7 +11,7 @@ import pytest
 
 from studies.errors import ObjectiveError
 from studies.objective import build, is_allowed
-from studies.script import Script, find
+from studies.spec.script import Script, find
 from studies.trial import as_values
 
 SCRIPT = """

@@ -36,8 +36,8 @@ from studies.report.page import report, single
 from studies.report.part import remark
 from studies.report.snapshot import CONTOUR_CELLS, importances
 from studies.report.words import duration
-from studies.space import categorical
-from studies.spec import BudgetSpec
+from studies.spec.space import categorical
+from studies.spec.study import BudgetSpec
 from studies.storage.postgres import Attempt, Point, Status
 
 BEGAN = datetime(2030, 1, 1, 12)

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from studies import StudySpec
 from studies.errors import SpecError
-from studies.samplers import MOST_COMBINATIONS
+from studies.search.samplers import MOST_COMBINATIONS
 
 WHEN = {
     "o": {"type": "categorical", "choices": ["a", "b"]},

@@ -13,7 +13,7 @@ from studies.cli.launch_slurm import cancel_jobs, slurm
 from studies.errors import StudyhallError
 from studies.launch import cpus_per_worker
 from studies.launch.slurm import WorkerArray, default_grace, find_tasks, seconds_of, slug
-from studies.spec import StudySpec
+from studies.spec.study import StudySpec
 
 ARRAY = WorkerArray(
     study="my study",

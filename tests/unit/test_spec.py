@@ -14,8 +14,8 @@ import pytest
 import tomli_w
 
 from studies.errors import ObjectiveError, SpecError, SpecMismatch
-from studies.spec import BudgetSpec, StudySpec, parse_seconds
-from studies.target import override, preset_names, read_target, take_script
+from studies.spec.source import override, preset_names, read_target, take_script
+from studies.spec.study import BudgetSpec, StudySpec, parse_seconds
 
 BASE: dict[str, Any] = {
     "name": "study",

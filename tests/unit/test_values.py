@@ -16,7 +16,7 @@ import yaml
 
 from studies.cli.formats import best_data, data_as, detail_lines, to_csv
 from studies.cli.parameters import quoted_arguments, quoted_variables
-from studies.space import categorical
+from studies.spec.space import categorical
 from studies.values import as_stored, finite, key_of, strict, to_json, to_text
 
 INF = math.inf

@@ -14,10 +14,10 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from studies.cli.picture import picture
-from studies.spec import BudgetSpec
+from studies.cli.watch_picture import picture
+from studies.overview import Overview, Throughput, overview, seconds_left, share_rows, sparkline
+from studies.spec.study import BudgetSpec
 from studies.storage.postgres import Attempt, Status, Worker
-from studies.watching import Overview, Throughput, overview, seconds_left, share_rows, sparkline
 
 BEGAN = datetime(2030, 1, 1, 12)
 

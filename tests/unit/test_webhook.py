@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from studies import StudySpec, webhook
+from studies import StudySpec
 from studies.errors import SpecError, SpecMismatch
-from studies.webhook import Undelivered, mask_url, post
+from studies.notify import webhook
+from studies.notify.webhook import Undelivered, mask_url, post
 from tests.postgres import free_port
 from tests.webhook import SECRET, Webhook
 

@@ -1,6 +1,6 @@
 """What a person may name to run: a preset, a study file, a callable; and ``--set`` on top of it.
 
-All of it becomes a plain dict, which :meth:`studies.spec.StudySpec.from_dict` validates.
+All of it becomes a plain dict, which :meth:`studies.spec.study.StudySpec.from_dict` validates.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from studies.errors import SpecError, nearest
-from studies.script import Script, is_script
+from studies.spec.script import Script, is_script
 
 
 def preset_names() -> list[str]:
     """The presets that ship with the package, sorted."""
-    folder = resources.files("studies") / "presets"
+    folder = resources.files("studies.spec") / "presets"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -32,7 +32,7 @@ def read_target(target: str) -> dict[str, Any]:
         SpecError: no such preset or file, or TOML that does not parse.
     """
     if target in preset_names():
-        return _parse_toml((resources.files("studies") / "presets" / f"{target}.toml").read_text(), target)
+        return _parse_toml((resources.files("studies.spec") / "presets" / f"{target}.toml").read_text(), target)
     if target.endswith(".toml"):
         try:
             data = _parse_toml(Path(target).read_text(encoding="utf-8"), target)

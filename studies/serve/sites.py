@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from studies.child import Child, Kept
 from studies.errors import SiteError
-from studies.sites.guard import Access
-from studies.sites.pages import STUDY
-from studies.sites.process import DASHBOARD, MLFLOW, Setup
+from studies.processes import Child, Kept
+from studies.serve.guard import Access
+from studies.serve.pages import STUDY
+from studies.serve.process import DASHBOARD, MLFLOW, Setup
 from studies.storage.url import StorageURL
 
 __all__ = ["DASHBOARD", "MLFLOW", "Site", "is_loopback", "listen"]
@@ -112,7 +112,7 @@ class Site(Kept):
 
         def start() -> Child:
             return Child(
-                "studies.sites.process",
+                "studies.serve.process",
                 setup,
                 environment=environment,
                 output=lambda line: output(f"{name} | {line}"),

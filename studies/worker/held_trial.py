@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from optuna.distributions import BaseDistribution
 
 from studies.errors import LeaseLost, StorageUnreachable
-from studies.storage.contract import json_number
 from studies.storage.limits import check_name
+from studies.storage.optuna_storage import json_number
 from studies.storage.postgres import PostgresStorage
 from studies.trial import Checkpoint, Interrupted
 from studies.worker.checkpoints import Checkpoints

@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial
 
 from studies.errors import StudyNotFound, TrackingError, TrackingUnreachable
 from studies.finalize import stored
-from studies.tracking.experiment import Experiment
-from studies.tracking.names import Legal
-from studies.tracking.pages import page_of, query
-from studies.tracking.runs import (
+from studies.mirror.experiment import Experiment
+from studies.mirror.names import Legal
+from studies.mirror.pages import page_of, query
+from studies.mirror.runs import (
     OVER,
     PARENT_TAG,
     REFUSED_TAG,
@@ -32,7 +32,7 @@ from studies.tracking.runs import (
     public_spec,
     study_tag,
 )
-from studies.tracking.server import trouble
+from studies.mirror.server import trouble
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,6 +1,6 @@
 """One PostgreSQL cluster of our own: its directory, its binaries and the server process over it.
 
-Nothing here is safe against a second process doing the same: :mod:`studies.storage.embedded` holds its start
+Nothing here is safe against a second process doing the same: :mod:`studies.storage.embedded.server` holds its start
 lock around every call that changes something.
 
 We start the wheel's binaries ourselves, not through pg_ctl: pg_ctl hands paths to a shell unquoted.
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from studies.errors import EmbeddedServerError
-from studies.storage.binaries import INSTEAD, MAJOR, Account, account_for, check_reach, find_binaries
+from studies.storage.embedded.binaries import INSTEAD, MAJOR, Account, account_for, check_reach, find_binaries
 from studies.storage.url import StorageURL
 
 PORT: Final = 5432

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from optuna.trial import TrialState
 
 from studies.control import END_WORDS
-from studies.spec import Event
+from studies.overview import is_over
+from studies.spec.study import Event
 from studies.text import printable
 from studies.values import finite, strict
-from studies.watching import is_over
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

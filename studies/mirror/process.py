@@ -1,4 +1,4 @@
-"""The mirror's process: ``python -m studies.tracking.process``, started by :mod:`studies.tracking.launcher`.
+"""The mirror's process: ``python -m studies.mirror.process``, started by :mod:`studies.mirror.launcher`.
 
 By itself, so that nothing that MLflow does, or fails to do, takes a worker's time; it gives way to the workers
 where both want the processor. It reads a line of JSON from its standard input, a :class:`Setup`, and writes
@@ -37,16 +37,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from studies.child import Events, wait_for_end_of_input
 from studies.errors import StorageUnreachable, StudyNotFound, TrackingError, TrackingUnreachable, described
-from studies.tracking.refusals import Refusals
-from studies.tracking.server import configure, probe
+from studies.mirror.refusals import Refusals
+from studies.mirror.server import configure, probe
+from studies.processes import Events, wait_for_end_of_input
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from studies.mirror.study_mirror import StudyMirror
     from studies.storage.postgres import PostgresStorage
-    from studies.tracking.mirror import StudyMirror
 
 #: Seconds between two looks at a study that is running, and at one that is not.
 POLL, POLL_IDLE = 1.0, 3.0
@@ -148,9 +148,9 @@ class Mirror:
             probe(self._setup.tracking)
             self._events.tell("loading")
         # Imported here: MLflow and Optuna take two seconds of the processor, for nothing if nobody answers.
+        from studies.mirror.server import connect, prepare_database
         from studies.storage.postgres import PostgresStorage
         from studies.storage.url import StorageURL
-        from studies.tracking.server import connect, prepare_database
 
         configure()
         import mlflow  # noqa: F401
@@ -185,8 +185,8 @@ class Mirror:
             return
         from mlflow.exceptions import MlflowException
 
-        from studies.tracking.leftovers import sweep
-        from studies.tracking.server import trouble
+        from studies.mirror.leftovers import sweep
+        from studies.mirror.server import trouble
 
         try:
             sweep(storage, client, self._beat)
@@ -199,7 +199,7 @@ class Mirror:
 
     def _mirror_study(self, storage: PostgresStorage, client: MlflowClient, name: str) -> float:
         """Look at one study. Returns when to look again, by the monotonic clock."""
-        from studies.tracking.mirror import StudyMirror
+        from studies.mirror.study_mirror import StudyMirror
 
         try:
             mirror = self._mirrors.get(name)
@@ -231,7 +231,7 @@ class Mirror:
     def _catch_up(self, mirror: StudyMirror, client: MlflowClient) -> None:
         from mlflow.exceptions import MlflowException
 
-        from studies.tracking.server import trouble
+        from studies.mirror.server import trouble
 
         name = mirror.record.name
         if (self._refusals.retry_at(name) or math.inf) <= time.monotonic():

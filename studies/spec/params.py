@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from studies.errors import SpecError, nearest
-from studies.space import CategoricalParameter, FloatParameter, IntParameter
-from studies.target import override
+from studies.spec.source import override
+from studies.spec.space import CategoricalParameter, FloatParameter, IntParameter
 from studies.values import to_text
 
 Space = Mapping[str, FloatParameter | IntParameter | CategoricalParameter]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from studies.errors import StudyhallError
 
 if TYPE_CHECKING:
-    from studies.sites.bodies import Receive
-    from studies.sites.guard import Application, Scope, Send
+    from studies.serve.bodies import Receive
+    from studies.serve.guard import Application, Scope, Send
 
 STUDY: Final = "/study/"
 #: What a browser keeps of MLflow, unless it keeps something else already: its pages for the training of models, without

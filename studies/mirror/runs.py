@@ -14,8 +14,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils import validation
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.mirror.names import MAX_PARAM, MAX_RUN, Legal
 from studies.storage.postgres import Attempt, Point, Status, StudyRecord
-from studies.tracking.names import MAX_PARAM, MAX_RUN, Legal
 from studies.trial import is_feasible
 from studies.values import to_json, to_text
 

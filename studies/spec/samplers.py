@@ -11,11 +11,11 @@ import optuna
 from optuna.samplers._lazy_random_state import LazyRandomState
 
 from studies.errors import nearest, one_line
-from studies.samplers import BruteForceSampler, GridSampler, QMCSampler
-from studies.space import CategoricalParameter
+from studies.search.samplers import BruteForceSampler, GridSampler, QMCSampler
+from studies.spec.space import CategoricalParameter
 
 if TYPE_CHECKING:
-    from studies.space import FloatParameter, IntParameter
+    from studies.spec.space import FloatParameter, IntParameter
 
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "bruteforce": BruteForceSampler,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from mlflow.entities import Run, ViewType
 
-from studies.tracking.experiment import PAGE
-from studies.tracking.names import Legal
-from studies.tracking.runs import DATABASE_TAG, STUDY_TAG, TRIAL_TAG, WHOLE_STUDY, study_tag
+from studies.mirror.experiment import PAGE
+from studies.mirror.names import Legal
+from studies.mirror.runs import DATABASE_TAG, STUDY_TAG, TRIAL_TAG, WHOLE_STUDY, study_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
-from studies.sites import bodies
-from studies.sites.bodies import BodyRefused, Limits, Message, Receive
-from studies.sites.logins import Failures, retry_after
+from studies.serve import bodies
+from studies.serve.bodies import BodyRefused, Limits, Message, Receive
+from studies.serve.logins import Failures, retry_after
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]

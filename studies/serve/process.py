@@ -1,4 +1,4 @@
-"""A site's process: ``python -m studies.sites.process``, started by :mod:`studies.sites.sites`.
+"""A site's process: ``python -m studies.serve.process``, started by :mod:`studies.serve.sites`.
 
 It reads a line of JSON from its standard input, a :class:`Setup`, and serves on a socket that it inherits, until
 the end of its input or a signal. ``{"event": "error", "message": …}`` on its standard output, before it exits
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from studies.child import Events, wait_for_end_of_input
 from studies.errors import StudyNotFound
-from studies.sites.guard import MLFLOW_CLOSED, MLFLOW_READS, MLFLOW_STREAMS, Access, Guard
+from studies.processes import Events, wait_for_end_of_input
+from studies.serve.guard import MLFLOW_CLOSED, MLFLOW_READS, MLFLOW_STREAMS, Access, Guard
 
 DASHBOARD: Final = "optuna-dashboard"
 MLFLOW: Final = "MLflow"
@@ -48,7 +48,7 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
     try:
-        from studies.sites.server import serve
+        from studies.serve.server import serve
 
         setup = Setup(**json.loads(sys.stdin.readline()))
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -65,7 +65,7 @@ def dashboard(setup: Setup, access: Access) -> Guard:
     from a2wsgi import WSGIMiddleware
     from optuna_dashboard import wsgi
 
-    from studies.sites.pages import Pages
+    from studies.serve.pages import Pages
     from studies.storage.postgres import PostgresStorage
 
     storage = PostgresStorage(setup.storage, create=False, patience=1.0)
@@ -76,8 +76,8 @@ def dashboard(setup: Setup, access: Access) -> Guard:
 
 def mlflow(setup: Setup, access: Access) -> Guard:
     """MLflow's server, with the application that its own command serves."""
+    from studies.mirror.server import configure, connect, folder_of, prepare_database
     from studies.storage.url import StorageURL
-    from studies.tracking.server import configure, connect, folder_of, prepare_database
 
     root = folder_of(Path(setup.home))
     os.umask(0o077)  # what others send is for nobody else to read
@@ -91,10 +91,10 @@ def mlflow(setup: Setup, access: Access) -> Guard:
     from mlflow import set_tracking_uri
     from mlflow.server import constants
 
-    from studies.sites.artifacts import confine
-    from studies.sites.pages import Pages, opening
-    from studies.tracking.names import experiment_name
-    from studies.tracking.pages import PAGE_TAG, page_of
+    from studies.mirror.names import experiment_name
+    from studies.mirror.pages import PAGE_TAG, page_of
+    from studies.serve.artifacts import confine
+    from studies.serve.pages import Pages, opening
 
     set_tracking_uri(uri)  # its registry of models looks up there what a model's name means
     os.environ |= {

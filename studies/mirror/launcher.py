@@ -11,9 +11,9 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
-from studies.child import Child
-from studies.tracking.process import Setup
-from studies.tracking.server import folder_of
+from studies.mirror.process import Setup
+from studies.mirror.server import folder_of
+from studies.processes import Child
 
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
@@ -59,7 +59,7 @@ class MirrorProcess(Child):
         self._is_loading = True
         self._silence = SILENCE if tracking else SILENCE_OF_DATABASE
         super().__init__(
-            "studies.tracking.process",
+            "studies.mirror.process",
             Setup(
                 storage=storage.location.sqlalchemy,
                 tracking=tracking,
@@ -73,7 +73,7 @@ class MirrorProcess(Child):
         )
 
     def news(self) -> Iterator[dict[str, Any]]:
-        """The events since the last call, but for mere signs of life; see :mod:`studies.tracking.process`."""
+        """The events since the last call, but for mere signs of life; see :mod:`studies.mirror.process`."""
         with suppress(Empty):
             while True:
                 event = self.events.get_nowait()

@@ -17,9 +17,9 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from studies.errors import TrackingError, one_line
-from studies.tracking.names import as_bytes, digest_in, experiment_name, folder, text_file
-from studies.tracking.pages import PAGE_TAG
-from studies.tracking.runs import KNOWN_BY, OVER, STUDY_TAG, TRIAL_TAG, Contents, Known, batches
+from studies.mirror.names import as_bytes, digest_in, experiment_name, folder, text_file
+from studies.mirror.pages import PAGE_TAG
+from studies.mirror.runs import KNOWN_BY, OVER, STUDY_TAG, TRIAL_TAG, Contents, Known, batches
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +40,7 @@ class Experiment:
         client: of MLflow.
         name: the study's name.
         tag: by which its runs are known.
-        page: how MLflow's pages are to show it, as :func:`studies.tracking.pages.query` says.
+        page: how MLflow's pages are to show it, as :func:`studies.mirror.pages.query` says.
         artifacts: where artifacts go if the experiment is to be made; ``None``: where the server says.
         beat: called after each of MLflow's answers.
 

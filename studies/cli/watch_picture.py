@@ -14,13 +14,13 @@ from studies.cli.formats import readable
 from studies.control import END_WORDS
 from studies.errors import command
 from studies.objective import work_command
+from studies.overview import share_rows, sparkline
 from studies.text import printable
-from studies.watching import share_rows, sparkline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from studies.watching import Overview, Running, Throughput
+    from studies.overview import Overview, Running, Throughput
 
 #: The most lines of what is wrong, of a command to type, of the best parameters, and of reasons why trials failed.
 TROUBLE_LINES, JOIN_LINES, PARAMETER_LINES, REASONS = 3, 4, 2, 2

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
+from studies.spec.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
 from studies.storage.pages import (
     PAGE,
     Page,
@@ -58,7 +58,7 @@ class TrialRow(NamedTuple):
     attempts: int | None
     error: str | None
     user_attrs: Mapping[str, Any]
-    """Without those of :data:`~studies.script.OWN_ATTRIBUTES`."""
+    """Without those of :data:`~studies.spec.script.OWN_ATTRIBUTES`."""
     script_sha256: str | None
     """Of the script that ran it, where that is not the study's."""
 

@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import Final
 
 from studies.errors import EmbeddedServerError
-from studies.storage.binaries import INSTEAD, default_home
-from studies.storage.cluster import PATIENCE, Cluster, open_lock, try_lock
+from studies.storage.embedded.binaries import INSTEAD, default_home
+from studies.storage.embedded.cluster import PATIENCE, Cluster, open_lock, try_lock
 from studies.storage.url import StorageURL
 
 __all__ = ["EmbeddedServer", "default_home"]

@@ -19,11 +19,11 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.space import categorical, combinations, count_combinations
+from studies.spec.space import categorical, combinations, count_combinations
 from studies.values import key_of
 
 if TYPE_CHECKING:
-    from studies.space import CategoricalParameter, FloatParameter, IntParameter
+    from studies.spec.space import CategoricalParameter, FloatParameter, IntParameter
 
 #: The most combinations of a grid, and the most values of a parameter that is searched exhaustively: each worker
 #: holds them all in memory.

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from studies.errors import StorageError, StorageUnreachable, StudyNotFound, described
-from studies.news import News
-from studies.webhook import Undelivered, mask_url, post
+from studies.notify.events import News
+from studies.notify.webhook import Undelivered, mask_url, post
 
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage, StudyRecord

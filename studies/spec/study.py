@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from studies.checkpoints import validate_location
+from studies.checkpoint_stores import validate_location
 from studies.errors import SpecError, SpecMismatch, command, nearest
-from studies.script import is_script, short
-from studies.space import Parameter, check_conditions, suggestion_order
+from studies.notify.webhook import mask_url, validate_url
+from studies.spec.script import is_script, short
+from studies.spec.space import Parameter, check_conditions, suggestion_order
 from studies.text import counted
-from studies.webhook import mask_url, validate_url
 
 if TYPE_CHECKING:
     import optuna
@@ -187,7 +187,7 @@ class StudySpec(Section):
             raise ValueError(f"metric holds {names}, and the study has {directions}; give one name for each")
         if not all(name.strip() for name in self.metric_names):
             raise ValueError("metric is empty; name what the objective returns")
-        from studies.samplers import require_several_objectives
+        from studies.search.samplers import require_several_objectives
 
         check_conditions(self.space)
         # Built once here, so that a wrong option is an error of the file and not of a worker.
@@ -343,21 +343,21 @@ class StudySpec(Section):
         A new one for each trial, seeded by it, so that two workers never draw the same values and a
         trial is drawn alike on any worker.
         """
-        from studies.catalog import build_sampler
+        from studies.spec.samplers import build_sampler
 
         return build_sampler(self.sampler.name, self.sampler.options, self.space, self.seed, self.seed_of(number))
 
     @property
     def combinations(self) -> int | None:
         """How many combinations the sampler has to try, where it tries them all."""
-        from studies.samplers import grid_of
+        from studies.search.samplers import grid_of
 
         grid = grid_of(self.to_sampler(0))
         return grid.size if grid else None
 
     def to_pruner(self) -> optuna.pruners.BasePruner:
         """The pruner of every trial."""
-        from studies.catalog import build_pruner
+        from studies.spec.samplers import build_pruner
 
         return build_pruner(self.pruner.name, self.pruner.options)
 
@@ -457,7 +457,7 @@ def _show_given(value: Any) -> str:
 
 def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """The legal keys of the table in which an unknown key stands."""
-    from studies.space import CategoricalParameter, FloatParameter, IntParameter
+    from studies.spec.space import CategoricalParameter, FloatParameter, IntParameter
 
     sections: dict[str, type[BaseModel]] = {
         "objective": ObjectiveSpec,
