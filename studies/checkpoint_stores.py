@@ -23,29 +23,14 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from studies.errors import CheckpointError, one_line
+from studies.spec.locations import validate_location
 
-LEGAL: Final = (
-    "postgresql, a directory's absolute path (/shared/checkpoints), or s3://bucket/prefix, "
-    "whose server and keys are set by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-)
 #: Begins what an operator allows as a place for checkpoints: ``store=/shared/checkpoints``, ``store=s3://bucket``.
 PERMISSION: Final = "store="
-_PART = r"/(?!\.\.?(/|$))"
-_LOCATION = re.compile(rf"postgresql|s3://[A-Za-z0-9][\w.-]{{2,62}}({_PART}[\w.=+-]+)*|({_PART}[^/]+)+", re.A)
 _NAME = re.compile(r"([0-9]+)/([0-9]+-[0-9]+)")
 _LITTER_SECONDS: Final = 3600.0
 """A half-written file as old as this was left by a writer that was killed."""
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
-
-
-def validate_location(location: str) -> str:
-    """``location`` without slashes that mean nothing; ValueError, which shows no password, if it is not legal."""
-    path = re.sub(r"(?<!:)/+", "/", location).rstrip("/")
-    if _LOCATION.fullmatch(path) and path.isprintable():
-        return path
-    # Somebody may have pasted the storage's URL, or put keys into the bucket's.
-    shown = re.sub(r"\?.*", "?…", re.sub(r".*@", "***@", location, flags=re.S), flags=re.S)
-    raise ValueError(f"{shown!r} is no place for checkpoints; legal: {LEGAL}")
 
 
 def require_allowed(location: str, allow: Sequence[str], data_dir: Path, study: str) -> None:

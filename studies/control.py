@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from studies.endings import BY_HAND, EXTENSIONS, require_open
 from studies.errors import StorageError, command
 from studies.spec.script import OWN_ATTRIBUTES
 
@@ -17,28 +18,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from studies.storage.postgres import PostgresStorage, Status, StudyRecord
-
-#: Why a study is stopped whom a person stopped; Optuna's ``study.stop()`` leaves "stopped".
-BY_HAND: Final = "by hand"
-
-#: Why a study is over, in words.
-END_WORDS: Final = {
-    "complete": "the budget is spent",
-    "failures": "stopped after too many failed trials",
-    "timeout": "stopped: time limit reached",
-    "target": "the target is reached",
-    "stopped": "stopped by its objective or sampler",
-    BY_HAND: "stopped by hand",
-    "deleted": "the study was deleted",
-}
-
-# What lets a study go on; `resume` undoes every other reason.
-_EXTENSIONS: Final = {
-    "complete": "--trials +1",
-    "failures": "--max-failures N",
-    "timeout": "--timeout TIME",
-    "target": "--target VALUE",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +32,6 @@ class Enqueued:
     """Whether the budget has room for it beside what runs and waits already."""
 
 
-def way_on(study: str, ended: str) -> str:
-    """The command that lets a study go on that has ended for the reason ``ended``."""
-    if ended in _EXTENSIONS:
-        return f"{command('extend', study)} {_EXTENSIONS[ended]}"
-    return command("resume", study)
-
-
 def pause(storage: PostgresStorage, record: StudyRecord) -> bool:
     """Let no trial run for now: the running ones are given back at their next step, and workers wait.
 
@@ -70,7 +42,7 @@ def pause(storage: PostgresStorage, record: StudyRecord) -> bool:
         StorageError: the study has ended, or was not made by studyhall.
     """
     now = _status_of_ours(storage, record)
-    _require_open(now)
+    require_open(now)
     if not now.paused:
         storage.pause(record)
     return not now.paused
@@ -88,7 +60,7 @@ def stop(storage: PostgresStorage, record: StudyRecord) -> bool:
     now = _status_of_ours(storage, record)
     if now.ended == BY_HAND:
         return False
-    _require_open(now)
+    require_open(now)
     storage.stop(record, BY_HAND)
     return True
 
@@ -103,8 +75,8 @@ def resume(storage: PostgresStorage, record: StudyRecord) -> bool:
         StorageError: the study has ended in a way that only another budget undoes, or was not made by studyhall.
     """
     now = _status_of_ours(storage, record)
-    if now.ended in _EXTENSIONS:
-        _require_open(now)
+    if now.ended in EXTENSIONS:
+        require_open(now)
     if now.ended is None and not now.paused:
         return False
     storage.resume(record)
@@ -151,7 +123,7 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
     space = record.spec.space if record.spec else {}
     params = read_params(texts, space)
     now = storage.status(record)
-    _require_open(now)
+    require_open(now)
     number = _add_waiting(storage, record, system_attrs={"fixed_params": params})  # as Optuna's enqueue_trial
     return Enqueued(
         number=number,
@@ -180,7 +152,7 @@ def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
                 f"trial {number} of study {record.name!r} is retried already: trial {other.number} {_is(other)}; "
                 f"see: {command('show', record.name, other.number)}"
             )
-    _require_open(storage.status(record))
+    require_open(storage.status(record))
     history = [*_history(trial), number]
     # As Optuna's RetryHeartbeatStaleTrialCallback, but without the pruner's notes, which are the failed trial's own.
     return _add_waiting(
@@ -212,12 +184,6 @@ def _status_of_ours(storage: PostgresStorage, record: StudyRecord) -> Status:
             "end them where they run"
         )
     return storage.status(record)
-
-
-def _require_open(now: Status) -> None:
-    if now.ended:
-        words = END_WORDS.get(now.ended, now.ended)
-        raise StorageError(f"study {now.study!r} has ended: {words}; go on with: {way_on(now.study, now.ended)}")
 
 
 def _history(trial: FrozenTrial) -> list[int]:

@@ -34,6 +34,22 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}"
 
 
+def duration(seconds: float) -> str:
+    """``35 ms``, ``48 s``, ``3:20``, ``2:03:20``: as short as it stays clear."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float | None) -> str:
+    """``value`` to six significant digits, for people."""
+    return "–" if value is None else f"{value:.6g}"
+
+
 def _is_visible(character: str) -> bool:
     # In some languages words are parted by other spaces than ASCII's.
     return character.isprintable() or unicodedata.category(character) == "Zs"

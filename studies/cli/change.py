@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, common_options, counted, direction_option, goal, say, study_argument, time_value
+from studies.cli.common import Common, common_options, direction_option, goal, say, study_argument, time_value
 from studies.cli.look import status_line
 from studies.errors import CheckpointError, StudyBusy, StudyhallError, command
+from studies.text import counted
 
 if TYPE_CHECKING:
     from studies.spec.study import Direction

@@ -21,7 +21,6 @@ from click.shell_completion import CompletionItem
 
 from studies.errors import NoTables, ObjectiveError, StorageUnreachable, StudyhallError, command, described
 from studies.storage import STORAGE_VARIABLE, chosen_home
-from studies.text import counted as counted
 from studies.text import printable
 
 if TYPE_CHECKING:
@@ -303,27 +302,6 @@ def until_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path, *, has_script: bool) -> StudySpec:
-    """The spec of a study, by which workers know what it runs.
-
-    Raises:
-        StudyhallError: stock Optuna made it.
-        ObjectiveError: its objective is not among those that ``allow`` says, and the operator has given no script.
-        CheckpointError: its place for checkpoints is neither in ``allow`` nor below ``data_dir``.
-    """
-    from studies import checkpoint_stores as checkpoints
-    from studies import objective
-
-    if record.spec is None:
-        raise StudyhallError(
-            f"study {record.name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
-        )
-    if not has_script:
-        objective.require_allowed(record.spec.objective.path, allow, record.name)
-    checkpoints.require_allowed(record.spec.checkpoints.store, allow, data_dir, record.name)
-    return record.spec
-
-
 def goal(spec: StudySpec, *, is_new: bool) -> str:
     """What a study minimizes and maximizes; where that is assumed for a new one, how to change it."""
     if spec.says_direction or not is_new:
@@ -389,19 +367,3 @@ def say(line: str = "") -> None:
     """Print a line to standard error: everything that is not data."""
     with suppress(BrokenPipeError):  # whoever read it has gone; the work goes on
         click.echo(printable(line), err=True)
-
-
-def duration(seconds: float) -> str:
-    """``35 ms``, ``48 s``, ``3:20``, ``2:03:20``: as short as it stays clear."""
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s" if seconds >= 9.95 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def number(value: float | None) -> str:
-    """``value`` to six significant digits, for people."""
-    return "–" if value is None else f"{value:.6g}"

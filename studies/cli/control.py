@@ -7,10 +7,12 @@ from collections.abc import Callable
 import click
 
 from studies import control
-from studies.cli.common import Common, F, common_options, complete_trials, counted, say, study_argument, way_to_work
+from studies.cli.common import Common, F, common_options, complete_trials, say, study_argument, way_to_work
 from studies.cli.formats import readable
 from studies.cli.look import status_line
+from studies.endings import way_on
 from studies.errors import command
+from studies.text import counted
 
 
 def _number_argument(*states: str) -> Callable[[F], F]:
@@ -58,7 +60,7 @@ def resume(common: Common, name: str) -> None:
         is_new = control.resume(storage, record)
         now = storage.status(record)
     if now.ended:
-        say(f"{status_line(now, record)}; go on with: {control.way_on(name, now.ended)}")
+        say(f"{status_line(now, record)}; go on with: {way_on(name, now.ended)}")
         return
     workers = f"; {counted(len(now.workers), 'worker')} seen" if now.workers else way_to_work(record)
     say(f"study {name!r} {'goes on' if is_new else 'is neither paused nor stopped'}{workers}")
@@ -103,7 +105,7 @@ def enqueue(common: Common, name: str, params: tuple[str, ...]) -> None:
     if not enqueued.has_room:
         say(
             "the budget has no room for it beside the trials that run and wait; "
-            f"make some with: {control.way_on(name, 'complete')}"
+            f"make some with: {way_on(name, 'complete')}"
         )
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, common_options, counted, home, say
+from studies.cli.common import Common, common_options, home, say
 from studies.cli.formats import echo
+from studies.text import counted
 
 if TYPE_CHECKING:
     from studies.storage.url import StorageURL

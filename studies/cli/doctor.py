@@ -13,20 +13,11 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from studies.cli.common import (
-    Common,
-    allow_option,
-    common_options,
-    counted,
-    data_dir_option,
-    data_dir_or_default,
-    home,
-    say,
-)
+from studies.cli.common import Common, allow_option, common_options, data_dir_option, data_dir_or_default, home, say
 from studies.cli.db import located
 from studies.cli.formats import echo, echo_data, to_json
 from studies.errors import EmbeddedServerError
-from studies.text import printable
+from studies.text import counted, printable
 
 if TYPE_CHECKING:
     from studies.doctor import Finding

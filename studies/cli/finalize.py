@@ -17,7 +17,6 @@ from studies.cli.common import (
     data_dir_option,
     data_dir_or_default,
     find_scripts,
-    number,
     objective_options,
     say,
     study_argument,
@@ -26,6 +25,7 @@ from studies.cli.common import (
 from studies.cli.formats import echo
 from studies.errors import StudyhallError
 from studies.report.files import file_name
+from studies.text import number
 
 if TYPE_CHECKING:
     from studies.spec.script import Script

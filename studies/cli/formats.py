@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from studies.cli.common import number
 from studies.errors import StudyhallError
 from studies.spec.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
-from studies.text import printable
+from studies.text import number, printable
 from studies.values import finite, to_text
 from studies.values import to_json as strict_json
 

@@ -19,12 +19,11 @@ from studies.cli.common import (
     allow_option,
     common_options,
     has_embedded_database,
-    require_runnable,
     say,
     study_argument,
 )
 from studies.cli.formats import echo_data
-from studies.control import END_WORDS, way_on
+from studies.endings import END_WORDS, way_on
 from studies.errors import EmbeddedServerError, NoTables, StorageUnreachable, StudyhallError, StudyNotFound
 from studies.launch import cpus_per_worker
 
@@ -168,6 +167,8 @@ def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, *
     # Whoever mounts a volume lets checkpoints go there.
     stores = tuple(f"{PERMISSION}{volume.path}" for volume in options["volumes"] if not volume.is_read_only)
     allow = options["allow"] + stores
+    from studies.session import require_runnable
+
     has_script = options["objective"] is not None
     study = runnable_study(
         common, name, lambda record: require_runnable(record, allow, DATA_DIR, has_script=has_script)

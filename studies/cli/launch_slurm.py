@@ -16,12 +16,10 @@ from studies.cli.common import (
     Common,
     allow_option,
     common_options,
-    counted,
     data_dir_option,
     data_dir_or_default,
     find_scripts,
     objective_options,
-    require_runnable,
     say,
     study_argument,
 )
@@ -32,6 +30,7 @@ from studies.cli.run import LEASE
 from studies.errors import StudyhallError, command
 from studies.launch import cpus_per_worker as cpus_per_worker_of
 from studies.launch import slurm as launcher
+from studies.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,6 +171,8 @@ def slurm(
     grace = _grace(grace, time)
 
     def check(record: StudyRecord) -> StudySpec:
+        from studies.session import require_runnable
+
         found = find_scripts([record], scripts, allow_changed=allow_changed)
         return require_runnable(record, allow, data_dir_or_default(data_dir), has_script=bool(found))
 
@@ -246,7 +247,7 @@ def _open_server(common: Common) -> closing[PostgresStorage]:
 
 
 def _goes_on(storage: PostgresStorage, record: StudyRecord) -> bool:
-    from studies.control import way_on
+    from studies.endings import way_on
 
     now = storage.status(record)
     if now.ended:

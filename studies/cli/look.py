@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from studies.cli.common import (
-    Common,
-    choose_trial,
-    common_options,
-    complete_trials,
-    counted,
-    duration,
-    number,
-    say,
-    study_argument,
-    trial_option,
-)
+from studies.cli.common import Common, choose_trial, common_options, complete_trials, say, study_argument, trial_option
 from studies.cli.formats import (
     BEST_FORMATS,
     aligned,
@@ -37,8 +26,9 @@ from studies.cli.formats import (
     user_attrs,
 )
 from studies.cli.parameters import booleans_option, prefix_option, quoted_arguments, quoted_variables
-from studies.control import BY_HAND, END_WORDS
+from studies.endings import BY_HAND, END_WORDS
 from studies.errors import NoTables, NothingFinished, command
+from studies.text import counted, duration, number
 from studies.values import finite
 
 if TYPE_CHECKING:

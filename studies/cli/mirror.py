@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from studies.cli.common import Common, common_options, complete_studies, counted, home, say, until_interrupted
+from studies.cli.common import Common, common_options, complete_studies, home, say, until_interrupted
 from studies.cli.formats import echo
 from studies.errors import TrackingError, command
 from studies.processes import Kept
+from studies.text import counted
 
 if TYPE_CHECKING:
     from studies.mirror.launcher import MirrorProcess

@@ -21,39 +21,30 @@ from studies.cli.common import (
     common_options,
     complete_studies,
     complete_targets,
-    counted,
     data_dir_option,
     data_dir_or_default,
     direction_option,
-    duration,
     find_scripts,
     goal,
     home,
     objective_options,
-    require_runnable,
     say,
     time_value,
 )
 from studies.cli.formats import best_lines, echo
 from studies.cli.look import status_line
 from studies.cli.mirror import Mirroring, checked, tracking_option
-from studies.control import END_WORDS
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
+from studies.text import counted, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from studies.cli.progress import Progress
+    from studies.progress import Progress
+    from studies.session import Session
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
-    from studies.worker.supervisor import Supervisor
-
-#: Seconds between two looks at the study.
-POLL = 0.5
-#: What workers need not know.
-_SECRETS = ("STUDYHALL_STORAGE", "STUDYHALL_NOTIFY")
-
 
 #: The least and the most seconds of a lease.
 LEASE = (3.0, 86_400.0)
@@ -82,7 +73,7 @@ def _shares(_ctx: click.Context, _param: click.Parameter, text: str | None) -> l
 
 
 def _address(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
-    from studies.notify.webhook import validate_url
+    from studies.spec.locations import validate_url
 
     try:
         return url and validate_url(url)
@@ -266,6 +257,8 @@ def work(
         raise click.UsageError(
             f"--share has {counted(len(shares), 'number')} for {counted(len(names), 'study')}; give one number for each"
         )
+    from studies.session import require_runnable
+
     mirrors = [checked(tracking_uri)] if mlflow else []
     with common.open() as storage:
         served: list[tuple[StudySpec, float]] = []
@@ -341,103 +334,72 @@ def _run_workers(
 
     ``mirrors`` are tracking URIs, as :class:`Mirroring` takes them.
     """
-    from studies.cli.progress import Progress
-    from studies.notify.notifier import Notifier
+    from studies.progress import Progress
+    from studies.session import Session
     from studies.worker import devices
-    from studies.worker.supervisor import Supervisor
 
-    storage.require("worker")
     progress = Progress()
-    supervisor = Supervisor(
+    session = Session(
+        storage,
         specs,
-        devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        devices=devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
         scripts=scripts,
         allow=allow,
         data_dir=data_dir_or_default(data_dir),
         results=home() / "results",
-        until_idle=until_idle,
-        # The storage's URL, which may hold a password, is told over a pipe.
-        environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
+        lease_seconds=lease,
         output=progress.relay,
-        inherit=[storage.server.fileno()] if storage.server else [],
+        notify_url=notify_url,
+        until_idle=until_idle,
     )
     began = time.monotonic()
     with ExitStack() as stack:
         interrupts = stack.enter_context(_Interrupts(storage.database.stop))
         with interrupts.held():  # in the middle of starting a worker, nobody would know of it
-            stack.enter_context(supervisor)
+            stack.enter_context(session)
         # Nothing is written before the objective and the place for checkpoints are known to be sound.
-        with progress.waiting(f"starting {counted(supervisor.alive, 'worker')}"):
-            for spec, _ in specs:
-                _require_checkpoints(spec)
-            supervisor.wait_until_ready()
-        records = []
-        for spec, _ in specs:
-            record, created = storage.create_study(spec)
-            records.append(record)
-            how = f"{'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}"
-            say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=created)}")
-            if created:
+        with progress.waiting(f"starting {counted(session.workers, 'worker')}"):
+            session.prepare()
+        for (record, is_new), (spec, _) in zip(session.join(), specs, strict=True):
+            how = f"{'begins' if is_new else 'goes on'}: {counted(session.workers, 'worker')}"
+            say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=is_new)}")
+            if is_new:
                 _say_grid(spec)
-        names = tuple(record.name for record in records)
+        names = tuple(record.name for record in session.records)
         mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]
-        notifier = Notifier(storage, records, url=notify_url, warn=progress.print)
-        notifier.start()
-        stack.callback(notifier.stop)
         interrupts.wait = True
-        supervisor.assign(storage, lease)
+        session.begin()
         with progress:
-            _watch(storage, supervisor, records, progress, interrupts, mirrorings)
+            _watch(session, progress, interrupts, mirrorings)
     if interrupts.count:
-        for record in records:
+        for record in session.records:
             say(f"interrupted: {_last_line(storage, record)}; go on with the same command")
         raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
     if until_idle is not None:
         say(f"no trial for {duration(until_idle)}: the workers ended")
-    _conclude_all(storage, records, time.monotonic() - began, must_be_over=until_idle is None)
+    _conclude_all(storage, session.records, time.monotonic() - began, must_be_over=until_idle is None)
 
 
-def _watch(
-    storage: PostgresStorage,
-    supervisor: Supervisor,
-    records: Sequence[StudyRecord],
-    progress: Progress,
-    interrupts: _Interrupts,
-    mirrorings: Sequence[Mirroring],
-) -> None:
-    """Look after the workers and show how far they are, until there are none. An outage of the database
-    ends nothing: the workers wait for it, too."""
+def _watch(session: Session, progress: Progress, interrupts: _Interrupts, mirrorings: Sequence[Mirroring]) -> None:
+    """Show how far the studies are until there are no workers."""
+    from studies.session import POLL
+
     told = 0.0
-    while supervisor.alive:
-        interrupts.apply(supervisor, progress)
+    while session.workers:
+        interrupts.apply(session, progress)
         try:
-            supervisor.poll()
-            progress.update([(storage.status(record), record) for record in records])
+            progress.update(session.poll())
             told = 0.0
         except StorageUnreachable as error:
             if time.monotonic() - told > REMIND:
                 progress.print(f"waiting for the database: {error}")
                 told = time.monotonic()
-            if storage.server:
-                storage.server.start()
-        except StudyNotFound:
-            pass  # deleted under its workers, which end of that
         for mirroring in mirrorings:
             mirroring.poll()
         time.sleep(POLL)
     if not interrupts.count:
         for mirroring in mirrorings:
             mirroring.finish()
-
-
-def _require_checkpoints(spec: StudySpec) -> None:
-    """Raise :exc:`CheckpointError` unless checkpoints can be kept where ``spec`` says."""
-    from uuid import uuid4
-
-    from studies.checkpoint_stores import open_store
-
-    if spec.checkpoints.store != "postgresql":
-        open_store(spec.checkpoints.store, str(uuid4())).check()
 
 
 def _last_line(storage: PostgresStorage, record: StudyRecord) -> str:
@@ -467,6 +429,8 @@ def _conclude(
     storage: PostgresStorage, record: StudyRecord, seconds: float | None, *, must_be_over: bool = True
 ) -> None:
     """Print how the study ended, the best trial, and what to type next."""
+    from studies.session import require_success
+
     now = storage.status(record)
     say(status_line(now, record, seconds))
     if now.best:
@@ -476,16 +440,7 @@ def _conclude(
     elif now.trials["complete"]:
         say()
         say(f"it has several objectives, so no best trial; next: {command('best', record.name)}")
-    if now.ended == "failures":
-        failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
-        last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""
-        raise StudyhallError(
-            f"study {record.name!r} stopped: {counted(now.trials['fail'], 'trial')} failed{last}; "
-            f"see: {command('show', record.name)} NUMBER; "
-            f"go on with: {command('extend', record.name)} --max-failures N"
-        )
-    if must_be_over and (now.ended not in END_WORDS or now.ended == "deleted"):
-        raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")
+    require_success(storage, record, now, must_be_over=must_be_over)
 
 
 class _Interrupts:
@@ -524,15 +479,15 @@ class _Interrupts:
         if self._came_meanwhile:
             raise KeyboardInterrupt
 
-    def apply(self, supervisor: Supervisor, progress: Progress) -> None:
+    def apply(self, session: Session, progress: Progress) -> None:
         """Do what was asked since the last call."""
         if self.count > self._applied:
             self._applied = self.count
             if self.count == 1:
                 progress.print("stopping: running trials are given back at their next step; Ctrl-C again: now")
-                supervisor.stop()
+                session.stop()
             else:
-                supervisor.kill()
+                session.kill()
 
     def _note(self, number: int, _frame: object) -> None:
         if self._is_held:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from studies.cli.common import (
-    QUICK,
-    Common,
-    ask_quickly,
-    common_options,
-    duration,
-    number,
-    say,
-    study_argument,
-    study_in,
-    way_to_work,
-)
+from studies.cli.common import QUICK, Common, ask_quickly, common_options, say, study_argument, study_in, way_to_work
 from studies.cli.formats import echo_data, echo_json, print_columns, readable, split_names, to_csv
 from studies.errors import StudyhallError, command, nearest
 from studies.spec.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
+from studies.text import duration, number
 from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
+    from studies.storage.columns import Column
     from studies.storage.database import Database
-    from studies.storage.reader import StudyReader, TrialRow
+    from studies.storage.reader import TrialRow
 
 STATES: Final = ("complete", "pruned", "fail", "running", "waiting")
 
@@ -39,16 +29,6 @@ EVERY_STUDYS: Final = (
     *("number", "state", "value", "steps", "start", "complete", "seconds"),
     *("worker", "attempts", "error", CHANGED_SCRIPT),
 )
-
-
-class Column(NamedTuple):
-    """Something to list of each trial."""
-
-    name: str
-    cell: Callable[[TrialRow], Any]
-    """Its value as data; None where the trial has none."""
-    shown: Callable[[Any], str] | None = None
-    """Its value for people, where that reads otherwise."""
 
 
 def _complete_column(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
@@ -115,6 +95,7 @@ def trials(
     NAME alone will do, as will the table's headings. seconds, or time, is from the first start to
     the end: of a trial with several attempts (≤ in the table) that holds the pauses between them.
     """
+    from studies.storage.columns import columns_of
     from studies.storage.reader import StudyReader
 
     with common.open() as storage:
@@ -122,7 +103,7 @@ def trials(
         reader = StudyReader(storage, record)
         objectives = storage.objective_names(record)
         is_chosen = columns is not None
-        known = _columns(reader, objectives) if kind == "csv" or is_chosen or order is not None else []
+        known = columns_of(reader, objectives) if kind == "csv" or is_chosen or order is not None else []
         headings = {"#": "number", "time": "seconds"} | ({objectives[0]: "value"} if len(objectives) == 1 else {})
         chosen = None
         if columns is not None:
@@ -146,39 +127,6 @@ def trials(
                 say(f"no trial of study {name!r} is {' or '.join(states)}; see: {command('status', name)}")
             elif not rows:
                 say(f"study {name!r} has no trials yet{way_to_work(record)}")
-
-
-def _columns(reader: StudyReader, objectives: Sequence[str]) -> list[Column]:
-    """Everything that may be listed. A name that a running trial writes first after this has no column."""
-    values = ["value"] if len(objectives) == 1 else [f"values_{name}" for name in objectives]
-    return [
-        Column("number", lambda row: row.number),
-        Column("state", lambda row: row.state, str.lower),
-        *(Column(name, _value(i)) for i, name in enumerate(values)),
-        Column("steps", lambda row: row.steps),
-        Column("start", lambda row: row.start and row.start.isoformat()),
-        Column("complete", lambda row: row.complete and row.complete.isoformat()),
-        Column("seconds", _seconds),
-        Column("worker", lambda row: row.worker),
-        Column("attempts", lambda row: row.attempts),
-        Column("error", lambda row: row.error),
-        Column(CHANGED_SCRIPT, lambda row: row.script_sha256),
-        *(Column(f"params_{name}", _entry(attrgetter("params"), name)) for name in reader.param_names()),
-        *(Column(f"metrics_{name}", _entry(attrgetter("metrics"), name)) for name in reader.last_metric_names()),
-        *(Column(f"user_attrs_{name}", _entry(attrgetter("user_attrs"), name)) for name in reader.user_attr_names()),
-    ]
-
-
-def _value(objective: int) -> Callable[[TrialRow], float | None]:
-    return lambda row: finite(row.values[objective]) if objective < len(row.values) else None
-
-
-def _entry(of: Callable[[TrialRow], Mapping[str, Any]], name: str) -> Callable[[TrialRow], Any]:
-    return lambda row: of(row).get(name)
-
-
-def _seconds(row: TrialRow) -> float | None:
-    return (row.complete - row.start).total_seconds() if row.start and row.complete else None
 
 
 def _choose(names: Sequence[str], known: Sequence[Column], headings: Mapping[str, str]) -> list[Column]:
@@ -242,7 +190,9 @@ def _print_table(rows: Sequence[TrialRow], chosen: Sequence[Column] | None, obje
 
 
 def _cells(row: TrialRow, objectives: int) -> list[str]:
-    seconds = _seconds(row)
+    from studies.storage.columns import seconds_of
+
+    seconds = seconds_of(row)
     words, noted = (
         " ".join(f"{name}={readable(value)}" for name, value in of.items()) for of in (row.params, row.user_attrs)
     )

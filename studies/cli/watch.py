@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, common_options, number, say, study_argument
+from studies.cli.common import Common, common_options, say, study_argument
 from studies.cli.formats import echo
 from studies.errors import StorageUnreachable, StudyNotFound, command
+from studies.text import number
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -80,7 +81,7 @@ def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | Plai
 
 
 def _say_next(seen: Overview) -> None:
-    from studies.control import way_on
+    from studies.endings import way_on
 
     now = seen.status
     assert now.ended is not None  # else it is still watched

@@ -9,13 +9,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from studies.cli.common import counted, duration, number
 from studies.cli.formats import readable
-from studies.control import END_WORDS
+from studies.endings import END_WORDS
 from studies.errors import command
 from studies.objective import work_command
 from studies.overview import share_rows, sparkline
-from studies.text import printable
+from studies.text import counted, duration, number, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

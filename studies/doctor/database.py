@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from studies.control import BY_HAND
 from studies.doctor.findings import Finding, KnownStudy
+from studies.endings import BY_HAND
 from studies.errors import EmbeddedServerError, NoTables, NotPermitted, StorageError, StorageUnreachable, command
 from studies.storage import roles, schema
 from studies.storage.database import Database

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from studies.checkpoint_stores import PERMISSION, open_store, require_allowed
-from studies.control import way_on
 from studies.doctor.findings import Finding, KnownStudy
+from studies.endings import way_on
 from studies.errors import CheckpointError, command, one_line
 from studies.storage.url import StorageURL
 from studies.text import counted

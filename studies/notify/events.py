@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from optuna.trial import TrialState
 
-from studies.control import END_WORDS
+from studies.endings import END_WORDS
 from studies.overview import is_over
 from studies.spec.study import Event
 from studies.text import printable

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from studies.errors import StorageError, StorageUnreachable, StudyNotFound, described
 from studies.notify.events import News
-from studies.notify.webhook import Undelivered, mask_url, post
+from studies.notify.webhook import Undelivered, post
+from studies.spec.locations import mask_url
 
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage, StudyRecord

@@ -18,9 +18,10 @@ from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from studies.spec.locations import mask_url
+
 #: Seconds that an address may be silent.
 ANSWER_SECONDS: Final = 5.0
-_HIDDEN: Final = "***"
 #: Of clouds, beyond link-local addresses: Alibaba's, Azure's, Oracle's, and Amazon's by IPv6.
 _METADATA: Final = frozenset(
     map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254"))
@@ -39,35 +40,6 @@ class Undelivered(Exception):
     def __init__(self, reason: str, *, is_final: bool) -> None:
         super().__init__(reason)
         self.is_final = is_final
-
-
-def validate_url(url: str) -> str:
-    """``url``, if it is one that messages can be sent to; raises :exc:`ValueError` without its secret."""
-    legal = "write http://HOST/… or https://HOST/…"
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(
-            f"the URL holds spaces, control characters or letters beyond ASCII; percent-encode them: {legal}"
-        )
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError(f"the URL's host or port cannot be understood; {legal}") from None
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"the URL does not begin with http:// or https://; {legal}")
-    if not host:
-        raise ValueError(f"the URL names no host; {legal}")
-    if parts.username is not None:
-        raise ValueError(f"a user and password before the host are not supported; {legal}")
-    if parts.path == f"/{_HIDDEN}":
-        raise ValueError("this is what is shown instead of the URL, which may hold a secret; write the whole URL")
-    return url
-
-
-def mask_url(url: str) -> str:
-    """What may be seen of ``url``: ``https://hooks.slack.com/***``."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{_HIDDEN}"
 
 
 def post(url: str, message: Mapping[str, Any]) -> None:

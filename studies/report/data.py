@@ -11,7 +11,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.control import END_WORDS
+from studies.endings import END_WORDS
 from studies.overview import Overview, overview
 from studies.report.curves import points_of_line
 from studies.report.part import Part, choose, is_placed, of_kind

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from studies.checkpoint_stores import validate_location
 from studies.errors import SpecError, SpecMismatch, command, nearest
-from studies.notify.webhook import mask_url, validate_url
+from studies.spec.locations import mask_url, validate_location, validate_url
 from studies.spec.script import is_script, short
 from studies.spec.space import Parameter, check_conditions, suggestion_order
 from studies.text import counted

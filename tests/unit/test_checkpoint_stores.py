@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from studies.checkpoint_stores import DirectoryStore, open_store, require_allowed, validate_location
+from studies.checkpoint_stores import DirectoryStore, open_store, require_allowed
 from studies.errors import CheckpointError, StudyhallError
+from studies.spec.locations import validate_location
 from tests.conftest import ROOT
 
 STUDY = "6f1c1d1e-7f43-4c35-9a56-0b6a3f1b2c3d"

@@ -12,7 +12,8 @@ import pytest
 from studies import StudySpec
 from studies.errors import SpecError, SpecMismatch
 from studies.notify import webhook
-from studies.notify.webhook import Undelivered, mask_url, post
+from studies.notify.webhook import Undelivered, post
+from studies.spec.locations import mask_url
 from tests.postgres import free_port
 from tests.webhook import SECRET, Webhook
 

@@ -12,9 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from studies.cli.common import duration, number, say
 from studies.errors import command
-from studies.text import coloured, printable
+from studies.text import coloured, duration, number, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +74,7 @@ class Progress:
         for now, record in studies:
             if now.paused != (record.name in self._paused):
                 self._paused ^= {record.name}
-                say(
+                self._say(
                     f"{record.name} is paused; go on with: {command('resume', record.name)}"
                     if now.paused
                     else f"{record.name} goes on"
@@ -83,7 +82,10 @@ class Progress:
             finished, at = self._printed.get(record.name, (-1, 0.0))
             if now.finished and now.finished != finished and time.monotonic() - at > PLAIN_EVERY:
                 self._printed[record.name] = (now.finished, time.monotonic())
-                say(f"{record.name}: {now.finished}{_of(now)} trials done, {self._facts(now)}")
+                self._say(f"{record.name}: {now.finished}{_of(now)} trials done, {self._facts(now)}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(printable(line))
 
     def _picture(self, now: Status, record: StudyRecord) -> Group:
         total = now.budget.trials if now.budget else None

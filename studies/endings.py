@@ -1,0 +1,46 @@
+"""Why a study is over, in words, and what lets it go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from studies.errors import StorageError, command
+
+if TYPE_CHECKING:
+    from studies.storage.postgres import Status
+
+#: The stop reason when a person stopped the study; Optuna's ``study.stop()`` leaves "stopped".
+BY_HAND: Final = "by hand"
+
+#: By the reason that the database gives.
+END_WORDS: Final = {
+    "complete": "the budget is spent",
+    "failures": "stopped after too many failed trials",
+    "timeout": "stopped: time limit reached",
+    "target": "the target is reached",
+    "stopped": "stopped by its objective or sampler",
+    BY_HAND: "stopped by hand",
+    "deleted": "the study was deleted",
+}
+
+#: What `extend` must change for each reason; `resume` undoes every other one.
+EXTENSIONS: Final = {
+    "complete": "--trials +1",
+    "failures": "--max-failures N",
+    "timeout": "--timeout TIME",
+    "target": "--target VALUE",
+}
+
+
+def way_on(study: str, ended: str) -> str:
+    """The command that lets a study go on that has ended for the reason ``ended``."""
+    if ended in EXTENSIONS:
+        return f"{command('extend', study)} {EXTENSIONS[ended]}"
+    return command("resume", study)
+
+
+def require_open(now: Status) -> None:
+    """Raise :exc:`StorageError`, with the way on, where the study has ended."""
+    if now.ended:
+        words = END_WORDS.get(now.ended, now.ended)
+        raise StorageError(f"study {now.study!r} has ended: {words}; go on with: {way_on(now.study, now.ended)}")

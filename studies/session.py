@@ -1,0 +1,195 @@
+"""A session: this machine's workers on one or more studies, from their start to their end.
+
+It is what `studyhall run`, `studyhall work` and :meth:`studies.Study.run` share. It neither prints nor exits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import uuid4
+
+from studies import checkpoint_stores, objective
+from studies.endings import END_WORDS
+from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
+from studies.notify.notifier import Notifier
+from studies.text import counted
+from studies.worker.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from studies.spec import StudySpec
+    from studies.spec.script import Script
+    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
+    from studies.worker.devices import Device
+
+#: Seconds between two calls of :meth:`Session.poll`.
+POLL: Final = 0.5
+
+#: What workers need not know: the storage's URL, which may hold a password, is told over a pipe.
+_SECRETS = ("STUDYHALL_STORAGE", "STUDYHALL_NOTIFY")
+
+
+class Joined(NamedTuple):
+    """A study that the session works on."""
+
+    record: StudyRecord
+    is_new: bool
+    """Whether this session created it."""
+
+
+class Session:
+    """Workers of this machine: started, checked, let loose, watched, and stopped in order.
+
+    A context manager: its start begins the processes, its end leaves none. Call in this order :meth:`prepare`,
+    :meth:`join`, :meth:`begin`, then :meth:`poll` every :data:`POLL` seconds while :attr:`workers` is above 0.
+
+    Args:
+        storage: where the studies are, or will be.
+        specs: the studies, each with its share of the workers' trials.
+        devices: one for each worker.
+        scripts: by the name of a study, the script of its objective on this machine.
+        allow: what the studies may run, and where they may keep checkpoints, as ``work --allow`` says it.
+        data_dir: where this machine keeps data sets.
+        results: the directory where results wait while the database is away.
+        lease_seconds: how long a trial stays with a worker that is silent.
+        output: is given each line that a worker writes, and warnings; from any thread.
+        notify_url: gets the studies' events, beside the address that each study names.
+        until_idle: seconds without a trial after which a worker ends; ``None`` to end with the studies.
+    """
+
+    def __init__(
+        self,
+        storage: PostgresStorage,
+        specs: Sequence[tuple[StudySpec, float]],
+        *,
+        devices: Sequence[Device],
+        scripts: Mapping[str, Script],
+        allow: Sequence[str],
+        data_dir: Path,
+        results: Path,
+        lease_seconds: float,
+        output: Callable[[str], None],
+        notify_url: str | None = None,
+        until_idle: float | None = None,
+    ) -> None:
+        self._storage = storage
+        self._specs = [spec for spec, _ in specs]
+        self._lease_seconds = lease_seconds
+        self._output = output
+        self._notify_url = notify_url
+        self._stack = ExitStack()
+        self.records: list[StudyRecord] = []
+        self.supervisor = Supervisor(
+            specs,
+            devices,
+            scripts=scripts,
+            allow=allow,
+            data_dir=data_dir,
+            results=results,
+            until_idle=until_idle,
+            environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
+            output=output,
+            inherit=[storage.server.fileno()] if storage.server else [],
+        )
+
+    def __enter__(self) -> Session:
+        self._storage.require("worker")
+        self._stack.enter_context(self.supervisor)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def workers(self) -> int:
+        """How many there are."""
+        return self.supervisor.alive
+
+    def prepare(self) -> None:
+        """Wait until the objectives and the places for checkpoints are known to be sound. Writes nothing.
+
+        Raises:
+            CheckpointError: checkpoints cannot be kept where a study says.
+            ObjectiveError: an objective does not import, or refuses its arguments or data.
+            WorkerError: the workers die before they can say why.
+        """
+        for spec in self._specs:
+            if spec.checkpoints.store != "postgresql":
+                checkpoint_stores.open_store(spec.checkpoints.store, str(uuid4())).check()
+        self.supervisor.wait_until_ready()
+
+    def join(self) -> list[Joined]:
+        """Create the studies, or join those that exist."""
+        joined = [Joined(*self._storage.create_study(spec)) for spec in self._specs]
+        self.records = [record for record, _ in joined]
+        return joined
+
+    def begin(self) -> None:
+        """Let the workers run trials."""
+        notifier = Notifier(self._storage, self.records, url=self._notify_url, warn=self._output)
+        notifier.start()
+        self._stack.callback(notifier.stop)
+        self.supervisor.assign(self._storage, self._lease_seconds)
+
+    def poll(self) -> list[tuple[Status, StudyRecord]]:
+        """Look after the workers.
+
+        Returns:
+            Where each study stands, but those that were deleted: their workers end of that.
+
+        Raises:
+            WorkerError: workers keep dying.
+            StorageUnreachable: the database is away. That ends nothing: the workers wait for it, too.
+        """
+        try:
+            self.supervisor.poll()
+            return [(self._storage.status(record), record) for record in self.records]
+        except StudyNotFound:
+            return []
+        except StorageUnreachable:
+            if self._storage.server:
+                self._storage.server.start()
+            raise
+
+    def stop(self) -> None:
+        """Ask the workers to give their trials back at the next step, and to end."""
+        self.supervisor.stop()
+
+    def kill(self) -> None:
+        """End the workers now, and give their trials back."""
+        self.supervisor.kill()
+
+
+def require_runnable(record: StudyRecord, allow: Sequence[str], data_dir: Path, *, has_script: bool) -> StudySpec:
+    """The spec of a study, by which workers know what it runs.
+
+    Raises:
+        StudyhallError: stock Optuna made it.
+        ObjectiveError: its objective is not among those that ``allow`` says, and the operator has given no script.
+        CheckpointError: its place for checkpoints is neither in ``allow`` nor below ``data_dir``.
+    """
+    if record.spec is None:
+        raise StudyhallError(
+            f"study {record.name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
+        )
+    if not has_script:
+        objective.require_allowed(record.spec.objective.path, allow, record.name)
+    checkpoint_stores.require_allowed(record.spec.checkpoints.store, allow, data_dir, record.name)
+    return record.spec
+
+
+def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, *, must_be_over: bool = True) -> None:
+    """Raise :exc:`StudyhallError` where a study ended of its failures, or did not end though its workers did."""
+    if now.ended == "failures":
+        failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
+        last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""
+        shown = command("show", record.name, *([failed[-1].number] if failed else []))
+        raise StudyhallError(
+            f"study {record.name!r} stopped: {counted(now.trials['fail'], 'trial')} failed{last}; "
+            f"see: {shown}; go on with: {command('extend', record.name)} --max-failures N"
+        )
+    if must_be_over and (now.ended not in END_WORDS or now.ended == "deleted"):
+        raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")

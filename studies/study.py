@@ -1,0 +1,480 @@
+"""A study in Python: created, run, steered and read as by the command line.
+
+from studies import Study
+
+study = Study.of("train.py:objective", direction="maximize", trials=100)
+study.run(workers=2)
+study.best.params
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from studies.errors import ObjectiveError, StorageUnreachable
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+    from optuna.trial import FrozenTrial
+
+    from studies.session import Session
+    from studies.spec import StudySpec
+    from studies.spec.script import Script
+    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
+
+
+class Study:
+    """One study of a storage. Make it by :meth:`create`, :meth:`of` or :meth:`open`.
+
+    A context manager: its end closes the storage if the study opened it. All that the command line refuses raises
+    the same error here, of the tree in :mod:`studies.errors`.
+    """
+
+    def __init__(
+        self, storage: PostgresStorage, record: StudyRecord, *, script: Script | None = None, owns: bool = False
+    ) -> None:
+        self.storage = storage
+        self._record = record
+        self._script = script
+        self._owns = owns
+        # Who names an objective in Python has chosen it, as who types it after `studyhall run`.
+        self._chosen: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, name: str, storage: PostgresStorage | str | None = None) -> Self:
+        """The study ``name``.
+
+        Args:
+            name: of the study.
+            storage: where it is, as an object or a URL; default: as :func:`studies.open_storage` chooses.
+
+        Raises:
+            StudyNotFound: there is none of that name.
+            StorageError: the storage cannot be opened.
+        """
+        opened, owns = _open(storage)
+        try:
+            return cls(opened, opened.find_study(name), owns=owns)
+        except BaseException:
+            _close(opened, owns)
+            raise
+
+    @classmethod
+    def create(
+        cls, source: str | Path | Mapping[str, Any], storage: PostgresStorage | str | None = None, **overrides: Any
+    ) -> Self:
+        """The study of a spec; one that exists with the same spec is joined.
+
+        Args:
+            source: a study file (``my.toml``), a preset, a callable (``train.py:objective``), or what a study file
+                holds, as a dict.
+            storage: as :meth:`open` takes it.
+            overrides: keys of a study file, tables as dicts (``sampler={"name": "random"}``); and ``trials``, which
+                is short for ``budget={"trials": …}``.
+
+        Raises:
+            SpecError: something in it is not legal.
+            SpecMismatch: the study exists with another spec.
+            ObjectiveError: a script cannot be read.
+            StorageError: the storage cannot be opened.
+        """
+        from studies.spec import StudySpec
+        from studies.spec.source import read_target, take_script
+
+        data = dict(source) if isinstance(source, Mapping) else read_target(str(source))
+        if "trials" in overrides:
+            overrides["budget"] = {**overrides.get("budget", {}), "trials": overrides.pop("trials")}
+        for key, value in overrides.items():
+            if key in ("direction", "directions"):
+                data.pop("direction", None)
+                data.pop("directions", None)
+            is_table = isinstance(value, Mapping) and isinstance(data.get(key), Mapping)
+            # Another sampler's or pruner's options are not this one's.
+            renamed = is_table and "name" in value and value["name"] != data[key].get("name")
+            data[key] = {**data[key], **value} if is_table and not renamed else value
+        script = take_script(data)
+        spec = StudySpec.from_dict(data, "spec" if isinstance(source, Mapping) else str(source))
+        opened, owns = _open(storage)
+        try:
+            record, _ = opened.create_study(spec)
+        except BaseException:
+            _close(opened, owns)
+            raise
+        study = cls(opened, record, script=script, owns=owns)
+        study._chosen = _permissions(spec, script)
+        return study
+
+    @classmethod
+    def of(
+        cls,
+        objective: Callable[..., Any] | str,
+        *,
+        space: Mapping[str, Any] | None = None,
+        trials: int = 100,
+        storage: PostgresStorage | str | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """A study of an objective: a function or class of a file or module, or its path as a text.
+
+        Args:
+            objective: what takes a trial. Workers are other processes and import it, so it must be in a file: one
+                that is defined in a notebook's cell is refused with the way out.
+            space: parameters as in a study file's ``[space]``; default: the objective suggests them.
+            trials: the budget.
+            storage: as :meth:`open` takes it.
+            overrides: as :meth:`create` takes them, such as ``name`` and ``direction``.
+
+        Raises:
+            ObjectiveError: no worker could import it.
+            SpecError, SpecMismatch, StorageError: as :meth:`create`.
+        """
+        if space is not None:
+            overrides["space"] = dict(space)
+        return cls.create(_path_of(objective), storage, trials=trials, **overrides)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        now = self.status
+        return f"<Study {self.name!r}: {now.finished} of {now.budget.trials if now.budget else '∞'} trials done>"
+
+    def close(self) -> None:
+        """Close the storage, if this study opened it."""
+        _close(self.storage, self._owns)
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+        return self._record.name
+
+    @property
+    def spec(self) -> StudySpec | None:
+        """What a study file says; ``None`` of a study that stock Optuna made."""
+        return self._record.spec
+
+    @property
+    def status(self) -> Status:
+        """Where the study stands now."""
+        return self.storage.status(self._record)
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """The same study as Optuna's own object, for its visualizations and importances."""
+        import optuna
+
+        return optuna.load_study(study_name=self.name, storage=self.storage)
+
+    @property
+    def best(self) -> FrozenTrial:
+        """The best trial: ``params``, ``value``, ``number``.
+
+        Raises:
+            NothingFinished: no trial is complete.
+            StorageError: the study has several objectives; see ``study.optuna.best_trials``.
+        """
+        return self.storage.best(self._record)
+
+    @property
+    def trials(self) -> Trials:
+        """All trials as they are now, by number."""
+        return Trials(self.storage, self._record)
+
+    def curves(self, *, points: int = 1000) -> pd.DataFrame:
+        """What the trials reported: a row for each step and metric.
+
+        Args:
+            points: at most so many of each line; of longer ones some are left out evenly.
+
+        Returns:
+            Columns ``trial``, ``step``, ``metric``, ``value``.
+        """
+        import pandas as pd
+
+        from studies.storage.reader import StudyReader
+
+        reader = StudyReader(self.storage, self._record)
+        curves = reader.curves(reader.outlines(), points)
+        rows = [(number, point.step, point.name, point.value) for number, line in curves.items() for point in line]
+        return pd.DataFrame(rows, columns=["trial", "step", "metric", "value"])
+
+    def run(self, *, progress: bool = True, **how: Any) -> Self:
+        """Run workers on this machine until the budget is spent; Ctrl-C gives the running trials back.
+
+        Args:
+            progress: show it on standard error.
+            how: as :meth:`start` takes it.
+
+        Raises:
+            StudyhallError: as :meth:`start` and :meth:`Running.wait`.
+        """
+        if not self.status.ended:
+            with self.start(progress=progress, **how) as running:
+                running.wait()
+        return self
+
+    def start(
+        self,
+        *,
+        workers: int | None = None,
+        script: str | None = None,
+        allow: Sequence[str] = (),
+        data_dir: str | Path | None = None,
+        lease: float = 30.0,
+        progress: bool = False,
+    ) -> Running:
+        """Start workers on this machine, and return once they run trials.
+
+        Args:
+            workers: how many; default: one per GPU, else per core.
+            script: this machine's copy of the study's script, ``train.py:objective``, where it was opened by name.
+            allow: objectives that the study may run beside ``objectives.*``, as ``work --allow`` says it.
+            data_dir: where this machine keeps data sets.
+            lease: seconds for which a trial stays with a worker that is silent.
+            progress: show it on standard error.
+
+        Raises:
+            ObjectiveError: the objective is not allowed here, does not import, or refuses its arguments.
+            CheckpointError: checkpoints cannot be kept where the study says.
+            WorkerError: the workers die while they start.
+            StudyhallError: stock Optuna made the study.
+        """
+        import os
+
+        from studies.progress import Progress
+        from studies.session import Session, require_runnable
+        from studies.spec.script import Script, find
+        from studies.storage import chosen_home
+        from studies.worker import devices
+
+        used = Script.read(script) if script else self._script
+        folder = Path(data_dir).absolute() if data_dir else chosen_home() / "data"
+        permissions = (*self._chosen, *allow)
+        spec = require_runnable(self._record, permissions, folder, has_script=used is not None)
+        if used:
+            used = find(spec.objective.path, spec.objective.sha256, [used], spec.name)
+        shown = Progress()
+        session = Session(
+            self.storage,
+            [(spec, 1.0)],
+            devices=devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
+            scripts={spec.name: used} if used else {},
+            allow=permissions,
+            data_dir=folder,
+            results=chosen_home() / "results",
+            lease_seconds=lease,
+            output=shown.relay,
+        )
+        return Running(self, session, shown if progress else None)
+
+    def pause(self) -> None:
+        """Let no trial run for now: the running ones are given back at their next step, and workers wait."""
+        from studies import control
+
+        control.pause(self.storage, self._record)
+
+    def resume(self) -> None:
+        """Let trials run again after :meth:`pause` or :meth:`stop`."""
+        from studies import control
+
+        control.resume(self.storage, self._record)
+
+    def stop(self) -> None:
+        """End the study's workers on every machine: the running trials are given back at their next step."""
+        from studies import control
+
+        control.stop(self.storage, self._record)
+
+    def cancel(self, number: int) -> None:
+        """End a waiting or running trial, which becomes FAIL and counts as neither done nor failed."""
+        from studies import control
+
+        control.cancel(self.storage, self._record, number)
+
+    def enqueue(self, **params: Any) -> int:
+        """Let a trial with these parameters run next; what is not given is sampled.
+
+        Returns:
+            Its number.
+
+        Raises:
+            SpecError: a parameter is not one of the study's space.
+            StorageError: the study has ended.
+        """
+        from studies import control
+        from studies.values import to_text
+
+        texts = [f"{name}={to_text(value)}" for name, value in params.items()]
+        return control.enqueue(self.storage, self._record, texts).number
+
+    def retry(self, number: int) -> int:
+        """Let a trial wait that has the parameters of a failed one; returns its number."""
+        from studies import control
+
+        return control.retry(self.storage, self._record, number)
+
+
+class Trials(Sequence["FrozenTrial"]):
+    """The trials of a study, read when they are first asked for."""
+
+    def __init__(self, storage: PostgresStorage, record: StudyRecord) -> None:
+        self._storage = storage
+        self._record = record
+        self._trials = storage.trials(record)
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._trials[place]
+
+    def __iter__(self) -> Iterator[FrozenTrial]:
+        return iter(self._trials)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each trial, with the columns of ``studyhall trials NAME --format csv``."""
+        import pandas as pd
+
+        from studies.storage.columns import columns_of
+        from studies.storage.reader import StudyReader
+
+        reader = StudyReader(self._storage, self._record)
+        columns = columns_of(reader, self._storage.objective_names(self._record))
+        rows = [row for page in reader.pages() for row in page]
+        return pd.DataFrame({column.name: [column.cell(row) for row in rows] for column in columns})
+
+
+class Running:
+    """Workers that run trials of a study in the background. A context manager: its end stops them in order."""
+
+    def __init__(self, study: Study, session: Session, progress: Any) -> None:
+        self._study = study
+        self._session = session
+        self._progress = progress
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        with ExitStack() as stack:
+            stack.enter_context(session)
+            session.prepare()
+            session.join()
+            session.begin()
+            self._stack = stack.pop_all()
+        self._thread = threading.Thread(target=self._watch, name=f"studyhall {study.name}", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether workers run."""
+        return self._thread.is_alive()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the study is over; Ctrl-C stops the workers in order and is passed on.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            Whether the workers have ended.
+
+        Raises:
+            StudyhallError: too many trials failed, or the workers are gone before the study is over.
+        """
+        try:
+            self._thread.join(timeout)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        if self._thread.is_alive():
+            return False
+        if self._error:
+            raise self._error
+        if not self._stop.is_set():
+            from studies.session import require_success
+
+            require_success(self._study.storage, self._study._record, self._study.status)
+        return True
+
+    def stop(self) -> None:
+        """Ask the workers to give their trials back at the next step, and wait until they have ended."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        from studies.session import POLL
+
+        try:
+            with self._stack, self._progress or nullcontext():
+                is_stopping = False
+                while self._session.workers:
+                    if self._stop.is_set() and not is_stopping:
+                        is_stopping = True
+                        self._session.stop()
+                    try:
+                        studies = self._session.poll()
+                        if self._progress:
+                            self._progress.update(studies)
+                    except StorageUnreachable as error:
+                        if self._progress:
+                            self._progress.print(f"waiting for the database: {error}")
+                    time.sleep(POLL)
+        except BaseException as error:  # raised again by wait()
+            self._error = error
+
+
+def _open(storage: PostgresStorage | str | None) -> tuple[PostgresStorage, bool]:
+    """The storage, and whether it was opened here."""
+    from studies.storage import open_storage
+
+    return (open_storage(storage), True) if storage is None or isinstance(storage, str) else (storage, False)
+
+
+def _close(storage: PostgresStorage, owns: bool) -> None:
+    if owns:
+        storage.close()
+
+
+def _permissions(spec: StudySpec, script: Script | None) -> tuple[str, ...]:
+    from studies.checkpoint_stores import PERMISSION
+
+    return (*(() if script else (spec.objective.path,)), PERMISSION + spec.checkpoints.store)
+
+
+def _path_of(objective: Callable[..., Any] | str) -> str:
+    """The path by which workers import an objective.
+
+    Raises:
+        ObjectiveError: it has none.
+    """
+    if isinstance(objective, str):
+        return objective
+    name, module = (getattr(objective, field, "") for field in ("__qualname__", "__module__"))
+    if not name or "<" in name:
+        raise ObjectiveError(
+            f"{objective!r} has no name that a worker could import; give a function or class that stands at the top "
+            'of a file, or its path: Study.of("train.py:objective")'
+        )
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module == "__main__" and not file:
+        raise ObjectiveError(
+            f"{name} is defined in a notebook or an interactive session, and workers are other processes, which "
+            f"cannot import it; put %%writefile train.py on the first line of its cell, run the cell, "
+            f'and give: Study.of("train.py:{name}")'
+        )
+    is_script = file and ("." not in module) and "site-packages" not in file
+    return f"{file}:{name}" if is_script else f"{module}:{name}"
