@@ -95,7 +95,7 @@ def run(folder: Path, url: StorageURL) -> None:
         heal(2)
         said("host 2 is back")
         for process in workers.values():
-            assert process.wait(timeout=120) == 0
+            assert process.wait(timeout=300) == 0
         look(storage, record, folder, victim)
 
 

@@ -84,14 +84,14 @@ class Postgres:
         """Shut down cleanly, ending every session ("fast")."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(timeout=120)
+            self._process.wait(timeout=300)
             self._process = None
 
     def kill(self) -> None:
         """Kill with -9, as an out-of-memory killer or a power cut would."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(timeout=120)
+            self._process.wait(timeout=300)
             self._process = None
 
     def reload(self) -> None:

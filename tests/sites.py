@@ -79,7 +79,7 @@ class Hall:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send it a signal. Returns its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=120)
+        return self.process.wait(timeout=300)
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def serving(folder: Path, environment: Mapping[str, str], *arguments: str | Path
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=120)
+            process.wait(timeout=300)
 
 
 def ask(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-GUARD: Final = 120.0
+GUARD: Final = 300.0
 """Seconds after which something hangs. That it takes long says nothing: a test's machine may be busy."""
 
 

@@ -75,7 +75,7 @@ class Shell:
         }
         self.command = str(Path(sys.executable).with_name("studyhall"))
 
-    def run(self, *args: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""
         with self.start(*args, **environment) as process:
             try:

@@ -83,7 +83,7 @@ def running(
             assert run.poll() is None, (folder / "run.err").read_text()
         finally:
             run.terminate()
-            run.wait(timeout=120)
+            run.wait(timeout=300)
 
 
 @pytest.fixture(scope="module", params=["token", "viewer"])

@@ -155,7 +155,7 @@ def test_a_paused_study_rests_within_a_step_and_goes_on_with_the_same_trials(she
         assert say(shell, "resume", "s") == "study 's' goes on; 2 workers seen"
         assert say(shell, "resume", "s") == "study 's' is neither paused nor stopped; 2 workers seen"
         go_fast(shell)
-        ends = [process.communicate(timeout=120) for process in runs]
+        ends = [process.communicate(timeout=300) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     after = trials(storage)
     assert [trial.number for trial in after] == list(range(8))
@@ -170,7 +170,7 @@ def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed
     with two_runs(shell, storage) as runs:
         assert say(shell, "stop", "s").startswith("study 's' is stopped")
         reported = steps(storage)
-        ends = [process.communicate(timeout=120) for process in runs]
+        ends = [process.communicate(timeout=300) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     assert all("; stopped by hand; go on with: studyhall resume s" in err for _, err in ends)
     assert all(count <= reported[number] + 1 for number, count in steps(storage).items())
@@ -215,7 +215,7 @@ def test_a_cancelled_trial_ends_within_a_step_and_counts_for_nothing(shell: Shel
         assert (cancelled.state.name, cancelled.user_attrs["error"]) == ("FAIL", "cancelled")
         assert len(cancelled.intermediate_values) <= reported + 1
         go_fast(shell)
-        ends = [process.communicate(timeout=120) for process in runs]
+        ends = [process.communicate(timeout=300) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     ended = states(storage)
     assert (ended.count("COMPLETE"), ended.count("FAIL"), len(ended)) == (8, 1, 9)

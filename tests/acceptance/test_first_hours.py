@@ -230,7 +230,7 @@ def test_the_readmes_objective_survives_kill_9_and_a_pause_as_it_stands(shell: S
             say(shell, "pause", "own")
             eventually(lambda: look().status(look().find_study("own")).trials["waiting"] == 1)
             say(shell, "resume", "own")
-            _, said = run.communicate(timeout=120)
+            _, said = run.communicate(timeout=300)
         except BaseException:
             run.kill()
             raise

@@ -72,7 +72,7 @@ def run(shell: Shell, *arguments: str, **environment: str) -> subprocess.Complet
         env={**shell.environment, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -121,7 +121,7 @@ def test_a_shell_that_evaluates_it_gets_the_values_and_runs_nothing(shell: Shell
             env={**shell.environment, "PATH": path},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.stdout == value, done.stderr
     assert not (shell.folder / "pwned").exists()

@@ -224,7 +224,7 @@ class Run:
             proxy.on_query(partial(self._watch, process, point))
             process.start()
             self._started.set()
-            process.join(timeout=120)
+            process.join(timeout=300)
             self._ended.set()  # for the hook: one thread alone may wait for a process
             assert process.exitcode == (0 if self.died_at is None else -9)
             process.close()

@@ -97,7 +97,7 @@ def test_best_as_arguments_is_split_by_a_shell(seen: Shell, best: dict[str, Any]
 def test_stock_optuna_agrees_on_the_best_value_and_reads_the_trials(seen: Shell, best: dict[str, Any]) -> None:
     command = [Path(sys.executable).with_name("optuna"), "best-trial", "--storage", seen.url.sqlalchemy]
     out = subprocess.run(
-        [*command, "--study-name", "looks", "--format", "json"], capture_output=True, text=True, timeout=120, check=True
+        [*command, "--study-name", "looks", "--format", "json"], capture_output=True, text=True, timeout=300, check=True
     ).stdout
     # Of equal trials stock Optuna shows whichever the database finds first.
     stock = json.loads(out)

@@ -98,12 +98,12 @@ def objective(trial):
         for step in range(3):
             eventually(lambda: shown() == [(s, float(s)) for s in range(step + 1)], f"step {step}")  # noqa: B023
             (shell.folder / f"seen-{step}").touch()
-        _, err = running.communicate(timeout=120)
+        _, err = running.communicate(timeout=300)
         assert running.returncode == 0, err
     finally:
         for process in (running, following):
             process.terminate()
-            process.communicate(timeout=120)
+            process.communicate(timeout=300)
     assert following.returncode == 130
 
 
@@ -157,7 +157,7 @@ def test_what_is_not_mlflow_is_said_and_the_study_goes_on(shell: Shell, foreign:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: what answers at {foreign} is not MLflow: give the address of an MLflow server\n"
     # Long enough that the mirror, which gives way to the workers, has found out.
-    done = shell.run(*RUN, "--mlflow", "--tracking-uri", foreign, STEP_SECONDS="1")
+    done = shell.run(*RUN, "--mlflow", "--tracking-uri", foreign, STEP_SECONDS="3")
     assert done.returncode == 0, done.stderr
     assert f"what answers at {foreign} is not MLflow" in done.stderr
 
@@ -223,7 +223,7 @@ def test_mlflow_on_a_server_gets_what_it_missed_while_it_was_away(shell: Shell) 
             assert client.list_artifacts(parent.info.run_id)[0].path == "study.toml"
     finally:
         following.terminate()
-        _, said = following.communicate(timeout=120)
+        _, said = following.communicate(timeout=300)
     assert f"waiting: no answer from MLflow at http://127.0.0.1:{port}" in said
     assert said.count(f"mirroring into MLflow at http://127.0.0.1:{port}") == 2
 

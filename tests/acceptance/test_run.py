@@ -84,7 +84,7 @@ def test_an_extended_study_goes_on_with_the_same_command(shell: Shell, look: Loo
 
 def test_two_terminals_run_one_study_from_an_empty_database(shell: Shell, look: Look) -> None:
     runs = [shell.start("run", "script.py:objective", "--trials", "30", "--workers", "4") for _ in range(2)]
-    ends = [(process.communicate(timeout=120), process.returncode) for process in runs]
+    ends = [(process.communicate(timeout=300), process.returncode) for process in runs]
     assert [status for _, status in ends] == [0, 0], ends
     storage = look()
     assert [trial.number for trial in storage.trials(storage.find_study("script-objective"))] == list(range(30))
@@ -98,7 +98,7 @@ def test_ctrl_c_gives_running_trials_back_and_the_same_command_goes_on(shell: Sh
     storage = PostgresStorage(shell.url)
     eventually(lambda: running(storage))
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "stopping: running trials are given back at their next step; Ctrl-C again: now" in err
     assert "interrupted: script-objective: " in err
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_stops_at_once_and_still_gives_trials_back(shell: Shell,
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert states(storage) == ["WAITING"] * 2
     assert not any(psutil.pid_exists(pid) for pid in workers)
@@ -135,7 +135,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_finished(shell: Shell, look: 
     storage = look()
     eventually(lambda: running(storage))
     psutil.Process(worker_pids(process)[0]).kill()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "died: ended by signal 9 (SIGKILL); starting it again" in err
     assert states(storage) == ["COMPLETE"] * 4
@@ -238,7 +238,7 @@ def test_a_reader_of_messages_that_leaves_stops_no_training(shell: Shell, look: 
     assert process.stdout
     with process.stdout:
         assert process.stdout.read().startswith("best of script-talkative")
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=300) == 0
     assert states(look(), "script-talkative") == ["COMPLETE"] * 4
 
 
@@ -254,7 +254,7 @@ def test_a_run_outlives_a_restart_of_its_database(tmp_path: Path, home: Path) ->
         postgres.kill()
         time.sleep(2)
         postgres.start()
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert "waiting for the database: " in err
         storage = PostgresStorage(shell.url)
@@ -292,7 +292,7 @@ def test_the_embedded_server_serves_without_any_setting(shell: Shell, tmp_path: 
     assert url.startswith("postgresql+psycopg2://")
     assert name in subprocess.run(
         [Path(sys.executable).with_name("optuna"), "studies", "--storage", url],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=300, check=True,
     ).stdout  # fmt: skip
     assert shell.run("delete", name, "--yes").returncode == 0
 
@@ -303,7 +303,7 @@ def test_ctrl_c_while_workers_start_ends_the_command_and_writes_nothing(shell: S
     eventually(lambda: len(worker_pids(process)) == 2)
     workers = worker_pids(process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err.strip()) == (130, "interrupted")
     assert not any(psutil.pid_exists(pid) for pid in workers)
     assert look().list_studies() == []

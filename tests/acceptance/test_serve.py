@@ -193,7 +193,7 @@ def test_what_ends_it_while_it_starts_ends_its_processes(own: Own, tmp_path: Pat
         eventually(lambda: len(serve.children()) == 3 or process.poll() is not None)
         children = serve.children()
         process.send_signal(number)
-        assert process.wait(timeout=120) == (-number if number == signal.SIGKILL else 130)
+        assert process.wait(timeout=300) == (-number if number == signal.SIGKILL else 130)
         assert len(children) == 3
         eventually(lambda: all(map(is_over, children)))
         assert "Traceback" not in said.read_text()
@@ -209,7 +209,7 @@ def test_tables_of_an_older_mlflow_are_left_alone_with_the_way_to_upgrade_them(h
     own.execute("update alembic_version set version_num = '451aebb31d03'", database)  # MLflow 1.0's
     try:
         done = subprocess.run(
-            [COMMAND, "serve"], env=own.environment, capture_output=True, text=True, timeout=120, cwd=own.folder
+            [COMMAND, "serve"], env=own.environment, capture_output=True, text=True, timeout=300, cwd=own.folder
         )
         left = own.execute("select version_num from alembic_version", database)
     finally:

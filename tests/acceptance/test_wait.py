@@ -20,7 +20,7 @@ def test_a_command_waits_for_a_database_that_is_away_and_says_so(tmp_path: Path,
         assert waiting.stderr
         assert waiting.stderr.readline().startswith("waiting for the database: no PostgreSQL answers at 127.0.0.1")
         postgres.start()
-        out, err = waiting.communicate(timeout=120)
+        out, err = waiting.communicate(timeout=300)
         assert (waiting.returncode, err) == (0, "")
         assert "digits" in out
 
@@ -30,7 +30,7 @@ def test_a_command_waits_for_tables_that_another_makes(shell: Shell) -> None:
     assert waiting.stderr
     assert "holds no studies yet" in waiting.stderr.readline()
     assert shell.run("create", "digits").returncode == 0
-    _, err = waiting.communicate(timeout=120)
+    _, err = waiting.communicate(timeout=300)
     # The tables come before the study.
     assert waiting.returncode == 0 or "no study 'digits'" in err
 

@@ -41,7 +41,7 @@ class Terminal:
             env={**surroundings, "TERM": "xterm-256color", **environment},
             dimensions=(24, 80),
             encoding="utf-8",
-            timeout=120,
+            timeout=300,
         )
         self.text = ""
 
@@ -79,7 +79,7 @@ def at_work(shell: Shell, *args: str) -> Iterator[subprocess.Popen[str]]:
     """Two workers on a study that was created, until it ends."""
     with shell.start("run", "script.py:objective", "--workers", "2", *args, STEP_SECONDS="0.1") as process:
         yield process
-        assert process.wait(timeout=120) == 0
+        assert process.wait(timeout=300) == 0
 
 
 def create(storage: PostgresStorage, trials: int = 3, **more: Any) -> StudyRecord:
@@ -133,7 +133,7 @@ def test_without_a_terminal_it_prints_a_line_when_something_changed(shell: Shell
         assert watching.stdout is not None
         first = watching.stdout.readline()
         with at_work(shell, "--trials", "16"):
-            rest, said = watching.communicate(timeout=120)
+            rest, said = watching.communicate(timeout=300)
     assert watching.returncode == 0, said
     lines = (first + rest).splitlines()
     assert len(lines) > 3
@@ -293,6 +293,6 @@ def test_who_reads_a_pipe_may_have_enough(shell: Shell, look: Look) -> None:
     with shell.start("watch", "study") as process:
         assert process.stdout is not None
         process.stdout.close()
-        process.wait(timeout=120)
+        process.wait(timeout=300)
         assert process.stderr is not None
         assert process.stderr.read() == ""

@@ -60,7 +60,7 @@ def place(separate_server: Server, tmp_path_factory: pytest.TempPathFactory) -> 
     with separate_server.database() as url:
         make_study(url)
         environment = surroundings(STUDYHALL_STORAGE=url.sqlalchemy, STUDYHALL_HOME=str(home))
-        routes = subprocess.run(ROUTES, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+        routes = subprocess.run(ROUTES, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
         (folder / "viewer").mkdir()
         with (
             serving(folder, environment) as admin,
@@ -140,7 +140,7 @@ def test_unfinished_requests_of_somebody_who_may_come_in_hold_up_nobody(place: P
         for number in range(count):
             client = stack.enter_context(socket.create_connection(("127.0.0.1", parts.port or 0)))
             client.sendall(begun[number % len(begun)].encode())
-        assert [ask(address, "GET", "/", timeout=120).status for _ in range(3)] in ([302] * 3, [200] * 3)
+        assert [ask(address, "GET", "/", timeout=300).status for _ in range(3)] in ([302] * 3, [200] * 3)
 
 
 def test_the_token_is_nowhere_but_in_the_addresses(place: Place) -> None:
@@ -219,7 +219,7 @@ def test_another_user_of_the_machine_reads_nothing(place: Place) -> None:
         env={},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (spy.stdout, spy.stderr) == ("done\n", "")
 
@@ -250,7 +250,7 @@ def test_no_token_and_a_password_exclude_each_other(tmp_path: Path) -> None:
         env=surroundings(STUDYHALL_PASSWORD="secret", STUDYHALL_HOME=str(tmp_path)),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=tmp_path,
     )
     assert (done.returncode, done.stdout) == (2, "")
@@ -277,6 +277,6 @@ print(open(client.download_artifacts(run.info.run_id, "notes/a.txt")).read())
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.stdout.split() == ["notes/a.txt", "hello"], done.stderr

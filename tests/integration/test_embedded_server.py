@@ -90,7 +90,7 @@ class User:
 
     def end(self) -> str:
         """Let it end by itself; what it said on stderr."""
-        return str(self.process.communicate(timeout=120)[1])
+        return str(self.process.communicate(timeout=300)[1])
 
     def kill(self) -> None:
         self.process.kill()
@@ -172,7 +172,7 @@ def test_eight_starters_at_once_get_one_server(home: Path) -> None:
     for user in users:
         pipe(user.process.stdin).close()
     for user in users:
-        assert user.process.wait(timeout=120) == 0
+        assert user.process.wait(timeout=300) == 0
         pipe(user.process.stdout).close()
         assert pipe(user.process.stderr).read() == ""
         pipe(user.process.stderr).close()
@@ -384,7 +384,7 @@ def test_a_server_that_was_started_by_hand_is_left_alone(home: Path) -> None:
     with pytest.raises(EmbeddedServerError, match=rf"process {by_hand.pid}, started by other means"):
         EmbeddedServer(home).start()
     by_hand.send_signal(signal.SIGINT)
-    assert by_hand.wait(timeout=120) == 0
+    assert by_hand.wait(timeout=300) == 0
 
 
 def test_a_starter_killed_while_it_creates_the_cluster_leaves_no_ruin(home: Path) -> None:

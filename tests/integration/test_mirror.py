@@ -25,6 +25,7 @@ from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.mirrored import assert_same, begin, claim, finish, report, run, runs_of, stock_study
+from tests.waiting import eventually
 
 Follow = Callable[[StudyRecord], StudyMirror]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -172,21 +173,29 @@ def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
     worker = threading.Thread(target=lambda: run(PostgresStorage(storage.location), record, 160, 8, draw))
     worker.start()
     kills = random.Random(draw.random())
-    written = []
-    for _ in range(10):
+    most = 160 + 1
+
+    def runs() -> int:
+        experiment = client.get_experiment_by_name(name)
+        return len(client.search_runs([experiment.experiment_id], max_results=5000)) if experiment else 0
+
+    written: list[int] = []
+    for number in range(10):
         (process,) = processes(storage, tracking, record, home, 1, once=False)
         while not any(event["event"] == "connected" for event in process.news()):
             assert process.popen.poll() is None
             time.sleep(0.01)
+        # Every other one while it writes, however slow the machine is.
+        if number % 2:
+            eventually(lambda: runs() > written[-1] or runs() == most, "more runs")
         time.sleep(kills.uniform(0.02, 1.2))
         process.kill()
-        experiment = client.get_experiment_by_name(name)
-        written.append(len(client.search_runs([experiment.experiment_id], max_results=5000)) if experiment else 0)
+        written.append(runs())
     worker.join()
     print(f"runs after each kill: {written}")
     assert len(set(written)) > 1, "no kill met a mirror that was writing"
     (last,) = processes(storage, tracking, record, home, 1)
-    assert last.wait(120) == 0
+    assert last.wait(300) == 0
     assert_same(storage, record, client)
 
 
@@ -196,7 +205,7 @@ def test_four_mirrors_at_once_leave_one_run_for_each_trial(
     record = begin(storage, name, 60)
     run(storage, record, 60, 4, draw)
     mirrors = processes(storage, tracking, record, home, 4)
-    assert [process.wait(120) for process in mirrors] == [0] * 4, [process.last_words for process in mirrors]
+    assert [process.wait(300) for process in mirrors] == [0] * 4, [process.last_words for process in mirrors]
     assert_same(storage, record, client)
 
 

@@ -260,7 +260,7 @@ def test_a_choice_that_cannot_be_stored_fails_the_trial_with_the_reason(database
 
 
 def test_a_study_has_one_order_of_choices_whatever_each_worker_has(database: StorageURL, tmp_path: Path) -> None:
-    barrier = threading.Barrier(3, timeout=120)
+    barrier = threading.Barrier(3, timeout=300)
 
     def objective(order: list[str]) -> Objective:
         def run(trial: Any) -> float:

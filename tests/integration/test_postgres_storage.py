@@ -145,7 +145,7 @@ def test_eight_processes_meet_on_an_empty_database(empty_database: StorageURL) -
         assert process.stdin
         process.stdin.write(empty_database.sqlalchemy + "\n")
         process.stdin.flush()
-    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+    ends = [(process.communicate(timeout=300)[1], process.returncode) for process in processes]
     assert [status for _, status in ends] == [0] * 8, ends
     storage = PostgresStorage(empty_database)
     assert [row["name"] for row in storage.list_studies()] == ["study"]

@@ -311,7 +311,7 @@ def test_while_it_hangs_nothing_passes_and_nothing_breaks(
         with pytest.raises(psycopg2.OperationalError, match="timeout"):
             psycopg2.connect(**{**proxy.url.libpq, "connect_timeout": "2"})
         proxy.up()
-        assert answer.result(timeout=120) == [("late",)]
+        assert answer.result(timeout=300) == [("late",)]
 
 
 def test_an_answer_under_way_hangs_too(proxy: Proxy, in_background: Callable[..., Future[Any]]) -> None:
@@ -328,7 +328,7 @@ def test_an_answer_under_way_hangs_too(proxy: Proxy, in_background: Callable[...
     with pytest.raises(TimeoutError):
         answer.result(timeout=0.3)
     proxy.up()
-    assert answer.result(timeout=120) == [(1,)]
+    assert answer.result(timeout=300) == [(1,)]
 
 
 def test_down_ends_what_hangs(proxy: Proxy, in_background: Callable[..., Future[Any]]) -> None:
@@ -337,7 +337,7 @@ def test_down_ends_what_hangs(proxy: Proxy, in_background: Callable[..., Future[
         answer = in_background(run, connection, "select 1")
         proxy.down()
         with pytest.raises(psycopg2.OperationalError):
-            answer.result(timeout=120)
+            answer.result(timeout=300)
 
 
 def test_copy_passes_although_a_hook_is_set(database: StorageURL, proxy: Proxy, tmp_path: Any) -> None:

@@ -148,7 +148,7 @@ def test_stock_workers_and_commands_share_a_running_study_and_its_budget(
             database, optuna_program, "tell", "--study-name", "study",
             "--trial-number", str(asked["number"]), "--values", "0.5",
         )  # fmt: skip
-        assert ended.result(timeout=120) == "complete"
+        assert ended.result(timeout=300) == "complete"
     trials = storage.trials(record)
     assert [(trial.number, trial.state) for trial in trials] == [(n, TrialState.COMPLETE) for n in range(TRIALS)]
     assert sum(trial.user_attrs.get("by") == "stock" for trial in trials) == len(zones) * STOCK
@@ -202,7 +202,7 @@ def test_the_dashboard_shows_a_study_while_it_runs(
             started = datetime.fromisoformat(shown["trials"][0]["datetime_start"]).timestamp()
             assert abs(time.time() - started) < 60
             gate.set()
-            assert ended.result(timeout=120) == "complete"
+            assert ended.result(timeout=300) == "complete"
             # It remembers trials for two to ten seconds.
             eventually(lambda: states() == ["Complete"] * TRIALS)
         finally:

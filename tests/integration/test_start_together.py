@@ -45,7 +45,7 @@ def begin_and_work(url: str, results: Path) -> tuple[int, bool, str]:
     Returns:
         The study's id, whether this process created it, and why its worker ended.
     """
-    _start.wait(timeout=120)
+    _start.wait(timeout=300)
     storage = PostgresStorage(url)
     with closing(storage):
         record, is_new = storage.create_study(spec())
@@ -102,7 +102,7 @@ def test_sixteen_processes_that_start_together_on_an_empty_database_share_one_st
         barrier = context.Barrier(PROCESSES)
         with ProcessPoolExecutor(PROCESSES, context, initializer=set_start, initargs=(barrier,)) as pool:
             asked = [pool.submit(begin_and_work, url.sqlalchemy, tmp_path) for _ in range(PROCESSES)]
-            answers = [future.result(timeout=120) for future in asked]
+            answers = [future.result(timeout=300) for future in asked]
         with closing(PostgresStorage(url)) as storage:
             (study,) = storage.list_studies()
             assert {study_id for study_id, _, _ in answers} == {storage.find_study("study").study_id}
@@ -174,7 +174,7 @@ def test_threads_and_a_forked_child_share_a_storage_each_process_with_connection
         input=empty_database.sqlalchemy,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -111,7 +111,7 @@ def house(separate_server: Server, tmp_path_factory: pytest.TempPathFactory) -> 
             started(ROUTES, folder, environment) as routes,
             serving(folder, environment, *options) as hall,
         ):
-            outputs = [*mirror.communicate(timeout=120), *routes.communicate(timeout=120)]
+            outputs = [*mirror.communicate(timeout=300), *routes.communicate(timeout=300)]
             assert (mirror.returncode, routes.returncode) == (0, 0), outputs
             eventually(lambda: f"s: {TRIALS} trials in MLflow" in hall.complaints)
             yield House(

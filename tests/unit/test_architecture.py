@@ -100,7 +100,7 @@ def test_help_loads_neither_torch_nor_optuna_nor_mlflow(arguments: list[str]) ->
         f"import sys, atexit; from studies.cli import main; sys.argv[1:] = {arguments!r}; "
         f"atexit.register(lambda: print([m for m in {heavy} if m in sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", code + "; main()"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code + "; main()"], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
 

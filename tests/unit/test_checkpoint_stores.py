@@ -270,7 +270,7 @@ def act(user, group, body):
 
 def as_users(body: str, root: Path, mask: str = "022") -> str:
     argv = [sys.executable, "-c", AS_USERS + body, str(root), STUDY, mask]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert not done.stderr, done.stderr
     return done.stdout
 

@@ -293,19 +293,19 @@ def loading(mirror: str, checksums: dict[str, str], folder: Path) -> subprocess.
 
 def test_eight_processes_download_once(tmp_path: Path, mirror: tuple[str, dict[str, str]]) -> None:
     processes = [loading(*mirror, tmp_path / "data") for _ in range(8)]
-    ends = [process.communicate(timeout=120) for process in processes]
+    ends = [process.communicate(timeout=300) for process in processes]
     assert [out.split()[-1] for out, _ in ends] == ["36"] * 8, ends
 
 
 def test_a_wrong_checksum_is_explained(tmp_path: Path, mirror: tuple[str, dict[str, str]]) -> None:
     url, checksums = mirror
-    out, err = loading(url, dict.fromkeys(checksums, "0" * 32), tmp_path / "data").communicate(timeout=120)
+    out, err = loading(url, dict.fromkeys(checksums, "0" * 32), tmp_path / "data").communicate(timeout=300)
     assert "cannot be downloaded: " in out, err
     assert "name their folder with --data-dir" in out
 
 
 def test_an_unreachable_mirror_is_explained(tmp_path: Path) -> None:
-    out, err = loading("http://127.0.0.1:9/", {"x.gz": "0" * 32}, tmp_path / "data").communicate(timeout=120)
+    out, err = loading("http://127.0.0.1:9/", {"x.gz": "0" * 32}, tmp_path / "data").communicate(timeout=300)
     assert "is not in " in out, err
     assert "put torchvision's files of MNIST there" in out
 
