@@ -26,7 +26,7 @@ END_WORDS: Final = {
 #: What `extend` must change for each reason; `resume` undoes every other one.
 EXTENSIONS: Final = {
     "complete": "--trials +1",
-    "failures": "--max-failures N",
+    "failures": "--max-failures +10",
     "timeout": "--timeout TIME",
     "target": "--target VALUE",
 }

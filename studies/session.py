@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import uuid4
 
 from studies import checkpoint_stores, objective
-from studies.endings import END_WORDS
+from studies.endings import END_WORDS, way_on
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.notify.notifier import Notifier
 from studies.text import counted
@@ -184,12 +184,18 @@ def require_runnable(record: StudyRecord, allow: Sequence[str], data_dir: Path, 
 def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, *, must_be_over: bool = True) -> None:
     """Raise :exc:`StudyhallError` where a study ended of its failures, or did not end though its workers did."""
     if now.ended == "failures":
-        failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
-        last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""
-        shown = command("show", record.name, *([failed[-1].number] if failed else []))
+        failed = [
+            (trial.number, trial.user_attrs["error"])
+            for trial in storage.trials(record)
+            if trial.state.name == "FAIL" and trial.user_attrs.get("error", "cancelled") != "cancelled"
+        ]
+        last = "".join(
+            f", the last ({number}) with: {error}; see: {command('show', record.name, number)}"
+            for number, error in failed[-1:]
+        )
         raise StudyhallError(
             f"study {record.name!r} stopped: {counted(now.trials['fail'], 'trial')} failed{last}; "
-            f"see: {shown}; go on with: {command('extend', record.name)} --max-failures N"
+            f"go on with: {way_on(record.name, now.ended)}"
         )
     if must_be_over and (now.ended not in END_WORDS or now.ended == "deleted"):
         raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from studies import control
-from studies.cli.common import Common, F, common_options, complete_trials, say, study_argument, way_to_work
+from studies.cli.common import Common, F, common_options, complete_trials, say, study_argument, who_goes_on
 from studies.cli.formats import readable
 from studies.cli.look import status_line
 from studies.endings import way_on
@@ -62,8 +62,8 @@ def resume(common: Common, name: str) -> None:
     if now.ended:
         say(f"{status_line(now, record)}; go on with: {way_on(name, now.ended)}")
         return
-    workers = f"; {counted(len(now.workers), 'worker')} seen" if now.workers else way_to_work(record)
-    say(f"study {name!r} {'goes on' if is_new else 'is neither paused nor stopped'}{workers}")
+    how = "goes on" if is_new else "is neither paused nor stopped"
+    say(f"study {name!r} {how}{who_goes_on(now, record)}")
 
 
 @click.command()
@@ -95,11 +95,19 @@ def enqueue(common: Common, name: str, params: tuple[str, ...]) -> None:
     """Run a trial with parameters of your choice next.
 
     What is not given is sampled: studyhall enqueue digits lr=1e-3 width=256
+
+    Names and values are checked against the study's space; where the objective suggests for itself,
+    against the trials that have begun.
     """
     with common.open() as storage:
         enqueued = control.enqueue(storage, storage.find_study(name), params)
     shown = " ".join(f"{key}={readable(value)}" for key, value in enqueued.params.items())
     say(f"trial {enqueued.number} of study {name!r} waits for a worker: {shown}")
+    if not enqueued.is_checked:
+        say(
+            "names and values are not checked: no trial has begun, and the objective suggests for itself; "
+            f"take it back with: {command('cancel', name, enqueued.number)}"
+        )
     for param, condition in enqueued.conditions.items():
         say(f"{param} is used only if {condition}; set that too, or the sampler decides")
     if not enqueued.has_room:

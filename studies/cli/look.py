@@ -34,6 +34,7 @@ from studies.values import finite
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from studies.spec.study import BudgetSpec
     from studies.storage.postgres import Attempt, PostgresStorage, Status, StudyRecord
 
 
@@ -108,6 +109,8 @@ def status(common: Common, name: str, kind: str) -> None:
         echo_data(to_json(data))
         return
     echo(status_line(now, record))
+    if now.budget:
+        echo(budget_line(now.budget))
     if now.best:
         echo(f"best: {number(now.best.value)} in trial {now.best.number} ({command('best', name)})")
     if now.workers:
@@ -125,9 +128,9 @@ def status(common: Common, name: str, kind: str) -> None:
 
 def status_line(now: Status, record: StudyRecord, seconds: float | None = None) -> str:
     """The state of a study in one line; with the seconds that a command took to bring it there."""
-    of = f" of {now.budget.trials}" if now.budget else ""
+    of = f" of {now.budget.trials:,}" if now.budget else ""
     counts = ", ".join(
-        f"{now.trials[key]} {'failed' if key == 'fail' else key}"
+        f"{now.trials[key]:,} {'failed' if key == 'fail' else key}"
         for key in ("complete", "pruned", "running", "waiting", "fail")
         if now.trials[key] or key == "complete"
     )
@@ -140,7 +143,17 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
         halted, took = f"{halted} after {duration(seconds or 0)}", ""
     if halted and now.ended in (None, BY_HAND):
         halted += f"; go on with: {command('resume', record.name)}"
-    return f"{record.name}: {now.finished}{of} trials done ({counts}){took}{halted}"
+    return f"{record.name}: {now.finished:,}{of} trials done ({counts}){took}{halted}"
+
+
+def budget_line(budget: BudgetSpec) -> str:
+    """What ends a study, in one line."""
+    limits = [counted(budget.trials, "trial"), counted(budget.max_failures, "failure")]
+    if budget.timeout is not None:
+        limits.append(f"{duration(budget.timeout)} from the first trial")
+    if budget.target is not None:
+        limits.append(f"a value of {number(budget.target)}")
+    return f"budget: {', or '.join(limits)}"
 
 
 @click.command()
@@ -256,7 +269,10 @@ def _took(trial: FrozenTrial, attempt: Attempt | None) -> str:
 
 
 def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int) -> None:
+    from studies.storage.trials import known_params
+
     trial = storage.trial(record, trial_number)
+    params = known_params(trial.state, trial.params, trial.system_attrs)
     metrics = storage.metrics(trial)
     attempt = storage.attempts(record).get(trial_number)
     echo(f"trial {trial.number} of {record.name}: {trial.state.name.lower()}")
@@ -265,7 +281,7 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         "began": str(trial.datetime_start or "–").partition(".")[0],
         "took": _took(trial, attempt),
         "worker": _attempt(attempt),
-        **{name: readable(value) for name, value in trial.params.items()},
+        **{name: readable(value) for name, value in params.items()},
     }
     echo(*aligned([*facts.items()]), *attribute_lines(trial))
     if trial.intermediate_values:

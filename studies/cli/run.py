@@ -34,6 +34,7 @@ from studies.cli.common import (
 from studies.cli.formats import best_lines, echo
 from studies.cli.look import status_line
 from studies.cli.mirror import Mirroring, checked, tracking_option
+from studies.endings import BY_HAND
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.text import counted, duration
 
@@ -160,7 +161,13 @@ def run(
             if allow_changed:
                 spec = spec.with_script_of(record.spec)
             storage.require_same(record, spec)
-            if storage.status(record).ended:
+            ended = storage.status(record).ended
+            if ended == BY_HAND:
+                raise StudyhallError(
+                    f"study {record.name!r} was stopped by hand, and no trial is run; "
+                    f"go on with: {command('resume', record.name)}, then the same command"
+                )
+            if ended:
                 _conclude(storage, record, None)
                 return
 
@@ -195,20 +202,24 @@ def create(
     `studyhall work NAME` joins.
     """
     from studies.objective import work_command
+    from studies.storage.url import LEGAL
 
     spec, script = _read_spec(target, name, trials, directions, settings)
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
-    of = counted((record.budget or spec.budget).trials, "trial")
-    state = (
-        f"created study {record.name!r} of {of}" if created else f"study {record.name!r} exists with this spec: {of}"
-    )
-    say(f"{state}; {goal(record.spec or spec, is_new=created)}")
-    _say_grid(spec)
-    at = script.shown if script else None
-    say(f"run it with: {work_command(record.name, spec.objective.path, spec.checkpoints.store, at=at)}")
-    if script:
-        say(f"and on another machine with the path of its own copy of {script.file.name}")
+        of = counted((record.budget or spec.budget).trials, "trial")
+        state = f"created study {record.name!r}" if created else f"study {record.name!r} already exists with this spec"
+        say(f"{state}: {of}; {goal(record.spec or spec, is_new=created)}")
+        _say_grid(spec)
+        at = script.shown if script else None
+        say(f"run it with: {work_command(record.name, spec.objective.path, spec.checkpoints.store, at=at)}")
+        if storage.server:
+            say(
+                f"{storage.where} serves this machine alone; for workers on others, create the study in a PostgreSQL "
+                f"server that all of them reach: --storage {LEGAL}"
+            )
+        elif script:
+            say(f"on another machine, give the path of its own copy of {script.file.name}")
 
 
 @click.command()
@@ -362,7 +373,7 @@ def _run_workers(
             session.prepare()
         for (record, is_new), (spec, _) in zip(session.join(), specs, strict=True):
             how = f"{'begins' if is_new else 'goes on'}: {counted(session.workers, 'worker')}"
-            say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=is_new)}")
+            say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=is_new, runs=True)}")
             if is_new:
                 _say_grid(spec)
         names = tuple(record.name for record in session.records)
@@ -373,7 +384,7 @@ def _run_workers(
             _watch(session, progress, interrupts, mirrorings)
     if interrupts.count:
         for record in session.records:
-            say(f"interrupted: {_last_line(storage, record)}; go on with the same command")
+            say(f"interrupted: {last_line(storage, record)}")
         raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
     if until_idle is not None:
         say(f"no trial for {duration(until_idle)}: the workers ended")
@@ -402,11 +413,19 @@ def _watch(session: Session, progress: Progress, interrupts: _Interrupts, mirror
             mirroring.finish()
 
 
-def _last_line(storage: PostgresStorage, record: StudyRecord) -> str:
+def last_line(storage: PostgresStorage, record: StudyRecord) -> str:
+    """Where a study stands whose run was interrupted, and how it goes on."""
     try:
-        return status_line(storage.status(record), record)
+        now = storage.status(record)
     except StorageUnreachable:
-        return f"{record.name}: the database is away; results that it has not got are kept on this machine"
+        return (
+            f"{record.name}: the database is unreachable; results that it has not got are kept on this machine; "
+            "go on with the same command"
+        )
+    line = status_line(now, record)
+    if now.ended not in (None, BY_HAND):
+        return line
+    return f"{line}, then the same command" if now.ended or now.paused else f"{line}; go on with the same command"
 
 
 def _conclude_all(

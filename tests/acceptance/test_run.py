@@ -209,7 +209,7 @@ def test_failing_trials_end_the_study_with_the_last_error(shell: Shell) -> None:
     assert last.startswith(
         "error: study 'script-failing' stopped: 2 trials failed, the last (1) with: RuntimeError: no luck"
     )
-    assert "studyhall extend script-failing --max-failures N" in last
+    assert "studyhall extend script-failing --max-failures +10" in last
     shown = shell.data("show", "script-failing", "1")
     assert 'raise RuntimeError("no luck today")' in shown
 
@@ -298,7 +298,7 @@ def test_the_embedded_server_serves_without_any_setting(shell: Shell, tmp_path: 
 
 
 def test_ctrl_c_while_workers_start_ends_the_command_and_writes_nothing(shell: Shell, look: Look) -> None:
-    (shell.folder / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    (shell.folder / "slow.py").write_text("import time\ntime.sleep(600)\nobjective = None\n")
     process = shell.start("run", "slow.py:objective", "--workers", "2")
     eventually(lambda: len(worker_pids(process)) == 2)
     workers = worker_pids(process)

@@ -12,9 +12,13 @@ from typing import Any
 import optuna
 import pytest
 import tomli_w
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from studies.errors import ObjectiveError, SpecError, SpecMismatch
+from studies.spec.params import read_params
+from studies.spec.script import Script
 from studies.spec.source import override, preset_names, read_target, take_script
+from studies.spec.space import observed_space
 from studies.spec.study import BudgetSpec, StudySpec, parse_seconds
 
 BASE: dict[str, Any] = {
@@ -282,6 +286,8 @@ def test_a_budget_may_be_given_as_it_was_or_as_it_is_now() -> None:
         SpecMismatch, match=r"budget\.trials is 60, not 61; change it with: studyhall extend study --trials 61"
     ):
         stored.require_same(spec_with("budget.trials=61"), now)
+    with pytest.raises(SpecMismatch, match=r"budget\.trials is 60, not 6; 7 trials finished already: give no fewer"):
+        stored.require_same(spec_with("budget.trials=6"), now, finished=7)
 
 
 def test_a_spec_without_a_direction_takes_the_studys() -> None:
@@ -290,9 +296,13 @@ def test_a_spec_without_a_direction_takes_the_studys() -> None:
     stored.require_same(silent, stored.budget)
     silent.require_same(spec_with("direction=minimize"), stored.budget)
     assert (silent.goal, silent.says_direction) == ("minimizes value", False)
-    extend = "studyhall extend study --direction minimize"
-    with pytest.raises(SpecMismatch, match=f'direction is "maximize", not "minimize".* {extend}; else give'):
-        stored.require_same(spec_with("direction=minimize"), stored.budget)
+    for finished, way_out in (
+        (0, "change it with: studyhall extend .*ize$"),
+        (1, "work on it .* another --name$"),
+    ):
+        message = rf'direction is "minimize" \(the default\), not "maximize"; .*{way_out}'
+        with pytest.raises(SpecMismatch, match=message):
+            silent.require_same(stored, stored.budget, finished=finished)
 
 
 def scripted(path: str, sha256: str | None = None) -> StudySpec:
@@ -303,9 +313,18 @@ def test_a_script_is_the_same_by_its_name_and_content() -> None:
     stored, changed = scripted("train.py:f", "a" * 64), scripted("train.py:f", "b" * 64)
     stored.require_same(stored, stored.budget)
     for given, message in (
-        (changed, "its script has changed: SHA-256 aaaaaaaaaaaa… then, bbbbbbbbbbbb… now; give .* --allow-changed"),
-        (scripted("other.py:f", "a" * 64), 'objective.path is "train.py:f", not "other.py:f"; give this one another'),
-        (scripted("train.py:g", "a" * 64), 'objective.path is "train.py:f", not "train.py:g"; give this one another'),
+        (
+            changed,
+            "its script has changed: SHA-256 aaaaaaaaaaaa… then, bbbbbbbbbbbb… now; run this .* --allow-changed; or",
+        ),
+        (
+            scripted("other.py:f", "a" * 64),
+            'objective.path is "train.py:f", not "other.py:f"; work on it as it is with: ',
+        ),
+        (
+            scripted("train.py:g", "a" * 64),
+            'objective.path is "train.py:f", not "train.py:g"; work on it as it is with: ',
+        ),
     ):
         with pytest.raises(SpecMismatch, match=message):
             stored.require_same(given, stored.budget)
@@ -410,3 +429,60 @@ def test_several_directions_name_a_metric_each() -> None:
     assert json.loads(spec.to_json())["directions"] == ["minimize", "maximize"]
     with pytest.raises(SpecError, match=r"budget\.target needs a single objective"):
         StudySpec.from_dict({**data, "directions": ["minimize", "maximize"], "budget": {"target": 1.0}})
+
+
+def test_parameters_are_read_against_what_trials_had() -> None:
+    space = observed_space(
+        [
+            ("c", CategoricalDistribution((None, True, "true", 0.5))),
+            ("n", IntDistribution(1, 3, step=2)),
+            ("n", IntDistribution(0, 6, step=3)),
+            ("x", FloatDistribution(0, 1, step=0.25)),
+        ]
+    )
+    given = {"c=null": None, "c=true": True, "c=0.50": 0.5, "n=5": 5, "x=0.75": 0.75, "x=1": 1.0}
+    for text, value in given.items():
+        (read,) = read_params([text], space).values()
+        assert (read, type(read)) == (value, type(value))
+    for text in ("c=1", "n=7", "n=1.5", "x=0.3", "y=1"):
+        with pytest.raises(SpecError, match=r"should be|no parameter 'y' is known; known: c, n, x"):
+            read_params([text], space)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def objective(trial): 1 / 0", None),
+        ("class Net:\n    def __call__(self, trial): ...\nobjective = Net()", None),
+        ("import sys\nif sys.argv:\n    from lab import objective", None),
+        ("from lab import *", None),
+        ("def __getattr__(name): ...", None),
+        ("globals()['objec' + 'tive'] = print", None),
+        ("def make():\n    global objective\n    def objective(trial): ...", None),
+        ("import os\ndef objetive(trial): ...", "train.py has no 'objective'; did you mean 'objetive'?"),
+        ("import objectives\ndef f(objective): objective = 1", "train.py has no 'objective'; known: f"),
+        ("x = '\\d'\n", "train.py has no 'objective'; known: x"),
+        ("def f():\n    return (", "train.py, line 2: '(' was never closed; correct the file, then try again"),
+        ("x = '\0'", "train.py: source code string cannot contain null bytes; correct"),
+    ],
+)
+def test_a_script_is_looked_at_before_it_is_run(tmp_path: Path, source: str, message: str | None) -> None:
+    (tmp_path / "train.py").write_text(source)
+    data = read_target(f"{tmp_path}/train.py:objective")
+    if message is None:
+        script = take_script(data)
+        assert isinstance(script, Script)
+        return
+    with pytest.raises(ObjectiveError) as caught:
+        take_script(data)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_target_without_its_file_or_callable_says_what_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("def fit(trial): ...")
+    for given, meant in (("train", "train.py:fit"), ("train.py", "train.py:fit"), ("train.other", "train.py:other")):
+        with pytest.raises(SpecError, match=f"did you mean '{meant}'"):
+            read_target(given)
