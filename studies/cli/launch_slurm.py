@@ -25,8 +25,8 @@ from studies.cli.common import (
 )
 from studies.cli.formats import echo, echo_data
 from studies.cli.launch import RunnableStudy, runnable_study
-from studies.cli.look import status_line
-from studies.cli.run import LEASE
+from studies.cli.status import status_line
+from studies.cli.workers import LEASE
 from studies.errors import StudyhallError, command
 from studies.launch import cpus_per_worker as cpus_per_worker_of
 from studies.launch import slurm as launcher

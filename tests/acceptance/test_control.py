@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec
 from studies.checkpoint_stores import open_store
-from studies.cli.run import last_line
+from studies.cli.workers import last_line
 from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell

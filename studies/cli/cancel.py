@@ -1,0 +1,35 @@
+"""The command cancel: one trial ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from studies import control
+from studies.cli.common import Common, F, common_options, complete_trials, say, study_argument
+
+
+def number_argument(*states: str) -> Callable[[F], F]:
+    return click.argument("number", metavar="NUMBER", type=int, shell_complete=complete_trials(*states))
+
+
+@click.command()
+@study_argument
+@number_argument("RUNNING", "WAITING")
+@common_options
+def cancel(common: Common, name: str, number: int) -> None:
+    """End one waiting or running trial.
+
+    It is FAILed with the error "cancelled", and counts toward neither the budget nor
+    budget.max_failures.
+    """
+    with common.open() as storage:
+        record = storage.find_study(name)
+        has_ended = control.cancel(storage, record, number)
+        workers = [worker for worker in storage.status(record).workers if worker.trial == number]
+    if has_ended:
+        say(f"trial {number} of study {name!r} is cancelled")
+    else:
+        where = f", on {workers[0].host} ({workers[0].device})" if workers else ""
+        say(f"trial {number} of study {name!r} is cancelled: it ends at its next step{where}")

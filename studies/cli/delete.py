@@ -1,0 +1,67 @@
+"""The command delete: a study with all that belongs to it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from studies.cli.common import (
+    Common,
+    common_options,
+    say,
+    study_argument,
+)
+from studies.errors import CheckpointError, StudyBusy, StudyhallError, command
+from studies.text import counted
+
+if TYPE_CHECKING:
+    from studies.storage.postgres import StudyRecord
+
+
+@click.command()
+@study_argument
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Even while workers are at work on it, which then drop their trials.")
+@common_options
+def delete(common: Common, name: str, yes: bool, force: bool) -> None:
+    """Delete a study with all its trials."""
+    with common.open() as storage:
+        record = storage.find_study(name)
+        now = storage.status(record)
+        if now.workers and not force:
+            raise StudyBusy(
+                f"study {name!r} has {counted(len(now.workers), 'worker')}, seen in the last two minutes; "
+                f"stop them, or delete it all the same with --force; see: {command('status', name)}"
+            )
+        trials = sum(now.trials.values())
+        total = f"its {counted(trials, 'trial')}" if trials else "no trials"
+        count = len(now.workers)
+        if not yes:
+            under = f", while {counted(count, 'worker')} may run them" if count else ""
+            _confirm(f"Delete study {name!r} with {total}{under}?")
+        storage.delete(record)
+    losers = "its worker drops its trial" if count == 1 else f"its {count} workers drop their trials"
+    say(f"deleted study {name!r} with {total}{f'; {losers} at the next step' if count else ''}")
+    _delete_checkpoints(record)
+
+
+def _delete_checkpoints(record: StudyRecord) -> None:
+    """Delete what of a deleted study lies outside of the database."""
+    from studies.checkpoint_stores import open_store
+
+    if record.spec is None or record.uid is None or record.spec.checkpoints.store == "postgresql":
+        return
+    try:
+        open_store(record.spec.checkpoints.store, record.uid).clear()
+    except CheckpointError as error:
+        say(f"warning: its checkpoints are left in {record.spec.checkpoints.store}, under {record.uid}: {error}")
+
+
+def _confirm(question: str) -> None:
+    """Return if the person says yes; else raise :exc:`StudyhallError`."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise StudyhallError("nothing deleted: there is no terminal to ask at; give --yes")
+    if not click.confirm(question, err=True):
+        raise StudyhallError("nothing deleted")

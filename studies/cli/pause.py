@@ -1,0 +1,30 @@
+"""The command pause: no trial runs for now."""
+
+from __future__ import annotations
+
+import click
+
+from studies import control
+from studies.cli.common import Common, common_options, say, study_argument
+from studies.errors import command
+from studies.text import counted
+
+
+@click.command()
+@study_argument
+@common_options
+def pause(common: Common, name: str) -> None:
+    """Let no trial run for now; workers wait.
+
+    Running trials are given back at their next step, on every machine.
+    """
+    with common.open() as storage:
+        record = storage.find_study(name)
+        is_new = control.pause(storage, record)
+        running = storage.status(record).trials["running"]
+    say_halted(name, "paused", is_new, running)
+
+
+def say_halted(name: str, word: str, is_new: bool, running: int) -> None:
+    given_back = f"; {counted(running, 'running trial')} will be given back at the next step" if running else ""
+    say(f"study {name!r} is {word}{'' if is_new else ' already'}{given_back}; go on with: {command('resume', name)}")

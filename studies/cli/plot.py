@@ -1,0 +1,71 @@
+"""The command plot: one plot of a study, as HTML, PNG or SVG."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from studies.cli.common import Common, common_options, study_argument
+from studies.cli.formats import split_names
+from studies.report.files import require_writable
+from studies.report.kinds import KINDS, choose_objective, choose_params, require
+
+if TYPE_CHECKING:
+    pass
+from studies.cli.report import read_data, write_output
+
+IMAGES = (".png", ".svg")
+
+
+class OutputFile(click.Path):
+    """A file to write, whose ending says what it is."""
+
+    def __init__(self, *endings: str) -> None:
+        super().__init__(path_type=Path)
+        self._endings = endings
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(str(value))
+        if path.suffix.lower() not in self._endings:
+            self.fail(f"{str(path)!r} must end in {' or '.join(self._endings)}", param, ctx)
+        return path
+
+
+@click.command(
+    help=f"""Draw one plot of a study.
+
+    KIND is one of {", ".join(KINDS)}.
+
+    The file's ending says what is written: .png, .svg or .html. A file that is there already is
+    replaced.
+    """
+)
+@study_argument
+@click.argument("kind", metavar="KIND", type=click.Choice(list(KINDS)))
+@click.option(
+    "-o", "--output", type=OutputFile(*IMAGES, ".html"), metavar="FILE", required=True, help="The file to write."
+)
+    "-o", "--output", type=OutputFile(*IMAGES, ".html"), metavar="FILE", required=True, help="The file to write."
+)
+@click.option("--objective", metavar="NAME", help="Of several objectives: this one, by name or from 0 on.")
+@click.option("--params", "names", metavar="A,B,…", help="These parameters alone.")
+@common_options
+def plot(common: Common, name: str, kind: str, output: Path, objective: str | None, names: str | None) -> None:
+    require_writable(output)
+    data = read_data(common, name)
+    require(data, kind)
+    if objective is not None:
+        data = replace(data, objective=choose_objective(data, kind, objective))
+    params = None if names is None else choose_params(data, kind, split_names(names, list(data.params)))
+    ending = output.suffix.lower()
+    if ending in IMAGES:
+        from studies.report.images import image
+
+        write_output(output, image(data, kind, ending.removeprefix("."), params))
+    else:
+        from studies.report import page
+
+        write_output(output, page.single(data, kind, params))

@@ -1,0 +1,26 @@
+"""The command resume: a paused or stopped study goes on."""
+
+from __future__ import annotations
+
+import click
+
+from studies import control
+from studies.cli.common import Common, common_options, say, study_argument, who_goes_on
+from studies.cli.status import status_line
+from studies.endings import way_on
+
+
+@click.command()
+@study_argument
+@common_options
+def resume(common: Common, name: str) -> None:
+    """Let a paused or stopped study go on."""
+    with common.open() as storage:
+        record = storage.find_study(name)
+        is_new = control.resume(storage, record)
+        now = storage.status(record)
+    if now.ended:
+        say(f"{status_line(now, record)}; go on with: {way_on(name, now.ended)}")
+        return
+    how = "goes on" if is_new else "is neither paused nor stopped"
+    say(f"study {name!r} {how}{who_goes_on(now, record)}")

@@ -1,0 +1,95 @@
+"""The command status: where a study stands, in a few lines; and the line that other commands end with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from studies.cli.common import Common, common_options, study_argument
+from studies.cli.formats import (
+    best_data,
+    echo,
+    echo_data,
+    print_columns,
+    to_json,
+)
+from studies.endings import BY_HAND, END_WORDS
+from studies.errors import command
+from studies.text import counted, duration, number
+
+if TYPE_CHECKING:
+    from studies.spec.study import BudgetSpec
+    from studies.storage.postgres import Status, StudyRecord
+
+
+@click.command()
+@study_argument
+@click.option("--format", "kind", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@common_options
+def status(common: Common, name: str, kind: str) -> None:
+    """Show how far a study is, and who works on it."""
+    with common.open() as storage:
+        record = storage.find_study(name)
+        now = storage.status(record)
+        metrics = storage.last_metrics([now.best]) if now.best else {}
+    if kind == "json":
+        best = now.best and {"study": name, **best_data(now.best, metrics[now.best.number])}
+        data = {
+            "study": name,
+            "budget": now.budget and now.budget.trials,
+            "trials": dict(now.trials),
+            "paused": now.paused,
+            "ended": now.ended,
+            "best": best,
+            "workers": [asdict(worker) for worker in now.workers],
+        }
+        echo_data(to_json(data))
+        return
+    echo(status_line(now, record))
+    if now.budget:
+        echo(budget_line(now.budget))
+    if now.best:
+        echo(f"best: {number(now.best.value)} in trial {now.best.number} ({command('best', name)})")
+    if now.workers:
+        echo("")
+        print_columns(
+            ["worker", "pid", "device", "trial", "step", "seen"],
+            [
+                [w.host, str(w.pid), w.device, "–" if w.trial is None else str(w.trial),
+                 "–" if w.step is None else str(w.step), f"{duration(w.seen_seconds_ago)} ago"]
+                for w in now.workers
+            ],
+            numeric=["pid", "trial", "step"],
+        )  # fmt: skip
+
+
+def status_line(now: Status, record: StudyRecord, seconds: float | None = None) -> str:
+    """The state of a study in one line; with the seconds that a command took to bring it there."""
+    of = f" of {now.budget.trials:,}" if now.budget else ""
+    counts = ", ".join(
+        f"{now.trials[key]:,} {'failed' if key == 'fail' else key}"
+        for key in ("complete", "pruned", "running", "waiting", "fail")
+        if now.trials[key] or key == "complete"
+    )
+    # That the budget is spent is what "40 of 40" says.
+    halted = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
+    if now.paused and not now.ended:
+        halted = "; paused"
+    took = f" in {duration(seconds)}" if seconds else ""
+    if took and now.ended == "timeout":
+        halted, took = f"{halted} after {duration(seconds or 0)}", ""
+    if halted and now.ended in (None, BY_HAND):
+        halted += f"; go on with: {command('resume', record.name)}"
+    return f"{record.name}: {now.finished:,}{of} trials done ({counts}){took}{halted}"
+
+
+def budget_line(budget: BudgetSpec) -> str:
+    """What ends a study, in one line."""
+    limits = [counted(budget.trials, "trial"), counted(budget.max_failures, "failure")]
+    if budget.timeout is not None:
+        limits.append(f"{duration(budget.timeout)} from the first trial")
+    if budget.target is not None:
+        limits.append(f"a value of {number(budget.target)}")
+    return f"budget: {', or '.join(limits)}"

@@ -1,0 +1,276 @@
+"""Workers in the terminal, for run and work: their options, progress, signals, and how a study ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from studies.cli.common import (
+    REMIND,
+    data_dir_option,
+    data_dir_or_default,
+    goal,
+    home,
+    say,
+)
+from studies.cli.formats import best_lines, echo
+from studies.cli.mirror import Mirroring, tracking_option
+from studies.cli.status import status_line
+from studies.endings import BY_HAND
+from studies.errors import StorageUnreachable, StudyhallError, command
+from studies.text import counted, duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from studies.progress import Progress
+    from studies.session import Session
+    from studies.spec.script import Script
+    from studies.spec.study import StudySpec
+    from studies.storage.postgres import PostgresStorage, StudyRecord
+from studies.cli.target import say_grid
+
+#: The least and the most seconds of a lease.
+LEASE = (3.0, 86_400.0)
+
+
+def _lease(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    if not LEASE[0] <= value <= LEASE[1]:  # nan, too
+        raise click.BadParameter(
+            f"a lease of {value:g} s: a worker gives a sign of life three times a lease, and the network must have "
+            f"time for it; legal are {LEASE[0]:g} to {LEASE[1]:g} seconds"
+        )
+    return value
+
+
+def _address(_ctx: click.Context, _param: click.Parameter, url: str | None) -> str | None:
+    from studies.spec.locations import validate_url
+
+    try:
+        return url and validate_url(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+worker_options: Sequence[Callable[[Any], Any]] = (
+    click.option("--workers", type=click.IntRange(1, 1024), metavar="N", help="Default: one per GPU, else per core."),
+    data_dir_option,
+    click.option(
+        "--lease",
+        type=float,
+        callback=_lease,
+        default=30,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a trial stays with a worker that is silent.",
+    ),
+    click.option(
+        "--notify",
+        "notify_url",
+        envvar="STUDYHALL_NOTIFY",
+        callback=_address,
+        metavar="URL",
+        help="Gets a JSON POST on a new best, the end, a lost worker. [env: STUDYHALL_NOTIFY]",
+    ),
+    click.option("--mlflow", is_flag=True, help="Mirror the study into MLflow while it runs."),
+    tracking_option,
+)
+
+
+def run_workers(
+    storage: PostgresStorage,
+    specs: Sequence[tuple[StudySpec, float]],
+    *,
+    scripts: Mapping[str, Script],
+    allow: Sequence[str],
+    workers: int | None,
+    data_dir: Path | None,
+    lease: float,
+    notify_url: str | None,
+    mirrors: Sequence[str | None],
+    until_idle: float | None = None,
+) -> None:
+    """Start workers on the studies of ``specs``, show progress until they are done, and print the best.
+
+    ``mirrors`` are tracking URIs, as :class:`Mirroring` takes them.
+    """
+    from studies.progress import Progress
+    from studies.session import Session
+    from studies.worker import devices
+
+    progress = Progress()
+    session = Session(
+        storage,
+        specs,
+        devices=devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        scripts=scripts,
+        allow=allow,
+        data_dir=data_dir_or_default(data_dir),
+        results=home() / "results",
+        lease_seconds=lease,
+        output=progress.relay,
+        notify_url=notify_url,
+        until_idle=until_idle,
+    )
+    began = time.monotonic()
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(_Interrupts(storage.database.stop))
+        with interrupts.held():  # in the middle of starting a worker, nobody would know of it
+            stack.enter_context(session)
+        # Nothing is written before the objective and the place for checkpoints are known to be sound.
+        with progress.waiting(f"starting {counted(session.workers, 'worker')}"):
+            session.prepare()
+        for (record, is_new), (spec, _) in zip(session.join(), specs, strict=True):
+            how = f"{'begins' if is_new else 'goes on'}: {counted(session.workers, 'worker')}"
+            say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=is_new, runs=True)}")
+            if is_new:
+                say_grid(spec)
+        names = tuple(record.name for record in session.records)
+        mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]
+        interrupts.wait = True
+        session.begin()
+        with progress:
+            _watch(session, progress, interrupts, mirrorings)
+    if interrupts.count:
+        for record in session.records:
+            say(f"interrupted: {last_line(storage, record)}")
+        raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
+    if until_idle is not None:
+        say(f"no trial for {duration(until_idle)}: the workers ended")
+    _conclude_all(storage, session.records, time.monotonic() - began, must_be_over=until_idle is None)
+
+
+def _watch(session: Session, progress: Progress, interrupts: _Interrupts, mirrorings: Sequence[Mirroring]) -> None:
+    """Show how far the studies are until there are no workers."""
+    from studies.session import POLL
+
+    told = 0.0
+    while session.workers:
+        interrupts.apply(session, progress)
+        try:
+            progress.update(session.poll())
+            told = 0.0
+        except StorageUnreachable as error:
+            if time.monotonic() - told > REMIND:
+                progress.print(f"waiting for the database: {error}")
+                told = time.monotonic()
+        for mirroring in mirrorings:
+            mirroring.poll()
+        time.sleep(POLL)
+    if not interrupts.count:
+        for mirroring in mirrorings:
+            mirroring.finish()
+
+
+def last_line(storage: PostgresStorage, record: StudyRecord) -> str:
+    """Where a study stands whose run was interrupted, and how it goes on."""
+    try:
+        now = storage.status(record)
+    except StorageUnreachable:
+        return (
+            f"{record.name}: the database is unreachable; results that it has not got are kept on this machine; "
+            "go on with the same command"
+        )
+    line = status_line(now, record)
+    if now.ended not in (None, BY_HAND):
+        return line
+    return f"{line}, then the same command" if now.ended or now.paused else f"{line}; go on with the same command"
+
+
+def _conclude_all(
+    storage: PostgresStorage, records: Sequence[StudyRecord], seconds: float, *, must_be_over: bool
+) -> None:
+    """Conclude each study; of several that failed, the last one's error is raised, the others' printed."""
+    failed: StudyhallError | None = None
+    for record in records:
+        try:
+            conclude(storage, record, seconds, must_be_over=must_be_over)
+        except StudyhallError as error:
+            if failed:
+                say(f"error: {failed}")
+            failed = error
+    if failed:
+        raise failed
+
+
+def conclude(
+    storage: PostgresStorage, record: StudyRecord, seconds: float | None, *, must_be_over: bool = True
+) -> None:
+    """Print how the study ended, the best trial, and what to type next."""
+    from studies.session import require_success
+
+    now = storage.status(record)
+    say(status_line(now, record, seconds))
+    if now.best:
+        echo(*best_lines(storage, record, now.best))
+        say()
+        say(f"next: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
+    elif now.trials["complete"]:
+        say()
+        say(f"it has several objectives, so no best trial; next: {command('best', record.name)}")
+    require_success(storage, record, now, must_be_over=must_be_over)
+
+
+class _Interrupts:
+    """Counts SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2: the first stops the workers in order, the second at once.
+
+    Args:
+        stop: set with the first, so that a database that is silent is not waited for.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self.count = 0
+        #: Whether the first was SIGUSR1 or SIGUSR2: a scheduler's notice, an ordinary event.
+        self.is_preemption = False
+        #: Whether trials may be running, which are to be given back; until then a signal ends the command.
+        self.wait = False
+        self._applied = 0
+        self._is_held = self._came_meanwhile = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let what comes meanwhile end the command afterwards."""
+        self._is_held = True
+        yield
+        self._is_held = False
+        if self._came_meanwhile:
+            raise KeyboardInterrupt
+
+    def apply(self, session: Session, progress: Progress) -> None:
+        """Do what was asked since the last call."""
+        if self.count > self._applied:
+            self._applied = self.count
+            if self.count == 1:
+                progress.print("stopping: running trials are given back at their next step; Ctrl-C again: now")
+                session.stop()
+            else:
+                session.kill()
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self._is_held:
+            self._came_meanwhile = True
+            return
+        if not self.wait:
+            raise KeyboardInterrupt
+        if not self.count:
+            self.is_preemption = number in (signal.SIGUSR1, signal.SIGUSR2)
+        self.count += 1
+        self._stop.set()
