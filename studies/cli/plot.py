@@ -48,8 +48,6 @@ class OutputFile(click.Path):
 @click.option(
     "-o", "--output", type=OutputFile(*IMAGES, ".html"), metavar="FILE", required=True, help="The file to write."
 )
-    "-o", "--output", type=OutputFile(*IMAGES, ".html"), metavar="FILE", required=True, help="The file to write."
-)
 @click.option("--objective", metavar="NAME", help="Of several objectives: this one, by name or from 0 on.")
 @click.option("--params", "names", metavar="A,B,…", help="These parameters alone.")
 @common_options

@@ -212,10 +212,12 @@ def test_a_direction_changes_while_no_trial_has_finished_and_no_worker_is_there(
     record = created(storage)
     assert storage.load_study(record).direction.name == "MAXIMIZE"
     claim = hold(storage, record, "w")
-    with pytest.raises(StudyBusy, match="study 'study' is worked on"):
+    with pytest.raises(
+        StudyBusy, match=r"study 'study' has 1 worker \(seen in the last two minutes\) and 1 running trial"
+    ):
         storage.change_directions(record, ["minimize"])
     storage.give_back(claim, {})
-    with pytest.raises(StudyBusy, match="minutes: 1, running trials: 0"):
+    with pytest.raises(StudyBusy, match=r"has 1 worker .* and 0 running trials"):
         storage.change_directions(record, ["minimize"])
     storage.forget_worker("w")
     storage.change_directions(record, ["minimize"])
@@ -229,7 +231,7 @@ def test_a_direction_changes_while_no_trial_has_finished_and_no_worker_is_there(
     with pytest.raises(SpecError, match="has 1 objective, not 2: give --direction once, or run it anew"):
         storage.change_directions(record, ["minimize", "maximize"])
     study.tell(study.ask(), 1.0)
-    with pytest.raises(SpecError, match="minimizes accuracy, by which 1 of its trials ended already"):
+    with pytest.raises(SpecError, match="minimizes accuracy, and by that 1 trial finished already"):
         storage.change_directions(storage.find_study("study"), ["maximize"])
     optuna.create_study(storage=storage, study_name="stock")
     with pytest.raises(StorageError, match="was made by Optuna, not by studyhall"):
