@@ -15,23 +15,9 @@ from studies.report.kinds import KINDS, choose_objective, choose_params, require
 
 if TYPE_CHECKING:
     pass
-from studies.cli.report import read_data, write_output
+from studies.cli.report import OutputFile, read_data, write_output
 
 IMAGES = (".png", ".svg")
-
-
-class OutputFile(click.Path):
-    """A file to write, whose ending says what it is."""
-
-    def __init__(self, *endings: str) -> None:
-        super().__init__(path_type=Path)
-        self._endings = endings
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(str(value))
-        if path.suffix.lower() not in self._endings:
-            self.fail(f"{str(path)!r} must end in {' or '.join(self._endings)}", param, ctx)
-        return path
 
 
 @click.command(

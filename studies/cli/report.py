@@ -13,7 +13,20 @@ from studies.report.files import file_name, require_writable, write
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
-from studies.cli.plot import OutputFile
+
+
+class OutputFile(click.Path):
+    """A file to write, whose ending says what it is."""
+
+    def __init__(self, *endings: str) -> None:
+        super().__init__(path_type=Path)
+        self._endings = endings
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(str(value))
+        if path.suffix.lower() not in self._endings:
+            self.fail(f"{str(path)!r} must end in {' or '.join(self._endings)}", param, ctx)
+        return path
 
 
 @click.command()
