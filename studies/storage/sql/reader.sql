@@ -1,4 +1,4 @@
--- Reading a study of any size for people and scripts, a part at a time. Parameters are psycopg2's.
+-- Studies of any size, read for people and scripts. Parameters are psycopg2's.
 
 -- name: outlines
 -- Every trial of a study in short: of its reports how many and the last step, of its attributes a failed trial's
@@ -24,17 +24,6 @@ left join trial_user_attributes e on e.trial_id = t.trial_id and e.key = 'error'
 where t.study_id = %(study_id)s
 order by t.trial_id
 
--- name: thinned_curves
--- The metrics of these trials, at most so many points of each line; the last one is always among them.
-select trial_id, step, name, value, at
-from (
-    select m.*, row_number() over line as place, count(*) over (partition by m.trial_id, m.name) as points
-    from unnest(%(trial_ids)s::integer[]) as t (trial_id) join studyhall.metrics m using (trial_id)
-    window line as (partition by m.trial_id, m.name order by m.step)
-) m
-where points <= %(most)s or (place * %(most)s + points - 1) / points * points / %(most)s = place
-order by trial_id, step, name
-
 -- name: param_names
 -- The parameters of a study in the order in which its trials first had them.
 select param_name as name from trials join trial_params using (trial_id)
@@ -49,12 +38,6 @@ where study_id = %(study_id)s
 -- The parameters that a study's waiting trials were enqueued with, as JSON.
 select trial_id, value_json as params from trials join trial_system_attributes using (trial_id)
 where study_id = %(study_id)s and state = 'WAITING' and key = 'fixed_params' order by trial_id
-
--- name: last_metric_names
--- The metrics that some trial of a study reported at its last step.
-select distinct m.name from trials t cross join lateral (
-    select name from studyhall.metrics where trial_id = t.trial_id order by step desc fetch first row with ties
-) m where t.study_id = %(study_id)s order by m.name
 
 -- name: user_attr_names
 -- The attributes that the trials of a study were given, but for those of ours, in the order in which they first were.

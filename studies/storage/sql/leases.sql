@@ -1,0 +1,43 @@
+-- Leases: a worker takes a trial, writes to it, and ends it or gives it back. Parameters are psycopg2's.
+
+-- name: claim
+-- The next trial for a worker, with its lease, among all trials that are new or changed; or why there is none.
+select reason, epoch, snapshot, (trial).*
+from studyhall.claim(
+    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claim)s, %(most)s, %(since)s::pg_snapshot, %(again)s::integer[]
+)
+
+-- name: write
+-- What a worker's trial has to tell, which keeps its lease; returns what a person wants of it.
+select cancelled, interrupted, revision
+from studyhall.write(%(trial_id)s, %(claim)s, %(revision)s, %(step)s, %(changes)s)
+
+-- name: finish
+-- The result of a worker's trial, with what else it has to tell.
+select studyhall.finish(%(trial_id)s, %(claim)s, %(revision)s, %(state)s, %(values)s::float8[], %(changes)s)
+
+-- name: give_back
+-- A worker's trial, unfinished.
+select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
+
+-- name: beat
+-- A worker is alive; gives back the trials of silent ones. Whether connections are scarce.
+select is_crowded from studyhall.beat(%(worker_id)s)
+
+-- name: bury
+-- Give back the running trials of these workers, which have ended; where they died of something, it counts.
+select studyhall.bury(%(token)s, %(worker_ids)s, %(died_of)s) as buried
+
+-- name: sweep
+-- Give back the trials of a study whose workers are gone, as any worker would; how many there were.
+select studyhall.sweep(%(study_id)s) as swept
+
+-- name: save_checkpoint
+-- A checkpoint of a worker's trial; returns the names of those that nothing needs any more.
+select name from studyhall.save_checkpoint(
+    %(trial_id)s, %(claim)s, %(sequence)s, %(name)s, %(step)s, %(sha256)s, %(data)s
+) as name
+
+-- name: checkpoints
+-- The checkpoints of a trial, the newest first.
+select name, step, sha256, data from studyhall.checkpoints where trial_id = %(trial_id)s order by epoch desc, sequence desc

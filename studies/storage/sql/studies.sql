@@ -1,0 +1,186 @@
+-- Studies: creating, finding, listing, steering and deleting them. Parameters are psycopg2's.
+
+-- name: new_study
+-- A study without a spec; no row where the name is taken. Sent again, it finds what it made by its token.
+with request as (
+    select answer from studyhall.requests where token = %(token)s
+), study as (
+    insert into studies (study_name) select %(name)s where not exists (select from request)
+    on conflict (study_name) do nothing returning study_id
+), direction as (
+    insert into study_directions (study_id, objective, direction)
+    select study_id, position - 1, value::studydirection
+    from study, unnest(%(directions)s::text[]) with ordinality as d (value, position)
+), remembered as (
+    insert into studyhall.requests (token, answer) select %(token)s, study_id from study
+)
+select study_id from study union all select answer from request
+
+-- name: create_study
+-- The study with its directions, spec and budget, all or nothing; no row where the name is taken. Sent again, it
+-- finds what it made by its token.
+with request as (
+    select answer from studyhall.requests where token = %(token)s
+), study as (
+    insert into studies (study_name) select %(name)s where not exists (select from request)
+    on conflict (study_name) do nothing returning study_id
+), direction as (
+    insert into study_directions (study_id, objective, direction)
+    select study_id, position - 1, upper(value)::studydirection
+    from study, unnest(%(directions)s::text[]) with ordinality as d (value, position)
+), user_attributes as (
+    insert into study_user_attributes (study_id, key, value_json)
+    select study_id, key, value from study, (values ('spec', %(spec)s), ('spec_sha256', to_json(%(sha256)s::text)::text)) as a (key, value)
+), system_attributes as (
+    insert into study_system_attributes (study_id, key, value_json)
+    select study_id, 'study:metric_names', to_json(%(metric_names)s::text[])::text from study
+), budget as (
+    insert into studyhall.budgets (study_id, trials, max_failures, timeout_seconds, target)
+    select study_id, %(trials)s, %(max_failures)s, %(timeout_seconds)s, %(target)s from study
+), address as (
+    insert into studyhall.addresses (study_id, url) select study_id, %(notify_url)s from study where %(notify_url)s::text is not null
+), remembered as (
+    insert into studyhall.requests (token, answer) select %(token)s, study_id from study
+)
+select study_id from study union all select answer from request
+
+-- name: study_by_id
+-- A study's name and directions.
+select s.study_name as name,
+    (select array_agg(direction::text order by objective) from study_directions d where d.study_id = s.study_id) as directions
+from studies s where s.study_id = %(study_id)s
+
+-- name: study_id
+-- The number of the study of that name.
+select study_id from studies where study_name = %(name)s
+
+-- name: find_study
+-- A study by its name, with its spec as JSON (null where stock Optuna made it) and its live budget.
+select s.study_id, s.study_name as name, a.value_json as spec, b.uid::text as uid, studyhall.address(s.study_id) as notify_url,
+    case when b.study_id is not null then json_build_object(
+        'trials', b.trials, 'max_failures', b.max_failures, 'timeout', b.timeout_seconds, 'target', b.target
+    ) end as budget
+from studies s
+left join studyhall.budgets b using (study_id)
+left join study_user_attributes a on a.study_id = s.study_id and a.key = 'spec'
+where s.study_name = %(name)s
+
+-- name: all_studies
+-- Every study with its directions and attributes; these as JSON texts, null where there is none.
+select s.study_id, s.study_name as name,
+    (select array_agg(direction::text order by objective) from study_directions d where d.study_id = s.study_id) as directions,
+    (select '{' || string_agg(to_json(key)::text || ':' || value_json, ',') || '}'
+        from study_user_attributes a where a.study_id = s.study_id) as user_attrs,
+    (select '{' || string_agg(to_json(key)::text || ':' || value_json, ',') || '}'
+        from study_system_attributes a where a.study_id = s.study_id) as system_attrs
+from studies s order by s.study_id
+
+-- name: study_names
+-- All names.
+select study_name as name from studies order by study_name
+
+-- name: study_uids
+-- All studies, by which a mirror knows whose runs are left; of those of stock Optuna the uid is null.
+select s.study_name as name, b.uid::text as uid from studies s left join studyhall.budgets b using (study_id)
+
+-- name: identity
+-- By what this database is known elsewhere: when its tables were made, which a backup keeps.
+select md5(extract(epoch from min(at))::text) as identity from studyhall.version
+
+-- name: list_studies
+-- One row for each study: its trials by state, budget, why no more begin, the best value of a single objective, and
+-- workers seen lately.
+select s.study_name as name, b.trials as budget, t.complete, t.pruned, t.running, t.waiting,
+    t.failed + t.cancelled as fail, coalesce(b.paused, false) as paused, studyhall.ended(t) as ended,
+    case when not exists (select from study_directions d where d.study_id = s.study_id and d.objective > 0) then t.best end as best,
+    extract(epoch from now() - t.began at time zone 'UTC')::float8 as seconds_ago, coalesce(w.workers, 0) as workers
+from studies s
+cross join studyhall.tally(s.study_id) t
+left join studyhall.budgets b on b.study_id = s.study_id
+left join (
+    select study_id, count(*) as workers from studyhall.workers, unnest(study_ids) as study_id
+    where ended_at is null and seen_at > now() - interval '2 minutes' group by study_id
+) w on w.study_id = s.study_id
+order by t.began nulls last, s.study_id
+
+-- name: status
+-- Trials by state, and why no more begin (null where they do).
+select t.complete, t.pruned, t.running, t.waiting, t.failed + t.cancelled as fail,
+    coalesce((select paused from studyhall.budgets where study_id = t.study_id), false) as paused, studyhall.ended(t) as ended
+from studyhall.tally(%(study_id)s) t
+
+-- name: study_user_attrs
+-- A study's user attributes as a JSON text; no row where there is no study.
+select (select '{' || string_agg(to_json(key)::text || ':' || value_json, ',') || '}'
+    from study_user_attributes a where a.study_id = s.study_id) as attrs
+from studies s where s.study_id = %(study_id)s
+
+-- name: study_system_attrs
+-- A study's system attributes, likewise.
+select (select '{' || string_agg(to_json(key)::text || ':' || value_json, ',') || '}'
+    from study_system_attributes a where a.study_id = s.study_id) as attrs
+from studies s where s.study_id = %(study_id)s
+
+-- name: set_study_user_attr
+-- No row where there is no study.
+insert into study_user_attributes (study_id, key, value_json)
+select study_id, %(key)s, %(value)s from studies where study_id = %(study_id)s
+on conflict (study_id, key) do update set value_json = excluded.value_json
+returning study_id
+
+-- name: set_study_system_attr
+-- No row where there is no study.
+insert into study_system_attributes (study_id, key, value_json)
+select study_id, %(key)s, %(value)s from studies where study_id = %(study_id)s
+on conflict (study_id, key) do update set value_json = excluded.value_json
+returning study_id
+
+-- name: agree
+-- A study's system attribute, which becomes %(value)s where there is none: who asks first decides.
+insert into study_system_attributes (study_id, key, value_json)
+select study_id, %(key)s, %(value)s from studies where study_id = %(study_id)s
+on conflict (study_id, key) do update set value_json = study_system_attributes.value_json
+returning value_json
+
+-- name: change_directions
+-- Change a study's directions, and the spec that says them; or what stands against it. Two statements, so that the
+-- second sees what was committed before the lock was granted.
+select from studies where study_id = %(study_id)s for no key update;
+with now as (
+    select t.complete + t.pruned as finished, t.running, (
+        select count(*) from studyhall.workers
+        where %(study_id)s = any(study_ids) and ended_at is null and seen_at > now() - interval '2 minutes'
+    ) as workers
+    from studyhall.tally(%(study_id)s) t
+), changed as (
+    update study_directions d set direction = upper(value)::studydirection
+    from now, unnest(%(directions)s::text[]) with ordinality as g (value, position)
+    where (finished, running, workers) = (0, 0, 0) and d.study_id = %(study_id)s and d.objective = position - 1
+), said as (
+    update study_user_attributes a set value_json = v.value
+    from now, (values ('spec', %(spec)s), ('spec_sha256', to_json(%(sha256)s::text)::text)) as v (key, value)
+    where (finished, running, workers) = (0, 0, 0) and a.study_id = %(study_id)s and a.key = v.key
+)
+select finished, running, workers from now
+
+-- name: extend
+-- Change what may change of a study's budget; how many trials are done, where that is too many for it.
+select finished from studyhall.extend(
+    %(token)s, %(study_id)s, %(trials)s, %(more_trials)s, %(max_failures)s, %(timeout)s, %(target)s
+)
+
+-- name: pause
+-- Run no trial for now.
+update studyhall.budgets set paused = true where study_id = %(study_id)s
+
+-- name: resume
+-- Run trials again.
+update studyhall.budgets set paused = false, stopped = null where study_id = %(study_id)s
+
+-- name: stop_study
+-- Begin no more trials; the first reason stays.
+update studyhall.budgets set stopped = coalesce(stopped, %(reason)s) where study_id = %(study_id)s
+
+-- name: delete_study
+-- A study and all that hangs on it; no row where there is no study.
+select true as deleted where studyhall.delete_study(%(token)s, %(study_id)s)
