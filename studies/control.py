@@ -47,6 +47,8 @@ class Enqueued:
 
     number: int
     params: Mapping[str, Any]
+    is_checked: bool
+    """Whether anything is known of the parameters, by which they could be checked."""
     conditions: Mapping[str, str]
     """The parameters that count only under a condition which the sampler decides."""
     has_room: bool
@@ -143,12 +145,16 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
         texts: ``NAME=VALUE``, as :func:`studies.params.read_params` takes them.
 
     Raises:
-        SpecError: a parameter is not one of the study's space.
+        SpecError: a parameter is not one of the study's space; where that has none, not as the trials before had it.
         StorageError: the study has ended.
     """
     from studies.params import open_conditions, read_params
+    from studies.space import observed_space
+    from studies.storage.reading import StudyReader
 
     space = record.spec.space if record.spec else {}
+    if not space:  # the objective suggests for itself: what trials have had is what is known
+        space = observed_space(StudyReader(storage, record).distributions())
     params = read_params(texts, space)
     now = storage.status(record)
     _require_open(now)
@@ -156,6 +162,7 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
     return Enqueued(
         number=number,
         params=params,
+        is_checked=bool(space),
         conditions=open_conditions(params, space),
         has_room=now.budget is None or now.finished + now.trials["running"] + now.trials["waiting"] < now.budget.trials,
     )

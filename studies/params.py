@@ -23,7 +23,7 @@ def read_params(texts: Iterable[str], space: Space) -> dict[str, Any]:
 
     Args:
         texts: as they were typed.
-        space: the study's; where it is empty, the objective suggests for itself, and any name and JSON will do.
+        space: the study's; where it is empty, nothing is known of it, and any name and JSON will do.
 
     Raises:
         SpecError: an unknown name, a value that the parameter never takes, or one under a condition that does
@@ -38,7 +38,7 @@ def read_params(texts: Iterable[str], space: Space) -> dict[str, Any]:
         if name in params:
             raise SpecError(f"{name} is given twice; give it once")
         if space and name not in space:
-            raise SpecError(f"there is no parameter {name!r}; {nearest(name, space)}")
+            raise SpecError(f"no parameter {name!r} is known; {nearest(name, space)}")
         params[name] = _read(name, text, space)
     for name in params:
         if obstacle := _obstacle(name, params, space):
@@ -74,7 +74,7 @@ def _read(name: str, text: str, space: Space) -> Any:
     if isinstance(parameter, CategoricalParameter):
         for choice in parameter.choices:
             # For Python 1 == True; and what looks like a number may be a choice that is text.
-            if choice == text or (choice == value and isinstance(choice, bool) == isinstance(value, bool)):
+            if to_text(choice) == text or (choice == value and isinstance(choice, bool) == isinstance(value, bool)):
                 return choice
     elif is_number and parameter.low <= value <= parameter.high:  # false for nan
         steps = (value - parameter.low) / (parameter.step or 1)

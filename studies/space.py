@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
@@ -15,7 +15,7 @@ from studies.errors import nearest
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.distributions import CategoricalDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 Choice = None | bool | int | float | str
 
@@ -177,6 +177,34 @@ class CategoricalParameter(_Parameter):
 
 
 Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Field(discriminator="type")]
+
+
+def observed_space(distributions: Iterable[tuple[str, BaseDistribution]]) -> dict[str, Parameter]:
+    """The space in which the trials of a study were sampled, where its objective suggests for itself.
+
+    A number's range may differ between trials: it is as wide as all of them, and has a step only where all have that.
+
+    Args:
+        distributions: by the name of the parameter, each different one of any trial.
+    """
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    by_name: dict[str, list[Any]] = {}
+    for name, distribution in distributions:
+        by_name.setdefault(name, []).append(distribution)
+    space: dict[str, Parameter] = {}
+    for name, seen in by_name.items():
+        if isinstance(seen[0], CategoricalDistribution):
+            # Not validated: a study file allows fewer kinds of choices than an objective.
+            space[name] = CategoricalParameter.model_construct(type="categorical", choices=list(seen[0].choices))
+            continue
+        low, high = min(each.low for each in seen), max(each.high for each in seen)
+        steps = {each.step for each in seen}
+        is_int = isinstance(seen[0], IntDistribution)
+        step = steps.pop() if len(steps) == 1 else (1 if is_int else None)
+        kind = IntParameter if is_int else FloatParameter
+        space[name] = kind.model_construct(type="int" if is_int else "float", low=low, high=high, step=step)
+    return space
 
 
 def check_conditions(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter]) -> None:

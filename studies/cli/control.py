@@ -93,11 +93,19 @@ def enqueue(common: Common, name: str, params: tuple[str, ...]) -> None:
     """Run a trial with parameters of your choice next.
 
     What is not given is sampled: studyhall enqueue digits lr=1e-3 width=256
+
+    Names and values are checked against the study's space; where the objective suggests for itself,
+    against the trials that have begun.
     """
     with common.open() as storage:
         enqueued = control.enqueue(storage, storage.find_study(name), params)
     shown = " ".join(f"{key}={readable(value)}" for key, value in enqueued.params.items())
     say(f"trial {enqueued.number} of study {name!r} waits for a worker: {shown}")
+    if not enqueued.is_checked:
+        say(
+            "names and values are not checked: no trial has begun, and the objective suggests for itself; "
+            f"take it back with: {command('cancel', name, enqueued.number)}"
+        )
     for param, condition in enqueued.conditions.items():
         say(f"{param} is used only if {condition}; set that too, or the sampler decides")
     if not enqueued.has_room:

@@ -266,7 +266,10 @@ def _took(trial: FrozenTrial, attempt: Attempt | None) -> str:
 
 
 def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int) -> None:
+    from studies.storage.trials import known_params
+
     trial = storage.trial(record, trial_number)
+    params = known_params(trial.state, trial.params, trial.system_attrs)
     metrics = storage.metrics(trial)
     attempt = storage.attempts(record).get(trial_number)
     echo(f"trial {trial.number} of {record.name}: {trial.state.name.lower()}")
@@ -275,7 +278,7 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         "began": str(trial.datetime_start or "–").partition(".")[0],
         "took": _took(trial, attempt),
         "worker": _attempt(attempt),
-        **{name: readable(value) for name, value in trial.params.items()},
+        **{name: readable(value) for name, value in params.items()},
     }
     echo(*aligned([*facts.items()]), *attribute_lines(trial))
     if trial.intermediate_values:

@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
@@ -31,7 +32,7 @@ from studies.storage.pages import (
     values_of,
 )
 from studies.storage.postgres import Point
-from studies.storage.trials import to_local
+from studies.storage.trials import known_params, read_distribution, to_local
 
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage, StudyRecord
@@ -44,6 +45,7 @@ class TrialRow(NamedTuple):
     state: str
     values: Sequence[float]
     params: Mapping[str, Any]
+    """Of one that waits also those that it was enqueued with."""
     metrics: Mapping[str, float]
     """Those of the last step."""
     steps: int
@@ -98,8 +100,16 @@ class StudyReader:
         return points
 
     def param_names(self) -> list[str]:
-        """The parameters, in the order in which the trials first had them."""
-        return [row["name"] for row in self._database.rows("param_names", study_id=self._study_id)]
+        """The parameters, in the order in which the trials first had them; then those that were only enqueued yet."""
+        names = dict.fromkeys(row["name"] for row in self._database.rows("param_names", study_id=self._study_id))
+        for row in self._database.rows("fixed_params", study_id=self._study_id):
+            names |= dict.fromkeys(known_params(TrialState.WAITING, {}, {"fixed_params": json.loads(row["params"])}))
+        return list(names)
+
+    def distributions(self) -> list[tuple[str, BaseDistribution]]:
+        """Each different distribution of each parameter that some trial had, with the parameter's name."""
+        rows = self._database.rows("distributions", study_id=self._study_id)
+        return [(row["name"], read_distribution(row["distribution"])) for row in rows]
 
     def last_metric_names(self) -> list[str]:
         """The metrics that any trial reported at its last step, sorted."""
@@ -162,7 +172,7 @@ def _rows(page: Page) -> list[TrialRow]:
             number,
             state.name,
             values,
-            params,
+            known_params(state, params, system_attrs),
             metrics[trial_id],
             int(steps.get(trial_id, 0)),
             reports,
@@ -173,7 +183,7 @@ def _rows(page: Page) -> list[TrialRow]:
             {name: value for name, value in user_attrs.items() if name not in OWN_ATTRIBUTES},
             user_attrs.get(CHANGED_SCRIPT),
         )
-        for trial_id, number, state, values, params, reports, start, complete, user_attrs in zip(
+        for trial_id, number, state, values, params, reports, start, complete, user_attrs, system_attrs in zip(
             integers(page["trial_ids"]),
             integers(page["numbers"]),
             states_of(page),
@@ -183,6 +193,7 @@ def _rows(page: Page) -> list[TrialRow]:
             times_of(page, "starts"),
             times_of(page, "completes"),
             attrs_of(page, "user_attrs"),
+            attrs_of(page, "system_attrs"),
             strict=True,
         )
     ]

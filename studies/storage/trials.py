@@ -58,6 +58,12 @@ def to_trial(row: Mapping[str, Any]) -> FrozenTrial:
     )
 
 
+def known_params(state: TrialState, params: Mapping[str, Any], system_attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters of a trial; of one that waits also those that it was enqueued with, which it will have."""
+    fixed = system_attrs.get("fixed_params")
+    return {**params, **fixed} if state == TrialState.WAITING and isinstance(fixed, dict) else params
+
+
 def to_local(utc: datetime | None) -> datetime | None:
     """Optuna's tables hold UTC without a zone, its trials local time without a zone."""
     return utc and utc + offset(utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0))

@@ -309,9 +309,14 @@ def test_a_trial_for_which_the_budget_has_no_room_is_remarked_on(shell: Shell, l
     assert said[1].endswith("studyhall extend s --trials +1")
 
 
-def test_without_a_space_anything_that_is_json_is_enqueued(shell: Shell, look: Look) -> None:
+def test_without_a_space_the_first_trials_say_what_can_be_enqueued(shell: Shell, look: Look) -> None:
     assert shell.run("create", *RUN[1:4], "--name", "s").returncode == 0
-    say(shell, "enqueue", "s", "x=-3", "note=what a person typed", "on=true", "layers=[1, 2]")
+    said = say(shell, "enqueue", "s", "x=-3", "note=what a person typed", "on=true", "layers=[1, 2]").splitlines()
+    assert said[1].startswith("names and values are not checked: no trial has begun")
+    assert said[1].endswith("take it back with: studyhall cancel s 0")
+    assert "x=-3 note='what a person typed' on=true layers=[1, 2]" in shell.data("trials", "s")
+    assert "what a person typed" in shell.data("show", "s", "0")
+    assert "params_note" in shell.data("trials", "s", "--format", "csv")
     refuse(shell, "enqueue", "s", "x=nan", status=2, message="x = nan: should be text, a finite number")
     refuse(shell, "enqueue", "s", "x=2026-01-01", status=2, message="x = 2026-01-01: should be text, a finite number")
     done = shell.run("work", "s", "--workers", "1", "--objective", "script.py:objective")
@@ -321,6 +326,10 @@ def test_without_a_space_anything_that_is_json_is_enqueued(shell: Shell, look: L
         "x": -3, "note": "what a person typed", "on": True, "layers": [1, 2]
     }  # fmt: skip
     assert first.params == {"x": -3.0}
+    say(shell, "extend", "s", "--trials", "+1")
+    refuse(shell, "enqueue", "s", "y=1", status=2, message="no parameter 'y' is known; known: x")
+    refuse(shell, "enqueue", "s", "x=10.5", status=2, message="x = 10.5: should be a number from -10.0 to 10.0")
+    assert "checked" not in say(shell, "enqueue", "s", "x=3")
 
 
 def test_a_failed_trial_is_retried_by_optunas_conventions(shell: Shell, look: Look) -> None:
@@ -430,7 +439,7 @@ def steered(separate_server: Server, tmp_path_factory: pytest.TempPathFactory, h
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["lrr=1e-3"], "there is no parameter 'lrr'; did you mean 'lr'?"),
+        (["lrr=1e-3"], "no parameter 'lrr' is known; did you mean 'lr'?"),
         (["lr"], "'lr' is not NAME=VALUE; for example lr=1e-3"),
         (["=1"], "'=1' is not NAME=VALUE"),
         (["lr=1e-3", "lr=1e-2"], "lr is given twice; give it once"),

@@ -55,7 +55,9 @@ def test_pages_hold_each_trial_as_it_is_read_whole(
     for row, trial in zip(rows, trials, strict=True):
         attempt = attempts.get(trial.number)
         assert (row.number, row.state, list(row.values)) == (trial.number, trial.state.name, trial.values or [])
-        assert (list(row.params.items()), row.metrics) == (list(trial.params.items()), metrics[trial.number])
+        enqueued = trial.system_attrs.get("fixed_params", {}) if trial.state == TrialState.WAITING else {}
+        params = trial.params | enqueued
+        assert (list(row.params.items()), row.metrics) == (list(params.items()), metrics[trial.number])
         assert repr(row.reports) == repr(trial.intermediate_values)  # NaN is not equal to itself
         assert row.steps == len(trial.intermediate_values)
         for at, known in ((row.start, trial.datetime_start), (row.complete, trial.datetime_complete)):

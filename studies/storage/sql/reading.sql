@@ -40,6 +40,16 @@ order by trial_id, step, name
 select param_name as name from trials join trial_params using (trial_id)
 where study_id = %(study_id)s group by param_name order by min(array[trial_id, param_id])
 
+-- name: distributions
+-- Each different distribution of each parameter that some trial of a study had.
+select distinct param_name as name, distribution_json as distribution from trials join trial_params using (trial_id)
+where study_id = %(study_id)s
+
+-- name: fixed_params
+-- The parameters that a study's waiting trials were enqueued with, as JSON.
+select trial_id, value_json as params from trials join trial_system_attributes using (trial_id)
+where study_id = %(study_id)s and state = 'WAITING' and key = 'fixed_params' order by trial_id
+
 -- name: last_metric_names
 -- The metrics that some trial of a study reported at its last step.
 select distinct m.name from trials t cross join lateral (
