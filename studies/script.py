@@ -5,16 +5,21 @@ So the same study runs wherever the same content lies, and nothing that the data
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import shlex
+import symtable
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from studies.errors import ObjectiveError
+from studies.errors import ObjectiveError, nearest
 
+#: What binds names that nobody sees without running the code.
+_DYNAMIC: Final = frozenset({"exec", "globals", "locals", "setattr", "vars"})
 #: A trial's attribute: the hash of the script that ran it, where that is not the one of its study.
 CHANGED_SCRIPT: Final = "script_sha256"
 #: Attributes of a trial that workers set, and no objective: how it ended, and what ran it.
@@ -44,6 +49,28 @@ class Script:
                 f"no file {name!r} for the objective; give the path of a Python file on this machine"
             ) from None
 
+    def require_attribute(self) -> None:
+        """Raise :exc:`ObjectiveError` where the file is no Python, or cannot have the callable's name.
+
+        The file is parsed, and not run: a study may be created where its objective cannot be imported.
+        """
+        source = self.file.read_bytes()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the script's own text, which its workers show
+                tree = ast.parse(source)
+                table = symtable.symtable(source, self.file.name, "exec")  # type: ignore[arg-type]  # bytes, too
+        except (SyntaxError, RecursionError) as error:
+            line = getattr(error, "lineno", None)
+            at = f", line {line}" if line else ""
+            what = error.msg if isinstance(error, SyntaxError) else "too deeply nested"
+            raise ObjectiveError(f"{self.file.name}{at}: {what}; correct the file, then try again") from None
+        bound = {each.get_name(): each for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
+        name = self.attribute.partition(".")[0]
+        if name not in bound and "__getattr__" not in bound and not any(map(_binds_unseen, ast.walk(tree))):
+            own = [each for each, symbol in bound.items() if not symbol.is_imported() and not each.startswith("_")]
+            raise ObjectiveError(f"{self.file.name} has no {name!r}; {nearest(name, own)}")
+
     @property
     def path(self) -> str:
         """What names the callable on this machine."""
@@ -59,6 +86,15 @@ class Script:
         """What names the callable in the current folder, for people to type."""
         here = Path.cwd().resolve()
         return f"{self.file.relative_to(here)}:{self.attribute}" if self.file.is_relative_to(here) else self.path
+
+
+def _binds_unseen(node: ast.AST) -> bool:
+    """Whether a module may get names from this part of it that are not in its own text."""
+    return (
+        (isinstance(node, ast.ImportFrom) and node.names[0].name == "*")
+        or (isinstance(node, ast.Name) and node.id in _DYNAMIC)
+        or isinstance(node, ast.Global)
+    )
 
 
 def is_script(path: str) -> bool:

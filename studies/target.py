@@ -6,6 +6,7 @@ All of it becomes a plain dict, which :meth:`studies.spec.StudySpec.from_dict` v
 from __future__ import annotations
 
 import ast
+import os
 import tomllib
 from contextlib import suppress
 from importlib import resources
@@ -52,6 +53,10 @@ def read_target(target: str) -> dict[str, Any]:
         return {"name": f"{file.rpartition('.')[2]}-{attribute}", "objective": {"path": target}}
     if target.endswith(".py"):
         raise SpecError(f"{target!r} is a file; name the callable in it too: did you mean {_callable_in(target)!r}?")
+    for file, attribute in ((f"{target}.py", ""), (f"{target.rpartition('.')[0]}.py", target.rpartition(".")[2])):
+        if os.path.isfile(file):  # noqa: PTH113  # unlike Path's, it never raises
+            meant = f"{file}:{attribute}" if attribute else _callable_in(file)
+            raise SpecError(f"{target!r} is no callable; did you mean {meant!r}?")
     raise SpecError(
         f"{target!r} is neither a preset ({', '.join(preset_names())}), nor a study file (….toml), "
         f"nor a callable (file.py:callable, package.module:callable); {nearest(target, preset_names())}"
@@ -102,7 +107,7 @@ def take_script(data: dict[str, Any]) -> Script | None:
         The script; ``None`` where ``data`` names none.
 
     Raises:
-        ObjectiveError: it cannot be read.
+        ObjectiveError: it cannot be read, is no Python, or has no such name.
         SpecError: ``data`` gives the hash of another content.
     """
     objective = data.get("objective")
@@ -112,6 +117,7 @@ def take_script(data: dict[str, Any]) -> Script | None:
     if not isinstance(path, str) or not is_script(path):
         return None
     script = Script.read(path)
+    script.require_attribute()
     given = objective.get("sha256", script.sha256)
     if given != script.sha256:
         raise SpecError(

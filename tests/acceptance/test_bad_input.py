@@ -115,7 +115,7 @@ def test_a_spec_that_differs_from_the_stored_one(shell: Shell, look: Look, comma
 def test_an_objective_that_is_not_sound(
     shell: Shell, look: Look, target: str, options: list[str], message: str
 ) -> None:
-    (shell.folder / "broken.py").write_text("1 / 0\n")
+    (shell.folder / "broken.py").write_text("f = 1 / 0\n")
     (shell.folder / "bad.csv").write_text("x,y\n1,a\n2\n")
     settings = [part for option in options for part in ("--set", option)]
     refuse(shell, "run", target, "--workers", "1", *settings, status=1, message=message)

@@ -298,7 +298,7 @@ def test_the_embedded_server_serves_without_any_setting(shell: Shell, tmp_path: 
 
 
 def test_ctrl_c_while_workers_start_ends_the_command_and_writes_nothing(shell: Shell, look: Look) -> None:
-    (shell.folder / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    (shell.folder / "slow.py").write_text("import time\ntime.sleep(600)\nobjective = None\n")
     process = shell.start("run", "slow.py:objective", "--workers", "2")
     eventually(lambda: len(worker_pids(process)) == 2)
     workers = worker_pids(process)

@@ -16,6 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from studies.errors import ObjectiveError, SpecError, SpecMismatch
 from studies.params import read_params
+from studies.script import Script
 from studies.space import observed_space
 from studies.spec import BudgetSpec, StudySpec, parse_seconds
 from studies.target import override, preset_names, read_target, take_script
@@ -431,3 +432,42 @@ def test_parameters_are_read_against_what_trials_had() -> None:
     for text in ("c=1", "n=7", "n=1.5", "x=0.3", "y=1"):
         with pytest.raises(SpecError, match=r"should be|no parameter 'y' is known; known: c, n, x"):
             read_params([text], space)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def objective(trial): 1 / 0", None),
+        ("class Net:\n    def __call__(self, trial): ...\nobjective = Net()", None),
+        ("import sys\nif sys.argv:\n    from lab import objective", None),
+        ("from lab import *", None),
+        ("def __getattr__(name): ...", None),
+        ("globals()['objec' + 'tive'] = print", None),
+        ("def make():\n    global objective\n    def objective(trial): ...", None),
+        ("import os\ndef objetive(trial): ...", "train.py has no 'objective'; did you mean 'objetive'?"),
+        ("import objectives\ndef f(objective): objective = 1", "train.py has no 'objective'; known: f"),
+        ("x = '\\d'\n", "train.py has no 'objective'; known: x"),
+        ("def f():\n    return (", "train.py, line 2: '(' was never closed; correct the file, then try again"),
+        ("x = '\0'", "train.py: source code string cannot contain null bytes; correct"),
+    ],
+)
+def test_a_script_is_looked_at_before_it_is_run(tmp_path: Path, source: str, message: str | None) -> None:
+    (tmp_path / "train.py").write_text(source)
+    data = read_target(f"{tmp_path}/train.py:objective")
+    if message is None:
+        script = take_script(data)
+        assert isinstance(script, Script)
+        return
+    with pytest.raises(ObjectiveError) as caught:
+        take_script(data)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_target_without_its_file_or_callable_says_what_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("def fit(trial): ...")
+    for given, meant in (("train", "train.py:fit"), ("train.py", "train.py:fit"), ("train.other", "train.py:other")):
+        with pytest.raises(SpecError, match=f"did you mean '{meant}'"):
+            read_target(given)
