@@ -35,7 +35,7 @@ END_WORDS: Final = {
 # What lets a study go on; `resume` undoes every other reason.
 _EXTENSIONS: Final = {
     "complete": "--trials +1",
-    "failures": "--max-failures N",
+    "failures": "--max-failures +10",
     "timeout": "--timeout TIME",
     "target": "--target VALUE",
 }

@@ -31,7 +31,7 @@ def import_module(name: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise ObjectiveError(
                 f"no module {error.name!r} for objective {name!r}; install it here, "
-                f"or name a file: path/to/file.py:callable"
+                "or start in the folder that holds it"
             ) from None
         raise _import_failure(name, error) from error
     except (Exception, SystemExit) as error:
@@ -61,6 +61,11 @@ def import_file(file: Path, sha256: str | None = None) -> ModuleType:
         exec(loader.source_to_code(source, file), module.__dict__)  # what was hashed, and no bytecode of before
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
+        if isinstance(error, ImportError) and "no known parent package" in str(error):
+            raise ObjectiveError(
+                f"objective {str(file)!r} is part of a package: {described(error)}; name it by its module, "
+                f"in the folder that holds the package: {_name_in_package(file)}:callable"
+            ) from error
         raise _import_failure(str(file), error) from error
     return module
 
@@ -72,6 +77,15 @@ def _module_name(file: Path) -> str:
         if found is None or os.path.realpath(found.origin or "") == str(file):
             return file.stem
     return f"{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
+
+
+def _name_in_package(file: Path) -> str:
+    """The name by which a file's package imports it: ``lab.nets`` for ``…/lab/nets.py``."""
+    parts = [file.stem]
+    while (file := file.parent / "__init__.py").is_file():
+        file = file.parent
+        parts.append(file.name)
+    return ".".join(reversed(parts))
 
 
 def _import_failure(name: str, error: BaseException) -> ObjectiveError:

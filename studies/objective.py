@@ -76,19 +76,19 @@ def work_command(study: str, path: str | None, store: str | None, *, at: str | N
     words = ["work", study]
     if path and script.lies_anywhere(path):
         words += ["--objective", at or script.found_as(path)]
-    elif path and not _is_free(path):
-        words += ["--allow", path]
+    elif path:
+        words += way_to_allow(path)
     if store not in (None, "postgresql"):
         words += ["--allow", f"{PERMISSION}{store}"]
     return command(*words)
 
 
-def _is_free(path: str) -> bool:
-    """Whether no operator needs to allow ``path``, or could: `work` says what is wrong with it."""
+def way_to_allow(path: str) -> list[str]:
+    """The words that allow ``path``; none where no operator needs to, or could: `work` says what is wrong with it."""
     try:
-        return is_allowed(path, ())
+        return [] if is_allowed(path, ()) else ["--allow", path]
     except ObjectiveError:
-        return True
+        return []
 
 
 def build(

@@ -140,8 +140,8 @@ def find(
     if script and sha256 not in (None, script.sha256) and not allow_changed:
         raise ObjectiveError(
             f"study {study!r} was made with {Path(file).name} of SHA-256 {short(str(sha256))}, and {script.file} has "
-            f"{short(script.sha256)}: bring the same file here, or go on all the same with --allow-changed, which "
-            "each trial records"
+            f"{short(script.sha256)}: bring the same file here, or add --allow-changed, which each trial "
+            "records"
         )
     return script
 

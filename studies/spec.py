@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from studies.checkpoints import validate_location
 from studies.errors import SpecError, SpecMismatch, command, nearest
+from studies.objective import work_command
 from studies.script import is_script, short
 from studies.space import Parameter, check_conditions, suggestion_order
 from studies.text import counted
@@ -256,12 +257,17 @@ class StudySpec(Section):
         """The hash of :attr:`identity`, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
-    def require_same(self, given: StudySpec, budget: BudgetSpec) -> None:
+    def require_same(self, given: StudySpec, budget: BudgetSpec, *, finished: int = 0) -> None:
         """Raise :exc:`SpecMismatch`, showing the difference, unless ``given`` is this, the stored, study.
 
         The order of the space counts as little as the order of keys in a file. The budget may be as it
         was when the study was created, so that the same command goes on after ``studyhall extend``, or
         ``budget``, as it stands now. What a spec does not say of the budget and the direction is the study's.
+
+        Args:
+            given: what is to be run.
+            budget: of the study, as it stands now.
+            finished: how many of its trials have; the first one settles the direction.
         """
         said = {key: getattr(given.budget, key) for key in given.budget.model_fields_set}
         is_as_created = self.budget.model_copy(update=said) == self.budget
@@ -275,10 +281,13 @@ class StudySpec(Section):
             accepted["objective"] = self.objective.model_copy(update=known)
         stored = self.model_copy(update=accepted)
         differences = dict(_differences(stored.model_dump(mode="json"), given.model_dump(mode="json")))
+        if "objective.path" in differences:
+            differences.pop("objective.sha256", None)  # of course
         if differences:
             shown = list(differences.values())
             more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
-            way_out = "give this one another --name"
+            work = work_command(self.name, self.objective.path, self.checkpoints.store)
+            way_out = f"work on it as it is with: {work}; or give this one another --name"
             if all(key.startswith("budget.") for key in differences):
                 changes = [
                     word
@@ -286,14 +295,20 @@ class StudySpec(Section):
                     for word in (f"--{key.removeprefix('budget.').replace('_', '-')}", _value_at(given, key))
                 ]
                 way_out = f"change it with: {command('extend', self.name, *changes)}"
-            if set(differences) <= {"direction", "directions"} and len(given.all_directions) == len(
-                self.all_directions
-            ):
+                if given.budget.trials < finished:
+                    way_out = (
+                        f"{counted(finished, 'trial')} finished already: give no fewer, or this one another --name"
+                    )
+            is_direction = set(differences) <= {"direction", "directions"}
+            if is_direction and not finished and len(given.all_directions) == len(self.all_directions):
                 words = [word for direction in given.all_directions for word in ("--direction", direction)]
                 change = command("extend", self.name, *words)
-                way_out = f"while no trial has finished, change it with: {change}; else {way_out}"
+                way_out = f"as no trial has finished, change it with: {change}"
             if set(differences) == {"objective.sha256"}:
-                way_out += ", or go on all the same with: run or work --allow-changed, which each trial records"
+                way_out = (
+                    f"run this one all the same, which each trial records, with: {work} --allow-changed; "
+                    "or give it another --name"
+                )
             if all(key.startswith("notify.") for key in differences):
                 way_out = "leave it out, and tell this command alone with --notify URL"
             raise SpecMismatch(f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}")
@@ -394,7 +409,9 @@ def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, 
         elif stored == given:
             yield key, f"{key} is another one at {_show(stored)}"
         else:
-            yield key, f"{key} is {_show(stored)}, not {_show(given)}"
+            is_default = key == "direction" and stored is None
+            was = '"minimize" (the default)' if is_default else _show(stored)
+            yield key, f"{key} is {was}, not {_show(given)}"
 
 
 def _value_at(spec: StudySpec, key: str) -> str:

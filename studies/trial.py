@@ -231,7 +231,8 @@ def as_values(returned: Any, count: int) -> list[float] | str:
     values = list(returned) if is_many else [returned]
     if len(values) != count:
         return (
-            f"the objective returned {counted(len(values), 'value')}, and the study has {counted(count, 'direction')}"
+            f"the objective returned {counted(len(values), 'value')}, and the study has {counted(count, 'direction')}; "
+            "return one value for each, or run it anew with another --name and a --direction for each value"
         )
     numbers = []
     for value in values:
@@ -240,7 +241,7 @@ def as_values(returned: Any, count: int) -> list[float] | str:
                 raise TypeError
             numbers.append(float(value))
         except Exception:  # of an object's own __float__, as a tensor's of several elements
-            return f"the objective returned {_shown(value)}, which is not a number"
+            return f"the objective returned {_shown(value)}, which is not a number; return one, such as loss.item()"
         if math.isnan(numbers[-1]):
             return "the objective returned nan"
     return numbers

@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, common_options, counted, direction_option, goal, say, study_argument, time_value
-from studies.cli.look import status_line
+from studies.cli.common import (
+    Common,
+    common_options,
+    counted,
+    direction_option,
+    goal,
+    say,
+    study_argument,
+    time_value,
+    who_goes_on,
+)
+from studies.cli.look import budget_line, status_line
 from studies.errors import CheckpointError, StudyBusy, StudyhallError, command
 
 if TYPE_CHECKING:
     from studies.spec import Direction
-    from studies.storage.postgres import StudyRecord
+    from studies.storage.postgres import PostgresStorage, StudyRecord
 
 
 def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[bool, int] | None:
@@ -30,7 +40,7 @@ def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
 @click.option("--trials", metavar="N|+N", callback=_count, help="So many trials, or so many more.")
 @click.option("--timeout", metavar="TIME", callback=time_value, help="Time in which trials may begin: 90s, 30m, 2h.")
 @click.option("--target", type=float, help="Stop when a trial reaches this value.")
-@click.option("--max-failures", type=click.IntRange(min=1), help="FAILed trials before the study stops.")
+@click.option("--max-failures", metavar="N|+N", callback=_count, help="FAILed trials before the study stops.")
 @direction_option("By itself, while no trial has finished and no worker is at work; once for each objective.")
 @common_options
 def extend(
@@ -39,7 +49,7 @@ def extend(
     trials: tuple[bool, int] | None,
     timeout: float | None,
     target: float | None,
-    max_failures: int | None,
+    max_failures: tuple[bool, int] | None,
     directions: tuple[Direction, ...],
 ) -> None:
     """Change a study's budget; workers obey with their next trial.
@@ -63,16 +73,34 @@ def extend(
             say(status_line(storage.status(record), record))
             return
         relative, count = trials or (False, None)
+        is_more, failures = max_failures or (False, None)
+        if is_more and failures and record.budget:
+            failures += record.budget.max_failures
         storage.extend(
             record,
             trials=None if relative else count,
             more_trials=count if relative and count else 0,
             timeout=timeout,
             target=target,
-            max_failures=max_failures,
+            max_failures=failures,
         )
-        record = storage.find_study(name)
-        say(status_line(storage.status(record), record))
+        _say_extended(storage, record)
+
+
+def _say_extended(storage: PostgresStorage, before: StudyRecord) -> None:
+    """Say what the budget of a study is now, what becomes of trials for which it is too small, and who goes on."""
+    record = storage.find_study(before.name)
+    now = storage.status(record)
+    assert before.budget is not None  # else it could not be extended
+    assert now.budget is not None
+    say(status_line(now, record))
+    say(budget_line(now.budget))
+    if now.budget.trials < before.budget.trials:
+        surplus = now.finished + now.trials["running"] + now.trials["waiting"] - now.budget.trials
+        none = f"; {counted(surplus, 'trial')} that ran or waited will wait until it grows again" if surplus > 0 else ""
+        say(f"that is smaller: {counted(now.budget.trials, 'trial')} instead of {before.budget.trials:,}{none}")
+    if now.ended is None and not now.paused:
+        say(f"study {record.name!r} goes on{who_goes_on(now, record)}")
 
 
 @click.command()
@@ -90,14 +118,15 @@ def delete(common: Common, name: str, yes: bool, force: bool) -> None:
                 f"study {name!r} has {counted(len(now.workers), 'worker')}, seen in the last two minutes; "
                 f"stop them, or delete it all the same with --force; see: {command('status', name)}"
             )
-        total = counted(sum(now.trials.values()), "trial")
+        trials = sum(now.trials.values())
+        total = f"its {counted(trials, 'trial')}" if trials else "no trials"
         count = len(now.workers)
         if not yes:
             under = f", while {counted(count, 'worker')} may run them" if count else ""
-            _confirm(f"Delete study {name!r} with its {total}{under}?")
+            _confirm(f"Delete study {name!r} with {total}{under}?")
         storage.delete(record)
     losers = "its worker drops its trial" if count == 1 else f"its {count} workers drop their trials"
-    say(f"deleted study {name!r} with its {total}{f'; {losers} at the next step' if count else ''}")
+    say(f"deleted study {name!r} with {total}{f'; {losers} at the next step' if count else ''}")
     _delete_checkpoints(record)
 
 

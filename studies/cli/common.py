@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from studies.script import Script
     from studies.spec import StudySpec
     from studies.storage.database import Database
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
 
 #: Seconds between two words about a database that is away.
 REMIND = 30.0
@@ -323,12 +324,14 @@ def require_runnable(record: StudyRecord, allow: tuple[str, ...], data_dir: Path
     return record.spec
 
 
-def goal(spec: StudySpec, *, is_new: bool) -> str:
-    """What a study minimizes and maximizes; where that is assumed for a new one, how to change it."""
+def goal(spec: StudySpec, *, is_new: bool, runs: bool = False) -> str:
+    """What a study minimizes and maximizes; where that is assumed for a new one, how to change it: not while the
+    command ``runs`` it."""
     if spec.says_direction or not is_new:
         return f"it {spec.goal}"
     change = command("extend", spec.name, "--direction", "maximize")
-    return f"it {spec.goal}, as no direction was given; before a trial has finished, change that with: {change}"
+    way = "interrupt this command, then: " if runs else "change that with: "
+    return f"it {spec.goal}, as no direction was given; before a trial has finished, {way}{change}"
 
 
 def find_scripts(
@@ -349,11 +352,25 @@ def find_scripts(
                 found[record.name] = script
     for script in scripts:
         if script not in found.values():
-            known = ", ".join(f"{record.name!r} runs {record.spec.objective.path}" for record in records if record.spec)
-            raise ObjectiveError(
-                f"--objective {script.shown} is another one: study {known}; leave it out, or give that"
-            )
+            known = "; ".join(_own_objective(record, script) for record in records if record.spec)
+            raise ObjectiveError(f"--objective {script.shown} belongs to no study named here: {known}")
     return found
+
+
+def _own_objective(record: StudyRecord, given: Script) -> str:
+    """What a study runs instead of the script that was ``given``, and the option that lets it."""
+    from studies.objective import way_to_allow
+    from studies.script import found_as, is_script
+
+    assert record.spec is not None  # as of every study that workers can run
+    path = record.spec.objective.path
+    if not is_script(path):
+        allow = shlex.join(way_to_allow(path))
+        instead = f"give {allow} instead" if allow else "leave --objective out"
+        return f"{record.name!r} runs {path}, imported by its name: {instead}"
+    file, _, attribute = path.rpartition(":")
+    at = f"{given.shown.rpartition(':')[0]}:{attribute}" if given.file.name == Path(file).name else found_as(path)
+    return f"{record.name!r} runs {path}: give --objective {shlex.quote(at)}"
 
 
 def way_to_work(record: StudyRecord) -> str:
@@ -362,6 +379,11 @@ def way_to_work(record: StudyRecord) -> str:
 
     spec = record.spec
     return f"; run it with: {work_command(record.name, spec.objective.path, spec.checkpoints.store)}" if spec else ""
+
+
+def who_goes_on(now: Status, record: StudyRecord) -> str:
+    """The end of a line about a study that goes on: who works on it, else how to run it."""
+    return f"; {counted(len(now.workers), 'worker')} seen" if now.workers else way_to_work(record)
 
 
 def report_error(error: Exception) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from studies import control
-from studies.cli.common import Common, F, common_options, complete_trials, counted, say, study_argument, way_to_work
+from studies.cli.common import Common, F, common_options, complete_trials, counted, say, study_argument, who_goes_on
 from studies.cli.formats import readable
 from studies.cli.look import status_line
 from studies.errors import command
@@ -60,8 +60,8 @@ def resume(common: Common, name: str) -> None:
     if now.ended:
         say(f"{status_line(now, record)}; go on with: {control.way_on(name, now.ended)}")
         return
-    workers = f"; {counted(len(now.workers), 'worker')} seen" if now.workers else way_to_work(record)
-    say(f"study {name!r} {'goes on' if is_new else 'is neither paused nor stopped'}{workers}")
+    how = "goes on" if is_new else "is neither paused nor stopped"
+    say(f"study {name!r} {how}{who_goes_on(now, record)}")
 
 
 @click.command()

@@ -39,6 +39,7 @@ def url(common: Common) -> None:
         echo(StorageURL.parse(common.storage_url).sqlalchemy)
         return
     echo(EmbeddedServer(home()).keep().sqlalchemy)
+    say("this address is a socket on this machine; other machines need a PostgreSQL server, by --storage")
     say("the embedded server stays running; stop it with: studyhall db stop")
 
 

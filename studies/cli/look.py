@@ -44,6 +44,7 @@ from studies.values import finite
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from studies.spec import BudgetSpec
     from studies.storage.postgres import Attempt, PostgresStorage, Status, StudyRecord
 
 
@@ -118,6 +119,8 @@ def status(common: Common, name: str, kind: str) -> None:
         echo_data(to_json(data))
         return
     echo(status_line(now, record))
+    if now.budget:
+        echo(budget_line(now.budget))
     if now.best:
         echo(f"best: {number(now.best.value)} in trial {now.best.number} ({command('best', name)})")
     if now.workers:
@@ -135,9 +138,9 @@ def status(common: Common, name: str, kind: str) -> None:
 
 def status_line(now: Status, record: StudyRecord, seconds: float | None = None) -> str:
     """The state of a study in one line; with the seconds that a command took to bring it there."""
-    of = f" of {now.budget.trials}" if now.budget else ""
+    of = f" of {now.budget.trials:,}" if now.budget else ""
     counts = ", ".join(
-        f"{now.trials[key]} {'failed' if key == 'fail' else key}"
+        f"{now.trials[key]:,} {'failed' if key == 'fail' else key}"
         for key in ("complete", "pruned", "running", "waiting", "fail")
         if now.trials[key] or key == "complete"
     )
@@ -150,7 +153,17 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
         halted, took = f"{halted} after {duration(seconds or 0)}", ""
     if halted and now.ended in (None, BY_HAND):
         halted += f"; go on with: {command('resume', record.name)}"
-    return f"{record.name}: {now.finished}{of} trials done ({counts}){took}{halted}"
+    return f"{record.name}: {now.finished:,}{of} trials done ({counts}){took}{halted}"
+
+
+def budget_line(budget: BudgetSpec) -> str:
+    """What ends a study, in one line."""
+    limits = [counted(budget.trials, "trial"), counted(budget.max_failures, "failure")]
+    if budget.timeout is not None:
+        limits.append(f"{duration(budget.timeout)} from the first trial")
+    if budget.target is not None:
+        limits.append(f"a value of {number(budget.target)}")
+    return f"budget: {', or '.join(limits)}"
 
 
 @click.command()

@@ -83,7 +83,7 @@ class Progress:
             finished, at = self._printed.get(record.name, (-1, 0.0))
             if now.finished and now.finished != finished and time.monotonic() - at > PLAIN_EVERY:
                 self._printed[record.name] = (now.finished, time.monotonic())
-                say(f"{record.name}: {now.finished}{_of(now)} trials done, {self._facts(now)}")
+                say(f"{record.name}: {now.finished:,}{_of(now)} trials done, {self._facts(now)}")
 
     def _picture(self, now: Status, record: StudyRecord) -> Group:
         total = now.budget.trials if now.budget else None
@@ -94,7 +94,7 @@ class Progress:
         line.add_row(
             Text(printable(record.name), "bold"),
             ProgressBar(total=total, completed=now.finished, width=max(10, min(40, self._console.width - 45))),
-            Text(f"{now.finished}{_of(now)} trials"),
+            Text(f"{now.finished:,}{_of(now)} trials"),
         )
         return Group(line, Text(f"  {printable(self._facts(now))}", overflow="ellipsis", no_wrap=True))
 
@@ -122,4 +122,4 @@ class Progress:
 
 
 def _of(now: Status) -> str:
-    return f" of {now.budget.trials}" if now.budget else ""
+    return f" of {now.budget.trials:,}" if now.budget else ""

@@ -37,7 +37,7 @@ from studies.cli.common import (
 from studies.cli.formats import best_lines, echo
 from studies.cli.look import status_line
 from studies.cli.mirror import Mirroring, checked, tracking_option
-from studies.control import END_WORDS
+from studies.control import BY_HAND, END_WORDS, way_on
 from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
 
 if TYPE_CHECKING:
@@ -169,7 +169,13 @@ def run(
             if allow_changed:
                 spec = spec.with_script_of(record.spec)
             storage.require_same(record, spec)
-            if storage.status(record).ended:
+            ended = storage.status(record).ended
+            if ended == BY_HAND:
+                raise StudyhallError(
+                    f"study {record.name!r} was stopped by hand, and no trial is run; "
+                    f"go on with: {command('resume', record.name)}, then the same command"
+                )
+            if ended:
                 _conclude(storage, record, None)
                 return
 
@@ -204,20 +210,24 @@ def create(
     `studyhall work NAME` joins.
     """
     from studies.objective import work_command
+    from studies.storage.url import LEGAL
 
     spec, script = _read_spec(target, name, trials, directions, settings)
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
-    of = counted((record.budget or spec.budget).trials, "trial")
-    state = (
-        f"created study {record.name!r} of {of}" if created else f"study {record.name!r} exists with this spec: {of}"
-    )
-    say(f"{state}; {goal(record.spec or spec, is_new=created)}")
-    _say_grid(spec)
-    at = script.shown if script else None
-    say(f"run it with: {work_command(record.name, spec.objective.path, spec.checkpoints.store, at=at)}")
-    if script:
-        say(f"and on another machine with the path of its own copy of {script.file.name}")
+        of = counted((record.budget or spec.budget).trials, "trial")
+        state = f"created study {record.name!r}" if created else f"study {record.name!r} already exists with this spec"
+        say(f"{state}: {of}; {goal(record.spec or spec, is_new=created)}")
+        _say_grid(spec)
+        at = script.shown if script else None
+        say(f"run it with: {work_command(record.name, spec.objective.path, spec.checkpoints.store, at=at)}")
+        if storage.server:
+            say(
+                f"{storage.where} serves this machine alone; for workers on others, create the study in a PostgreSQL "
+                f"server that all of them reach: --storage {LEGAL}"
+            )
+        elif script:
+            say(f"on another machine, give the path of its own copy of {script.file.name}")
 
 
 @click.command()
@@ -376,7 +386,7 @@ def _run_workers(
             record, created = storage.create_study(spec)
             records.append(record)
             how = f"{'begins' if created else 'goes on'}: {counted(supervisor.alive, 'worker')}"
-            say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=created)}")
+            say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=created, runs=True)}")
             if created:
                 _say_grid(spec)
         names = tuple(record.name for record in records)
@@ -390,7 +400,7 @@ def _run_workers(
             _watch(storage, supervisor, records, progress, interrupts, mirrorings)
     if interrupts.count:
         for record in records:
-            say(f"interrupted: {_last_line(storage, record)}; go on with the same command")
+            say(f"interrupted: {_last_line(storage, record)}")
         raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
     if until_idle is not None:
         say(f"no trial for {duration(until_idle)}: the workers ended")
@@ -441,10 +451,18 @@ def _require_checkpoints(spec: StudySpec) -> None:
 
 
 def _last_line(storage: PostgresStorage, record: StudyRecord) -> str:
+    """Where a study stands whose run was interrupted, and how it goes on."""
     try:
-        return status_line(storage.status(record), record)
+        now = storage.status(record)
     except StorageUnreachable:
-        return f"{record.name}: the database is away; results that it has not got are kept on this machine"
+        return (
+            f"{record.name}: the database is unreachable; results that it has not got are kept on this machine; "
+            "go on with the same command"
+        )
+    line = status_line(now, record)
+    if now.ended not in (None, BY_HAND):
+        return line
+    return f"{line}, then the same command" if now.ended or now.paused else f"{line}; go on with the same command"
 
 
 def _conclude_all(
@@ -477,12 +495,18 @@ def _conclude(
         say()
         say(f"it has several objectives, so no best trial; next: {command('best', record.name)}")
     if now.ended == "failures":
-        failed = [trial for trial in storage.trials(record) if "error" in trial.user_attrs]
-        last = f", the last ({failed[-1].number}) with: {failed[-1].user_attrs['error']}" if failed else ""
+        failed = [
+            (trial.number, trial.user_attrs["error"])
+            for trial in storage.trials(record)
+            if trial.state.name == "FAIL" and trial.user_attrs.get("error", "cancelled") != "cancelled"
+        ]
+        last = "".join(
+            f", the last ({number}) with: {error}; see: {command('show', record.name, number)}"
+            for number, error in failed[-1:]
+        )
         raise StudyhallError(
             f"study {record.name!r} stopped: {counted(now.trials['fail'], 'trial')} failed{last}; "
-            f"see: {command('show', record.name)} NUMBER; "
-            f"go on with: {command('extend', record.name)} --max-failures N"
+            f"go on with: {way_on(record.name, now.ended)}"
         )
     if must_be_over and (now.ended not in END_WORDS or now.ended == "deleted"):
         raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")

@@ -143,7 +143,7 @@ def trials(
             rows = list(chain.from_iterable(pages))
             _print_table(rows, chosen, objectives)
             if not rows and states:
-                say(f"no trial of study {name!r} is {' or '.join(states)}; see: {command('status', name)}")
+                say(f"study {name!r} has no trial in the state {' or '.join(states)}; see: {command('status', name)}")
             elif not rows:
                 say(f"study {name!r} has no trials yet{way_to_work(record)}")
 

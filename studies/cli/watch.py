@@ -86,7 +86,7 @@ def _say_next(seen: Overview) -> None:
     assert now.ended is not None  # else it is still watched
     look = command("best", now.study) if now.best else command("trials", now.study)
     if now.ended == "failures":
-        look = f"{command('show', now.study)} NUMBER"
+        look = command("trials", now.study, "--state", "fail")
     say(f"next: {look}; go on with: {way_on(now.study, now.ended)}")
 
 

@@ -264,7 +264,9 @@ class PostgresStorage(OptunaContract):
             raise SpecMismatch(
                 f"study {record.name!r} exists and was not made by studyhall; give this one another --name"
             )
-        record.spec.require_same(spec, record.budget or record.spec.budget)
+        (counts,) = self.database.rows("status", study_id=record.study_id)
+        finished = counts["complete"] + counts["pruned"]
+        record.spec.require_same(spec, record.budget or record.spec.budget, finished=finished)
 
     def find_study(self, name: str) -> StudyRecord:
         """The study ``name``; raises :exc:`StudyNotFound` with the nearest names."""
@@ -500,13 +502,14 @@ class PostgresStorage(OptunaContract):
         )[0]
         if now["finished"]:
             raise SpecError(
-                f"study {record.name!r} {record.spec.goal}, by which {now['finished']} of its trials ended already; "
-                "run it anew with another --name"
+                f"study {record.name!r} {record.spec.goal}, and by that {counted(now['finished'], 'trial')} finished "
+                "already; run it anew with another --name"
             )
         if now["running"] or now["workers"]:
             raise StudyBusy(
-                f"study {record.name!r} is worked on (workers seen in two minutes: {now['workers']}, running trials: "
-                f"{now['running']}); end that first: {command('stop', record.name)}"
+                f"study {record.name!r} has {counted(now['workers'], 'worker')} (seen in the last two minutes) and "
+                f"{counted(now['running'], 'running trial')}, which began with its direction; "
+                f"end them first: {command('stop', record.name)}"
             )
         self._studies.pop(record.study_id, None)
 

@@ -179,10 +179,8 @@ def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed
     assert storage.status(storage.find_study("s")).ended == "by hand"
     assert say(shell, "stop", "s") == "study 's' is stopped already; go on with: studyhall resume s"
 
-    again = shell.run(*RUN)
-    assert again.returncode == 0
-    assert "stopped by hand; go on with: studyhall resume s" in again.stderr
-    assert "begins" not in again.stderr
+    resume = "go on with: studyhall resume s, then the same command"
+    refuse(shell, *RUN, status=1, message=f"study 's' was stopped by hand, and no trial is run; {resume}")
     work = "studyhall work s --objective script.py:objective"
     assert say(shell, "resume", "s") == f"study 's' goes on; run it with: {work}"
     done = shell.run(*RUN)
@@ -195,8 +193,19 @@ def test_a_stopped_study_goes_on_when_extended(shell: Shell, look: Look) -> None
     say(shell, "pause", "s")
     say(shell, "stop", "s")
     assert "paused" not in shell.data("status", "s")
-    assert "9 trials done (0 complete); paused; go on with" in say(shell, "extend", "s", "--trials", "9")
+    said = say(shell, "extend", "s", "--trials", "9", "--timeout", "2h", "--target", "0.5", "--max-failures", "+5")
+    budget = "budget: 9 trials, or 15 failures, or 2:00:00 from the first trial, or a value of 0.5"
+    assert said.splitlines()[1:] == [budget]
+    assert "9 trials done (0 complete); paused; go on with" in said
     say(shell, "resume", "s")
+    assert budget in shell.data("status", "s").splitlines()
+    say(shell, "enqueue", "s", "x=1")
+    say(shell, "enqueue", "s", "x=2")
+    smaller, on = say(shell, "extend", "s", "--trials", "1").splitlines()[2:]
+    assert smaller == (
+        "that is smaller: 1 trial instead of 9; 1 trial that ran or waited will wait until it grows again"
+    )
+    assert on == "study 's' goes on; run it with: studyhall work s --objective script.py:objective"
     now = look().status(look().find_study("s"))
     assert (now.paused, now.ended) == (False, None)
 
@@ -339,7 +348,7 @@ def test_a_failed_trial_is_retried_by_optunas_conventions(shell: Shell, look: Lo
     storage = look()
     refuse(
         shell, "retry", "s", "0", status=1,
-        message="has ended: stopped after too many failed trials; go on with: studyhall extend s --max-failures N",
+        message="has ended: stopped after too many failed trials; go on with: studyhall extend s --max-failures +10",
     )  # fmt: skip
     say(shell, "extend", "s", "--max-failures", "2")
     assert say(shell, "retry", "s", "0") == "trial 1 of study 's' waits for a worker, with the parameters of trial 0"
@@ -375,7 +384,7 @@ def test_deleting_a_study_deletes_its_checkpoints_wherever_they_lie(shell: Shell
     stores = [open_store(str(folder), str(record.uid)) for record in records]
     for store in stores:
         store.write("0/1-1", b"weights")
-    assert say(shell, "delete", "doomed", "--yes") == "deleted study 'doomed' with its 0 trials"
+    assert say(shell, "delete", "doomed", "--yes") == "deleted study 'doomed' with no trials"
     assert [store.names() for store in stores] == [[], ["0/1-1"]]
     assert [entry.name for entry in folder.iterdir()] == [records[1].uid]
     look().register_worker(records[1:], worker_id="w", host="host", pid=1, device="cpu")
@@ -383,7 +392,7 @@ def test_deleting_a_study_deletes_its_checkpoints_wherever_they_lie(shell: Shell
         shell, "delete", "kept", "--yes", status=1, message="study 'kept' has 1 worker, seen in the last two minutes"
     )
     told = say(shell, "delete", "kept", "--yes", "--force")
-    assert told == "deleted study 'kept' with its 0 trials; its worker drops its trial at the next step"
+    assert told == "deleted study 'kept' with no trials; its worker drops its trial at the next step"
 
 
 def test_checkpoints_that_cannot_be_deleted_are_named_and_the_study_is_gone(shell: Shell, look: Look) -> None:
@@ -391,7 +400,7 @@ def test_checkpoints_that_cannot_be_deleted_are_named_and_the_study_is_gone(shel
     spec = StudySpec.from_dict({**SPEC, "checkpoints": {"store": str(nowhere)}})
     record, _ = look().create_study(spec)
     deleted, warning = say(shell, "delete", "s", "--yes").splitlines()
-    assert deleted == "deleted study 's' with its 0 trials"
+    assert deleted == "deleted study 's' with no trials"
     assert warning.startswith(f"warning: its checkpoints are left in {nowhere}, under {record.uid}: ")
     assert look().list_studies() == []
 
@@ -484,10 +493,13 @@ def test_a_parameter_that_is_not_legal(steered: Shell, given: list[str], message
         ("resume spent", "study 'spent' has ended: the budget is spent"),
         ("enqueue spent lr=1e-3", "study 'spent' has ended: the budget is spent"),
         ("cancel spent 0", "trial 0 of study 'spent' is complete"),
-        ("pause failed", "stopped after too many failed trials; go on with: studyhall extend failed --max-failures N"),
+        (
+            "pause failed",
+            "stopped after too many failed trials; go on with: studyhall extend failed --max-failures +10",
+        ),
         (
             "retry failed 0",
-            "stopped after too many failed trials; go on with: studyhall extend failed --max-failures N",
+            "stopped after too many failed trials; go on with: studyhall extend failed --max-failures +10",
         ),
         ("resume reached", "the target is reached; go on with: studyhall extend reached --target VALUE"),
         ("stop late", "stopped: time limit reached; go on with: studyhall extend late --timeout TIME"),

@@ -122,11 +122,13 @@ def test_the_direction_is_said_and_can_be_given_and_changed(shell: Shell) -> Non
     # The same command goes on, whatever was assumed; one that says otherwise does not.
     command = ("run", "script.py:objective", "--name", "s", "--trials", "1", "--workers", "1")
     refused = say(shell, *command, "--direction", "minimize", status=1)
-    assert 'direction is "maximize", not "minimize"; while no trial has finished, change it with: ' in refused
+    assert 'direction is "maximize", not "minimize"; as no trial has finished, change it with: ' in refused
     assert say(shell, *command).splitlines()[0] == "study 's' goes on: 1 worker; it maximizes value"
     assert re.match(r"best of s: trial 0 with value = \S+ \(maximized\)\n", shell.data("best", "s"))
     refused = say(shell, "extend", "s", "--direction", "minimize", status=2)
-    assert "study 's' maximizes value, by which 1 of its trials ended already; run it anew with another" in refused
+    assert "study 's' maximizes value, and by that 1 trial finished already; run it anew with another" in refused
+    refused = say(shell, *command, "--direction", "minimize", status=1)
+    assert 'not "minimize"; work on it as it is with: studyhall work s --objective script.py:objective; or' in refused
     assert "has 1 objective, not 2: give --direction once" in say(
         shell, "extend", "s", *("--direction", "minimize") * 2, status=2
     )
@@ -166,7 +168,8 @@ def test_a_function_goes_from_one_machine_to_another_and_back(shell: Shell, ther
     run = ("run", f"{copies}/train.py:fit", "--name", "lab", "--trials", "3", "--workers", "1")
     refused = say(there, *run, status=1)
     assert re.search(
-        r"its script has changed: SHA-256 \w{12}… then, \w{12}… now; give this one another --name", refused
+        r"its script has changed: SHA-256 \w{12}… then, \w{12}… now; run this one all the same, .* --allow-changed;",
+        refused,
     )
     say(there, *run, "--allow-changed")
     for command, is_told in ((("show", "lab", "2"), True), (("show", "lab", "1"), False)):
@@ -174,7 +177,7 @@ def test_a_function_goes_from_one_machine_to_another_and_back(shell: Shell, ther
     assert [trial.state.name for trial in look().trials(look().find_study("lab"))] == ["COMPLETE"] * 3
 
     for wrong, message in (
-        ("train.py:Net", "is another one: study 'lab' runs train.py:fit; leave it out, or give that"),
+        ("train.py:Net", "belongs to no study named here: 'lab' runs train.py:fit: give --objective train.py:fit"),
         ("nowhere.py:fit", "no file 'nowhere.py' for the objective"),
     ):
         assert message in say(shell, "work", "lab", "--objective", wrong, status=1)

@@ -209,7 +209,7 @@ def test_failing_trials_end_the_study_with_the_last_error(shell: Shell) -> None:
     assert last.startswith(
         "error: study 'script-failing' stopped: 2 trials failed, the last (1) with: RuntimeError: no luck"
     )
-    assert "studyhall extend script-failing --max-failures N" in last
+    assert "studyhall extend script-failing --max-failures +10" in last
     shown = shell.data("show", "script-failing", "1")
     assert 'raise RuntimeError("no luck today")' in shown
 

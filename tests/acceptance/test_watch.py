@@ -209,7 +209,7 @@ def test_what_is_paused_or_fails_is_shown(shell: Shell, look: Look) -> None:
     left = "\n".join(terminal.left)
     assert left.startswith("study  stopped after too many failed trials")
     assert "failed  2 × ValueError: none either" in left
-    assert "next: studyhall show study NUMBER; go on with: studyhall extend study --max-failures N" in left
+    assert "next: studyhall trials study --state fail; go on with: studyhall extend study --max-failures +10" in left
     assert "\x1b[2J" not in terminal.text
 
 

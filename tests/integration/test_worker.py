@@ -149,9 +149,13 @@ def test_an_objective_that_raises_fails_its_trial_with_the_traceback_and_the_wor
     ("returned", "reason"),
     [
         (float("nan"), "the objective returned nan"),
-        (None, "the objective returned None, which is not a number"),
-        ("text", "the objective returned 'text', which is not a number"),
-        ([1.0, 2.0], "the objective returned 2 values, and the study has 1 direction"),
+        (None, "the objective returned None, which is not a number; return one, such as loss.item()"),
+        ("text", "the objective returned 'text', which is not a number; return one, such as loss.item()"),
+        (
+            [1.0, 2.0],
+            "the objective returned 2 values, and the study has 1 direction; return one value for each, "
+            "or run it anew with another --name and a --direction for each value",
+        ),
     ],
 )
 def test_what_is_no_number_fails_the_trial_with_that_reason(

@@ -174,11 +174,13 @@ def test_what_an_objective_returns_is_numbers_or_a_reason() -> None:
     assert as_values(1, 1) == [1.0]
     assert as_values((1, 2.5), 2) == [1.0, 2.5]
     assert as_values(float("nan"), 1) == "the objective returned nan"
-    assert as_values(None, 1) == "the objective returned None, which is not a number"
-    assert as_values("x", 1) == "the objective returned 'x', which is not a number"
-    assert as_values("1.5", 1) == "the objective returned '1.5', which is not a number"
-    assert as_values(10**400, 1).startswith("the objective returned 1000")
-    assert as_values(10**5000, 1) == "the objective returned an object of type int, which is not a number"
-    assert as_values(np.ones(2), 1) == "the objective returned array([1., 1.]), which is not a number"
+    way_out = "which is not a number; return one, such as loss.item()"
+    shown = {"None": None, "'x'": "x", "'1.5'": "1.5", "an object of type int": 10**5000, "array([1., 1.])": np.ones(2)}
+    for name, value in shown.items():
+        assert as_values(value, 1) == f"the objective returned {name}, {way_out}"
+    assert str(as_values(10**400, 1)).startswith("the objective returned 1000")
     assert as_values(range(2), 2) == [0.0, 1.0]
-    assert as_values(1.0, 2) == "the objective returned 1 value, and the study has 2 directions"
+    assert as_values(1.0, 2) == (
+        "the objective returned 1 value, and the study has 2 directions; return one value for each, "
+        "or run it anew with another --name and a --direction for each value"
+    )

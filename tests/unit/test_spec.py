@@ -286,6 +286,8 @@ def test_a_budget_may_be_given_as_it_was_or_as_it_is_now() -> None:
         SpecMismatch, match=r"budget\.trials is 60, not 61; change it with: studyhall extend study --trials 61"
     ):
         stored.require_same(spec_with("budget.trials=61"), now)
+    with pytest.raises(SpecMismatch, match=r"budget\.trials is 60, not 6; 7 trials finished already: give no fewer"):
+        stored.require_same(spec_with("budget.trials=6"), now, finished=7)
 
 
 def test_a_spec_without_a_direction_takes_the_studys() -> None:
@@ -294,9 +296,13 @@ def test_a_spec_without_a_direction_takes_the_studys() -> None:
     stored.require_same(silent, stored.budget)
     silent.require_same(spec_with("direction=minimize"), stored.budget)
     assert (silent.goal, silent.says_direction) == ("minimizes value", False)
-    extend = "studyhall extend study --direction minimize"
-    with pytest.raises(SpecMismatch, match=f'direction is "maximize", not "minimize".* {extend}; else give'):
-        stored.require_same(spec_with("direction=minimize"), stored.budget)
+    for finished, way_out in (
+        (0, "change it with: studyhall extend .*ize$"),
+        (1, "work on it .* another --name$"),
+    ):
+        message = rf'direction is "minimize" \(the default\), not "maximize"; .*{way_out}'
+        with pytest.raises(SpecMismatch, match=message):
+            silent.require_same(stored, stored.budget, finished=finished)
 
 
 def scripted(path: str, sha256: str | None = None) -> StudySpec:
@@ -307,9 +313,18 @@ def test_a_script_is_the_same_by_its_name_and_content() -> None:
     stored, changed = scripted("train.py:f", "a" * 64), scripted("train.py:f", "b" * 64)
     stored.require_same(stored, stored.budget)
     for given, message in (
-        (changed, "its script has changed: SHA-256 aaaaaaaaaaaa… then, bbbbbbbbbbbb… now; give .* --allow-changed"),
-        (scripted("other.py:f", "a" * 64), 'objective.path is "train.py:f", not "other.py:f"; give this one another'),
-        (scripted("train.py:g", "a" * 64), 'objective.path is "train.py:f", not "train.py:g"; give this one another'),
+        (
+            changed,
+            "its script has changed: SHA-256 aaaaaaaaaaaa… then, bbbbbbbbbbbb… now; run this .* --allow-changed; or",
+        ),
+        (
+            scripted("other.py:f", "a" * 64),
+            'objective.path is "train.py:f", not "other.py:f"; work on it as it is with: ',
+        ),
+        (
+            scripted("train.py:g", "a" * 64),
+            'objective.path is "train.py:f", not "train.py:g"; work on it as it is with: ',
+        ),
     ):
         with pytest.raises(SpecMismatch, match=message):
             stored.require_same(given, stored.budget)
