@@ -400,7 +400,7 @@ def _run_workers(
             _watch(storage, supervisor, records, progress, interrupts, mirrorings)
     if interrupts.count:
         for record in records:
-            say(f"interrupted: {_last_line(storage, record)}")
+            say(f"interrupted: {last_line(storage, record)}")
         raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
     if until_idle is not None:
         say(f"no trial for {duration(until_idle)}: the workers ended")
@@ -450,7 +450,7 @@ def _require_checkpoints(spec: StudySpec) -> None:
         open_store(spec.checkpoints.store, str(uuid4())).check()
 
 
-def _last_line(storage: PostgresStorage, record: StudyRecord) -> str:
+def last_line(storage: PostgresStorage, record: StudyRecord) -> str:
     """Where a study stands whose run was interrupted, and how it goes on."""
     try:
         now = storage.status(record)

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec
 from studies.checkpoints import open_store
+from studies.cli.run import last_line
 from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
@@ -190,8 +191,13 @@ def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed
 
 def test_a_stopped_study_goes_on_when_extended(shell: Shell, look: Look) -> None:
     assert shell.run("create", *RUN[1:4], "--name", "s").returncode == 0
+    storage = look()
+    record = storage.find_study("s")
+    assert last_line(storage, record).endswith("(0 complete); go on with the same command")
     say(shell, "pause", "s")
+    assert last_line(storage, record).endswith("; paused; go on with: studyhall resume s, then the same command")
     say(shell, "stop", "s")
+    assert last_line(storage, record).endswith("by hand; go on with: studyhall resume s, then the same command")
     assert "paused" not in shell.data("status", "s")
     said = say(shell, "extend", "s", "--trials", "9", "--timeout", "2h", "--target", "0.5", "--max-failures", "+5")
     budget = "budget: 9 trials, or 15 failures, or 2:00:00 from the first trial, or a value of 0.5"

@@ -136,7 +136,7 @@ def test_a_shown_spec_makes_the_same_study_again(seen: Shell) -> None:
     (seen.folder / "again.toml").write_text(seen.data("show", "looks"))
     done = seen.run("create", "again.toml")
     assert done.returncode == 0, done.stderr
-    assert "study 'looks' exists with this spec: " in done.stderr
+    assert "study 'looks' already exists with this spec: " in done.stderr
 
 
 def test_a_shown_trial_has_its_parameters_and_its_curve(seen: Shell) -> None:
