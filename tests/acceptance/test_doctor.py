@@ -301,7 +301,7 @@ def test_trials_of_stock_optuna_that_run_for_long_may_be_dead(patient: Shell, lo
     storage.database.execute("update trials set datetime_start = datetime_start - interval '90 minutes'")
     findings = doctor(patient, status=0)["trials"]
     assert len(findings) == 6
-    assert findings[0]["what"].startswith("trial 0 of study 'a b' has run for 1:30:0")
+    assert findings[0]["what"].startswith("trial 0 of study 'a b' has run for 1:3")
     assert findings[0]["fix"] == "studyhall cancel 'a b' 0"
     assert findings[5]["what"].startswith("and 2 more like these")
 
