@@ -165,8 +165,8 @@ def test_a_printed_script_runs_as_printed(shell: Shell, study: str) -> None:
         "0",
         "--time",
         "5",
-        "--allow",
-        str(shell.folder / "long.py"),
+        "--objective",
+        f"{shell.folder / 'long.py'}:objective",
         "--lease",
         "10",
     ]
