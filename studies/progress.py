@@ -13,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from studies.errors import command
+from studies.storage import REMIND
 from studies.text import coloured, duration, number, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from studies.errors import StorageUnreachable
     from studies.storage.postgres import Status, StudyRecord
 
 #: Seconds between two plain lines.
@@ -39,6 +41,7 @@ class Progress:
         self._finished_before: dict[str, int] = {}  # by study, when this command began
         self._paused: set[str] = set()
         self._printed: dict[str, tuple[int, float]] = {}
+        self._reminded = 0.0
 
     def __enter__(self) -> Progress:
         self._began = time.monotonic()
@@ -64,8 +67,15 @@ class Progress:
         """As :meth:`print`, of what a worker writes, whose colours stay."""
         self._console.print(Text.from_ansi(coloured(line), style="dim"))
 
+    def unreachable(self, error: StorageUnreachable) -> None:
+        """Say that the database is waited for, and again now and then, until the next :meth:`update`."""
+        if time.monotonic() - self._reminded > REMIND:
+            self.print(f"waiting for the database: {error}")
+            self._reminded = time.monotonic()
+
     def update(self, studies: Sequence[tuple[Status, StudyRecord]]) -> None:
         """Show where the studies stand."""
+        self._reminded = 0.0
         for now, record in studies:
             self._finished_before.setdefault(record.name, now.finished)
         if self._live:

@@ -6,6 +6,7 @@ It is what `studyhall run`, `studyhall work` and :meth:`studies.Study.run` share
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,16 +15,17 @@ from uuid import uuid4
 
 from studies import checkpoint_stores, objective
 from studies.endings import END_WORDS, way_on
-from studies.errors import StorageUnreachable, StudyhallError, StudyNotFound, command
+from studies.errors import ObjectiveError, StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.notify.notifier import Notifier
+from studies.spec.script import Script, find, found_as, is_script
+from studies.storage import chosen_home
 from studies.text import counted
+from studies.worker import devices
 from studies.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from studies.spec import StudySpec
-    from studies.spec.script import Script
     from studies.storage.postgres import PostgresStorage, Status, StudyRecord
-    from studies.worker.devices import Device
 
 #: Seconds between two calls of :meth:`Session.poll`.
 POLL: Final = 0.5
@@ -49,11 +51,10 @@ class Session:
     Args:
         storage: where the studies are, or will be.
         specs: the studies, each with its share of the workers' trials.
-        devices: one for each worker.
+        workers: how many; ``None``: one per GPU, else per core.
         scripts: by the name of a study, the script of its objective on this machine.
         allow: what the studies may run, and where they may keep checkpoints, as ``work --allow`` says it.
         data_dir: where this machine keeps data sets.
-        results: the directory where results wait while the database is away.
         lease_seconds: how long a trial stays with a worker that is silent.
         output: is given each line that a worker writes, and warnings; from any thread.
         notify_url: gets the studies' events, beside the address that each study names.
@@ -65,11 +66,10 @@ class Session:
         storage: PostgresStorage,
         specs: Sequence[tuple[StudySpec, float]],
         *,
-        devices: Sequence[Device],
+        workers: int | None,
         scripts: Mapping[str, Script],
         allow: Sequence[str],
         data_dir: Path,
-        results: Path,
         lease_seconds: float,
         output: Callable[[str], None],
         notify_url: str | None = None,
@@ -84,11 +84,11 @@ class Session:
         self.records: list[StudyRecord] = []
         self.supervisor = Supervisor(
             specs,
-            devices,
+            devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
             scripts=scripts,
             allow=allow,
             data_dir=data_dir,
-            results=results,
+            results=chosen_home() / "results",
             until_idle=until_idle,
             environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
             output=output,
@@ -138,7 +138,7 @@ class Session:
         """Look after the workers.
 
         Returns:
-            Where each study stands, but those that were deleted: their workers end of that.
+            Where each study stands; nothing once one was deleted, of which its workers end.
 
         Raises:
             WorkerError: workers keep dying.
@@ -161,6 +161,47 @@ class Session:
     def kill(self) -> None:
         """End the workers now, and give their trials back."""
         self.supervisor.kill()
+
+
+def find_scripts(
+    records: Sequence[StudyRecord], scripts: Sequence[Script], *, allow_changed: bool = False
+) -> dict[str, Script]:
+    """The script of each study that has one among ``scripts``, by the study's name.
+
+    Raises:
+        ObjectiveError: it has changed since the study was made; or one of ``scripts`` is no study's.
+    """
+
+    found = {}
+    for record in records:
+        if stored := record.spec and record.spec.objective:
+            script = find(stored.path, stored.sha256, scripts, record.name, allow_changed=allow_changed)
+            if script:
+                found[record.name] = script
+    for script in scripts:
+        if script not in found.values():
+            known = "; ".join(_own_objective(record, script) for record in records if record.spec)
+            raise ObjectiveError(f"--objective {script.shown} belongs to no study named here: {known}")
+    return found
+
+
+def _own_objective(record: StudyRecord, given: Script) -> str:
+    """What a study runs instead of the script that was ``given``, and the option that lets it."""
+
+    assert record.spec is not None  # as of every study that workers can run
+    path = record.spec.objective.path
+    if not is_script(path):
+        allow = shlex.join(objective.way_to_allow(path))
+        instead = f"give {allow} instead" if allow else "leave --objective out"
+        return f"{record.name!r} runs {path}, imported by its name: {instead}"
+    file, _, attribute = path.rpartition(":")
+    at = f"{given.shown.rpartition(':')[0]}:{attribute}" if given.file.name == Path(file).name else found_as(path)
+    return f"{record.name!r} runs {path}: give --objective {shlex.quote(at)}"
+
+
+def permissions(spec: StudySpec, script: Script | None) -> list[str]:
+    """What whoever names an objective has allowed by that, as ``work --allow`` says it."""
+    return [*([] if script else [spec.objective.path]), checkpoint_stores.PERMISSION + spec.checkpoints.store]
 
 
 def require_runnable(record: StudyRecord, allow: Sequence[str], data_dir: Path, *, has_script: bool) -> StudySpec:

@@ -1,10 +1,6 @@
 """A study in Python: created, run, steered and read as by the command line.
 
-from studies import Study
-
-study = Study.of("train.py:objective", direction="maximize", trials=100)
-study.run(workers=2)
-study.best.params
+``Study.of("train.py:objective", direction="maximize", trials=100).run(workers=2).best.params``
 """
 
 from __future__ import annotations
@@ -14,19 +10,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from studies import control
 from studies.errors import ObjectiveError, StorageUnreachable
+from studies.progress import Progress
+from studies.session import POLL, Session, find_scripts, permissions, require_runnable, require_success
+from studies.spec.script import Script
+from studies.spec.source import put, read_target, take_script
+from studies.spec.study import StudySpec
+from studies.storage import chosen_home, open_storage
+from studies.storage.columns import columns_of
+from studies.storage.reader import StudyReader
+from studies.values import to_text
 
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
     from optuna.trial import FrozenTrial
 
-    from studies.session import Session
-    from studies.spec import StudySpec
-    from studies.spec.script import Script
     from studies.storage.postgres import PostgresStorage, Status, StudyRecord
 
 
@@ -85,20 +89,19 @@ class Study:
             ObjectiveError: a script cannot be read.
             StorageError: the storage cannot be opened.
         """
-        from studies.spec import StudySpec
-        from studies.spec.source import read_target, take_script
 
-        data = dict(source) if isinstance(source, Mapping) else read_target(str(source))
+        data = deepcopy(dict(source)) if isinstance(source, Mapping) else read_target(str(source))
         if "trials" in overrides:
             overrides["budget"] = {**overrides.get("budget", {}), "trials": overrides.pop("trials")}
         for key, value in overrides.items():
             if key in ("direction", "directions"):
                 data.pop("direction", None)
                 data.pop("directions", None)
-            is_table = isinstance(value, Mapping) and isinstance(data.get(key), Mapping)
-            # Another sampler's or pruner's options are not this one's.
-            renamed = is_table and "name" in value and value["name"] != data[key].get("name")
-            data[key] = {**data[key], **value} if is_table and not renamed else value
+            if isinstance(value, Mapping) and isinstance(data.get(key), dict):
+                for part in sorted(value, key=lambda part: part != "name"):  # a new name drops the old options
+                    put(data[key], (key, part), value[part])
+            else:
+                data[key] = value
         script = take_script(data)
         spec = StudySpec.from_dict(data, "spec" if isinstance(source, Mapping) else str(source))
         opened, owns = _open(storage)
@@ -108,7 +111,7 @@ class Study:
             _close(opened, owns)
             raise
         study = cls(opened, record, script=script, owns=owns)
-        study._chosen = _permissions(spec, script)
+        study._chosen = tuple(permissions(spec, script))
         return study
 
     @classmethod
@@ -201,8 +204,6 @@ class Study:
         """
         import pandas as pd
 
-        from studies.storage.reader import StudyReader
-
         reader = StudyReader(self.storage, self._record)
         curves = reader.curves(reader.outlines(), points)
         rows = [(number, point.step, point.name, point.value) for number, line in curves.items() for point in line]
@@ -249,29 +250,20 @@ class Study:
             WorkerError: the workers die while they start.
             StudyhallError: stock Optuna made the study.
         """
-        import os
-
-        from studies.progress import Progress
-        from studies.session import Session, require_runnable
-        from studies.spec.script import Script, find
-        from studies.storage import chosen_home
-        from studies.worker import devices
 
         used = Script.read(script) if script else self._script
         folder = Path(data_dir).absolute() if data_dir else chosen_home() / "data"
-        permissions = (*self._chosen, *allow)
-        spec = require_runnable(self._record, permissions, folder, has_script=used is not None)
-        if used:
-            used = find(spec.objective.path, spec.objective.sha256, [used], spec.name)
+        allowed = (*self._chosen, *allow)
+        found = find_scripts([self._record], [used] if used else [])
+        spec = require_runnable(self._record, allowed, folder, has_script=bool(found))
         shown = Progress()
         session = Session(
             self.storage,
             [(spec, 1.0)],
-            devices=devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
-            scripts={spec.name: used} if used else {},
-            allow=permissions,
+            workers=workers,
+            scripts=found,
+            allow=allowed,
             data_dir=folder,
-            results=chosen_home() / "results",
             lease_seconds=lease,
             output=shown.relay,
         )
@@ -279,25 +271,21 @@ class Study:
 
     def pause(self) -> None:
         """Let no trial run for now: the running ones are given back at their next step, and workers wait."""
-        from studies import control
 
         control.pause(self.storage, self._record)
 
     def resume(self) -> None:
         """Let trials run again after :meth:`pause` or :meth:`stop`."""
-        from studies import control
 
         control.resume(self.storage, self._record)
 
     def stop(self) -> None:
         """End the study's workers on every machine: the running trials are given back at their next step."""
-        from studies import control
 
         control.stop(self.storage, self._record)
 
     def cancel(self, number: int) -> None:
         """End a waiting or running trial, which becomes FAIL and counts as neither done nor failed."""
-        from studies import control
 
         control.cancel(self.storage, self._record, number)
 
@@ -311,21 +299,18 @@ class Study:
             SpecError: a parameter is not one of the study's space.
             StorageError: the study has ended.
         """
-        from studies import control
-        from studies.values import to_text
 
         texts = [f"{name}={to_text(value)}" for name, value in params.items()]
         return control.enqueue(self.storage, self._record, texts).number
 
     def retry(self, number: int) -> int:
         """Let a trial wait that has the parameters of a failed one; returns its number."""
-        from studies import control
 
         return control.retry(self.storage, self._record, number)
 
 
 class Trials(Sequence["FrozenTrial"]):
-    """The trials of a study, read when they are first asked for."""
+    """The trials of a study as they were when this was made, by number."""
 
     def __init__(self, storage: PostgresStorage, record: StudyRecord) -> None:
         self._storage = storage
@@ -345,9 +330,6 @@ class Trials(Sequence["FrozenTrial"]):
         """A row for each trial, with the columns of ``studyhall trials NAME --format csv``."""
         import pandas as pd
 
-        from studies.storage.columns import columns_of
-        from studies.storage.reader import StudyReader
-
         reader = StudyReader(self._storage, self._record)
         columns = columns_of(reader, self._storage.objective_names(self._record))
         rows = [row for page in reader.pages() for row in page]
@@ -357,7 +339,7 @@ class Trials(Sequence["FrozenTrial"]):
 class Running:
     """Workers that run trials of a study in the background. A context manager: its end stops them in order."""
 
-    def __init__(self, study: Study, session: Session, progress: Any) -> None:
+    def __init__(self, study: Study, session: Session, progress: Progress | None) -> None:
         self._study = study
         self._session = session
         self._progress = progress
@@ -405,8 +387,6 @@ class Running:
         if self._error:
             raise self._error
         if not self._stop.is_set():
-            from studies.session import require_success
-
             require_success(self._study.storage, self._study._record, self._study.status)
         return True
 
@@ -416,7 +396,6 @@ class Running:
         self._thread.join()
 
     def _watch(self) -> None:
-        from studies.session import POLL
 
         try:
             with self._stack, self._progress or nullcontext():
@@ -431,7 +410,7 @@ class Running:
                             self._progress.update(studies)
                     except StorageUnreachable as error:
                         if self._progress:
-                            self._progress.print(f"waiting for the database: {error}")
+                            self._progress.unreachable(error)
                     time.sleep(POLL)
         except BaseException as error:  # raised again by wait()
             self._error = error
@@ -439,7 +418,6 @@ class Running:
 
 def _open(storage: PostgresStorage | str | None) -> tuple[PostgresStorage, bool]:
     """The storage, and whether it was opened here."""
-    from studies.storage import open_storage
 
     return (open_storage(storage), True) if storage is None or isinstance(storage, str) else (storage, False)
 
@@ -447,12 +425,6 @@ def _open(storage: PostgresStorage | str | None) -> tuple[PostgresStorage, bool]
 def _close(storage: PostgresStorage, owns: bool) -> None:
     if owns:
         storage.close()
-
-
-def _permissions(spec: StudySpec, script: Script | None) -> tuple[str, ...]:
-    from studies.checkpoint_stores import PERMISSION
-
-    return (*(() if script else (spec.objective.path,)), PERMISSION + spec.checkpoints.store)
 
 
 def _path_of(objective: Callable[..., Any] | str) -> str:

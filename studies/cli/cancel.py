@@ -11,6 +11,7 @@ from studies.cli.common import Common, F, common_options, complete_trials, say, 
 
 
 def number_argument(*states: str) -> Callable[[F], F]:
+    """The argument NUMBER, a trial, which Tab completes with the trials in ``states``."""
     return click.argument("number", metavar="NUMBER", type=int, shell_complete=complete_trials(*states))
 
 

@@ -6,12 +6,11 @@ import functools
 import logging
 import math
 import os
-import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from studies.errors import NoTables, ObjectiveError, StorageUnreachable, StudyhallError, command, described
-from studies.storage import STORAGE_VARIABLE, chosen_home
+from studies.errors import NoTables, StorageUnreachable, StudyhallError, command, described
+from studies.storage import REMIND, STORAGE_VARIABLE, chosen_home
 from studies.text import counted, printable
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from studies.storage.database import Database
     from studies.storage.postgres import PostgresStorage, Status, StudyRecord
 
-#: Seconds between two words about a database that is away.
-REMIND = 30.0
 #: Seconds that Tab waits for a database.
 QUICK = 2.0
 #: What Studyhall keeps on this machine.
@@ -283,6 +280,17 @@ def choose_trial(storage: PostgresStorage, record: StudyRecord, number: int | No
     return storage.best(record) if number is None else storage.trial(record, number)
 
 
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in their order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def data_dir_or_default(data_dir: Path | None) -> Path:
     """``--data-dir``, else ``data`` in the home of Studyhall."""
     return data_dir.absolute() if data_dir else home() / "data"
@@ -311,45 +319,6 @@ def goal(spec: StudySpec, *, is_new: bool, runs: bool = False) -> str:
     change = command("extend", spec.name, "--direction", "maximize")
     way = "interrupt this command, then: " if runs else "change that with: "
     return f"it {spec.goal}, as no direction was given; before a trial has finished, {way}{change}"
-
-
-def find_scripts(
-    records: Sequence[StudyRecord], scripts: Sequence[Script], *, allow_changed: bool
-) -> dict[str, Script]:
-    """The script of each study that has one among ``scripts``, by the study's name.
-
-    Raises:
-        ObjectiveError: it has changed since the study was made; or one of ``scripts`` is no study's.
-    """
-    from studies.spec.script import find
-
-    found = {}
-    for record in records:
-        if stored := record.spec and record.spec.objective:
-            script = find(stored.path, stored.sha256, scripts, record.name, allow_changed=allow_changed)
-            if script:
-                found[record.name] = script
-    for script in scripts:
-        if script not in found.values():
-            known = "; ".join(_own_objective(record, script) for record in records if record.spec)
-            raise ObjectiveError(f"--objective {script.shown} belongs to no study named here: {known}")
-    return found
-
-
-def _own_objective(record: StudyRecord, given: Script) -> str:
-    """What a study runs instead of the script that was ``given``, and the option that lets it."""
-    from studies.objective import way_to_allow
-    from studies.spec.script import found_as, is_script
-
-    assert record.spec is not None  # as of every study that workers can run
-    path = record.spec.objective.path
-    if not is_script(path):
-        allow = shlex.join(way_to_allow(path))
-        instead = f"give {allow} instead" if allow else "leave --objective out"
-        return f"{record.name!r} runs {path}, imported by its name: {instead}"
-    file, _, attribute = path.rpartition(":")
-    at = f"{given.shown.rpartition(':')[0]}:{attribute}" if given.file.name == Path(file).name else found_as(path)
-    return f"{record.name!r} runs {path}: give --objective {shlex.quote(at)}"
 
 
 def way_to_work(record: StudyRecord) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from studies.cli.common import (
@@ -12,16 +10,12 @@ from studies.cli.common import (
     goal,
     say,
 )
-from studies.text import counted
-
-if TYPE_CHECKING:
-    pass
-from studies.cli.options import options
 from studies.cli.target import read_spec, say_grid, spec_options
+from studies.text import counted
 
 
 @click.command()
-@options(spec_options)
+@spec_options
 @common_options
 def create(
     common: Common,

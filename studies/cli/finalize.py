@@ -16,7 +16,6 @@ from studies.cli.common import (
     common_options,
     data_dir_option,
     data_dir_or_default,
-    find_scripts,
     objective_options,
     say,
     study_argument,
@@ -59,6 +58,7 @@ def finalize(
     """
     from studies import finalize as final
     from studies.objective import build, require_allowed
+    from studies.session import find_scripts
     from studies.worker import devices
 
     directory = (out or Path(file_name(name, "-final"))).absolute()

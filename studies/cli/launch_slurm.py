@@ -18,7 +18,6 @@ from studies.cli.common import (
     common_options,
     data_dir_option,
     data_dir_or_default,
-    find_scripts,
     objective_options,
     say,
     study_argument,
@@ -171,7 +170,7 @@ def slurm(
     grace = _grace(grace, time)
 
     def check(record: StudyRecord) -> StudySpec:
-        from studies.session import require_runnable
+        from studies.session import find_scripts, require_runnable
 
         found = find_scripts([record], scripts, allow_changed=allow_changed)
         return require_runnable(record, allow, data_dir_or_default(data_dir), has_script=bool(found))

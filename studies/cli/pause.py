@@ -26,5 +26,6 @@ def pause(common: Common, name: str) -> None:
 
 
 def say_halted(name: str, word: str, is_new: bool, running: int) -> None:
+    """Say that a study is paused or stopped, what becomes of its running trials, and how it goes on."""
     given_back = f"; {counted(running, 'running trial')} will be given back at the next step" if running else ""
     say(f"study {name!r} is {word}{'' if is_new else ' already'}{given_back}; go on with: {command('resume', name)}")

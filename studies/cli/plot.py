@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from studies.cli.common import Common, common_options, study_argument
 from studies.cli.formats import split_names
+from studies.cli.report import OutputFile, read_data, write_output
 from studies.report.files import require_writable
 from studies.report.kinds import KINDS, choose_objective, choose_params, require
-
-if TYPE_CHECKING:
-    pass
-from studies.cli.report import OutputFile, read_data, write_output
 
 IMAGES = (".png", ".svg")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,18 +12,15 @@ from studies.cli.common import (
     common_options,
 )
 from studies.cli.mirror import checked
+from studies.cli.target import read_spec, spec_options
+from studies.cli.workers import conclude, run_workers, worker_options
 from studies.endings import BY_HAND
 from studies.errors import StudyhallError, StudyNotFound, command
 
-if TYPE_CHECKING:
-    pass
-from studies.cli.options import options
-from studies.cli.target import read_spec, spec_options
-from studies.cli.workers import conclude, run_workers, worker_options
-
 
 @click.command()
-@options([*spec_options, *worker_options])
+@spec_options
+@worker_options
 @allow_changed_option
 @common_options
 def run(
@@ -48,7 +44,7 @@ def run(
     objective (script.py:objective, package.module:objective). A study of that name that exists is
     joined. Ctrl-C gives the running trials back; the same command goes on.
     """
-    from studies.checkpoint_stores import PERMISSION
+    from studies.session import permissions
 
     mirrors = [checked(tracking_uri)] if mlflow else []
     spec, script = read_spec(target, name, trials, directions, settings)
@@ -76,7 +72,7 @@ def run(
             [(spec, 1.0)],
             # Whoever types TARGET has chosen all of these.
             scripts={spec.name: script} if script else {},
-            allow=[*([] if script else [spec.objective.path]), PERMISSION + spec.checkpoints.store],
+            allow=permissions(spec, script),
             workers=workers,
             data_dir=data_dir,
             lease=lease,

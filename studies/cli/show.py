@@ -16,13 +16,13 @@ from studies.cli.formats import (
     readable,
     to_toml,
 )
+from studies.cli.status import status_line
 from studies.text import counted, duration, number
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from studies.storage.postgres import Attempt, PostgresStorage, StudyRecord
-from studies.cli.status import status_line
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,17 +10,16 @@ from studies.cli.common import (
     complete_targets,
     direction_option,
     say,
+    together,
 )
 from studies.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
 
 
-spec_options: Sequence[Callable[[Any], Any]] = (
+spec_options = together(
     click.argument("target", metavar="TARGET", shell_complete=complete_targets),
     click.option("--name", help="The study's name; default: the spec's."),
     click.option("--trials", type=int, metavar="N", help="Short for --set budget.trials=N."),

@@ -13,22 +13,15 @@ from studies.cli.common import QUICK, Common, ask_quickly, common_options, say, 
 from studies.cli.formats import echo_data, echo_json, print_columns, readable, split_names, to_csv
 from studies.errors import StudyhallError, command, nearest
 from studies.spec.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
+from studies.storage.columns import FIRST, NEXT, Column, columns_of, seconds_of
 from studies.text import duration, number
 from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
-    from studies.storage.columns import Column
     from studies.storage.database import Database
     from studies.storage.reader import TrialRow
 
 STATES: Final = ("complete", "pruned", "fail", "running", "waiting")
-
-
-#: Columns of every study's trials; of several objectives there are others than ``value``.
-EVERY_STUDYS: Final = (
-    *("number", "state", "value", "steps", "start", "complete", "seconds"),
-    *("worker", "attempts", "error", CHANGED_SCRIPT),
-)
 
 
 def _complete_column(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
@@ -55,7 +48,9 @@ def _column_names(ctx: click.Context) -> list[str]:
         }
         return [f"{kind}_{row['name']}" for kind, rows in found.items() for row in rows]
 
-    return [*EVERY_STUDYS, *ask_quickly(ctx, ask)]
+    first, following = ([column.name for column in columns] for columns in (FIRST, NEXT))
+    # Of several objectives there are others than "value".
+    return [*first, "value", *following, *ask_quickly(ctx, ask)]
 
 
 @click.command()
@@ -95,7 +90,6 @@ def trials(
     NAME alone will do, as will the table's headings. seconds, or time, is from the first start to
     the end: of a trial with several attempts (≤ in the table) that holds the pauses between them.
     """
-    from studies.storage.columns import columns_of
     from studies.storage.reader import StudyReader
 
     with common.open() as storage:
@@ -190,8 +184,6 @@ def _print_table(rows: Sequence[TrialRow], chosen: Sequence[Column] | None, obje
 
 
 def _cells(row: TrialRow, objectives: int) -> list[str]:
-    from studies.storage.columns import seconds_of
-
     seconds = seconds_of(row)
     words, noted = (
         " ".join(f"{name}={readable(value)}" for name, value in of.items()) for of in (row.params, row.user_attrs)

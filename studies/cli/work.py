@@ -14,18 +14,16 @@ from studies.cli.common import (
     common_options,
     complete_studies,
     data_dir_or_default,
-    find_scripts,
     objective_options,
     time_value,
 )
 from studies.cli.mirror import checked
+from studies.cli.workers import conclude, run_workers, worker_options
 from studies.text import counted
 
 if TYPE_CHECKING:
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
-from studies.cli.options import options
-from studies.cli.workers import conclude, run_workers, worker_options
 
 
 def _shares(_ctx: click.Context, _param: click.Parameter, text: str | None) -> list[float] | None:
@@ -56,7 +54,7 @@ def _shares(_ctx: click.Context, _param: click.Parameter, text: str | None) -> l
     callback=time_value,
     help="Stay when a study is over, as it may be extended; a worker ends after so long without a trial: 10m.",
 )
-@options(worker_options)
+@worker_options
 @allow_option
 @objective_options
 @common_options
@@ -87,7 +85,7 @@ def work(
         raise click.UsageError(
             f"--share has {counted(len(shares), 'number')} for {counted(len(names), 'study')}; give one number for each"
         )
-    from studies.session import require_runnable
+    from studies.session import find_scripts, require_runnable
 
     mirrors = [checked(tracking_uri)] if mlflow else []
     with common.open() as storage:

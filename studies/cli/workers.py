@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -13,29 +12,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from studies.cli.common import (
-    REMIND,
     data_dir_option,
     data_dir_or_default,
     goal,
-    home,
     say,
+    together,
 )
 from studies.cli.formats import best_lines, echo
 from studies.cli.mirror import Mirroring, tracking_option
 from studies.cli.status import status_line
+from studies.cli.target import say_grid
 from studies.endings import BY_HAND
 from studies.errors import StorageUnreachable, StudyhallError, command
 from studies.text import counted, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from studies.progress import Progress
     from studies.session import Session
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
     from studies.storage.postgres import PostgresStorage, StudyRecord
-from studies.cli.target import say_grid
 
 #: The least and the most seconds of a lease.
 LEASE = (3.0, 86_400.0)
@@ -59,7 +57,7 @@ def _address(_ctx: click.Context, _param: click.Parameter, url: str | None) -> s
         raise click.BadParameter(str(error)) from None
 
 
-worker_options: Sequence[Callable[[Any], Any]] = (
+worker_options = together(
     click.option("--workers", type=click.IntRange(1, 1024), metavar="N", help="Default: one per GPU, else per core."),
     data_dir_option,
     click.option(
@@ -103,17 +101,15 @@ def run_workers(
     """
     from studies.progress import Progress
     from studies.session import Session
-    from studies.worker import devices
 
     progress = Progress()
     session = Session(
         storage,
         specs,
-        devices=devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
+        workers=workers,
         scripts=scripts,
         allow=allow,
         data_dir=data_dir_or_default(data_dir),
-        results=home() / "results",
         lease_seconds=lease,
         output=progress.relay,
         notify_url=notify_url,
@@ -151,16 +147,12 @@ def _watch(session: Session, progress: Progress, interrupts: _Interrupts, mirror
     """Show how far the studies are until there are no workers."""
     from studies.session import POLL
 
-    told = 0.0
     while session.workers:
         interrupts.apply(session, progress)
         try:
             progress.update(session.poll())
-            told = 0.0
         except StorageUnreachable as error:
-            if time.monotonic() - told > REMIND:
-                progress.print(f"waiting for the database: {error}")
-                told = time.monotonic()
+            progress.unreachable(error)
         for mirroring in mirrorings:
             mirroring.poll()
         time.sleep(POLL)

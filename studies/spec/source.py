@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import tomllib
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -95,9 +96,14 @@ def override(data: dict[str, Any], setting: str) -> None:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise SpecError(f"--set {setting!r}: {'.'.join(parts[:depth])} is a value, not a table of keys")
-    if key.strip() in ("sampler.name", "pruner.name") and table.get("name") != value:
+    put(table, parts, value)
+
+
+def put(table: dict[str, Any], key: Sequence[str], value: Any) -> None:
+    """Let ``key``, whose last part lies in ``table``, be ``value``. Another sampler or pruner has no options yet."""
+    if tuple(key) in (("sampler", "name"), ("pruner", "name")) and table.get("name") != value:
         table.pop("options", None)  # they were another's
-    table[parts[-1]] = value
+    table[key[-1]] = value
 
 
 def take_script(data: dict[str, Any]) -> Script | None:

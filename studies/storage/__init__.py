@@ -15,6 +15,9 @@ __all__ = ["PostgresStorage", "chosen_home", "open_storage"]
 STORAGE_VARIABLE: Final = "STUDYHALL_STORAGE"
 HOME_VARIABLE: Final = "STUDYHALL_HOME"
 
+#: Seconds between two lines that say that a database is waited for.
+REMIND: Final = 30.0
+
 
 def chosen_home() -> Path:
     """What Studyhall keeps on this machine: ``STUDYHALL_HOME``, else the user's data directory."""

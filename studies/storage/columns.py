@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from studies.spec.script import CHANGED_SCRIPT
 from studies.values import finite
@@ -23,21 +23,30 @@ class Column(NamedTuple):
     """Its value for people, where that reads otherwise."""
 
 
+#: Of every study, before the objectives' values and after them.
+FIRST: Final = (
+    Column("number", lambda row: row.number),
+    Column("state", lambda row: row.state, str.lower),
+)
+NEXT: Final = (
+    Column("steps", lambda row: row.steps),
+    Column("start", lambda row: row.start and row.start.isoformat()),
+    Column("complete", lambda row: row.complete and row.complete.isoformat()),
+    Column("seconds", lambda row: seconds_of(row)),
+    Column("worker", lambda row: row.worker),
+    Column("attempts", lambda row: row.attempts),
+    Column("error", lambda row: row.error),
+    Column(CHANGED_SCRIPT, lambda row: row.script_sha256),
+)
+
+
 def columns_of(reader: StudyReader, objectives: Sequence[str]) -> list[Column]:
     """Everything that may be listed. A name that a running trial writes first after this has no column."""
     values = ["value"] if len(objectives) == 1 else [f"values_{name}" for name in objectives]
     return [
-        Column("number", lambda row: row.number),
-        Column("state", lambda row: row.state, str.lower),
+        *FIRST,
         *(Column(name, _value(i)) for i, name in enumerate(values)),
-        Column("steps", lambda row: row.steps),
-        Column("start", lambda row: row.start and row.start.isoformat()),
-        Column("complete", lambda row: row.complete and row.complete.isoformat()),
-        Column("seconds", seconds_of),
-        Column("worker", lambda row: row.worker),
-        Column("attempts", lambda row: row.attempts),
-        Column("error", lambda row: row.error),
-        Column(CHANGED_SCRIPT, lambda row: row.script_sha256),
+        *NEXT,
         *(Column(f"params_{name}", _entry(attrgetter("params"), name)) for name in reader.param_names()),
         *(Column(f"metrics_{name}", _entry(attrgetter("metrics"), name)) for name in reader.last_metric_names()),
         *(Column(f"user_attrs_{name}", _entry(attrgetter("user_attrs"), name)) for name in reader.user_attr_names()),
@@ -53,4 +62,5 @@ def _entry(of: Callable[[TrialRow], Mapping[str, Any]], name: str) -> Callable[[
 
 
 def seconds_of(row: TrialRow) -> float | None:
+    """From the first start to the end, with what lies between several attempts."""
     return (row.complete - row.start).total_seconds() if row.start and row.complete else None
