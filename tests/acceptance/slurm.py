@@ -199,6 +199,7 @@ def test_a_step_that_takes_longer_than_the_grace_is_cut_off_and_its_task_queued_
 
 def test_cancel_ends_a_studys_jobs_and_nothing_else(shell: Shell, study: str, look: Look) -> None:
     create(shell, "other")
+    shell.data("extend", study, "--trials", "100")  # it must not end before it is cancelled
     foreign = slurm("sbatch", "--parsable", "--output=/dev/null", "--job-name", study, "--wrap", "sleep 600")
     jobs = [
         launch(shell, study, "--workers", "2"),
