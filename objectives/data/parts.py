@@ -31,12 +31,12 @@ TEST_FRACTION = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Examples and their classes."""
+    """Examples and their classes or numbers."""
 
     x_NF: Tensor
     """float32, standardised."""
     y_N: Tensor
-    """int64, 0 … C−1."""
+    """int64, 0 … C−1; or float32, standardised."""
 
     def to(self, device: torch.device) -> Part:
         """The same part on ``device``."""
@@ -54,13 +54,23 @@ class Dataset:
     validation: Part
     test: Part
     classes: tuple[str, ...]
-    """The labels as they were given, in the order of their numbers 0 … C−1."""
+    """The labels as they were given, in the order of their numbers 0 … C−1; empty in regression."""
     columns: tuple[Column, ...]
     """Of a table: those with the role ``feature`` are the F features, in this order. Else empty."""
     mean_F: Tensor
     """What was subtracted: of each feature, or for images one number for all; shape F or 1."""
     std_F: Tensor
     """What it was divided by; shape F or 1, infinite for a constant feature."""
+
+    target_mean: float = 0.0
+    """Of a regression's target in the training rows, in its unit: what was subtracted."""
+    target_std: float = 1.0
+    """Likewise: what it was divided by."""
+
+    @property
+    def task(self) -> str:
+        """``classification`` or ``regression``."""
+        return "classification" if self.classes else "regression"
 
     @property
     def n_features(self) -> int:
@@ -81,13 +91,14 @@ def split(raw: Raw, seed: int) -> Dataset:
     """
     y_N = raw.labels.y_N
     rows = _rows(raw, seed)
+    mean, std = (0.0, 1.0) if raw.labels.names else (float(y_N[rows["train"]].mean()), float(y_N[rows["train"]].std()))
     is_train_N = np.zeros(len(y_N), dtype=bool)
     is_train_N[rows["train"]] = True
     scaling = fit(raw.blocks, is_train_N, is_image=raw.is_image)
     _say_constant(raw, scaling)
-    parts = _fill(raw.blocks, y_N, rows, scaling)
+    parts = _fill(raw.blocks, _scaled(y_N, mean, std), rows, scaling)
     if raw.test_blocks is not None and raw.test_labels is not None:
-        y_test_N = raw.test_labels.y_N
+        y_test_N = _scaled(raw.test_labels.y_N, mean, std)
         parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, scaling)
     return Dataset(
         **parts,
@@ -95,11 +106,18 @@ def split(raw: Raw, seed: int) -> Dataset:
         columns=raw.columns,
         mean_F=torch.from_numpy(scaling.mean_F),
         std_F=torch.from_numpy(scaling.std_F),
+        target_mean=mean,
+        target_std=std,
     )
 
 
+def _scaled(y_N: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """Classes as they are; numbers standardised."""
+    return y_N if y_N.dtype.kind == "i" else ((y_N - mean) / (std or 1)).astype(np.float32)
+
+
 def _rows(raw: Raw, seed: int) -> dict[str, np.ndarray]:
-    """The rows of each part that ``raw.blocks`` have; stratified."""
+    """The rows of each part that ``raw.blocks`` have; stratified by class."""
     y_N = raw.labels.y_N
     rows = {"train": np.arange(len(y_N))}
     cuts = {"validation": VALIDATION_FRACTION}
@@ -107,7 +125,10 @@ def _rows(raw: Raw, seed: int) -> dict[str, np.ndarray]:
         cuts = {"test": TEST_FRACTION, **cuts}
     for name, fraction in cuts.items():
         rows["train"], rows[name] = train_test_split(
-            rows["train"], test_size=fraction, stratify=y_N[rows["train"]], random_state=seed
+            rows["train"],
+            test_size=fraction,
+            stratify=y_N[rows["train"]] if raw.labels.names else None,
+            random_state=seed,
         )
     # Parts that are filled from front to back take memory only as the blocks give theirs up.
     return {name: np.sort(row_N) for name, row_N in rows.items()} if raw.columns else rows
