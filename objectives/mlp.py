@@ -99,7 +99,7 @@ class MLP:
         self._metric = metric or legal[0]
         self._task = Task(n_features=self._data.n_features, classes=self._data.classes, unit=self._data.target_std)
         self._check_folds()
-        self._hyperparameters({})
+        self.hyperparameters({})
         self._on_device: dict[str, Dataset] = {}
         self._both: dict[str, Part] = {}
 
@@ -152,7 +152,7 @@ class MLP:
             device: of all of them.
         """
         members = self._folds * self._seeds
-        self._pool(trials, (slots or self.slots(device)) * members, stacked=device != "cpu").run()
+        self._pool(trials, (slots or self.slots(device)) * members, stacked=_is_stacked(device)).run()
 
     def curves(self, params: Mapping[str, Any], *, seed: int = 0, device: str = "cpu") -> Iterator[dict[str, float]]:
         """Train one configuration without a study: the metrics of each epoch, as they would be reported.
@@ -161,8 +161,8 @@ class MLP:
             ValueError: a parameter is not legal.
             Diverged: the loss is no longer finite.
         """
-        training = self.training(self._hyperparameters(params), seed, device)
-        yield from _epochs(training, stacked=device != "cpu")
+        training = self.training(self.hyperparameters(params), seed, device)
+        yield from _epochs(training, stacked=_is_stacked(device))
 
     def finalize(
         self,
@@ -187,7 +187,7 @@ class MLP:
         Returns:
             Of the test data every metric (``test_accuracy``, …), of the training data those that training gives.
         """
-        data, hyperparameters = self._data_on(device), self._hyperparameters(params)
+        data, hyperparameters = self._data_on(device), self.hyperparameters(params)
         stops = hyperparameters.patience is not None
         train = Examples(part=data.train if stops else self._both_on(device))
         validation = Examples(part=data.validation) if stops else None
@@ -212,7 +212,7 @@ class MLP:
     def _begin(self, trial: Any) -> Training:
         if not trial.params and not self._fixed:
             self._suggest(trial)
-        training = self.training(self._hyperparameters(trial.params), trial.seed, trial.device, trial=trial)
+        training = self.training(self.hyperparameters(trial.params), trial.seed, trial.device, trial=trial)
         saved = trial.restore()
         if saved is not None:
             training.restore(saved.state)
@@ -225,7 +225,8 @@ class MLP:
         trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True)
         trial.suggest_float("lr", 1e-4, 1e-1, log=True)
 
-    def _hyperparameters(self, params: Mapping[str, Any]) -> Hyperparameters:
+    def hyperparameters(self, params: Mapping[str, Any]) -> Hyperparameters:
+        """The fixed ones and these; raises :exc:`ValueError` where one is not legal, or not for these data."""
         twice = [name for name in params if name in self._fixed]
         if twice:
             raise ValueError(f"{twice[0]} is both sampled and in objective.args.fixed; leave it out in one of them")
@@ -331,8 +332,13 @@ def _epochs(training: Training, *, stacked: bool) -> Iterator[dict[str, float]]:
         yield training.end_epoch()
 
 
+def _is_stacked(device: str) -> bool:
+    """Whether members train in step there: what fills a GPU costs a CPU its cache, and padding."""
+    return device != "cpu"
+
+
 def _pad(device: str) -> Callable[[int], int]:
-    return (lambda width: width) if device == "cpu" else _bucket
+    return _bucket if _is_stacked(device) else lambda width: width
 
 
 def _bucket(width: int) -> int:

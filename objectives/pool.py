@@ -311,10 +311,14 @@ class Pool:
     def run(self) -> None:
         """Returns when the source is over and no trial is left."""
         while True:
+            for training in self._trainings:
+                with self._fate(training.trial):
+                    self._judge(training)
+            self._tell()
             has_taken = self._refill()
-            if self._trainings:
+            if self._going():
                 self._train()
-            elif self._trials.is_over:
+            elif not self._results and self._trials.is_over:
                 return
             elif not has_taken:
                 self._trials.wait()
@@ -326,18 +330,16 @@ class Pool:
         taken = self._trials.take(free)
         for trial in taken:
             with self._fate(trial):
-                self._trainings.append(self._begin(trial))
-        self._tell()
+                training = self._begin(trial)
+                self._trainings.append(training)
+                self._judge(training)
         return bool(taken)
 
     def _train(self) -> None:
-        for training in self._trainings:
-            with self._fate(training.trial):
-                self._judge(training)
-        self._tell()
+        """One epoch of each; what ends with it is told when the others have been judged."""
         self._run_epoch()
         self._report()
-        for training in self._trainings:
+        for training in self._going():
             with self._fate(training.trial):
                 # After the report: a checkpoint never holds an epoch whose report is missing. None after the last
                 # epoch, so that every checkpoint leaves an epoch to run, which gives the value.
@@ -345,11 +347,17 @@ class Pool:
                     self._results.append(training.result())
                 else:
                     training.checkpoint()
-        self._tell()
+
+    def _going(self) -> list[Training]:
+        """The trainings that have not ended."""
+        ended = {id(result.trial) for result in self._results}
+        return [training for training in self._trainings if id(training.trial) not in ended]
 
     def _judge(self, training: Training) -> None:
         """Asked before an epoch, not after one: whoever goes on from a checkpoint asks again, since its writer may
         have died before it had the answer."""
+        if any(result.trial is training.trial for result in self._results):
+            return
         if training.should_leave():
             self._leave(training)
         elif training.epoch and training.trial.should_prune():
@@ -360,9 +368,9 @@ class Pool:
         self._results.append(Result(trial=training.trial, state="left"))
 
     def _run_epoch(self) -> None:
-        for group in self._tick.groups(self._trainings):
+        for group in self._tick.groups(self._going()):
             owners = list({id(training): training for training, _ in group}.values())
-            if any(owner.trial is result.trial for owner in owners for result in self._results):
+            if not all(owner in self._going() for owner in owners):
                 continue  # another member of the trial has failed in this tick
             try:
                 self._tick.run(group)
@@ -380,20 +388,15 @@ class Pool:
         self._results.extend(Result(trial=owner.trial, state=state, error=given) for owner in owners)
 
     def _report(self) -> None:
-        ended = {id(result.trial) for result in self._results}
         reports = []
-        for training in self._trainings:
-            if id(training.trial) in ended:
-                continue
+        for training in self._going():
             with self._fate(training.trial):
                 if training.due:  # the epoch was left
                     self._leave(training)
                     continue
                 metrics = training.end_epoch()
-                reports.append(
-                    Report(trial=training.trial, step=training.epoch, value=training.value(metrics), metrics=metrics)
-                )
-        self._tell()
+                value = training.value(metrics)
+                reports.append(Report(trial=training.trial, step=training.epoch, value=value, metrics=metrics))
         if reports:
             self._trials.report(reports)
 
@@ -409,7 +412,6 @@ class Pool:
 
     def _tell(self) -> None:
         if self._results:
+            self._trainings = self._going()
             results, self._results = self._results, []
-            ended = {id(result.trial) for result in results}
-            self._trainings = [training for training in self._trainings if id(training.trial) not in ended]
             self._trials.end(results)
