@@ -41,7 +41,7 @@ class CrossEntropy:
     def __init__(self, smoothing_G11: Tensor | None, weights_GC: Tensor | None, device: torch.device) -> None:
         self._smoothing = smoothing_G11
         self._weights = weights_GC
-        self._minus_one = torch.full((1, 1, 1), -1.0, device=device)
+        self._minus_one = torch.empty(0, device=device)
 
     def gradient(self, logits_GCB: Tensor, y_G1B: Tensor, d_GCB: Tensor, record: tuple[Tensor, Tensor]) -> None:
         """As of :class:`Loss`; what is recorded is log p(label) and the largest log p."""
@@ -51,7 +51,9 @@ class CrossEntropy:
         torch.amax(log_p_GCB, 1, keepdim=True, out=record[1])
         p_GCB = d_GCB.exp_()
         if self._smoothing is None and self._weights is None:
-            p_GCB.scatter_add_(1, y_G1B, self._minus_one.expand_as(y_G1B)).mul_(1 / n)
+            if self._minus_one.shape != y_G1B.shape:
+                self._minus_one = torch.full_like(record[0], -1.0)
+            p_GCB.scatter_add_(1, y_G1B, self._minus_one).mul_(1 / n)
             return
         smoothing = 0.0 if self._smoothing is None else self._smoothing
         weight_GC1 = torch.ones_like(p_GCB[:, :, :1]) if self._weights is None else self._weights.unsqueeze(2)

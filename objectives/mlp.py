@@ -46,7 +46,8 @@ class MLP:
         columns: roles of its other columns, ``feature`` or ``ignore``; those without are told by what is
             in them.
         split_seed: of the split into training, validation and test data, and of the folds.
-        task: ``classification`` or ``regression``; by default as the target looks.
+        task: ``classification`` or ``regression``; by default classification, unless the target looks like numbers,
+            which is refused.
         metric: the trial's value; by default accuracy, or the RMSE in the target's unit.
         folds: above 1, each trial is trained once per fold of training and validation data; its value is the mean.
         seeds: likewise, with so many seeds.

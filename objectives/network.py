@@ -398,12 +398,12 @@ class Network:
         x_t = buffers[-1].output_t if buffers else x_GBF.mT
         torch.baddbmm(self._out_bias, self._out_weight, x_t, out=logits_GCB)
 
-    def backward(self, x_GBF: Tensor, d_GCB: Tensor, buffers: Sequence[Buffers]) -> None:
-        """The gradients of all parameters from that of the logits, after ``forward`` in training."""
+    def backward(self, x_GBF: Tensor, d_GCB: Tensor, d_GBC: Tensor, buffers: Sequence[Buffers]) -> None:
+        """The gradients of all parameters from that of the logits, given both ways, after ``forward`` in training."""
         torch.bmm(d_GCB, buffers[-1].output if buffers else x_GBF, out=self._d_out_weight)
         torch.sum(d_GCB, 2, out=self._d_out_bias)
         if buffers:
-            torch.bmm(d_GCB.mT, self._out_weight, out=buffers[-1].d_output)
+            torch.bmm(d_GBC, self._out_weight, out=buffers[-1].d_output)
         for i in reversed(range(len(buffers))):
             x, d_x = (buffers[i - 1].output, buffers[i - 1].d_output) if i else (x_GBF, None)
             self._blocks[i].backward(x, buffers[i], d_x)

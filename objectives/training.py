@@ -384,7 +384,7 @@ class Stack:
         batch.draw(key_G1)
         self._network.forward(batch.x_GBF, batch.buffers, batch.logits, training=True)
         self._loss.gradient(batch.logits, y_G1B, batch.d_logits, record)
-        self._network.backward(batch.x_GBF, batch.d_logits, batch.buffers)
+        self._network.backward(batch.x_GBF, batch.d_logits, batch.d_logits_t, batch.buffers)
         self._penalize()
         self._optimizer.step(i)
         if self._max_norm is not None:
@@ -397,6 +397,8 @@ class Stack:
         return self._batches[n, training]
 
     def _penalize(self) -> None:
+        if self._l1 is None and self._l2 is None and self._clip_norm is None:
+            return
         weights, gradient = self._theta[:, : self._n_weights], self._gradient[:, : self._n_weights]
         if self._l2 is not None:
             gradient.addcmul_(weights, self._l2)
@@ -469,6 +471,7 @@ class Batch:
         self.buffers = network.buffers(n, dropout=has_dropout)
         self.logits = torch.empty(slots, task.n_outputs, n, device=device)
         self.d_logits = torch.empty_like(self.logits)
+        self.d_logits_t = self.d_logits.mT
         self._masks: list[_Mask] = []
         self._noise_G11 = torch.tensor([h.input_noise for h in settings], device=device)[:, None, None]
         # Layer 0 is the input, 1 the first hidden one; -1 the noise.

@@ -48,7 +48,7 @@ def load(
         target: the column of a table that holds the labels.
         columns: roles of other columns of a table, where they are not to be guessed.
         split_seed: of the split; not of the training.
-        task: one of :data:`TASKS`; ``None`` to go by how the target looks.
+        task: one of :data:`TASKS`; ``None`` to ask where the target looks like numbers.
 
     Raises:
         DataError: the data is missing, malformed, too small to be split, or of doubtful meaning.

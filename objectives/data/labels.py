@@ -5,15 +5,12 @@ Every check raises :exc:`ValueError` with one line. Axes: N examples, C classes.
 
 from __future__ import annotations
 
-import logging
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-log = logging.getLogger(__name__)
 
 #: With fewer examples of a class, one of the three parts would have none of it.
 MIN_PER_CLASS = 13
@@ -73,10 +70,10 @@ class Labels:
 
         Args:
             what: holds the labels, for the message: ``target 'price'``.
-            task: ``classification`` or ``regression``; ``None`` to go by how they look.
+            task: ``classification`` or ``regression``; ``None`` to ask where they look like numbers.
 
         Raises:
-            ValueError: they are neither.
+            ValueError: they are neither, or may be meant in two ways.
         """
         if len(self.names) < 2:
             raise ValueError(f"all labels are {self.names[0]}; a classifier needs at least two classes")
@@ -84,12 +81,12 @@ class Labels:
         numbers = [number for number in map(_number, self.names) if number is not None]
         are_numbers = len(numbers) == len(self.names)
         if task is None and are_numbers and _look_measured(numbers, counts):
-            log.warning(
-                "%s has %d different numbers from %g to %g in %d rows: trained as regression; "
-                'to make each a class: objective.args.task = "classification"',
-                *(what, len(numbers), min(numbers), max(numbers), len(self.y_N)),
+            # Not guessed: its value, the RMSE, is to be minimized, which only the study can say.
+            raise ValueError(
+                f"{what} has {len(numbers)} different numbers from {min(numbers):g} to {max(numbers):g} in "
+                f'{len(self.y_N)} rows, which looks like regression: give objective.args.task = "regression", with '
+                'direction = "minimize" and metric = "val_rmse"; or "classification" to make each number a class'
             )
-            task = "regression"
         if task == "regression":
             if len(self.y_N) < MIN_PER_CLASS:
                 raise ValueError(f"has {len(self.y_N)} rows; regression needs at least {MIN_PER_CLASS}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from objectives.data import load
 from objectives.mlp import MLP, Hyperparameters, load_model
 from objectives.training import Diverged, Member, Stack
+from tests.conftest import ROOT
 from tests.unit.objectives.conftest import Interrupted, Pruned, RecordingTrial
 
 GOOD = {"width": 128, "dropout": 0.1, "weight_decay": 1e-4, "lr": 5e-3}
@@ -182,3 +185,31 @@ def test_finalize_trains_on_the_validation_data_too_and_tests_once(
     mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *_: None)
     assert tested == [360]
     assert trained == [1293 + 144]
+
+
+def test_the_documented_techniques_are_those_there_are_and_each_trains(mlp: MLP) -> None:
+    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in page.splitlines()
+        if line.startswith("| ") and line.count("`") >= 4 and "{ " in line
+    ]
+    documented = {name for _, keys, *_ in rows for name in re.findall(r"`(\w+)`", keys)}
+    documented |= {f"width_{i}" for i in range(1, 7)}
+    assert documented == MLP.parameters
+    defaults = Hyperparameters()
+    for _, keys, legal, default, _, line in rows:
+        key = keys.split("`")[1]
+        fixed = tomllib.loads(f"it = {line.strip('`')}")["it"]
+        assert key in fixed, line
+        if key == "huber_delta":
+            continue  # of a regression
+        assert np.isfinite(next(mlp.curves({"width": 16, **fixed}))["train_loss"]), line
+        given = getattr(defaults, key)
+        if key != "width_1":
+            assert default.startswith(f"{given:g}" if isinstance(given, float) else str(given).lower()), key
+        if isinstance(given, str):
+            with pytest.raises(ValueError, match="it must be") as caught:
+                Hyperparameters(**{key: "?"})
+            for name in legal.split(", "):
+                assert name.split(" ")[-1].strip("{}") in str(caught.value) or "=" in name, (key, name)

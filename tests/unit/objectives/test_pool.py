@@ -197,7 +197,7 @@ def test_a_regression_learns_reports_and_keeps_a_model_in_the_target_s_unit(tmp_
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 3))
     np.savez(tmp_path / "own.npz", X=x, y=1e4 + 500 * np.tanh(x @ [1, 2, 0]) + rng.normal(size=600))
-    mlp = MLP("own.npz", epochs=60, data_dir=tmp_path)
+    mlp = MLP("own.npz", epochs=60, task="regression", data_dir=tmp_path)
     for params in ({"lr": 1e-2, "width": 64}, {"lr": 1e-2, "loss": "huber", "patience": 50}):
         trial = RecordingTrial(params={**params, "batch_size": 32})
         rmse = mlp(trial)

@@ -442,6 +442,15 @@ def test_two_spellings_of_one_label_are_questioned(refusal: Callable[..., str], 
     ("row", "message"),
     [
         (
+            lambda i: f"{NOISE[i]},{i * 0.37:.2f}",
+            f"target 'y' has {ROWS} different numbers from 0 to 21.83 in {ROWS} rows",
+        ),
+        (
+            lambda i: f"{NOISE[i]},{i * 17}",
+            'looks like regression: give objective.args.task = "regression", with direc',
+        ),
+        (lambda i: f"{NOISE[i]},{i % 12 / 4}", "target 'y' has 12 different numbers"),
+        (
             lambda i: f"{NOISE[i]},{'' if i == 5 else i % 2}",
             f"target 'y' is missing in 1 of {ROWS} rows ('', the first in",
         ),
@@ -459,31 +468,19 @@ def test_a_target_that_is_no_class_is_questioned(
     assert message in refusal(table("a,y", row))
 
 
-@pytest.mark.parametrize(
-    "target",
-    [lambda i: f"{i * 0.37:.2f}", lambda i: f"{i * 17}", lambda i: f"{i % 12 / 4}", lambda i: NOISE[i]],
-    ids=["fractions", "whole numbers", "few fractions", "noise"],
-)
-def test_a_target_of_many_numbers_is_trained_as_regression_and_said(
-    tmp_path: Path, read: Callable[..., Dataset], caplog: pytest.LogCaptureFixture, target: Callable[[int], object]
-) -> None:
-    data = read(table("a,y", lambda i: f"{NOISE[-i]},{target(i)}"))
+def test_a_target_of_numbers_is_standardised_where_regression_is_asked_for(read: Callable[..., Dataset]) -> None:
+    data = read(table("a,y", lambda i: f"{NOISE[-i]},{i * 17}"), task="regression")
+    parts = (data.train, data.validation, data.test)
     assert (data.task, data.classes) == ("regression", ())
-    assert [len(part) for part in (data.train, data.validation, data.test)] == [43, 5, 12]
+    assert [len(part) for part in parts] == [43, 5, 12]
     assert (float(data.train.y_N.mean()), float(data.train.y_N.std(unbiased=False))) == pytest.approx((0, 1), abs=1e-6)
-    told = sorted(
-        float(y) * data.target_std + data.target_mean
-        for part in (data.train, data.validation, data.test)
-        for y in part.y_N
-    )
-    assert told == pytest.approx(sorted(float(target(i)) for i in range(ROWS)), rel=1e-5, abs=1e-5)
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("target 'y' has ")
-    assert "in 60 rows: trained as regression; to make each a class: objective.args.task" in said
-    # A person may say otherwise, in both directions.
-    assert load("own.csv", data_dir=tmp_path, target="a", task="regression").task == "regression"
-    with pytest.raises(DataError, match="classes needs at least 13 to be in every part"):
-        load("own.csv", data_dir=tmp_path, target="y", task="classification")
+    told = sorted(float(y) * data.target_std + data.target_mean for part in parts for y in part.y_N)
+    assert told == pytest.approx([i * 17 for i in range(ROWS)], abs=1e-3)
+
+
+def test_numbers_are_classes_where_classification_is_asked_for(read: Callable[..., Dataset]) -> None:
+    data = read(table("a,y", lambda i: f"{NOISE[i % ROWS]},{i % 12 / 4}", rows=20 * 12), task="classification")
+    assert data.classes == tuple(str(i / 4) if i % 4 else str(float(i // 4)) for i in range(12))
 
 
 def test_a_regression_of_text_is_refused(refusal: Callable[..., str]) -> None:
@@ -497,8 +494,9 @@ def test_many_numbers_in_an_npz_are_a_regression_with_its_own_test_data(tmp_path
     np.savez(
         tmp_path / "x.npz", X=rng.normal(size=(400, 2)), y=np.arange(400) / 7, X_test=np.zeros((2, 2)), y_test=y_test
     )
-    data = load("x.npz", data_dir=tmp_path)
-    assert data.task == "regression"
+    with pytest.raises(DataError, match=r"y has 400 different numbers .* looks like regression"):
+        load("x.npz", data_dir=tmp_path)
+    data = load("x.npz", data_dir=tmp_path, task="regression")
     assert (data.test.y_N * data.target_std + data.target_mean).tolist() == pytest.approx(y_test, rel=1e-5)
 
 
