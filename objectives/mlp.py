@@ -310,10 +310,7 @@ class MLP:
         """Training and validation data in one part."""
         if device not in self._both:
             data = self._data_on(device)
-            self._both[device] = Part(
-                x_NF=torch.cat([data.train.x_NF, data.validation.x_NF]),
-                y_N=torch.cat([data.train.y_N, data.validation.y_N]),
-            )
+            self._both[device] = data.train.joined(data.validation)
         return self._both[device]
 
     def _data_on(self, device: str) -> Dataset:

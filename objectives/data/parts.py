@@ -33,14 +33,58 @@ TEST_FRACTION = 0.2
 class Part:
     """Examples and their classes or numbers."""
 
-    x_NF: Tensor
-    """float32, standardised."""
+    stored_NF: Tensor
+    """float32, standardised; or bytes as they were read, a quarter of that to keep and to gather from."""
     y_N: Tensor
     """int64, 0 … C−1; or float32, standardised."""
+    mean_F: Tensor | None = None
+    """Of bytes: what is to be subtracted; shape F or 1."""
+    std_F: Tensor | None = None
+    """Likewise: what it is to be divided by."""
+
+    @property
+    def x_NF(self) -> Tensor:
+        """float32, standardised; a copy where bytes are stored."""
+        return self._standardised(self.stored_NF)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.stored_NF.device
+
+    def features(self, start: int, stop: int) -> Tensor:
+        """Consecutive rows, standardised: B × F."""
+        return self._standardised(self.stored_NF[start:stop])
+
+    def gather(self, row_B: Tensor, out_BF: Tensor, stored_BF: Tensor) -> None:
+        """Rows in any order, standardised.
+
+        Args:
+            row_B: int64.
+            out_BF: gets them.
+            stored_BF: of the type of ``stored_NF``; may be ``out_BF`` where that is float.
+        """
+        torch.index_select(self.stored_NF, 0, row_B, out=stored_BF)
+        if self.mean_F is not None and self.std_F is not None:
+            out_BF.copy_(stored_BF).sub_(self.mean_F).div_(self.std_F)
+
+    def _standardised(self, stored_NF: Tensor) -> Tensor:
+        if self.mean_F is None or self.std_F is None:
+            return stored_NF
+        return stored_NF.float().sub_(self.mean_F).div_(self.std_F)
 
     def to(self, device: torch.device) -> Part:
         """The same part on ``device``."""
-        return Part(x_NF=self.x_NF.to(device), y_N=self.y_N.to(device))
+        moved = {name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None}
+        return Part(**moved)
+
+    def joined(self, other: Part) -> Part:
+        """The examples of both, of one data set."""
+        return replace(
+            self,
+            stored_NF=torch.cat([self.stored_NF, other.stored_NF]),
+            y_N=torch.cat([self.y_N, other.y_N]),
+        )
 
     def __len__(self) -> int:
         return len(self.y_N)
@@ -75,7 +119,7 @@ class Dataset:
     @property
     def n_features(self) -> int:
         """F."""
-        return self.train.x_NF.shape[1]
+        return self.train.stored_NF.shape[1]
 
     def to(self, device: torch.device) -> Dataset:
         """The same data set on ``device``."""
@@ -137,9 +181,11 @@ def _rows(raw: Raw, seed: int) -> dict[str, np.ndarray]:
 def _fill(
     blocks: deque[np.ndarray], y_N: np.ndarray, rows: Mapping[str, np.ndarray], scaling: Scaling
 ) -> dict[str, Part]:
-    """Each part's rows, standardised, in the order given; empties ``blocks``."""
+    """Each part's rows, bytes as they are and all else standardised, in the order given; empties ``blocks``."""
     n_features = blocks[0].shape[1]
-    x = {name: np.empty((len(row_N), n_features), dtype=np.float32) for name, row_N in rows.items()}
+    are_bytes = blocks[0].dtype == np.uint8
+    dtype = np.uint8 if are_bytes else np.float32
+    x = {name: np.empty((len(row_N), n_features), dtype=dtype) for name, row_N in rows.items()}
     place = {name: np.full(len(y_N), -1, dtype=np.int32) for name in rows}
     for name, row_N in rows.items():
         place[name][row_N] = np.arange(len(row_N))
@@ -148,10 +194,12 @@ def _fill(
         block = blocks.popleft()
         for name, place_N in place.items():
             to = place_N[start : start + len(block)]
-            x[name][to[to >= 0]] = scaling.apply(block[to >= 0])
+            x[name][to[to >= 0]] = block[to >= 0] if are_bytes else scaling.apply(block[to >= 0])
         start += len(block)
+    mean_F, std_F = (torch.from_numpy(x_F) if are_bytes else None for x_F in (scaling.mean_F, scaling.std_F))
     return {
-        name: Part(x_NF=torch.from_numpy(x[name]), y_N=torch.from_numpy(y_N[row_N])) for name, row_N in rows.items()
+        name: Part(stored_NF=torch.from_numpy(x[name]), y_N=torch.from_numpy(y_N[row_N]), mean_F=mean_F, std_F=std_F)
+        for name, row_N in rows.items()
     }
 
 

@@ -1,6 +1,6 @@
 """What a step costs: the pool, a loop with autograd over one net at a time, and the matrix products alone.
 
-One thread, batches of 128, numbers of MNIST's shape (54,000 × 784, ten classes), dropout 0.3, AdamW. The arms take
+One thread, batches of 128, bytes of MNIST's shape (54,000 × 784, ten classes), dropout 0.3, AdamW. The arms take
 turns within one process; the figures are medians over the rounds, and of the ratios the medians of each round's.
 """
 
@@ -26,7 +26,8 @@ EXAMPLES, FEATURES, CLASSES, BATCH, DROPOUT = 54_000, 784, 10, 128, 0.3
 
 
 def one_at_a_time(part: Part, depth: int, width: int) -> Callable[[int], object]:
-    """The loop that Studyhall had before it had pools (2026-11): modules, autograd, the fused AdamW."""
+    """The loop that Studyhall had before it had pools (2026-11): modules, autograd, the fused AdamW, the data float."""
+    x_NF = part.x_NF
     layers: list[nn.Module] = []
     size = FEATURES
     for _ in range(depth):
@@ -41,7 +42,7 @@ def one_at_a_time(part: Part, depth: int, width: int) -> Callable[[int], object]
         for index_B in torch.split(torch.randperm(len(part)), BATCH)[:steps]:
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3
-            logits_BC = model(part.x_NF[index_B])
+            logits_BC = model(x_NF[index_B])
             y_B = part.y_N[index_B]
             loss = F.cross_entropy(logits_BC, y_B)
             optimizer.zero_grad(set_to_none=True)
@@ -111,7 +112,12 @@ def main() -> None:
     parser.add_argument("--stacked", type=int, default=0, help="also measure so many slots in one stack")
     settings = parser.parse_args()
     torch.set_num_threads(1)
-    part = Part(x_NF=torch.randn(EXAMPLES, FEATURES), y_N=torch.randint(0, CLASSES, (EXAMPLES,)))
+    part = Part(
+        stored_NF=torch.randint(0, 256, (EXAMPLES, FEATURES), dtype=torch.uint8),
+        y_N=torch.randint(0, CLASSES, (EXAMPLES,)),
+        mean_F=torch.tensor([127.5]),
+        std_F=torch.tensor([73.9]),
+    )
     found = {}
     for depth, width in shapes(settings.shapes):
         arms = {

@@ -40,7 +40,7 @@ def part(task: Task, n: int = 40) -> Part:
     generator = torch.Generator().manual_seed(5)
     x_NF = torch.randn(n, task.n_features, generator=generator)
     signal_N = x_NF[:, 0] + 0.5 * x_NF[:, 1]
-    return Part(x_NF=x_NF, y_N=torch.bucketize(signal_N, torch.tensor([-0.5, 0.5])) if task.classes else signal_N)
+    return Part(stored_NF=x_NF, y_N=torch.bucketize(signal_N, torch.tensor([-0.5, 0.5])) if task.classes else signal_N)
 
 
 def member(params: dict[str, Any], task: Task = CLASSES, seed: int = 0, epochs: int = EPOCHS, **options: Any) -> Member:
@@ -273,7 +273,7 @@ def test_a_step_is_as_many_operators_whatever_the_number_of_slots_and_none_waits
 def test_every_activation_learns_32_examples_by_heart(optimizer: str) -> None:
     rate = {"sgd": 0.1, "gd": 0.5}.get(optimizer, 0.02)
     generator = torch.Generator().manual_seed(1)
-    data = Part(x_NF=torch.randn(32, 6, generator=generator), y_N=torch.randint(0, 3, (32,), generator=generator))
+    data = Part(stored_NF=torch.randn(32, 6, generator=generator), y_N=torch.randint(0, 3, (32,), generator=generator))
     for activation in ACTIVATIONS:
         params = {"activation": activation, "optimizer": optimizer, "lr": rate, "width": 64, "depth": 1}
         h = Hyperparameters(**params, weight_decay=0.0, schedule="constant", batch_size=32)
