@@ -2,6 +2,10 @@
 
 One thread, batches of 128, bytes of MNIST's shape (54,000 × 784, ten classes), dropout 0.3, AdamW. The arms take
 turns within one process; the figures are medians over the rounds, and of the ratios the medians of each round's.
+
+On one core of a shared AMD EPYC with two, PyTorch 2.14.1, 2026-11-27, whole epochs: 2.5 times faster than the loop at
+width 32, 2.1 to 2.3 at 64, 1.9 to 2.0 at 128, 1.6 at 256, 1.4 at 512; 2.1 to 2.3 times the products at width 32, and
+1.5 to 1.7 times above. Tried and no faster: several slots in one stack on a CPU.
 """
 
 from __future__ import annotations
@@ -108,7 +112,7 @@ def main() -> None:
     """Measure, and print a table and a line of JSON."""
     parser = options(__doc__ or "")
     parser.add_argument("--shapes", default=",".join(f"{d}x{w}" for d in (1, 2) for w in (32, 64, 128, 256, 512)))
-    parser.add_argument("--steps", type=int, default=100, help="of each arm and round (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=422, help="of each arm and round (default: %(default)s)")
     parser.add_argument("--stacked", type=int, default=0, help="also measure so many slots in one stack")
     settings = parser.parse_args()
     torch.set_num_threads(1)
