@@ -3,9 +3,9 @@
 One thread, batches of 128, bytes of MNIST's shape (54,000 × 784, ten classes), dropout 0.3, AdamW. The arms take
 turns within one process; the figures are medians over the rounds, and of the ratios the medians of each round's.
 
-On one core of a shared AMD EPYC with two, PyTorch 2.14.1, 2026-11-27, whole epochs: 2.5 times faster than the loop at
-width 32, 2.1 to 2.3 at 64, 1.9 to 2.0 at 128, 1.6 at 256, 1.4 at 512; 2.1 to 2.3 times the products at width 32, and
-1.5 to 1.7 times above. Tried and no faster: several slots in one stack on a CPU.
+On one core of an AMD EPYC with two, PyTorch 2.14.1, 2026-11-27, n = 5: 2.4 times faster than the loop at width 32,
+2.1 to 2.2 at 64, 1.9 to 2.0 at 128, 1.6 to 1.7 at 256, 1.3 to 1.4 at 512; 2.1 to 2.2 times the products at width 32,
+and 1.3 to 1.7 times above. Tried and no faster: several slots in one stack on a CPU.
 """
 
 from __future__ import annotations
