@@ -1,177 +1,40 @@
-"""The multilayer perceptron and its hyperparameters: an objective to tune.
-
-Axes: B examples of a batch, F features, H hidden units, C classes.
-"""
+"""The multilayer perceptron: an objective to tune, one trial at a time or many in one program."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from sklearn.model_selection import KFold, StratifiedKFold
 
-from objectives.data import ROLES, Dataset, Part, Role, load
-from objectives.training import OPTIMIZERS, EpochMetrics, OptimizerSettings, Training, evaluate, restore, save
+from objectives.data import ROLES, TASKS, Dataset, Part, Role, load
+from objectives.hyperparameters import METRICS, Hyperparameters
+from objectives.model import load_model, save_model
+from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
+from objectives.randomness import MEMBER, seed_of
+from objectives.training import Examples, Member, Stack, StateError, Task
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+__all__ = ["MLP", "Hyperparameters", "Report", "Result", "StateError", "Trial", "Trials", "load_model"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hyperparameters:
-    """What a trial may choose. Each is checked: :exc:`ValueError` names it, its value and what is legal."""
-
-    width: int = 256
-    """Hidden units of each layer (H)."""
-    depth: int = 2
-    """Hidden layers."""
-    dropout: float = 0.0
-    """Share of hidden units dropped in training."""
-    weight_decay: float = 1e-2
-    lr: float = 1e-3
-    """Learning rate at the first step."""
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    activation: str = "relu"
-    momentum: float = 0.9
-    """Of optimizer sgd; the others do not look at it."""
-
-    def __post_init__(self) -> None:
-        rules: list[tuple[str, bool, str]] = [
-            ("width", _is_count(self.width), "a whole number above 0"),
-            ("depth", _is_count(self.depth), "a whole number above 0"),
-            ("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "at least 0 and below 1"),
-            ("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "at least 0"),
-            ("lr", _is_number(self.lr) and self.lr > 0, "above 0"),
-            ("batch_size", _is_count(self.batch_size), "a whole number above 0"),
-            ("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-            ("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
-            ("momentum", _is_number(self.momentum) and 0 <= self.momentum < 1, "at least 0 and below 1"),
-        ]
-        for name, is_legal, legal in rules:
-            if not is_legal:
-                raise ValueError(f"{name} = {getattr(self, name)!r}; it must be {legal}")
-
-    @property
-    def optimizer_settings(self) -> OptimizerSettings:
-        """The part of them that training needs."""
-        return OptimizerSettings(
-            name=self.optimizer, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum
-        )
-
-
-def _check_roles(columns: object) -> None:
-    legal = 'it must name columns and their roles, such as { id = "ignore", year = "feature" }'
-    if columns is not None and not isinstance(columns, Mapping):
-        raise ValueError(f"columns = {columns!r}; {legal}")
-    for name, role in (columns or {}).items():
-        if role not in ROLES:
-            raise ValueError(f"columns.{name} = {role!r}; it must be one of {', '.join(ROLES)}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-class Perceptron(nn.Sequential):
-    """``depth`` times (linear, activation, dropout), then linear: B × F → B × C.
-
-    Weights are drawn from the global generator: He's normal distribution for relu and its smooth kin
-    (arXiv 1502.01852), Glorot's for tanh and the last layer; biases are 0.
-    """
-
-    def __init__(self, n_features: int, n_classes: int, hyperparameters: Hyperparameters) -> None:
-        layers: list[nn.Module] = []
-        size = n_features
-        for _ in range(hyperparameters.depth):
-            linear = nn.Linear(size, hyperparameters.width)
-            if hyperparameters.activation == "tanh":
-                nn.init.xavier_normal_(linear.weight)
-            else:
-                nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-            layers += [linear, ACTIVATIONS[hyperparameters.activation](), nn.Dropout(hyperparameters.dropout)]
-            size = hyperparameters.width
-        last = nn.Linear(size, n_classes)
-        nn.init.xavier_normal_(last.weight)
-        super().__init__(*layers, last)
-        for module in self:
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-
-
-class Standardize(nn.Module):
-    """(x − mean) / std of each feature, B × F → B × F: with it a model takes data as they are on disk.
-
-    Computed in the type of ``mean_F``: of a table in float64, in which times in seconds since 1970 should
-    also come; as float32 they are two minutes apart.
-    """
-
-    mean_F: Tensor
-    std_F: Tensor
-
-    def __init__(self, mean_F: Tensor, std_F: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean_F", mean_F)
-        self.register_buffer("std_F", std_F)
-
-    def forward(self, x_BF: Tensor) -> Tensor:
-        """Standardise a batch."""
-        return ((x_BF.to(self.mean_F.dtype) - self.mean_F) / self.std_F).float()
-
-
-class Saved(Protocol):
-    """A checkpoint, of this attempt at the trial or an earlier one."""
-
-    step: int
-    """How many epochs were complete."""
-    state: bytes
-
-
-class Trial(Protocol):
-    """What the objective asks of a trial."""
-
-    params: dict[str, Any]
-    seed: int
-    device: str
-    stop_requested: bool
-    Pruned: type[BaseException]
-    Interrupted: type[BaseException]
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
-        """As in Optuna."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """As in Optuna."""
-
-    def report(self, value: float, step: int, **metrics: float) -> None:
-        """Report a step."""
-
-    def should_prune(self) -> bool:
-        """Whether to give up."""
-
-    def checkpoint(self, step: int, state: Callable[[], bytes]) -> None:
-        """Save ``state()`` if a checkpoint is due; costs nothing otherwise."""
-
-    def restore(self) -> Saved | None:
-        """The checkpoint to go on from; ``None`` on a fresh start."""
+#: On a CPU the slots of a worker take turns, an epoch each. More of them make fewer and larger reports where epochs
+#: are short; fewer let each trial learn from more finished ones. An epoch's examples over all slots:
+CPU_TICK_EXAMPLES = 50_000
+MAX_CPU_SLOTS = 8
+#: On a GPU, as long as its memory lasts.
+GPU_SLOTS = 32
 
 
 class MLP:
-    """The objective: the validation accuracy of a perceptron after ``epochs`` epochs.
+    """The objective: a metric of the validation data after ``epochs`` epochs of training a perceptron.
 
     The last epoch's, not the best one's: the maximum over epochs is an optimistic estimate, the more so
-    the longer and noisier a trial, and is not what retraining would give. One epoch is one step, counted
-    from 1. The test data are not looked at.
+    the longer and noisier a trial, and is not what retraining would give. (With the hyperparameter ``patience`` it is
+    the best one's, whose weights are kept.) One epoch is one step, counted from 1. The test data are not looked at.
 
     A trial goes on from its checkpoint, on a CPU with the same bits as if it had never been left. An
     instance keeps nothing of a trial: its tensors go when its call ends, be it for want of memory.
@@ -179,10 +42,16 @@ class MLP:
     Args:
         dataset: a name or file, see :func:`objectives.data.load`.
         epochs: of each trial.
-        target: the label column of a table.
+        target: the column of a table with the labels or numbers.
         columns: roles of its other columns, ``feature`` or ``ignore``; those without are told by what is
             in them.
-        split_seed: of the split into training, validation and test data.
+        split_seed: of the split into training, validation and test data, and of the folds.
+        task: ``classification`` or ``regression``; by default classification, unless the target looks like numbers,
+            which is refused.
+        metric: the trial's value; by default accuracy, or the RMSE in the target's unit.
+        folds: above 1, each trial is trained once per fold of training and validation data; its value is the mean.
+        seeds: likewise, with so many seeds.
+        fixed: hyperparameters of all trials, which the study does not sample.
         data_dir: where this machine keeps data sets; a worker gives it.
 
     Raises:
@@ -200,60 +69,101 @@ class MLP:
         target: str | None = None,
         split_seed: int = 0,
         columns: Mapping[str, Role] | None = None,
+        task: str | None = None,
+        metric: str | None = None,
+        folds: int = 1,
+        seeds: int = 1,
+        fixed: Mapping[str, Any] | None = None,
         *,
         data_dir: str | Path,
     ) -> None:
         if not isinstance(dataset, str):
             raise ValueError(f"dataset = {dataset!r}; it must be a name or a path")
-        if not _is_count(epochs):
-            raise ValueError(f"epochs = {epochs!r}; it must be a whole number above 0")
+        for name, count in (("epochs", epochs), ("folds", folds), ("seeds", seeds)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"{name} = {count!r}; it must be a whole number above 0")
         if not isinstance(split_seed, int) or not 0 <= split_seed < 2**32:
             raise ValueError(f"split_seed = {split_seed!r}; it must be a whole number from 0 to 2**32 - 1")
         if target is not None and not isinstance(target, str):
             raise ValueError(f"target = {target!r}; it must be the name of a column")
+        if task not in (None, *TASKS):
+            raise ValueError(f"task = {task!r}; it must be one of {', '.join(TASKS)}")
         _check_roles(columns)
-        self.epochs = epochs
-        self._data = load(dataset, data_dir=Path(data_dir), target=target, columns=columns, split_seed=split_seed)
+        self.epochs, self._split_seed, self._folds, self._seeds = epochs, split_seed, folds, seeds
+        self._fixed = _checked_fixed(fixed)
+        self._data = load(
+            dataset, data_dir=Path(data_dir), target=target, columns=columns, split_seed=split_seed, task=task
+        )
+        legal = METRICS[self._data.task]
+        if metric is not None and metric not in legal:
+            raise ValueError(f"metric = {metric!r}; for {self._data.task} it must be one of {', '.join(legal)}")
+        self._metric = metric or legal[0]
+        self._task = Task(n_features=self._data.n_features, classes=self._data.classes, unit=self._data.target_std)
+        self._check_folds()
+        self.hyperparameters({})
         self._on_device: dict[str, Dataset] = {}
+        self._both: dict[str, Part] = {}
 
-    def __call__(self, trial: Trial) -> float:
-        """Train with the trial's parameters; returns the last validation accuracy.
+    def _check_folds(self) -> None:
+        y_N = torch.cat([self._data.train.y_N, self._data.validation.y_N])
+        most = int(y_N.bincount().min()) if self._data.classes else len(y_N) // 2
+        if self._folds > most:
+            what = "the rarest class has so many examples" if self._data.classes else "a fold needs two examples"
+            raise ValueError(f"folds = {self._folds}; at most {most} are possible: {what}")
+
+    def __call__(self, trial: Any) -> float:
+        """Train with the trial's parameters; returns its value.
 
         Raises:
             StateError: the trial's checkpoint is damaged, or not of these parameters.
+            Diverged: its loss is no longer finite.
         """
-        if not trial.params:
-            self._suggest(trial)
-        data, hyperparameters = self._data_on(trial.device), Hyperparameters(**trial.params)
-        saved = trial.restore()
-        training = self._training(hyperparameters, data.train, trial.seed)
-        if saved is not None:
-            restore(training, saved.state, of=hyperparameters)
-        state = partial(save, training, of=hyperparameters)
-        val_accuracy = math.nan
-        for epoch in range(training.epoch + 1, self.epochs + 1):
-            # Asked before an epoch, not after one: whoever goes on from a checkpoint asks again, since its
-            # writer may have died before it had the answer.
-            if epoch > 1 and trial.should_prune():
-                raise trial.Pruned
-            trained = training.run_epoch(lambda: trial.stop_requested)
-            if trained is None:
-                trial.checkpoint(training.epoch, state)
-                raise trial.Interrupted
-            val_loss, val_accuracy = evaluate(training.model, data.validation)
-            metrics = EpochMetrics(
-                train_loss=trained[0],
-                train_accuracy=trained[1],
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                scheduled_lr=training.lr,
-            )
-            trial.report(val_accuracy, epoch, **dataclasses.asdict(metrics))
-            # After the report: a checkpoint never holds an epoch whose report is missing. None after the
-            # last epoch, so that every checkpoint leaves an epoch to run, which gives the value.
-            if epoch < self.epochs:
-                trial.checkpoint(epoch, state)
-        return val_accuracy
+        source = OneTrial(trial)
+        self._pool(source, 1).run()
+        result, source.result = source.result, None
+        assert result is not None
+        for name, value in result.attributes.items():
+            trial.set_user_attr(name, value)
+        try:
+            if result.error is not None:
+                raise result.error
+        finally:
+            # What is raised leads to this frame; if this frame led to it, both would stay until a collection.
+            value, state = result.value, result.state
+            del result, source
+        if state == "pruned":
+            raise trial.Pruned
+        if state == "left" or value is None:
+            raise trial.Interrupted
+        return value
+
+    def slots(self, device: str) -> int:
+        """How many trials to train side by side on a device."""
+        if device != "cpu":
+            return GPU_SLOTS
+        per_trial = len(self._data.train) * self._folds * self._seeds
+        return max(1, min(MAX_CPU_SLOTS, CPU_TICK_EXAMPLES // per_trial))
+
+    def train(self, trials: Trials, slots: int | None = None, *, device: str = "cpu") -> None:
+        """Train trials until there are no more; see :mod:`objectives.pool`.
+
+        Args:
+            trials: where they come from.
+            slots: how many side by side; by default as :meth:`slots` says.
+            device: of all of them.
+        """
+        members = self._folds * self._seeds
+        self._pool(trials, (slots or self.slots(device)) * members, stacked=_is_stacked(device)).run()
+
+    def curves(self, params: Mapping[str, Any], *, seed: int = 0, device: str = "cpu") -> Iterator[dict[str, float]]:
+        """Train one configuration without a study: the metrics of each epoch, as they would be reported.
+
+        Raises:
+            ValueError: a parameter is not legal.
+            Diverged: the loss is no longer finite.
+        """
+        training = self.training(self.hyperparameters(params), seed, device)
+        yield from _epochs(training, stacked=_is_stacked(device))
 
     def finalize(
         self,
@@ -266,6 +176,8 @@ class MLP:
     ) -> dict[str, float]:
         """Retrain on training and validation data, look at the test data once, and keep the model.
 
+        With ``patience`` the validation data are left out, to stop on them as the trial did.
+
         Args:
             params: the hyperparameters.
             seed: of weights, dropout and order.
@@ -274,26 +186,38 @@ class MLP:
             progress: is called with (epochs done, epochs in all).
 
         Returns:
-            test_accuracy, test_loss, train_accuracy, train_loss.
+            Of the test data every metric (``test_accuracy``, …), of the training data those that training gives.
         """
-        data, hyperparameters = self._data_on(device), Hyperparameters(**params)
-        both = Part(
-            x_NF=torch.cat([data.train.x_NF, data.validation.x_NF]),
-            y_N=torch.cat([data.train.y_N, data.validation.y_N]),
-        )
-        training = self._training(hyperparameters, both, seed)
-        trained = (math.nan, math.nan)
-        for epoch in range(1, self.epochs + 1):
-            trained = training.run_epoch(lambda: False) or trained
+        data, hyperparameters = self._data_on(device), self.hyperparameters(params)
+        stops = hyperparameters.patience is not None
+        train = Examples(part=data.train if stops else self._both_on(device))
+        validation = Examples(part=data.validation) if stops else None
+        member = self._member(hyperparameters, train, validation, seed, _pad(device))
+        training = Training([member], hyperparameters, metric=self._metric, epochs=self.epochs)
+        for epoch, _ in enumerate(_epochs(training, stacked=False), 1):
             progress(epoch, self.epochs)
-        test_loss, test_accuracy = evaluate(training.model, data.test)
-        _save(training.model, hyperparameters, data, directory)
-        return {
-            "test_accuracy": test_accuracy,
-            "test_loss": test_loss,
-            "train_accuracy": trained[1],
-            "train_loss": trained[0],
+        metrics = member.best.metrics if member.best else member.metrics
+        member.take_best()
+        stack = Stack([member])
+        tested = stack.evaluate([Examples(part=data.test)])
+        save_model(
+            {name: tensor.cpu() for name, tensor in member.tensors().items()}, hyperparameters, self._data, directory
+        )
+        return {f"test_{name}": float(of_G) for name, of_G in tested.items()} | {
+            name: value for name, value in metrics.items() if name.startswith("train_")
         }
+
+    def _pool(self, trials: Trials, slots: int, *, stacked: bool = False) -> Pool:
+        return Pool(trials, slots, self._begin, stacked=stacked)
+
+    def _begin(self, trial: Any) -> Training:
+        if not trial.params and not self._fixed:
+            self._suggest(trial)
+        training = self.training(self.hyperparameters(trial.params), trial.seed, trial.device, trial=trial)
+        saved = trial.restore()
+        if saved is not None:
+            training.restore(saved.state)
+        return training
 
     def _suggest(self, trial: Trial) -> None:
         """The space of a study that has none."""
@@ -302,17 +226,92 @@ class MLP:
         trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True)
         trial.suggest_float("lr", 1e-4, 1e-1, log=True)
 
-    def _training(self, hyperparameters: Hyperparameters, train: Part, seed: int) -> Training:
-        torch.manual_seed(seed)
-        model = Perceptron(self._data.n_features, len(self._data.classes), hyperparameters)
-        return Training(
-            model.to(train.x_NF.device),
+    def hyperparameters(self, params: Mapping[str, Any]) -> Hyperparameters:
+        """The fixed ones and these; raises :exc:`ValueError` where one is not legal, or not for these data."""
+        twice = [name for name in params if name in self._fixed]
+        if twice:
+            raise ValueError(f"{twice[0]} is both sampled and in objective.args.fixed; leave it out in one of them")
+        hyperparameters = Hyperparameters(**{**self._fixed, **params})
+        hyperparameters.check_for(self._data)
+        return hyperparameters
+
+    def training(
+        self,
+        hyperparameters: Hyperparameters,
+        seed: int,
+        device: str,
+        *,
+        trial: Any = None,
+        pad: Callable[[int], int] | None = None,
+    ) -> Training:
+        """The training of one trial: a member for each seed and fold.
+
+        Args:
+            hyperparameters: its.
+            seed: its.
+            device: to train on.
+            trial: ``None`` to train without one.
+            pad: what a width becomes; by default a bucket's on a GPU, and itself on a CPU.
+        """
+        seeds = [seed, *(seed_of(seed, i, MEMBER) for i in range(1, self._seeds))]
+        members = [
+            self._member(hyperparameters, train, validation, member_seed, pad or _pad(device))
+            for member_seed in seeds
+            for train, validation in self._folded(device)
+        ]
+        return Training(members, hyperparameters, metric=self._metric, epochs=self.epochs, trial=trial)
+
+    def _member(
+        self,
+        hyperparameters: Hyperparameters,
+        train: Examples,
+        validation: Examples | None,
+        seed: int,
+        pad: Callable[[int], int],
+    ) -> Member:
+        return Member(
+            hyperparameters,
+            self._task,
             train,
-            settings=hyperparameters.optimizer_settings,
-            batch_size=hyperparameters.batch_size,
+            validation,
             epochs=self.epochs,
             seed=seed,
+            metrics=self._reported(hyperparameters),
+            pad=pad,
         )
+
+    def _reported(self, hyperparameters: Hyperparameters) -> frozenset[str]:
+        """Metrics of the validation data that are told of each epoch."""
+        if not self._data.classes:
+            return frozenset(METRICS["regression"])
+        return frozenset({"loss", "accuracy", self._metric, hyperparameters.monitor})
+
+    def _folded(self, device: str) -> list[tuple[Examples, Examples]]:
+        """(training, validation) examples of each fold."""
+        if self._folds == 1:
+            data = self._data_on(device)
+            return [(Examples(part=data.train), Examples(part=data.validation))]
+        part = self._both_on(device)
+        return [
+            (
+                Examples(part=part, rows_N=torch.from_numpy(train_N).to(device)),
+                Examples(part=part, rows_N=torch.from_numpy(validation_N).to(device)),
+            )
+            for train_N, validation_N in self._fold_rows
+        ]
+
+    @cached_property
+    def _fold_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        kind = StratifiedKFold if self._data.classes else KFold
+        y_N = torch.cat([self._data.train.y_N, self._data.validation.y_N]).numpy()
+        return list(kind(self._folds, shuffle=True, random_state=self._split_seed).split(y_N, y_N))
+
+    def _both_on(self, device: str) -> Part:
+        """Training and validation data in one part."""
+        if device not in self._both:
+            data = self._data_on(device)
+            self._both[device] = data.train.joined(data.validation)
+        return self._both[device]
 
     def _data_on(self, device: str) -> Dataset:
         """The data on ``device``, moved there once."""
@@ -321,35 +320,45 @@ class MLP:
         return self._on_device[device]
 
 
-def _save(model: nn.Module, hyperparameters: Hyperparameters, data: Dataset, directory: Path) -> None:
-    whole = nn.Sequential(Standardize(data.mean_F, data.std_F), model.cpu())
-    description = {
-        "hyperparameters": dataclasses.asdict(hyperparameters),
-        "n_features": data.n_features,
-        "classes": data.classes,
-        "columns": [dataclasses.asdict(column) for column in data.columns],
-    }
-    torch.save(whole.state_dict(), directory / "weights.pt")
-    (directory / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+def _epochs(training: Training, *, stacked: bool) -> Iterator[dict[str, float]]:
+    """Train without a trial; the metrics of each epoch."""
+    tick = Tick(stacked=stacked)
+    while not training.is_over:
+        for group in tick.groups([training]):
+            tick.run(group)
+        tick.end()
+        yield training.end_epoch()
 
 
-def load_model(directory: str | Path) -> nn.Module:
-    """The model that :meth:`MLP.finalize` kept, ready to use.
+def _is_stacked(device: str) -> bool:
+    """Whether members train in step there: what fills a GPU costs a CPU its cache, and padding."""
+    return device != "cpu"
 
-    Returns:
-        A module in evaluation mode: features as they are on disk (B × F, float64 if they are large) →
-        logits (B × C). The names of the classes are in ``model.json``, and of a table its columns.
-    """
-    directory = Path(directory)
-    description = json.loads((directory / "model.json").read_text(encoding="utf-8"))
-    state = torch.load(directory / "weights.pt", weights_only=True, map_location="cpu")
-    model = nn.Sequential(
-        Standardize(state["0.mean_F"], state["0.std_F"]),
-        Perceptron(
-            description["n_features"],
-            len(description["classes"]),
-            Hyperparameters(**description["hyperparameters"]),
-        ),
-    )
-    model.load_state_dict(state)
-    return model.eval()
+
+def _pad(device: str) -> Callable[[int], int]:
+    return _bucket if _is_stacked(device) else lambda width: width
+
+
+def _bucket(width: int) -> int:
+    """What a width is padded to on a GPU, so that trials of many widths share stacks: 32, 48, 64, 96, 128, …"""
+    power: int = 2 ** max(5, (width - 1).bit_length())
+    return 3 * power // 4 if 32 < width <= 3 * power // 4 else power
+
+
+def _check_roles(columns: object) -> None:
+    legal = 'it must name columns and their roles, such as { id = "ignore", year = "feature" }'
+    if columns is not None and not isinstance(columns, Mapping):
+        raise ValueError(f"columns = {columns!r}; {legal}")
+    for name, role in (columns or {}).items():
+        if role not in ROLES:
+            raise ValueError(f"columns.{name} = {role!r}; it must be one of {', '.join(ROLES)}")
+
+
+def _checked_fixed(fixed: object) -> dict[str, Any]:
+    if fixed is not None and not isinstance(fixed, Mapping):
+        raise ValueError(f'fixed = {fixed!r}; it must be hyperparameters, such as {{ depth = 3, activation = "gelu" }}')
+    given = dict(fixed or {})
+    unknown = [name for name in given if name not in MLP.parameters]
+    if unknown:
+        raise ValueError(f"fixed names the hyperparameter {unknown[0]!r}; known: {', '.join(sorted(MLP.parameters))}")
+    return given

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from objectives.data.parts import Dataset, Part, split
 from objectives.data.raw import Raw, Role
 from objectives.data.table import SUFFIXES, is_table, read_table
 
-__all__ = ["ROLES", "DataError", "Dataset", "Part", "Role", "load"]
+__all__ = ["ROLES", "TASKS", "DataError", "Dataset", "Part", "Role", "load"]
 
 #: What a user may declare; the target has an argument of its own.
+TASKS = ("classification", "regression")
 ROLES: tuple[Role, ...] = ("feature", "ignore")
 
 
@@ -35,6 +37,7 @@ def load(
     target: str | None = None,
     columns: Mapping[str, Role] | None = None,
     split_seed: int = 0,
+    task: str | None = None,
 ) -> Dataset:
     """Read, split and standardise a data set.
 
@@ -45,13 +48,16 @@ def load(
         target: the column of a table that holds the labels.
         columns: roles of other columns of a table, where they are not to be guessed.
         split_seed: of the split; not of the training.
+        task: one of :data:`TASKS`; ``None`` to ask where the target looks like numbers.
 
     Raises:
         DataError: the data is missing, malformed, too small to be split, or of doubtful meaning.
     """
     try:
         raw = _read(dataset, data_dir, target, columns or {})
-        return split(raw, split_seed)
+        labels = raw.labels.judged(f"target {target!r}" if target else "y", task)
+        test_labels = raw.test_labels.like(labels) if raw.test_labels else None
+        return split(replace(raw, labels=labels, test_labels=test_labels), split_seed)
     except DataError:
         raise
     except ValueError as error:
@@ -73,9 +79,7 @@ def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str
     for argument, value in (("target", target), ("columns", columns)):
         if value:
             raise DataError(f"{argument} = {value!r} is about a table, and {dataset!r} is none; leave it out")
-    raw = read_npz(_find(dataset, data_dir)) if is_npz else NAMES[dataset](data_dir)
-    raw.labels.check_classes("y")
-    return raw
+    return read_npz(_find(dataset, data_dir)) if is_npz else NAMES[dataset](data_dir)
 
 
 def _find(path: str, data_dir: Path) -> Path:

@@ -23,9 +23,9 @@ class Labels:
     """The classes of N examples."""
 
     names: tuple[str, ...]
-    """C distinct labels, numbers in their order, text in the alphabet's."""
+    """C distinct labels, numbers in their order, text in the alphabet's; empty where the target is a number."""
     y_N: np.ndarray
-    """int64, 0 … C−1."""
+    """int64, 0 … C−1; or float64, the numbers."""
 
     @classmethod
     def of(cls, y: np.ndarray) -> Labels:
@@ -51,7 +51,13 @@ class Labels:
         return cls(names=tuple(names[i] for i in order), y_N=rank[spelling_N])
 
     def like(self, other: Labels) -> Labels:
-        """The same labels under the numbers of ``other``; raises :exc:`ValueError` where it lacks one."""
+        """The same labels under the numbers of ``other``, or as the numbers that they are.
+
+        Raises:
+            ValueError: ``other`` has no such label.
+        """
+        if not other.names:
+            return self._as_numbers("y_test")
         known = {name: number for number, name in enumerate(other.names)}
         unknown = [name for name in self.names if name not in known]
         if unknown:
@@ -59,28 +65,46 @@ class Labels:
             raise ValueError(f"y_test holds the label {unknown[0]}, which y does not; known: {legal}")
         return Labels(names=other.names, y_N=np.array([known[name] for name in self.names])[self.y_N])
 
-    def check_classes(self, what: str) -> None:
-        """Raise :exc:`ValueError` unless these are classes, each with enough examples for every part.
+    def judged(self, what: str, task: str | None) -> Labels:
+        """These labels if they are classes, each with enough examples for every part; or the numbers that they are.
 
         Args:
             what: holds the labels, for the message: ``target 'price'``.
+            task: ``classification`` or ``regression``; ``None`` to ask where they look like numbers.
+
+        Raises:
+            ValueError: they are neither, or may be meant in two ways.
         """
-        counts = np.bincount(self.y_N, minlength=len(self.names))
         if len(self.names) < 2:
             raise ValueError(f"all labels are {self.names[0]}; a classifier needs at least two classes")
+        counts = np.bincount(self.y_N, minlength=len(self.names))
         numbers = [number for number in map(_number, self.names) if number is not None]
-        if len(numbers) == len(self.names) and _look_measured(numbers, counts):
+        are_numbers = len(numbers) == len(self.names)
+        if task is None and are_numbers and _look_measured(numbers, counts):
+            # Not guessed: its value, the RMSE, is to be minimized, which only the study can say.
             raise ValueError(
                 f"{what} has {len(numbers)} different numbers from {min(numbers):g} to {max(numbers):g} in "
-                f"{len(self.y_N)} rows, which looks like regression; only classification is trained as yet: "
-                "choose another target, or turn the numbers into a few labels"
+                f'{len(self.y_N)} rows, which looks like regression: give objective.args.task = "regression", with '
+                'direction = "minimize" and metric = "val_rmse"; or "classification" to make each number a class'
             )
+        if task == "regression":
+            if len(self.y_N) < MIN_PER_CLASS:
+                raise ValueError(f"has {len(self.y_N)} rows; regression needs at least {MIN_PER_CLASS}")
+            return self._as_numbers(what)
         if counts.min() < MIN_PER_CLASS:
             rarest = " ".join(self.names[counts.argmin()].split())  # of an unclosed quote it is half the file
             raise ValueError(
                 f"class {rarest:.60} has {counts.min()} of {len(self.y_N)} examples; each of the "
                 f"{len(self.names)} classes needs at least {MIN_PER_CLASS} to be in every part"
             )
+        return self
+
+    def _as_numbers(self, what: str) -> Labels:
+        text = next((name for name in self.names if _number(name) is None), None)
+        if text is not None:
+            raise ValueError(f"{what} holds {text!r:.60}, which is not a number; regression needs numbers")
+        values = np.array([_number(name) for name in self.names], dtype=np.float64)
+        return Labels(names=(), y_N=values[self.y_N])
 
 
 def _look_measured(numbers: Sequence[float], counts: np.ndarray) -> bool:

@@ -55,7 +55,7 @@ def read_npz(file: Path) -> Raw:
         blocks=blocks_of(found["X"]),
         labels=labels,
         test_blocks=blocks_of(found["X_test"]),
-        test_labels=Labels.of(found["y_test"]).like(labels),
+        test_labels=Labels.of(found["y_test"]),
     )
 
 

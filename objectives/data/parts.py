@@ -31,16 +31,60 @@ TEST_FRACTION = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Examples and their classes."""
+    """Examples and their classes or numbers."""
 
-    x_NF: Tensor
-    """float32, standardised."""
+    stored_NF: Tensor
+    """float32, standardised; or bytes as they were read, a quarter of that to keep and to gather from."""
     y_N: Tensor
-    """int64, 0 … C−1."""
+    """int64, 0 … C−1; or float32, standardised."""
+    mean_F: Tensor | None = None
+    """Of bytes: what is to be subtracted; shape F or 1."""
+    std_F: Tensor | None = None
+    """Likewise: what it is to be divided by."""
+
+    @property
+    def x_NF(self) -> Tensor:
+        """float32, standardised; a copy where bytes are stored."""
+        return self._standardised(self.stored_NF)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.stored_NF.device
+
+    def features(self, start: int, stop: int) -> Tensor:
+        """Consecutive rows, standardised: B × F."""
+        return self._standardised(self.stored_NF[start:stop])
+
+    def gather(self, row_B: Tensor, out_BF: Tensor, stored_BF: Tensor) -> None:
+        """Rows in any order, standardised.
+
+        Args:
+            row_B: int64.
+            out_BF: gets them.
+            stored_BF: of the type of ``stored_NF``; may be ``out_BF`` where that is float.
+        """
+        torch.index_select(self.stored_NF, 0, row_B, out=stored_BF)
+        if self.mean_F is not None and self.std_F is not None:
+            out_BF.copy_(stored_BF).sub_(self.mean_F).div_(self.std_F)
+
+    def _standardised(self, stored_NF: Tensor) -> Tensor:
+        if self.mean_F is None or self.std_F is None:
+            return stored_NF
+        return stored_NF.float().sub_(self.mean_F).div_(self.std_F)
 
     def to(self, device: torch.device) -> Part:
         """The same part on ``device``."""
-        return Part(x_NF=self.x_NF.to(device), y_N=self.y_N.to(device))
+        moved = {name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None}
+        return Part(**moved)
+
+    def joined(self, other: Part) -> Part:
+        """The examples of both, of one data set."""
+        return replace(
+            self,
+            stored_NF=torch.cat([self.stored_NF, other.stored_NF]),
+            y_N=torch.cat([self.y_N, other.y_N]),
+        )
 
     def __len__(self) -> int:
         return len(self.y_N)
@@ -54,7 +98,7 @@ class Dataset:
     validation: Part
     test: Part
     classes: tuple[str, ...]
-    """The labels as they were given, in the order of their numbers 0 … C−1."""
+    """The labels as they were given, in the order of their numbers 0 … C−1; empty in regression."""
     columns: tuple[Column, ...]
     """Of a table: those with the role ``feature`` are the F features, in this order. Else empty."""
     mean_F: Tensor
@@ -62,10 +106,20 @@ class Dataset:
     std_F: Tensor
     """What it was divided by; shape F or 1, infinite for a constant feature."""
 
+    target_mean: float = 0.0
+    """Of a regression's target in the training rows, in its unit: what was subtracted."""
+    target_std: float = 1.0
+    """Likewise: what it was divided by."""
+
+    @property
+    def task(self) -> str:
+        """``classification`` or ``regression``."""
+        return "classification" if self.classes else "regression"
+
     @property
     def n_features(self) -> int:
         """F."""
-        return self.train.x_NF.shape[1]
+        return self.train.stored_NF.shape[1]
 
     def to(self, device: torch.device) -> Dataset:
         """The same data set on ``device``."""
@@ -81,13 +135,14 @@ def split(raw: Raw, seed: int) -> Dataset:
     """
     y_N = raw.labels.y_N
     rows = _rows(raw, seed)
+    mean, std = (0.0, 1.0) if raw.labels.names else (float(y_N[rows["train"]].mean()), float(y_N[rows["train"]].std()))
     is_train_N = np.zeros(len(y_N), dtype=bool)
     is_train_N[rows["train"]] = True
     scaling = fit(raw.blocks, is_train_N, is_image=raw.is_image)
     _say_constant(raw, scaling)
-    parts = _fill(raw.blocks, y_N, rows, scaling)
+    parts = _fill(raw.blocks, _scaled(y_N, mean, std), rows, scaling)
     if raw.test_blocks is not None and raw.test_labels is not None:
-        y_test_N = raw.test_labels.y_N
+        y_test_N = _scaled(raw.test_labels.y_N, mean, std)
         parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, scaling)
     return Dataset(
         **parts,
@@ -95,11 +150,18 @@ def split(raw: Raw, seed: int) -> Dataset:
         columns=raw.columns,
         mean_F=torch.from_numpy(scaling.mean_F),
         std_F=torch.from_numpy(scaling.std_F),
+        target_mean=mean,
+        target_std=std,
     )
 
 
+def _scaled(y_N: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """Classes as they are; numbers standardised."""
+    return y_N if y_N.dtype.kind == "i" else ((y_N - mean) / (std or 1)).astype(np.float32)
+
+
 def _rows(raw: Raw, seed: int) -> dict[str, np.ndarray]:
-    """The rows of each part that ``raw.blocks`` have; stratified."""
+    """The rows of each part that ``raw.blocks`` have; stratified by class."""
     y_N = raw.labels.y_N
     rows = {"train": np.arange(len(y_N))}
     cuts = {"validation": VALIDATION_FRACTION}
@@ -107,7 +169,10 @@ def _rows(raw: Raw, seed: int) -> dict[str, np.ndarray]:
         cuts = {"test": TEST_FRACTION, **cuts}
     for name, fraction in cuts.items():
         rows["train"], rows[name] = train_test_split(
-            rows["train"], test_size=fraction, stratify=y_N[rows["train"]], random_state=seed
+            rows["train"],
+            test_size=fraction,
+            stratify=y_N[rows["train"]] if raw.labels.names else None,
+            random_state=seed,
         )
     # Parts that are filled from front to back take memory only as the blocks give theirs up.
     return {name: np.sort(row_N) for name, row_N in rows.items()} if raw.columns else rows
@@ -116,9 +181,11 @@ def _rows(raw: Raw, seed: int) -> dict[str, np.ndarray]:
 def _fill(
     blocks: deque[np.ndarray], y_N: np.ndarray, rows: Mapping[str, np.ndarray], scaling: Scaling
 ) -> dict[str, Part]:
-    """Each part's rows, standardised, in the order given; empties ``blocks``."""
+    """Each part's rows, bytes as they are and all else standardised, in the order given; empties ``blocks``."""
     n_features = blocks[0].shape[1]
-    x = {name: np.empty((len(row_N), n_features), dtype=np.float32) for name, row_N in rows.items()}
+    are_bytes = blocks[0].dtype == np.uint8
+    dtype = np.uint8 if are_bytes else np.float32
+    x = {name: np.empty((len(row_N), n_features), dtype=dtype) for name, row_N in rows.items()}
     place = {name: np.full(len(y_N), -1, dtype=np.int32) for name in rows}
     for name, row_N in rows.items():
         place[name][row_N] = np.arange(len(row_N))
@@ -127,10 +194,12 @@ def _fill(
         block = blocks.popleft()
         for name, place_N in place.items():
             to = place_N[start : start + len(block)]
-            x[name][to[to >= 0]] = scaling.apply(block[to >= 0])
+            x[name][to[to >= 0]] = block[to >= 0] if are_bytes else scaling.apply(block[to >= 0])
         start += len(block)
+    mean_F, std_F = (torch.from_numpy(x_F) if are_bytes else None for x_F in (scaling.mean_F, scaling.std_F))
     return {
-        name: Part(x_NF=torch.from_numpy(x[name]), y_N=torch.from_numpy(y_N[row_N])) for name, row_N in rows.items()
+        name: Part(stored_NF=torch.from_numpy(x[name]), y_N=torch.from_numpy(y_N[row_N]), mean_F=mean_F, std_F=std_F)
+        for name, row_N in rows.items()
     }
 
 

@@ -47,7 +47,7 @@ class Raw:
     labels: Labels
     test_blocks: deque[np.ndarray] | None = None
     test_labels: Labels | None = None
-    """Numbered like ``labels``."""
+    """Numbered by themselves, until they are split."""
     columns: tuple[Column, ...] = ()
     """Of a table, in its order; an array has none."""
     is_image: bool = False

@@ -84,7 +84,6 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw
     if not features:
         raise _no_feature(target)
     labels, blocks = _read(table, names.index(target), features, readers)
-    labels.check_classes(f"target {target!r}")
     check(readers, table.place)
     kept = without_row_numbers(blocks, readers, roles)
     if not kept:

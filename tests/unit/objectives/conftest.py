@@ -29,6 +29,7 @@ class RecordingTrial:
     stop_after: int | None = None
     """How often ``stop_requested`` is false."""
     reports: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
     asked: int = 0
     Pruned = Pruned
     Interrupted = Interrupted
@@ -46,6 +47,9 @@ class RecordingTrial:
 
     def report(self, value: float, step: int, **metrics: float) -> None:
         self.reports.append((step, value, metrics))
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        self.attributes[key] = value
 
     def should_prune(self) -> bool:
         return self.prune_at is not None and self.reports[-1][0] >= self.prune_at

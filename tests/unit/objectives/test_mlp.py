@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from objectives.data import load
-from objectives.mlp import MLP, Hyperparameters, Perceptron, load_model
-from objectives.training import Diverged, Training, evaluate
+from objectives.mlp import MLP, Hyperparameters, load_model
+from objectives.training import Diverged, Member, Stack
+from tests.conftest import ROOT
 from tests.unit.objectives.conftest import Interrupted, Pruned, RecordingTrial
 
 GOOD = {"width": 128, "dropout": 0.1, "weight_decay": 1e-4, "lr": 5e-3}
@@ -68,7 +70,7 @@ def test_an_interrupted_trial_is_left_at_the_next_batch(mlp: MLP) -> None:
     trial = RecordingTrial(params=GOOD, stop_after=4)
     with pytest.raises(Interrupted):
         mlp(trial)
-    assert trial.asked == 5
+    assert trial.asked == 5  # once before the epoch
     assert trial.reports == []
 
 
@@ -78,19 +80,9 @@ def test_without_a_space_it_suggests_its_own(mlp: MLP) -> None:
     assert set(trial.params) == {"width", "dropout", "weight_decay", "lr"} <= MLP.parameters
 
 
-def test_a_diverging_training_says_so() -> None:
-    data = load("digits", data_dir=Path("unused"))
-    hyperparameters = Hyperparameters(lr=1e30, optimizer="sgd")
-    training = Training(
-        Perceptron(64, 10, hyperparameters),
-        data.train,
-        settings=hyperparameters.optimizer_settings,
-        batch_size=128,
-        epochs=2,
-        seed=0,
-    )
+def test_a_diverging_training_says_so(mlp: MLP) -> None:
     with pytest.raises(Diverged, match=r"the training loss is (nan|inf) after 11 steps \(lr = 1e\+30\)"):
-        training.run_epoch(lambda: False)
+        mlp(RecordingTrial(params={"lr": 1e30, "optimizer": "sgd"}))
 
 
 def test_the_learning_rate_falls_along_half_a_cosine(mlp: MLP) -> None:
@@ -99,35 +91,20 @@ def test_the_learning_rate_falls_along_half_a_cosine(mlp: MLP) -> None:
     assert [metrics["scheduled_lr"] / GOOD["lr"] for _, _, metrics in trial.reports] == pytest.approx([0.75, 0.25, 0.0])
 
 
-def test_a_last_batch_of_one_example_is_trained_and_evaluated() -> None:
-    data = load("digits", data_dir=Path("unused"))
-    hyperparameters = Hyperparameters(batch_size=len(data.train) - 1)
-    training = Training(
-        Perceptron(64, 10, hyperparameters),
-        data.train,
-        settings=hyperparameters.optimizer_settings,
-        batch_size=hyperparameters.batch_size,
-        epochs=1,
-        seed=0,
-    )
-    assert training.run_epoch(lambda: False) is not None
-    assert training.step == training.total_steps == 2
+def test_a_last_batch_of_one_example_is_trained_and_evaluated(mlp: MLP) -> None:
+    for normalization in ("none", "batch"):
+        params = {"batch_size": len(load("digits", data_dir=Path("unused")).train) - 1, "normalization": normalization}
+        curve = list(mlp.curves(params))
+        assert len(curve) == 3
+        assert np.isfinite([list(epoch.values()) for epoch in curve]).all()
 
 
-def test_an_evaluation_does_not_depend_on_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = load("digits", data_dir=Path("unused"))
-    torch.manual_seed(0)
-    model = Perceptron(64, 10, Hyperparameters(dropout=0.5))
-    whole = evaluate(model, data.validation)
+def test_an_evaluation_does_not_depend_on_its_batches(mlp: MLP, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(mlp.curves({"dropout": 0.5}))
     monkeypatch.setattr("objectives.training.EVALUATION_BATCH", 7)
-    assert evaluate(model, data.validation) == pytest.approx(whole, rel=1e-5)
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
-def test_every_optimizer_and_activation_trains(mlp: MLP, optimizer: str, activation: str) -> None:
-    trial = RecordingTrial(params={"optimizer": optimizer, "activation": activation, "depth": 1, "lr": 1e-2})
-    assert mlp(trial) > 0.5
+    assert [epoch["val_loss"] for epoch in mlp.curves({"dropout": 0.5})] == pytest.approx(
+        [epoch["val_loss"] for epoch in whole], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,22 +112,27 @@ def test_every_optimizer_and_activation_trains(mlp: MLP, optimizer: str, activat
     [
         ({"width": 0}, "width = 0; it must be a whole number above 0"),
         ({"width": 1.5}, "width = 1.5; it must be a whole number above 0"),
-        ({"depth": -1}, "depth = -1; it must be a whole number above 0"),
+        ({"width_2": 0}, "width_2 = 0; it must be a whole number above 0"),
+        ({"depth": 7}, "depth = 7; it must be a whole number from 0 to 6"),
         ({"dropout": 1.0}, "dropout = 1.0; it must be at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout = -0.1; it must be at least 0 and below 1"),
         ({"lr": 0}, "lr = 0; it must be above 0"),
         ({"lr": float("nan")}, "lr = nan; it must be above 0"),
         ({"weight_decay": -1}, "weight_decay = -1; it must be at least 0"),
         ({"batch_size": 0}, "batch_size = 0; it must be a whole number above 0"),
-        ({"optimizer": "adma"}, "optimizer = 'adma'; it must be one of adamw, adam, sgd"),
-        ({"activation": "relo"}, "activation = 'relo'; it must be one of relu, gelu, silu, tanh"),
+        ({"optimizer": "adma"}, "optimizer = 'adma'; it must be one of adamw, adam, sgd, gd, rmsprop"),
+        ({"activation": "relo"}, "activation = 'relo'; it must be one of relu, leaky_relu, sigmoid, tanh, gelu, silu"),
         ({"momentum": 1}, "momentum = 1; it must be at least 0 and below 1"),
+        ({"skip": 1}, "skip = 1; it must be true or false"),
+        ({"patience": 0}, "patience = 0; it must be a whole number above 0"),
+        ({"max_norm": 0.0}, "max_norm = 0.0; it must be above 0"),
+        ({"class_weights": {"0": 0}}, 'class_weights = {\'0\': 0}; it must be "none", "balanced", or'),
     ],
 )
 def test_a_hyperparameter_that_is_not_legal_is_named(params: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="it must be") as caught:
         Hyperparameters(**params)
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +154,8 @@ def test_finalize_keeps_a_model_that_predicts_from_the_data_as_they_are(tmp_path
     mlp = MLP("digits", epochs=10, data_dir="unused")
     seen: list[tuple[int, int]] = []
     metrics = mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *done: seen.append(done))
-    assert set(metrics) == {"test_accuracy", "test_loss", "train_accuracy", "train_loss"}
+    tested = {"test_accuracy", "test_balanced_accuracy", "test_macro_f1", "test_loss"}
+    assert set(metrics) == {*tested, "train_accuracy", "train_loss"}
     assert metrics["test_accuracy"] > 0.9
     assert seen == [(epoch, 10) for epoch in range(1, 11)]
     data = load("digits", data_dir=Path("unused"))
@@ -185,20 +168,48 @@ def test_finalize_trains_on_the_validation_data_too_and_tests_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlp = MLP("digits", epochs=1, data_dir="unused")
-    looked: list[int] = []
+    tested: list[int] = []
     trained: list[int] = []
-    real_evaluate, real_init = evaluate, Training.__init__
+    real_evaluate, real_init = Stack.evaluate, Member.__init__
 
-    def counting_evaluate(model: torch.nn.Module, part: Any) -> tuple[float, float]:
-        looked.append(len(part))
-        return real_evaluate(model, part)
+    def counting_evaluate(self: Stack, examples: Any) -> Any:
+        tested.append(len(examples[0]))
+        return real_evaluate(self, examples)
 
-    def counting_init(self: Training, model: torch.nn.Module, train: Any, **options: Any) -> None:
+    def counting_init(self: Member, hyperparameters: Any, task: Any, train: Any, *more: Any, **options: Any) -> None:
         trained.append(len(train))
-        real_init(self, model, train, **options)
+        real_init(self, hyperparameters, task, train, *more, **options)
 
-    monkeypatch.setattr("objectives.mlp.evaluate", counting_evaluate)
-    monkeypatch.setattr(Training, "__init__", counting_init)
+    monkeypatch.setattr(Stack, "evaluate", counting_evaluate)
+    monkeypatch.setattr(Member, "__init__", counting_init)
     mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *_: None)
-    assert looked == [360]
+    assert tested == [360]
     assert trained == [1293 + 144]
+
+
+def test_the_documented_techniques_are_those_there_are_and_each_trains(mlp: MLP) -> None:
+    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in page.splitlines()
+        if line.startswith("| ") and line.count("`") >= 4 and "{ " in line
+    ]
+    documented = {name for _, keys, *_ in rows for name in re.findall(r"`(\w+)`", keys)}
+    documented |= {f"width_{i}" for i in range(1, 7)}
+    assert documented == MLP.parameters
+    defaults = Hyperparameters()
+    for _, keys, legal, default, _, line in rows:
+        key = keys.split("`")[1]
+        fixed = tomllib.loads(f"it = {line.strip('`')}")["it"]
+        assert key in fixed, line
+        if key == "huber_delta":
+            continue  # of a regression
+        assert np.isfinite(next(mlp.curves({"width": 16, **fixed}))["train_loss"]), line
+        given = getattr(defaults, key)
+        if key != "width_1":
+            assert default.startswith(f"{given:g}" if isinstance(given, float) else str(given).lower()), key
+        if isinstance(given, str):
+            with pytest.raises(ValueError, match="it must be") as caught:
+                Hyperparameters(**{key: "?"})
+            for name in legal.split(", "):
+                assert name.split(" ")[-1].strip("{}") in str(caught.value) or "=" in name, (key, name)

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import gc
 import io
-import math
 import random
 import re
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import objectives.mlp
-from objectives.data import load
-from objectives.mlp import MLP, Hyperparameters, Perceptron
-from objectives.training import StateError, Training, evaluate, restore, save
+from objectives.mlp import MLP, Hyperparameters
+from objectives.training import Member, Stack, StateError
 from tests.unit.objectives.conftest import Interrupted, Pruned, RecordingTrial
 
 EPOCHS = 3
 PARAMS = {"width": 32, "depth": 2, "dropout": 0.3, "lr": 5e-3}
-OPTIMIZERS = ("adamw", "adam", "sgd")
+TECHNIQUES: list[dict[str, Any]] = [
+    {},
+    {"optimizer": "sgd", "normalization": "batch", "input_noise": 0.1, "schedule": "onecycle"},
+    {"optimizer": "rmsprop", "normalization": "layer", "patience": 5},
+]
 
 
 class Killed(BaseException):
@@ -93,12 +93,13 @@ def chance() -> random.Random:
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Tensor]]]:
     """The weights at each evaluation."""
     weights: list[dict[str, Tensor]] = []
+    evaluate = Stack.evaluate
 
-    def recording(model: nn.Module, part: Any) -> tuple[float, float]:
-        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return evaluate(model, part)
+    def recording(self: Stack, examples: Any) -> Any:
+        weights.extend({name: tensor.clone() for name, tensor in member.tensors().items()} for member in self.members)
+        return evaluate(self, examples)
 
-    monkeypatch.setattr(objectives.mlp, "evaluate", recording)
+    monkeypatch.setattr(Stack, "evaluate", recording)
     return weights
 
 
@@ -115,9 +116,11 @@ def same(some: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(some[name], other[name]) for name in {*some, *other})
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_trial_killed_at_any_call_ends_as_if_undisturbed(optimizer: str, evaluated: list[dict[str, Tensor]]) -> None:
-    params = {**PARAMS, "optimizer": optimizer}
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=str)
+def test_a_trial_killed_at_any_call_ends_as_if_undisturbed(
+    technique: dict[str, Any], evaluated: list[dict[str, Tensor]]
+) -> None:
+    params = {**PARAMS, **technique}
     undisturbed = Attempt(params=params)
     value = run(undisturbed)
     weights = evaluated[-1]
@@ -130,11 +133,11 @@ def test_a_trial_killed_at_any_call_ends_as_if_undisturbed(optimizer: str, evalu
         assert same(evaluated[-1], weights)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=str)
 def test_a_trial_left_at_any_batch_again_and_again_ends_as_if_undisturbed(
-    optimizer: str, evaluated: list[dict[str, Tensor]], chance: random.Random
+    technique: dict[str, Any], evaluated: list[dict[str, Tensor]], chance: random.Random
 ) -> None:
-    params = {**PARAMS, "optimizer": optimizer}
+    params = {**PARAMS, **technique}
     undisturbed = Attempt(params=params)
     expected = run(undisturbed)
     weights = evaluated[-1]
@@ -215,18 +218,18 @@ def test_a_diverged_epoch_that_was_left_still_fails_at_its_end() -> None:
 
 def saved(**params: Any) -> tuple[bytes, int]:
     """A checkpoint in the middle of the second epoch, and how many parameters the model has."""
-    trial = Attempt(params={**PARAMS, **params}, stop_after=15)
+    trial = Attempt(params={**PARAMS, **params}, stop_after=16)
     assert run(trial) is None
     assert trial.stored.checkpoint is not None
-    hyperparameters = Hyperparameters(**trial.params)
-    return trial.stored.checkpoint.state, sum(p.numel() for p in Perceptron(64, 10, hyperparameters).parameters())
+    state = torch.load(io.BytesIO(trial.stored.checkpoint.state), weights_only=True)
+    return trial.stored.checkpoint.state, sum(p.numel() for p in state["members"][0]["model"].values())
 
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 3), ("adam", 3), ("sgd", 2)])
 def test_a_checkpoint_is_as_large_as_the_weights_and_their_moments(optimizer: str, copies: int) -> None:
     state, parameters = saved(optimizer=optimizer, width=256)
-    # Two generators have 5 kB each; the rest is names and padding.
-    assert 0 < len(state) - copies * 4 * parameters < 24 * 1024
+    # Of each example of the epoch there are two numbers: 8 bytes of at most 1,293; the rest is names and padding.
+    assert 0 < len(state) - copies * 4 * parameters < 32 * 1024
 
 
 def test_a_checkpoint_holds_plain_values_though_the_sampler_gave_numpy_s() -> None:
@@ -237,7 +240,7 @@ def test_a_checkpoint_holds_plain_values_though_the_sampler_gave_numpy_s() -> No
     def kinds(value: object) -> set[type]:
         return set().union(*map(kinds, value.values()), map(type, value)) if isinstance(value, dict) else {type(value)}
 
-    assert kinds(loaded) == {str, int, float, Tensor}
+    assert kinds(loaded) == {str, int, float, bool, type(None), Tensor}
     assert run(Attempt(params={**PARAMS, **params}, stored=Stored(Saved(1, state), {1: (0, {})}))) is not None
 
 
@@ -287,103 +290,90 @@ def test_a_checkpoint_of_another_seed_is_refused() -> None:
 HYPERPARAMETERS = Hyperparameters(**PARAMS)
 
 
-def training(epochs: int = EPOCHS, steps: int = 0) -> Training:
-    """A training of ``steps`` batches."""
-    torch.manual_seed(0)
-    made = Training(
-        Perceptron(64, 10, HYPERPARAMETERS),
-        load("digits", data_dir=Path("unused")).train,
-        settings=HYPERPARAMETERS.optimizer_settings,
-        batch_size=HYPERPARAMETERS.batch_size,
-        epochs=epochs,
-        seed=0,
-    )
+def member(epochs: int = EPOCHS, steps: int = 0) -> Member:
+    """A member after ``steps`` batches."""
+    mlp = MLP("digits", epochs=epochs, data_dir="unused")
+    made = mlp.training(HYPERPARAMETERS, 0, "cpu").members[0]
+    stack = Stack([made])
     while made.step < steps:
-        made.run_epoch(lambda: made.step >= steps)
+        if stack.run_epoch(lambda: made.step >= steps):
+            made.end_epoch(stack.measure()[0])
     return made
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"step": 33}, "the checkpoint has step = 33; expected 0 to 32"),
-        ({"step": -1}, "the checkpoint has step = -1; expected 0 to 32"),
-        ({"step": 1.5}, "the checkpoint has step = 1.5; expected 0 to 32"),
-        ({"step": torch.eye(2)}, "the checkpoint has step = tensor([[1., 0.], [0., 1.]]); expected 0 to 32"),
-        ({"step": 0}, "the checkpoint has optimizer = nothing; expected {}"),
-        ({"model": {}}, "the checkpoint has model.0.weight = nothing; expected float32 32 × 64"),
-        ({"optimizer": {}}, "the checkpoint has optimizer.0.step = nothing; expected float32 scalar"),
-        ({"order": torch.zeros(3)}, "the checkpoint has order = float32 3; expected uint8 5056"),
-        ({"rng": torch.ones(5056, dtype=torch.uint8)}, "random numbers are damaged; expected a generator's state"),
+        ({"step": 34}, "the checkpoint has step = 34; expected 0 to 33"),
+        ({"step": -1}, "the checkpoint has step = -1; expected 0 to 33"),
+        ({"step": 1.5}, "the checkpoint has step = 1.5; expected 0 to 33"),
+        ({"step": torch.eye(2)}, "the checkpoint has step = tensor([[1., 0.], [0., 1.]]); expected 0 to 33"),
+        ({"model": {}}, "the checkpoint has model.blocks.0.linear.weight = nothing; expected float32 32 × 64"),
+        ({"moments": {}}, "the checkpoint has moments.0.blocks.0.linear.weight = nothing; expected float32 32 × 64"),
+        ({"record": {}}, "the checkpoint has record.0 = nothing; expected float32 640"),
+        ({"metrics": None}, "the checkpoint has metrics = None; expected those of an epoch"),
         ({"more": 1}, "the checkpoint has more = 1; expected nothing"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_by_name(change: dict[str, Any], message: str) -> None:
-    state = training(steps=5).state_dict() | change
+    state = member(steps=5).state_dict() | change
     with pytest.raises(StateError, match=re.escape(message)):
-        training().load_state_dict(state)
+        member().load_state_dict(state)
 
 
 def test_a_moment_of_another_shape_is_refused() -> None:
-    state = training(steps=5).state_dict()
-    state["optimizer"][0]["exp_avg"] = torch.zeros(64, 32)
-    message = "the checkpoint has optimizer.0.exp_avg = float32 64 × 32; expected float32 32 × 64"
+    state = member(steps=5).state_dict()
+    state["moments"][0]["blocks.0.linear.weight"] = torch.zeros(64, 32)
+    message = "the checkpoint has moments.0.blocks.0.linear.weight = float32 64 × 32; expected float32 32 × 64"
     with pytest.raises(StateError, match=message):
-        training().load_state_dict(state)
+        member().load_state_dict(state)
 
 
 def test_a_state_of_more_epochs_is_refused_since_its_schedule_differs() -> None:
     with pytest.raises(StateError, match=r"the checkpoint has of\.epochs = 4; expected 3"):
-        training().load_state_dict(training(epochs=4).state_dict())
+        member().load_state_dict(member(epochs=4).state_dict())
 
 
-def test_a_state_from_a_gpu_goes_on_without_one() -> None:
-    state = training(steps=5).state_dict() | {"rng_cuda": torch.zeros(16, dtype=torch.uint8)}
-    resumed = training()
-    resumed.load_state_dict(state)
-    assert resumed.step == 5
-    assert resumed.run_epoch(lambda: False) == training(steps=5).run_epoch(lambda: False)
+def test_a_state_goes_between_a_padded_stack_and_one_that_is_not() -> None:
+    undisturbed = member(steps=22)
+    padded = MLP("digits", epochs=EPOCHS, data_dir="unused").training(
+        HYPERPARAMETERS, 0, "cpu", pad=lambda width: width + 16
+    )
+    (resumed,) = padded.members
+    resumed.load_state_dict(member(steps=15).state_dict())
+    stack = Stack([resumed])
+    assert stack.run_epoch()
+    assert stack.measure()[0] == pytest.approx(undisturbed.metrics, rel=1e-4)
 
 
 def test_a_training_goes_on_the_same_from_each_batch_of_an_epoch() -> None:
-    undisturbed = training(steps=11)
-    metrics = undisturbed.run_epoch(lambda: False)
+    undisturbed = member(steps=22)
     for step in range(11, 22):
-        resumed = training()
-        restore(resumed, save(training(steps=step), of=HYPERPARAMETERS), of=HYPERPARAMETERS)
+        resumed = member()
+        resumed.load_state_dict(member(steps=step).state_dict())
         assert (resumed.epoch, resumed.step) == (1, step)
-        assert resumed.run_epoch(lambda: False) == metrics
-        assert same(resumed.model.state_dict(), undisturbed.model.state_dict())
+        stack = Stack([resumed])
+        assert stack.run_epoch()
+        assert stack.measure()[0] == undisturbed.metrics
+        assert same(resumed.tensors(), undisturbed.tensors())
         assert resumed.lr == undisturbed.lr
-
-
-def test_saving_changes_nothing() -> None:
-    saving, undisturbed = training(steps=5), training(steps=5)
-    random_numbers = torch.get_rng_state()
-    assert save(saving, of=HYPERPARAMETERS)
-    assert torch.equal(torch.get_rng_state(), random_numbers)
-    metrics = saving.run_epoch(lambda: False)
-    torch.set_rng_state(random_numbers)
-    assert undisturbed.run_epoch(lambda: False) == metrics
-    assert metrics is not None
-    assert math.isfinite(metrics[0])
 
 
 def test_nothing_of_a_trial_that_ran_out_of_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     mlp = MLP("digits", epochs=EPOCHS, data_dir="unused")
-    models: list[weakref.ref[nn.Module]] = []
+    weights: list[weakref.ref[Tensor]] = []
 
-    def fails(model: nn.Module, _: Any) -> tuple[float, float]:
-        models.append(weakref.ref(model))
+    def fails(self: Stack, _: Any) -> Any:
+        weights.append(weakref.ref(self.members[0].theta_P))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     gc.disable()  # A worker does not wait for the collector: the next trial needs the memory.
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(objectives.mlp, "evaluate", fails)
+            patched.setattr(Stack, "evaluate", fails)
             with pytest.raises(torch.OutOfMemoryError):
                 mlp(Attempt(params=PARAMS))
-        assert [model() for model in models] == [None]
+        assert [tensor() for tensor in weights] == [None]
     finally:
         gc.enable()
     assert mlp(Attempt(params=PARAMS)) > 0.5

@@ -445,9 +445,11 @@ def test_two_spellings_of_one_label_are_questioned(refusal: Callable[..., str], 
             lambda i: f"{NOISE[i]},{i * 0.37:.2f}",
             f"target 'y' has {ROWS} different numbers from 0 to 21.83 in {ROWS} rows",
         ),
-        (lambda i: f"{NOISE[i]},{i * 17}", "looks like regression; only classification is trained as yet"),
+        (
+            lambda i: f"{NOISE[i]},{i * 17}",
+            'looks like regression: give objective.args.task = "regression", with direc',
+        ),
         (lambda i: f"{NOISE[i]},{i % 12 / 4}", "target 'y' has 12 different numbers"),
-        (lambda i: f"{i},{NOISE[i]}", "looks like regression"),
         (
             lambda i: f"{NOISE[i]},{'' if i == 5 else i % 2}",
             f"target 'y' is missing in 1 of {ROWS} rows ('', the first in",
@@ -466,10 +468,36 @@ def test_a_target_that_is_no_class_is_questioned(
     assert message in refusal(table("a,y", row))
 
 
-def test_many_numbers_in_an_npz_are_no_classes_either(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", X=np.random.default_rng(SEED).normal(size=(400, 2)), y=np.arange(400) / 7)
+def test_a_target_of_numbers_is_standardised_where_regression_is_asked_for(read: Callable[..., Dataset]) -> None:
+    data = read(table("a,y", lambda i: f"{NOISE[-i]},{i * 17}"), task="regression")
+    parts = (data.train, data.validation, data.test)
+    assert (data.task, data.classes) == ("regression", ())
+    assert [len(part) for part in parts] == [43, 5, 12]
+    assert (float(data.train.y_N.mean()), float(data.train.y_N.std(unbiased=False))) == pytest.approx((0, 1), abs=1e-6)
+    told = sorted(float(y) * data.target_std + data.target_mean for part in parts for y in part.y_N)
+    assert told == pytest.approx([i * 17 for i in range(ROWS)], abs=1e-3)
+
+
+def test_numbers_are_classes_where_classification_is_asked_for(read: Callable[..., Dataset]) -> None:
+    data = read(table("a,y", lambda i: f"{NOISE[i % ROWS]},{i % 12 / 4}", rows=20 * 12), task="classification")
+    assert data.classes == tuple(str(i / 4) if i % 4 else str(float(i // 4)) for i in range(12))
+
+
+def test_a_regression_of_text_is_refused(refusal: Callable[..., str]) -> None:
+    said = refusal(table("a,y", lambda i: f"{NOISE[i]},{'yes' if i % 2 else 1.5}"), task="regression")
+    assert "target 'y' holds 'yes', which is not a number; regression needs numbers" in said
+
+
+def test_many_numbers_in_an_npz_are_a_regression_with_its_own_test_data(tmp_path: Path) -> None:
+    rng = np.random.default_rng(SEED)
+    y_test = np.array([-1.0, 1000.25])
+    np.savez(
+        tmp_path / "x.npz", X=rng.normal(size=(400, 2)), y=np.arange(400) / 7, X_test=np.zeros((2, 2)), y_test=y_test
+    )
     with pytest.raises(DataError, match=r"y has 400 different numbers .* looks like regression"):
         load("x.npz", data_dir=tmp_path)
+    data = load("x.npz", data_dir=tmp_path, task="regression")
+    assert (data.test.y_N * data.target_std + data.target_mean).tolist() == pytest.approx(y_test, rel=1e-5)
 
 
 @pytest.mark.parametrize("classes", [12, 100])

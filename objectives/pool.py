@@ -1,0 +1,417 @@
+"""Many trials in one program: slots that are refilled as trials end.
+
+A pool takes trials from a source, trains one epoch of each (a *tick*), reports them all at once, and refills the slots
+of those that ended. What one trial raises is that trial's: its neighbours go on. One slot is the ordinary case.
+
+``docs/objectives.md`` says what a worker and an objective owe each other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+
+from objectives.hyperparameters import Hyperparameters
+from objectives.training import Diverged, Member, Stack, StateError, expect_same, from_bytes, to_bytes
+
+State = Literal["complete", "pruned", "fail", "left"]
+
+
+class Saved(Protocol):
+    """A checkpoint, of this attempt at the trial or an earlier one."""
+
+    @property
+    def step(self) -> int:
+        """How many epochs were complete."""
+
+    @property
+    def state(self) -> bytes:
+        """What was saved."""
+
+
+class Trial(Protocol):
+    """What a pool asks of a trial."""
+
+    device: str
+    seed: int
+    Interrupted: type[BaseException]
+    """What its methods may raise where it must be left."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Its parameters; empty where the objective is to suggest them."""
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to save a checkpoint and leave the trial."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
+        """As in Optuna."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """As in Optuna."""
+
+    def should_prune(self) -> bool:
+        """Whether to give up."""
+
+    def checkpoint(self, step: int, state: Callable[[], bytes]) -> None:
+        """Save ``state()`` if a checkpoint is due; costs nothing otherwise."""
+
+    def restore(self) -> Saved | None:
+        """The checkpoint to go on from; ``None`` on a fresh start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One step of a trial."""
+
+    trial: Any
+    step: int
+    """The epoch, from 1."""
+    value: float
+    """To prune on."""
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a trial ended."""
+
+    trial: Any
+    state: State
+    """``left``: it goes on elsewhere, from its newest checkpoint."""
+    value: float | None = None
+    """Of a complete one."""
+    error: BaseException | None = None
+    """Of a failed one."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """What else a person should know of it."""
+
+
+class Trials(Protocol):
+    """Where a pool's trials come from, and what they are told to."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more will come."""
+
+    def take(self, count: int) -> Sequence[Any]:
+        """Up to ``count`` new trials; none where there is none now."""
+
+    def report(self, reports: Sequence[Report]) -> None:
+        """Report steps of different trials; afterwards they know whether to be pruned or left."""
+
+    def end(self, results: Sequence[Result]) -> None:
+        """Trials that have ended."""
+
+    def wait(self) -> None:
+        """With all slots free: return when something may have changed."""
+
+
+class OneTrial:
+    """A source of one trial that is reported to by itself: for an objective that is called with one."""
+
+    def __init__(self, trial: Any) -> None:
+        self._waiting = [trial]
+        self.result: Result | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was taken."""
+        return not self._waiting
+
+    def take(self, _count: int) -> Sequence[Any]:
+        """The trial, once."""
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def report(self, reports: Sequence[Report]) -> None:
+        """By the trial's own method."""
+        for report in reports:
+            report.trial.report(report.value, report.step, **report.metrics)
+
+    def end(self, results: Sequence[Result]) -> None:
+        """Keep the result."""
+        (self.result,) = results
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+
+class Training:
+    """The members of one trial, and how far they have come together.
+
+    Args:
+        members: one, or one for each fold and seed.
+        hyperparameters: of all.
+        metric: of the validation data; the mean of the members' is the trial's value.
+        epochs: at most.
+        trial: ``None`` to train without one.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        hyperparameters: Hyperparameters,
+        *,
+        metric: str,
+        epochs: int,
+        trial: Any = None,
+    ) -> None:
+        self.members = list(members)
+        self.trial = trial
+        self._hyperparameters = hyperparameters
+        self._metric = metric
+        self._epochs = epochs
+        self.epoch = 0
+
+    @property
+    def due(self) -> list[Member]:
+        """The members that have not come to the end of the next epoch."""
+        return [member for member in self.members if not member.is_over and member.epoch == self.epoch]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no member has an epoch left."""
+        return all(member.is_over for member in self.members)
+
+    def should_leave(self) -> bool:
+        """Whether somebody wants the trial's training to end here."""
+        return self.trial is not None and bool(self.trial.stop_requested)
+
+    def end_epoch(self) -> dict[str, float]:
+        """Count the epoch that all members have completed; returns its metrics, means over the members.
+
+        Raises:
+            Diverged: a member's loss is no longer finite.
+        """
+        for i, member in enumerate(self.members):
+            loss = member.metrics["train_loss"]
+            if not math.isfinite(loss):
+                which = f" in member {i + 1} of {len(self.members)}" if len(self.members) > 1 else ""
+                lr = self._hyperparameters.lr
+                raise Diverged(f"the training loss is {loss} after {member.step} steps{which} (lr = {lr:.3g})")
+        self.epoch += 1
+        metrics = self._means([member.metrics for member in self.members])
+        return {**metrics, "scheduled_lr": max(member.lr for member in self.members)}
+
+    def _means(self, of_members: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        means = {name: statistics.fmean(of[name] for of in of_members) for name in of_members[0]}
+        name = f"val_{self._metric}"
+        if len(of_members) > 1 and name in means:
+            means[f"{name}_std"] = statistics.stdev(of[name] for of in of_members)
+        return means
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The trial's value in ``metrics``."""
+        return metrics[f"val_{self._metric}"]
+
+    def result(self) -> Result:
+        """Of a training that is over: with ``patience`` the best epochs count, else the last ones."""
+        best = [member.best for member in self.members]
+        final = [b.metrics if b else member.metrics for b, member in zip(best, self.members, strict=True)]
+        attributes: dict[str, Any] = {}
+        if any(best):
+            patience, monitor = self._hyperparameters.patience, self._hyperparameters.monitor
+            attributes["best_epochs"] = [b.epoch for b in best if b]
+            if self.epoch < self._epochs:
+                attributes["stopped_early"] = (
+                    f"after epoch {self.epoch} of {self._epochs}: val_{monitor} was no better for {patience} epochs"
+                )
+        return Result(trial=self.trial, state="complete", value=self.value(self._means(final)), attributes=attributes)
+
+    def checkpoint(self) -> None:
+        """Offer the trial a checkpoint, between two batches."""
+        self.trial.checkpoint(self.epoch, self.state)
+
+    def state(self) -> bytes:
+        """All that the rest of the training depends on."""
+        members = dict(enumerate(member.state_dict() for member in self.members))
+        return to_bytes({"hyperparameters": self._hyperparameters.plain(), "epoch": self.epoch, "members": members})
+
+    def restore(self, data: bytes) -> None:
+        """Go on where the training whose :meth:`state` this is was left.
+
+        Raises:
+            StateError: these bytes are something else, or of another training.
+        """
+        state = from_bytes(data)
+        expect_same(state.get("hyperparameters", {}), self._hyperparameters.plain())
+        members = state.get("members")
+        if not isinstance(members, dict) or list(members) != list(range(len(self.members))):
+            raise StateError(f"the checkpoint has members = {members!r:.80}; expected those of {len(self.members)}")
+        for i, member in enumerate(self.members):
+            member.load_state_dict(members[i])
+        self.epoch = state.get("epoch", 0)
+        least = min(member.epoch for member in self.members if not member.has_stopped) if not self.is_over else None
+        if self.epoch != least:
+            raise StateError(f"the checkpoint has epoch = {self.epoch!r:.80}; expected {least}")
+
+
+class Tick:
+    """Trains trainings one epoch at a time; keeps the stacks that the next epoch needs again.
+
+    Args:
+        stacked: whether members of one shape train as one stack, as on a GPU.
+    """
+
+    def __init__(self, *, stacked: bool) -> None:
+        self._stacked = stacked
+        self._stacks: dict[tuple[int, ...], Stack] = {}
+        self._next: dict[tuple[int, ...], Stack] = {}
+
+    def groups(self, trainings: Sequence[Training]) -> list[list[tuple[Training, Member]]]:
+        """The members that are due, those that train in step together."""
+        groups: dict[object, list[tuple[Training, Member]]] = {}
+        for training in trainings:
+            for member in training.due:
+                groups.setdefault(member.key if self._stacked else id(member), []).append((training, member))
+        return list(groups.values())
+
+    def run(self, group: Sequence[tuple[Training, Member]]) -> None:
+        """Train a group to the end of its epoch, or until all its trainings should be left."""
+        members = [member for _, member in group]
+        key = tuple(map(id, members))
+        stack = self._stacks.get(key) or Stack(members)
+        owners = {id(training): training for training, _ in group}.values()
+        if stack.run_epoch(lambda: all(training.should_leave() for training in owners)):
+            for member, metrics in zip(members, stack.measure(), strict=True):
+                member.end_epoch(metrics)
+        self._next[key] = stack
+
+    def end(self) -> None:
+        """All groups have been run: forget the stacks of those that were not."""
+        self._stacks, self._next = self._next, {}
+
+
+class Pool:
+    """Trains trials from a source until it is over.
+
+    Args:
+        trials: the source.
+        slots: how many members train side by side; a trial of several may exceed them.
+        begin: makes the training of a trial, from its checkpoint if it has one.
+        stacked: as of :class:`Tick`.
+    """
+
+    def __init__(self, trials: Trials, slots: int, begin: Callable[[Any], Training], *, stacked: bool) -> None:
+        self._trials = trials
+        self._slots = slots
+        self._begin = begin
+        self._trainings: list[Training] = []
+        self._results: list[Result] = []
+        self._tick = Tick(stacked=stacked)
+
+    def run(self) -> None:
+        """Returns when the source is over and no trial is left."""
+        while True:
+            for training in self._trainings:
+                with self._fate(training.trial):
+                    self._judge(training)
+            self._tell()
+            has_taken = self._refill()
+            if self._going():
+                self._train()
+            elif not self._results and self._trials.is_over:
+                return
+            elif not has_taken:
+                self._trials.wait()
+
+    def _refill(self) -> bool:
+        free = self._slots - sum(len(training.members) for training in self._trainings)
+        if free < 1 or self._trials.is_over:
+            return False
+        taken = self._trials.take(free)
+        for trial in taken:
+            with self._fate(trial):
+                training = self._begin(trial)
+                self._trainings.append(training)
+                self._judge(training)
+        return bool(taken)
+
+    def _train(self) -> None:
+        """One epoch of each; what ends with it is told when the others have been judged."""
+        self._run_epoch()
+        self._report()
+        for training in self._going():
+            with self._fate(training.trial):
+                # After the report: a checkpoint never holds an epoch whose report is missing. None after the last
+                # epoch, so that every checkpoint leaves an epoch to run, which gives the value.
+                if training.is_over:
+                    self._results.append(training.result())
+                else:
+                    training.checkpoint()
+
+    def _going(self) -> list[Training]:
+        """The trainings that have not ended."""
+        ended = {id(result.trial) for result in self._results}
+        return [training for training in self._trainings if id(training.trial) not in ended]
+
+    def _judge(self, training: Training) -> None:
+        """Asked before an epoch, not after one: whoever goes on from a checkpoint asks again, since its writer may
+        have died before it had the answer."""
+        if any(result.trial is training.trial for result in self._results):
+            return
+        if training.should_leave():
+            self._leave(training)
+        elif training.epoch and training.trial.should_prune():
+            self._results.append(Result(trial=training.trial, state="pruned"))
+
+    def _leave(self, training: Training) -> None:
+        training.checkpoint()
+        self._results.append(Result(trial=training.trial, state="left"))
+
+    def _run_epoch(self) -> None:
+        for group in self._tick.groups(self._going()):
+            owners = list({id(training): training for training, _ in group}.values())
+            if not all(owner in self._going() for owner in owners):
+                continue  # another member of the trial has failed in this tick
+            try:
+                self._tick.run(group)
+            except torch.OutOfMemoryError as error:
+                # What is left goes on from its newest checkpoint: these weights may be in the middle of a step.
+                state: State = "left" if self._slots > 1 else "fail"
+                self._slots = max(1, self._slots // 2)
+                self._end_all(owners, state, error)
+            except Exception as error:
+                self._end_all(owners, "fail", error)
+        self._tick.end()
+
+    def _end_all(self, owners: Sequence[Training], state: State, error: Exception) -> None:
+        given = error if state == "fail" else None
+        self._results.extend(Result(trial=owner.trial, state=state, error=given) for owner in owners)
+
+    def _report(self) -> None:
+        reports = []
+        for training in self._going():
+            with self._fate(training.trial):
+                if training.due:  # the epoch was left
+                    self._leave(training)
+                    continue
+                metrics = training.end_epoch()
+                value = training.value(metrics)
+                reports.append(Report(trial=training.trial, step=training.epoch, value=value, metrics=metrics))
+        if reports:
+            self._trials.report(reports)
+
+    @contextmanager
+    def _fate(self, trial: Any) -> Iterator[None]:
+        """What is raised within ends this trial alone."""
+        try:
+            yield
+        except trial.Interrupted:
+            self._results.append(Result(trial=trial, state="left"))
+        except Exception as error:
+            self._results.append(Result(trial=trial, state="fail", error=error))
+
+    def _tell(self) -> None:
+        if self._results:
+            self._trainings = self._going()
+            results, self._results = self._results, []
+            self._trials.end(results)
