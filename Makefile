@@ -7,6 +7,7 @@
 # make test-compose  docker-compose.yml on a real Docker engine: builds the image
 # make test-slurm    the Slurm launcher on a Slurm that answers
 # make test-netns    three workers' hosts and a database in network namespaces, one cut off; as root
+# make test-gpu      the training code on a GPU, and what a step costs there; needs one, and no database
 # make screenshots   the pictures of the sites and the report in docs/, anew; needs Chromium
 # make clean   remove what was built here; says what it leaves
 
@@ -14,7 +15,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench chaos faults test-compose test-slurm test-netns screenshots clean
+.PHONY: demo test lint bench chaos faults test-compose test-slurm test-netns test-gpu screenshots clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -56,6 +57,9 @@ test-slurm: $(VENV)/.installed-dev
 
 test-netns: $(VENV)/.installed-dev
 	$(BIN)/python tests/netns.py
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.gpu
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.screenshots

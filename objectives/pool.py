@@ -303,6 +303,8 @@ class Pool:
     def __init__(self, trials: Trials, slots: int, begin: Callable[[Any], Training], *, stacked: bool) -> None:
         self._trials = trials
         self._slots = slots
+        #: What is left of the slots if the device's memory does not suffice, however many trials find that in one tick.
+        self._half = slots
         self._begin = begin
         self._trainings: list[Training] = []
         self._results: list[Result] = []
@@ -311,6 +313,7 @@ class Pool:
     def run(self) -> None:
         """Returns when the source is over and no trial is left."""
         while True:
+            self._half = max(1, self._slots // 2)
             for training in self._trainings:
                 with self._fate(training.trial):
                     self._judge(training)
@@ -374,18 +377,9 @@ class Pool:
                 continue  # another member of the trial has failed in this tick
             try:
                 self._tick.run(group)
-            except torch.OutOfMemoryError as error:
-                # What is left goes on from its newest checkpoint: these weights may be in the middle of a step.
-                state: State = "left" if self._slots > 1 else "fail"
-                self._slots = max(1, self._slots // 2)
-                self._end_all(owners, state, error)
             except Exception as error:
-                self._end_all(owners, "fail", error)
+                self._raised([owner.trial for owner in owners], error)
         self._tick.end()
-
-    def _end_all(self, owners: Sequence[Training], state: State, error: Exception) -> None:
-        given = error if state == "fail" else None
-        self._results.extend(Result(trial=owner.trial, state=state, error=given) for owner in owners)
 
     def _report(self) -> None:
         reports = []
@@ -408,7 +402,19 @@ class Pool:
         except trial.Interrupted:
             self._results.append(Result(trial=trial, state="left"))
         except Exception as error:
-            self._results.append(Result(trial=trial, state="fail", error=error))
+            self._raised([trial], error)
+
+    def _raised(self, trials: Sequence[Any], error: Exception) -> None:
+        """These trials fail; for want of memory they are left, unless one trial alone is too large.
+
+        What is left goes on from its newest checkpoint: these weights may be in the middle of a step.
+        """
+        has_company = len(trials) > 1 or any(training.trial is not trials[0] for training in self._trainings)
+        if isinstance(error, torch.OutOfMemoryError) and has_company:
+            self._slots = self._half
+            self._results.extend(Result(trial=trial, state="left") for trial in trials)
+        else:
+            self._results.extend(Result(trial=trial, state="fail", error=error) for trial in trials)
 
     def _tell(self) -> None:
         if self._results:

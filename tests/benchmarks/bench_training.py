@@ -10,6 +10,7 @@ and 1.3 to 1.7 times above. Tried and no faster: several slots in one stack on a
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from objectives.data import Part
 from objectives.hyperparameters import Hyperparameters
 from objectives.training import Examples, Member, Stack, Task
-from tests.benchmarks.arms import options
 
 EXAMPLES, FEATURES, CLASSES, BATCH, DROPOUT = 54_000, 784, 10, 128, 0.3
 
@@ -37,13 +37,13 @@ def one_at_a_time(part: Part, depth: int, width: int) -> Callable[[int], object]
     for _ in range(depth):
         layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(DROPOUT)]
         size = width
-    model = nn.Sequential(*layers, nn.Linear(size, CLASSES))
+    model = nn.Sequential(*layers, nn.Linear(size, CLASSES)).to(part.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2, fused=True)
-    loss_sum, correct = torch.zeros(()), torch.zeros(())
+    loss_sum, correct = torch.zeros((), device=part.device), torch.zeros((), device=part.device)
 
     def train(steps: int) -> None:
         nonlocal loss_sum, correct
-        for index_B in torch.split(torch.randperm(len(part)), BATCH)[:steps]:
+        for index_B in torch.split(torch.randperm(len(part), device=part.device), BATCH)[:steps]:
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3
             logits_BC = model(x_NF[index_B])
@@ -110,7 +110,8 @@ def shapes(text: str) -> Iterator[tuple[int, int]]:
 
 def main() -> None:
     """Measure, and print a table and a line of JSON."""
-    parser = options(__doc__ or "")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="of each arm, in turns (default: %(default)s)")
     parser.add_argument("--shapes", default=",".join(f"{d}x{w}" for d in (1, 2) for w in (32, 64, 128, 256, 512)))
     parser.add_argument("--steps", type=int, default=422, help="of each arm and round (default: %(default)s)")
     parser.add_argument("--stacked", type=int, default=0, help="also measure so many slots in one stack")
