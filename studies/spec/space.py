@@ -43,10 +43,10 @@ class _Parameter(BaseModel):
 
 
 class _Range(_Parameter):
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
+    low: float = Field(description="the smallest value")
+    high: float = Field(description="the largest value")
+    log: bool = Field(default=False, description="sample on a logarithmic scale; low is above 0, and there is no step")
+    step: float | None = Field(default=None, description="between two values, from low on; high is a whole number of them")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -110,9 +110,9 @@ class IntParameter(_Range):
     """An integer in ``[low, high]``, by ``step`` or on a logarithmic scale if asked."""
 
     type: Literal["int"]
-    low: int
-    high: int
-    step: int = 1
+    low: int = Field(description="the smallest value")
+    high: int = Field(description="the largest value")
+    step: int = Field(default=1, description="between two values, from low on; high is a whole number of them")
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> None:
         """Sample it into ``trial``."""
@@ -141,7 +141,7 @@ class CategoricalParameter(_Parameter):
     """One of ``choices``."""
 
     type: Literal["categorical"]
-    choices: list[Choice]
+    choices: list[Choice] = Field(description="the values, each different (1, 1.0 and true are equal)")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -40,7 +40,7 @@ def parse_seconds(value: object) -> object:
     return sum(float(n or 0) * unit for n, unit in zip(found.groups(), (86400, 3600, 60, 1), strict=True))
 
 
-Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_extra={"format": "duration"})]
 
 
 class Section(BaseModel):
@@ -116,17 +116,21 @@ class BudgetSpec(Section):
 
 
 class SamplerSpec(Section):
-    """A sampler of Optuna's: its short name and keyword arguments."""
+    """A sampler of Optuna's."""
 
-    name: str = "tpe"
-    options: JsonTable = {}
+    name: str = Field(default="tpe", description="its short name")
+    options: JsonTable = Field(
+        default={}, description="Optuna's keyword arguments of that sampler; another sampler is { name = …, options = {…} }"
+    )
 
 
 class PrunerSpec(Section):
-    """A pruner of Optuna's: its short name and keyword arguments."""
+    """A pruner of Optuna's."""
 
-    name: str = "median"
-    options: JsonTable = {}
+    name: str = Field(default="median", description="its short name")
+    options: JsonTable = Field(
+        default={}, description="Optuna's keyword arguments of that pruner; another pruner is { name = …, options = {…} }"
+    )
 
 
 class CheckpointsSpec(Section):
@@ -155,10 +159,16 @@ class StudySpec(Section):
     """
 
     name: str = Field(description=f"1 to {MAX_NAME} printable characters")
-    direction: Direction | None = None
-    directions: list[Direction] | None = Field(default=None, min_length=1)
-    metric: str | list[str] = Field(default="value", description="what the objective returns")
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    direction: Direction | None = Field(default=None, description="of a single objective; without it, minimize")
+    directions: list[Direction] | None = Field(
+        default=None, min_length=1, description="of several objectives, one for each, instead of direction"
+    )
+    metric: str | list[str] = Field(
+        default="value", description="the name of what the objective returns; of several objectives one name for each"
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="a trial's seed comes from this one and its number, never from its worker"
+    )
     objective: ObjectiveSpec
     budget: BudgetSpec = BudgetSpec()
     sampler: SamplerSpec = SamplerSpec()

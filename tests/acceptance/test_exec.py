@@ -96,7 +96,7 @@ def test_every_format_holds_the_same_parameters(told: Shell) -> None:
     assert found["json"]["params"] == PARAMS
     assert found["toml"]["params"] == {name: value for name, value in PARAMS.items() if value is not None}
     assert found["json"]["user_attrs"] == {"n_params": 123, "note": "$HOME"}
-    # The lines of the README.
+    # The lines of docs/parameters.md.
     show = f"{sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))'"
     script = f'eval "{show} $({told.command} best one --format args)"'
     words = json.loads(subprocess.check_output(["bash", "-c", script], env=told.environment, text=True))

@@ -64,14 +64,14 @@ class Net:
         return fit(trial, self.epochs, first, model, after)
 """
 
-#: Runs the README's objective as it stands; tells of its steps, dies in the third and waits for a pause in the sixth.
+#: Runs the objective of docs/writing-objectives.md as it stands; tells of its steps, dies in the third and waits for a pause in the sixth.
 DISTURBED = """
 import os
 import signal
 import time
 from pathlib import Path
 
-import readme
+import documented
 
 HERE = Path(__file__).parent
 
@@ -92,7 +92,7 @@ def objective(trial):
                 time.sleep(0.1)
 
     trial.report = disturbed
-    return readme.objective(trial)
+    return documented.objective(trial)
 """
 
 
@@ -221,10 +221,10 @@ def test_the_readmes_first_script_runs_as_it_stands(shell: Shell, look: Look) ->
     assert look().status(look().find_study("train-objective")).finished == 3
 
 
-def test_the_readmes_objective_survives_kill_9_and_a_pause_as_it_stands(shell: Shell, look: Look) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_documented_objective_survives_kill_9_and_a_pause_as_it_stands(shell: Shell, look: Look) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "writing-objectives.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if "trial.restore()" in block]
-    (shell.folder / "readme.py").write_text(block)
+    (shell.folder / "documented.py").write_text(block)
     (shell.folder / "disturbed.py").write_text(DISTURBED)
     settings = ("--trials", "1", "--workers", "1", "--set", "checkpoints.every=0", "--lease", "3")
     with shell.start("run", "disturbed.py:objective", "--name", "own", "--direction", "maximize", *settings) as run:

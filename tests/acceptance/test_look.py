@@ -172,11 +172,10 @@ def commands(group: click.Group = studyhall, prefix: tuple[str, ...] = ()) -> It
 
 
 @pytest.mark.parametrize("command", list(commands()), ids=" ".join)
-def test_every_command_has_help_and_a_word_in_the_readme(command: tuple[str, ...], shell: Shell) -> None:
+def test_every_command_has_help(command: tuple[str, ...], shell: Shell) -> None:
     help_text = shell.data(*command, "--help")
     assert help_text.startswith(f"Usage: studyhall {' '.join(command)} ")
     assert all(len(line) <= 80 for line in help_text.splitlines())
-    assert f"studyhall {' '.join(command)}" in (ROOT / "README.md").read_text()
 
 
 def test_the_overview_shows_every_command_in_whole_sentences(shell: Shell) -> None:
