@@ -46,7 +46,9 @@ class _Range(_Parameter):
     low: float = Field(description="the smallest value")
     high: float = Field(description="the largest value")
     log: bool = Field(default=False, description="sample on a logarithmic scale; low is above 0, and there is no step")
-    step: float | None = Field(default=None, description="between two values, from low on; high is a whole number of them")
+    step: float | None = Field(
+        default=None, description="between two values, from low on; high is a whole number of them"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -89,9 +89,9 @@ JsonTable = Annotated[dict[str, Any], AfterValidator(_as_json)]
 class ObjectiveSpec(Section):
     """What a trial runs."""
 
-    path: str = Field(description="package.module:callable, or file.py:callable wherever each machine has the file")
+    path: str = Field(description="what a trial calls; each machine needs the module or file")
     sha256: str | None = Field(
-        default=None, pattern="^[0-9a-f]{64}$", description="of the script's content; studyhall fills it in"
+        default=None, pattern="^[0-9a-f]{64}$", description="of the script's content; Studyhall sets it"
     )
     args: JsonTable = Field(default={}, description="keyword arguments of a class; none for a function")
 
@@ -110,7 +110,7 @@ class BudgetSpec(Section):
     trials: int = Field(default=100, gt=0, le=MAX_COUNT, description="COMPLETE + PRUNED trials, never one more")
     max_failures: int = Field(default=10, gt=0, le=MAX_COUNT, description="FAILed trials before the study stops")
     timeout: Seconds | None = Field(
-        default=None, gt=0, le=MAX_SECONDS, description="seconds after the first trial began in which trials may begin"
+        default=None, gt=0, le=MAX_SECONDS, description="no trial begins so long after the first one began"
     )
     target: float | None = Field(default=None, description="stop when a trial reaches this value")
 
@@ -120,7 +120,8 @@ class SamplerSpec(Section):
 
     name: str = Field(default="tpe", description="its short name")
     options: JsonTable = Field(
-        default={}, description="Optuna's keyword arguments of that sampler; another sampler is { name = …, options = {…} }"
+        default={},
+        description="Optuna's keyword arguments of that sampler; another sampler is { name = …, options = {…} }",
     )
 
 
@@ -129,26 +130,27 @@ class PrunerSpec(Section):
 
     name: str = Field(default="median", description="its short name")
     options: JsonTable = Field(
-        default={}, description="Optuna's keyword arguments of that pruner; another pruner is { name = …, options = {…} }"
+        default={},
+        description="Optuna's keyword arguments of that pruner; another pruner is { name = …, options = {…} }",
     )
 
 
 class CheckpointsSpec(Section):
-    """Where and how often trials save their work, if their objective does."""
+    """Where and how often trials save checkpoints, if their objective does."""
 
     store: Annotated[str, AfterValidator(validate_location)] = Field(
-        default="postgresql", description="postgresql, a directory that all machines share, or s3://bucket/prefix"
+        default="postgresql", description="where checkpoints are kept; all machines share the directory"
     )
-    every: Seconds = Field(default=30.0, ge=0, le=MAX_SECONDS, description="seconds between two checkpoints of a trial")
+    every: Seconds = Field(default=30.0, ge=0, le=MAX_SECONDS, description="time between two checkpoints of a trial")
 
 
 class NotifySpec(Section):
-    """Whom to tell what happens to the study. The URL may hold a secret, so it is hidden wherever a spec is shown."""
+    """Who is notified of which events. The URL may hold a secret: it is hidden wherever a spec is shown."""
 
     url: Annotated[str, AfterValidator(validate_url)] | None = Field(
-        default=None, repr=False, description="gets a JSON POST: http:// or https://"
+        default=None, repr=False, description="gets a JSON POST for each event"
     )
-    events: list[Event] | None = Field(default=None, min_length=1, description="which ones; all by default")
+    events: list[Event] | None = Field(default=None, min_length=1, description="which events are sent; without it, all")
 
 
 class StudySpec(Section):
@@ -167,7 +169,10 @@ class StudySpec(Section):
         default="value", description="the name of what the objective returns; of several objectives one name for each"
     )
     seed: int = Field(
-        default=0, ge=0, lt=2**32, description="a trial's seed comes from this one and its number, never from its worker"
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="a trial's seed comes from this one and its number, never from its worker",
     )
     objective: ObjectiveSpec
     budget: BudgetSpec = BudgetSpec()

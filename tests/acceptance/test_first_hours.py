@@ -64,7 +64,8 @@ class Net:
         return fit(trial, self.epochs, first, model, after)
 """
 
-#: Runs the objective of docs/writing-objectives.md as it stands; tells of its steps, dies in the third and waits for a pause in the sixth.
+#: Runs the objective of docs/writing-objectives.md as it stands; tells of its steps, dies in the third and waits for a
+#: pause in the sixth.
 DISTURBED = """
 import os
 import signal

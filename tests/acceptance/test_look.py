@@ -19,7 +19,7 @@ import yaml
 
 from studies.cli import studyhall
 from tests.acceptance.conftest import SCRIPT, Shell
-from tests.conftest import ROOT, Server
+from tests.conftest import Server
 
 SPACE = """
 name = "looks"
