@@ -18,6 +18,7 @@ from studies.cli import studyhall
 from studies.errors import StudyhallError
 from studies.spec.study import StudySpec
 from tests.conftest import ROOT
+from tests.unit.test_architecture import LAYERS
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 #: Fenced blocks: their language and their text.
@@ -111,3 +112,12 @@ def test_every_example_is_of_its_language() -> None:
             StudySpec.from_dict({"name": "s", "objective": {"path": "train.py:f"}} | data, str(document))
         for script in blocks(document, "bash"):
             subprocess.run(["bash", "-n", "-c", script], check=True)
+
+
+def test_the_picture_of_the_packages_is_that_of_the_imports() -> None:
+    pictures = blocks(ROOT / "docs" / "architecture.md", "mermaid")
+    (rows,) = [
+        re.findall(r'^    \w+\["(.*)"\]$', picture, re.MULTILINE) for picture in pictures if "definition" in picture
+    ]
+    shown = [name for row in rows for name in re.split(r" · |<br>", row)]
+    assert shown[: len(LAYERS)] == [layer.removeprefix("studies.") for layer in LAYERS]
