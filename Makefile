@@ -9,13 +9,14 @@
 # make test-netns    three workers' hosts and a database in network namespaces, one cut off; as root
 # make test-gpu      the training code on a GPU, and what a step costs there; needs one, and no database
 # make screenshots   the pictures of the sites and the report in docs/, anew; needs Chromium
+# make docs    the documentation as a site in site/; every warning is an error; needs npm for the diagrams
 # make clean   remove what was built here; says what it leaves
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench chaos faults test-compose test-slurm test-netns test-gpu screenshots clean
+.PHONY: demo test lint bench chaos faults test-compose test-slurm test-netns test-gpu screenshots docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -64,8 +65,23 @@ test-gpu: $(VENV)/.installed-dev
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.screenshots
 
+# Material would load the diagrams' library from another host: the site brings it.
+MERMAID := @mermaid-js/tiny@11.17.2
+
+docs: $(VENV)/.installed-docs build/mermaid.tiny.js
+	rm -rf build/docs
+	mkdir build/docs
+	cp -R *.md docs deploy build/mermaid.tiny.js build/docs
+	$(BIN)/mkdocs build --strict
+
+build/mermaid.tiny.js: Makefile
+	@command -v npm >/dev/null || { echo 'make docs needs npm, which brings the library of the diagrams: install Node.js'; exit 1; }
+	mkdir -p build
+	npm pack --silent --pack-destination build $(MERMAID)
+	tar -xzf build/mermaid-js-tiny-*.tgz -C build --strip-components 2 -m package/dist/mermaid.tiny.js
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo 'Kept: your studies and downloaded data, in STUDYHALL_HOME, else ~/.local/share/studyhall (root: /var/lib/studyhall).'
 	@echo 'To remove those as well: studyhall db stop, then delete that folder.'
@@ -80,4 +96,8 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@

@@ -79,7 +79,7 @@ def _keys(model: type[BaseModel], prefix: str, only: set[str] | None = None) -> 
         if "description" not in key:
             raise LookupError(f"{prefix}{name} has no description; add Field(description=…) to {model.__name__}")
         default = "required" if name in schema.get("required", []) else _default(key["default"])
-        yield _row(f"`{prefix}{name}`", LEGAL.get(f"{prefix}{name}") or _legal(key), default, key["description"])
+        yield _row(f"`{name}`", LEGAL.get(f"{prefix}{name}") or _legal(key), default, key["description"])
 
 
 def _default(value: Any) -> str:
