@@ -66,7 +66,7 @@ screenshots: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.screenshots
 
 # Material would load the diagrams' library from another host: the site brings it.
-MERMAID := @mermaid-js/tiny@11.17.2
+MERMAID := 11.17.2
 
 docs: $(VENV)/.installed-docs build/mermaid.tiny.js
 	rm -rf build/docs
@@ -77,8 +77,8 @@ docs: $(VENV)/.installed-docs build/mermaid.tiny.js
 build/mermaid.tiny.js: Makefile
 	@command -v npm >/dev/null || { echo 'make docs needs npm, which brings the library of the diagrams: install Node.js'; exit 1; }
 	mkdir -p build
-	npm pack --silent --pack-destination build $(MERMAID)
-	tar -xzf build/mermaid-js-tiny-*.tgz -C build --strip-components 2 -m package/dist/mermaid.tiny.js
+	npm pack --silent --pack-destination build @mermaid-js/tiny@$(MERMAID)
+	tar -xzf build/mermaid-js-tiny-$(MERMAID).tgz -C build --strip-components 2 -m package/dist/mermaid.tiny.js
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -80,9 +80,11 @@ def test_every_link_leads_somewhere() -> None:
     assert not broken
 
 
-def test_every_page_is_in_the_index() -> None:
-    index = (ROOT / "docs" / "index.md").read_text()
-    assert [file.name for file in (ROOT / "docs").glob("*.md") if f"({file.name})" not in index] == ["index.md"]
+def test_every_page_is_in_the_index_and_in_the_site() -> None:
+    index, site = (ROOT / "docs" / "index.md").read_text(), (ROOT / "mkdocs.yml").read_text()
+    pages = {file.name for file in (ROOT / "docs").glob("*.md")}
+    assert {name for name in pages if f"({name})" not in index} == {"index.md"}
+    assert {name for name in pages if f"- docs/{name}\n" not in site and f": docs/{name}\n" not in site} == set()
 
 
 def test_every_command_that_is_shown_parses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
