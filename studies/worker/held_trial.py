@@ -89,7 +89,7 @@ class HeldTrial:
         try:
             self.checkpoints.save(step, state)
         except LeaseLost:
-            self.lease.lost = True
+            self.lease.lose()
 
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; waits for a database that is away.

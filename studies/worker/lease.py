@@ -55,6 +55,8 @@ class _Result:
 class Lease:
     """The right to write to a trial (a :class:`studies.storage.optuna_storage.Writer`).
 
+    Any thread may read the attributes. They change under the courier's lock, in methods of this class alone.
+
     Attributes:
         lost: somebody else has the trial, or it is over: nothing of this lease is wanted.
         cancelled: a person wants the trial to end.
@@ -67,6 +69,7 @@ class Lease:
         self.lost = False
         self.cancelled = False
         self.interrupted = False
+        self.refusals: list[Refusal] = []
         self._courier = courier
         self._results = results
         self._changed = courier.changed  # guards everything here
@@ -77,8 +80,13 @@ class Lease:
         self._step: int | None = None
         self._result: _Result | None = None
         self._due: float | None = None  # when what is pending is to be carried (monotonic clock)
-        self.refusals: list[Refusal] = []
         self._heard = time.monotonic()
+        self._is_finished = False  # the database has the result: the trial is nobody's to write to
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing more to tell, not even a heartbeat: the trial is lost or has its result."""
+        return self.lost or self._is_finished
 
     def is_told(self) -> bool:
         """Whether the database has everything that was put here, or does not want it."""
@@ -87,7 +95,13 @@ class Lease:
     @property
     def due(self) -> float | None:
         """When something is to be carried (monotonic clock), if there is something."""
-        return None if self.lost else self._due
+        return None if self.is_over else self._due
+
+    def lose(self) -> None:
+        """Somebody else has the trial."""
+        with self._changed:
+            self.lost = True
+            self._changed.notify_all()
 
     def put(self, kind: str, change: Change) -> None:
         """Have something written with what is told next, or soon."""
@@ -107,7 +121,8 @@ class Lease:
         Raises:
             Refused: the database does not take something that was put here, for what it is.
         """
-        self._step = self._step if step is None else step
+        with self._changed:
+            self._step = self._step if step is None else step
         self._courier.carry(self)
         self._wait(lambda: self.is_told() or time.monotonic() - self._heard < self._courier.lease_seconds)
         if self.refusals:
@@ -148,12 +163,14 @@ class Lease:
                 self._changed.wait(RETRY)
 
     def carry(self, storage: PostgresStorage, within: float) -> None:
-        """Tell the database what is pending; for the courier.
+        """Tell the database what is pending; for the courier, which carries one thing after the other.
 
         Raises:
             StorageUnreachable: it is away; what is pending stays so.
         """
         with self._changed:
+            if self.is_over:  # since the courier decided to carry this
+                return
             result = self._result and self._judged(self._result)
             self._carried, self._pending = _merged(self._pending), {}
             step, self._due = self._step, None
@@ -182,7 +199,7 @@ class Lease:
                 self.cancelled, self.interrupted = wishes.cancelled, wishes.interrupted
                 self._revision = wishes.revision
             if result:
-                self._result = None
+                self._result, self._is_finished = None, not self.lost
             self._changed.notify_all()
         if refusals:
             self._results.put_aside(self.claim, refusals)
@@ -350,7 +367,7 @@ class Courier:
 
     def _work(self, lease: Lease | None) -> None:
         is_beat = time.monotonic() >= self._beat_at
-        if lease and not lease.lost and (is_beat or lease.due):
+        if lease and (is_beat or lease.due):
             lease.carry(self._storage, self._within)
         if is_beat:
             self._storage.beat(self._worker_id, within=self._within)

@@ -159,7 +159,7 @@ class Worker:
         except Interrupted:
             self._leave(claim, held)
         except LeaseLost:
-            lease.lost = True
+            lease.lose()
         finally:
             if lease.lost:
                 log.warning("trial %d is no longer this worker's (requeued or taken over): dropped", claim.number)

@@ -22,7 +22,10 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import StorageUnreachable
 from studies.storage.postgres import Attempt, Claim
 from studies.trial import Interrupted, Trial
+from studies.worker.lease import Courier
 from studies.worker.loop import Service, Worker
+from studies.worker.results import Results
+from tests.waiting import eventually
 
 Run = Callable[..., str]
 
@@ -596,3 +599,22 @@ def test_a_worker_takes_from_each_study_by_its_share(storage: PostgresStorage, t
     ).run()
     assert (order[:18].count("a"), order[:18].count("b")) == (12, 6)
     assert order[18:] == ["b"] * 6
+
+
+def test_a_heartbeat_beside_the_result_does_not_lose_the_trial(storage: PostgresStorage, tmp_path: Path) -> None:
+    def seen() -> object:
+        return storage.database.execute("select seen_at from studyhall.workers")[0]["seen_at"]
+
+    data = {"name": "study", "objective": {"path": "tests:objective"}}
+    record, _ = storage.create_study(StudySpec.from_dict(data))
+    storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
+    claim = storage.claim(record, "w", 30)
+    assert isinstance(claim, Claim)
+    with Courier(storage, worker_id="w", lease_seconds=0.3, stop=threading.Event()) as courier:
+        lease = courier.take(claim, Results(tmp_path, "uid"))
+        lease.finish(TrialState.COMPLETE, [1.0])
+        for _ in range(2):  # the second heartbeat begins after the result
+            before = seen()
+            eventually(lambda before=before: seen() != before, "a heartbeat")
+        assert not lease.lost
+    assert trials(storage)[0].state == TrialState.COMPLETE
