@@ -17,7 +17,8 @@ from studies.spec.script import OWN_ATTRIBUTES
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import Status, StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def pause(storage: PostgresStorage, record: StudyRecord) -> bool:
     now = _status_of_ours(storage, record)
     require_open(now)
     if not now.paused:
-        storage.pause(record)
+        storage.budgets.pause(record)
     return not now.paused
 
 
@@ -63,7 +64,7 @@ def stop(storage: PostgresStorage, record: StudyRecord) -> bool:
     if now.ended == BY_HAND:
         return False
     require_open(now)
-    storage.stop(record, BY_HAND)
+    storage.budgets.stop(record, BY_HAND)
     return True
 
 
@@ -81,7 +82,7 @@ def resume(storage: PostgresStorage, record: StudyRecord) -> bool:
         require_open(now)
     if now.ended is None and not now.paused:
         return False
-    storage.resume(record)
+    storage.budgets.resume(record)
     return True
 
 
@@ -99,7 +100,7 @@ def cancel(storage: PostgresStorage, record: StudyRecord, number: int) -> bool:
     if not trial.state.is_finished():
         storage.cancel(trial)
         # A worker that is gone has no next step.
-        storage.database.rows("sweep", study_id=record.study_id)
+        storage.leases.sweep(record)
         trial = storage.trial(record, number)
         if trial.user_attrs.get("error") == "cancelled" or not trial.state.is_finished():
             return trial.state.is_finished()

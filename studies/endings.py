@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from studies.errors import StorageError, command
 
 if TYPE_CHECKING:
-    from studies.storage.postgres import Status
+    from studies.storage.records import Status
 
 #: The stop reason when a person stopped the study; Optuna's ``study.stop()`` leaves "stopped".
 BY_HAND: Final = "by hand"

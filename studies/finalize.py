@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.errors import ObjectiveError, StudyhallError, command
 from studies.objective import Objective
 from studies.spec.study import StudySpec
-from studies.storage.postgres import PostgresStorage, StudyRecord
+from studies.storage.postgres import PostgresStorage
+from studies.storage.records import StudyRecord
 from studies.values import to_json
 
 #: The study's attribute under which the last word is stored.

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.storage.postgres import Attempt, Status
+from studies.storage.records import Attempt, Status
 
 #: The pace is that of so many trials, the last ones, and of at least four for each that runs.
 PACE_TRIALS: Final = 50

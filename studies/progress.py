@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from studies.errors import StorageUnreachable
-    from studies.storage.postgres import Status, StudyRecord
+    from studies.storage.records import Status, StudyRecord
 
 #: Seconds between two plain lines.
 PLAIN_EVERY = 5.0

@@ -25,7 +25,8 @@ from studies.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from studies.spec import StudySpec
-    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import Status, StudyRecord
 
 #: Seconds between two calls of :meth:`Session.poll`.
 POLL: Final = 0.5

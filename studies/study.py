@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from optuna.trial import FrozenTrial
 
-    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import Status, StudyRecord
 
 
 class Study:

@@ -14,7 +14,7 @@ from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from studies import PostgresStorage, StudySpec
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 
 UNIT = distribution_to_json(FloatDistribution(0, 1))
 STATES = ("COMPLETE", "PRUNED", "COMPLETE", "FAIL")
@@ -34,13 +34,13 @@ def begin(storage: PostgresStorage, name: str, trials: int) -> StudyRecord:
         }
     )
     record, _ = storage.create_study(spec)
-    storage.register_worker([record], worker_id="w", host="box", pid=1, device="cuda:0 A100")
+    storage.workers.register([record], worker_id="w", host="box", pid=1, device="cuda:0 A100")
     return record
 
 
 def claim(storage: PostgresStorage, record: StudyRecord) -> Claim:
     """The next trial."""
-    claimed = storage.claim(record, "w", 60)
+    claimed = storage.leases.claim(record, "w", 60)
     assert isinstance(claimed, Claim)
     return claimed
 
@@ -54,13 +54,13 @@ def report(storage: PostgresStorage, claimed: Claim, steps: range, draw: random.
         values = {name: draw.random() for name in METRICS}
         changes["reports"].append({"step": step, "value": values["val_accuracy"]})
         changes["metrics"] += [{"step": step, "name": name, "value": value} for name, value in values.items()]
-    storage.write(claimed, changes, step=steps[-1])
+    storage.leases.write(claimed, changes, step=steps[-1])
 
 
 def finish(storage: PostgresStorage, claimed: Claim, state: str, draw: random.Random) -> None:
     """Finish a trial."""
     changes = {"user_attrs": [{"key": "error", "value": json.dumps("ValueError: too wide")}]} if state == "FAIL" else {}
-    storage.finish(claimed, state, [draw.random()] if state == "COMPLETE" else None, changes)
+    storage.leases.finish(claimed, state, [draw.random()] if state == "COMPLETE" else None, changes)
 
 
 def run(storage: PostgresStorage, record: StudyRecord, trials: int, steps: int, draw: random.Random) -> None:
@@ -96,7 +96,7 @@ def assert_same(storage: PostgresStorage, record: StudyRecord, client: MlflowCli
     parent, runs = runs_of(client, record.name)
     trials = [trial for trial in storage.trials(record) if trial.datetime_start]
     assert sorted(runs) == [trial.number for trial in trials]
-    attempts = storage.attempts(record)
+    attempts = storage.leases.attempts(record)
     for trial in trials:
         run = runs[trial.number]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -124,7 +124,7 @@ def _curves(client: MlflowClient, run: Run) -> dict[str, list[tuple[int, float]]
 
 def _expected(storage: PostgresStorage, trial: FrozenTrial) -> dict[str, list[tuple[int, float]]]:
     curves = defaultdict(list)
-    for step, values in storage.metrics(trial).items():
+    for step, values in storage.metrics.of(trial).items():
         for name, value in values.items():
             curves[name].append((step, value))
     assert curves["val_accuracy"] == sorted(trial.intermediate_values.items())

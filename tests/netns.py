@@ -24,7 +24,7 @@ import psycopg2
 
 from studies import PostgresStorage
 from studies.storage.embedded.binaries import account_for
-from studies.storage.postgres import StudyRecord
+from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from tests.postgres import DEBIAN_15, Postgres, start_postgres
 
@@ -90,7 +90,7 @@ def run(folder: Path, url: StorageURL) -> None:
         said(f"host 2 is cut off in the middle of trial {victim}")
         cut(2)
         time.sleep(CUT_OFF)
-        attempt = storage.attempts(record)[victim]
+        attempt = storage.leases.attempts(record)[victim]
         assert attempt.times == 2, f"trial {victim} was begun {attempt.times} times"
         heal(2)
         said("host 2 is back")
@@ -101,7 +101,7 @@ def run(folder: Path, url: StorageURL) -> None:
 
 def look(storage: PostgresStorage, record: StudyRecord, folder: Path, victim: int) -> None:
     """That everything is as it should be in the end."""
-    trials, attempts = storage.trials(record), storage.attempts(record)
+    trials, attempts = storage.trials(record), storage.leases.attempts(record)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * BUDGET
     assert storage.status(record).ended == "complete"
     for trial in trials:

@@ -24,7 +24,8 @@ from studies.errors import NothingFinished, command
 from studies.text import counted, number
 
 if TYPE_CHECKING:
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
 
 
 @click.command()
@@ -53,7 +54,7 @@ def best(common: Common, name: str, kind: str, trial_number: int | None, prefix:
             _print_front(storage, record, kind)
             return
         trial = choose_trial(storage, record, trial_number)
-        metrics = storage.last_metrics([trial])[trial.number]
+        metrics = storage.metrics.last([trial])[trial.number]
         if kind == "table" and trial_number is None:
             echo(*best_lines(storage, record, trial))
             return
@@ -71,7 +72,7 @@ def best(common: Common, name: str, kind: str, trial_number: int | None, prefix:
 def _print_front(storage: PostgresStorage, record: StudyRecord, kind: str) -> None:
     """The trials that no other one beats in all objectives."""
     trials = storage.load_study(record).best_trials
-    metrics = storage.last_metrics(trials)
+    metrics = storage.metrics.last(trials)
     if kind != "table":
         found = [best_data(trial, metrics[trial.number]) for trial in trials]
         echo_data(data_as(kind, {"study": record.name, "best_trials": found}))

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
     from studies.storage.database import Database
-    from studies.storage.postgres import PostgresStorage, Status, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import Status, StudyRecord
 
 #: Seconds that Tab waits for a database.
 QUICK = 2.0

@@ -17,7 +17,7 @@ from studies.errors import CheckpointError, StudyBusy, StudyhallError, command
 from studies.text import counted
 
 if TYPE_CHECKING:
-    from studies.storage.postgres import StudyRecord
+    from studies.storage.records import StudyRecord
 
 
 @click.command()

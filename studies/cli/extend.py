@@ -21,7 +21,8 @@ from studies.text import counted
 
 if TYPE_CHECKING:
     from studies.spec.study import Direction
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
 
 
 def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[bool, int] | None:
@@ -74,7 +75,7 @@ def extend(
         is_more, failures = max_failures or (False, None)
         if is_more and failures and record.budget:
             failures += record.budget.max_failures
-        storage.extend(
+        storage.budgets.extend(
             record,
             trials=None if relative else count,
             more_trials=count if relative and count else 0,

@@ -22,7 +22,8 @@ from studies.values import to_json as strict_json
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
 
 BEST_FORMATS = ("table", "json", "yaml", "toml", "env", "args")
 DATA_FORMATS = ("json", "yaml", "toml")
@@ -75,7 +76,7 @@ def best_lines(storage: PostgresStorage, record: StudyRecord, trial: FrozenTrial
     how = storage.get_study_directions(record.study_id)[0].name.lower()
     return [
         f"best of {record.name}: trial {trial.number} with {metric} = {number(trial.value)} ({how}d)",
-        *detail_lines(trial, storage.last_metrics([trial])[trial.number]),
+        *detail_lines(trial, storage.metrics.last([trial])[trial.number]),
     ]
 
 

@@ -30,7 +30,7 @@ from studies.launch import cpus_per_worker
 if TYPE_CHECKING:
     from studies.launch.kubernetes import Volume
     from studies.spec.study import StudySpec
-    from studies.storage.postgres import StudyRecord
+    from studies.storage.records import StudyRecord
     from studies.storage.url import StorageURL
 
 

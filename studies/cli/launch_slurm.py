@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
 
 
 def _gpus(_ctx: click.Context, _param: click.Parameter, count: int) -> int:
@@ -256,11 +257,11 @@ def _goes_on(storage: PostgresStorage, record: StudyRecord) -> bool:
 
 def _warn(storage: PostgresStorage, workers: int) -> None:
     """Say what may go wrong later, on the nodes."""
-    (facts,) = storage.database.rows("server_facts")
-    if facts["connections"] + 2 * workers > 0.9 * facts["slots"]:
+    used, slots = storage.connections
+    if used + 2 * workers > 0.9 * slots:
         say(
-            f"warning: {counted(workers, 'worker')} hold up to {2 * workers} connections, and {facts['connections']} "
-            f"of the server's {facts['slots']} are in use: they will close theirs between statements, which is slower; "
+            f"warning: {counted(workers, 'worker')} hold up to {2 * workers} connections, and {used} "
+            f"of the server's {slots} are in use: they will close theirs between statements, which is slower; "
             "raise its max_connections, or put PgBouncer between (deploy/README.md)"
         )
     if storage.location.is_of_this_machine:

@@ -22,7 +22,8 @@ from studies.text import counted, duration, number
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from studies.storage.postgres import Attempt, PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import Attempt, StudyRecord
 
 
 @click.command()
@@ -69,8 +70,8 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
 
     trial = storage.trial(record, trial_number)
     params = known_params(trial.state, trial.params, trial.system_attrs)
-    metrics = storage.metrics(trial)
-    attempt = storage.attempts(record).get(trial_number)
+    metrics = storage.metrics.of(trial)
+    attempt = storage.leases.attempts(record).get(trial_number)
     echo(f"trial {trial.number} of {record.name}: {trial.state.name.lower()}")
     facts = {
         "value": " ".join(number(value) for value in trial.values or []) or "–",

@@ -21,7 +21,7 @@ from studies.text import counted, duration, number
 
 if TYPE_CHECKING:
     from studies.spec.study import BudgetSpec
-    from studies.storage.postgres import Status, StudyRecord
+    from studies.storage.records import Status, StudyRecord
 
 
 @click.command()
@@ -33,7 +33,7 @@ def status(common: Common, name: str, kind: str) -> None:
     with common.open() as storage:
         record = storage.find_study(name)
         now = storage.status(record)
-        metrics = storage.last_metrics([now.best]) if now.best else {}
+        metrics = storage.metrics.last([now.best]) if now.best else {}
     if kind == "json":
         best = now.best and {"study": name, **best_data(now.best, metrics[now.best.number])}
         data = {

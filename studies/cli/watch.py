@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from studies.overview import Overview
-    from studies.storage.postgres import Attempt, PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import Attempt, StudyRecord
 
 #: Seconds between two looks at the study.
 POLL = 1.0
@@ -118,7 +119,7 @@ class _Looker:
         # A row for each trial: read again when another one has ended.
         ended = status.finished + status.trials["fail"]
         if self._attempts[0] != ended:
-            self._attempts = ended, self._storage.attempts(self._record)
+            self._attempts = ended, self._storage.leases.attempts(self._record)
         return overview(status, trials, self._attempts[1], objectives=self._objectives, now=datetime.now())
 
 

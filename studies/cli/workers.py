@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from studies.session import Session
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
 
 #: The least and the most seconds of a lease.
 LEASE = (3.0, 86_400.0)
@@ -117,7 +118,7 @@ def run_workers(
     )
     began = time.monotonic()
     with ExitStack() as stack:
-        interrupts = stack.enter_context(_Interrupts(storage.database.stop))
+        interrupts = stack.enter_context(_Interrupts(storage.stop))
         with interrupts.held():  # in the middle of starting a worker, nobody would know of it
             stack.enter_context(session)
         # Nothing is written before the objective and the place for checkpoints are known to be sound.

@@ -15,7 +15,7 @@ from mlflow.utils import validation
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.mirror.names import MAX_PARAM, MAX_RUN, Legal
-from studies.storage.postgres import Attempt, Point, Status, StudyRecord
+from studies.storage.records import Attempt, Point, Status, StudyRecord
 from studies.trial import is_feasible
 from studies.values import to_json, to_text
 

@@ -37,7 +37,8 @@ from studies.mirror.server import trouble
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
 
 #: Trials that are written side by side, and looked after for twins, at a time.
 CHUNK: Final = 100
@@ -193,8 +194,8 @@ class StudyMirror:
                 experiment.tag(known, PARENT_TAG, parent)
 
     def _write_trials(self, experiment: Experiment, pool: ThreadPoolExecutor, trials: Sequence[FrozenTrial]) -> None:
-        attempts = self._storage.attempts(self.record)
-        points = self._storage.curves(trials, {t.number: self._last_step(t) for t in trials})
+        attempts = self._storage.leases.attempts(self.record)
+        points = self._storage.metrics.curves(trials, {t.number: self._last_step(t) for t in trials})
         parent = self._runs[WHOLE_STUDY].run_id
         contents = {
             str(t.number): of_trial(self._tag, self._names, t, attempts.get(t.number), points[t.number], parent)

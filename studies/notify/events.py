@@ -19,7 +19,8 @@ from studies.values import finite, strict
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from studies.storage.postgres import LostWorker, Notice, PostgresStorage, Status, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import LostWorker, Notice, Status, StudyRecord
 
 #: Seconds between two messages about bests, or about lost workers.
 QUIET: Final = 10.0
@@ -61,13 +62,13 @@ class News:
     def news(self, *, is_last: bool) -> list[tuple[Event, list[str]]]:
         """What is to be told now: the events by their names in the table. ``is_last``: there is no later."""
         self._look()
-        notices = self._storage.notices(self._record, self._address)
+        notices = self._storage.notices.of(self._record, self._address)
         names = self._names()
         # What others took and did not tell is ours, if it still stands; so is what we told and could not note.
         past = [name for name, n in notices.items() if n.free and name not in names]
         past += [name for name in self._told if name in notices and not notices[name].told]
         if past:
-            self._storage.note_told(self._record, self._address, past)
+            self._storage.notices.note_told(self._record, self._address, past)
         new = [
             name
             for name in names
@@ -80,12 +81,12 @@ class News:
 
     def take(self, names: Sequence[str]) -> list[str]:
         """Those of ``names`` that nobody else tells."""
-        return self._storage.take_notices(self._record, self._address, names, self._taker)
+        return self._storage.notices.take(self._record, self._address, names, self._taker)
 
     def note_told(self, names: Sequence[str]) -> None:
         self._told |= set(names)
         if names:
-            self._storage.note_told(self._record, self._address, names)
+            self._storage.notices.note_told(self._record, self._address, names)
 
     def message(self, event: Event, names: Sequence[str]) -> dict[str, Any]:
         """What is told: ``text`` for people, the rest for programs."""
@@ -101,7 +102,7 @@ class News:
             self._in_touch_since = now
         self._looked = now
         self._status: Status = self._storage.status(self._record)
-        self._lost = self._storage.lost_workers(self._record) if "worker_lost" in self._wanted else []
+        self._lost = self._storage.workers.lost(self._record) if "worker_lost" in self._wanted else []
 
     def _names(self) -> list[str]:
         """What could be told now, as the table names it."""
@@ -142,7 +143,7 @@ class News:
         return f"new best {self._metric} {_short(best.value)} in trial {best.number} ({params})", data
 
     def _best_data(self, best: FrozenTrial) -> dict[str, Any]:
-        metrics = self._storage.last_metrics([best])[best.number]
+        metrics = self._storage.metrics.last([best])[best.number]
         return {
             "trial": best.number,
             "value": finite(best.value),

@@ -23,7 +23,8 @@ from studies.notify.webhook import Undelivered, post
 from studies.spec.locations import mask_url
 
 if TYPE_CHECKING:
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
 
 #: Seconds between two looks at the studies.
 LOOK: Final = 2.0

@@ -15,8 +15,9 @@ from studies.endings import END_WORDS
 from studies.overview import Overview, overview
 from studies.report.curves import points_of_line
 from studies.report.part import Part, choose, is_placed, of_kind
-from studies.storage.postgres import Attempt, Point, PostgresStorage, Status, StudyRecord
+from studies.storage.postgres import PostgresStorage
 from studies.storage.reader import StudyReader
+from studies.storage.records import Attempt, Point, Status, StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
         trials=reader.whole(outlines if part is None else [t for t in outlines if t.number in part.shown]),
         status=status,
         metric_names=storage.objective_names(record),
-        attempts=storage.attempts(record),
+        attempts=storage.leases.attempts(record),
         spec=_study_file(record),
         part=part,
         in_short=() if part is None else outlines,

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
-    from studies.storage.postgres import Attempt
+    from studies.storage.records import Attempt
 
 
 #: Of a large study so many slices are drawn, but at least so many for each row.

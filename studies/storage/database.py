@@ -13,6 +13,7 @@ import re
 import select
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -74,6 +75,11 @@ def statements() -> dict[str, str]:
         parts = re.split(r"^-- name: (\w+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         found |= dict(zip(parts[1::2], parts[2::2], strict=True))
     return found
+
+
+def new_token() -> str:
+    """By which the database knows a request again that is sent twice."""
+    return str(uuid.uuid4())
 
 
 class Database:

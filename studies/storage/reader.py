@@ -31,11 +31,12 @@ from studies.storage.pages import (
     to_trials,
     values_of,
 )
-from studies.storage.postgres import Point
+from studies.storage.records import Point
 from studies.storage.trials import known_params, read_distribution, to_local
 
 if TYPE_CHECKING:
-    from studies.storage.postgres import PostgresStorage, StudyRecord
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
 
 
 class TrialRow(NamedTuple):

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from studies.checkpoint_stores import CheckpointStore
 from studies.errors import CheckpointError, LeaseLost, StorageError
-from studies.storage.postgres import Claim, PostgresStorage, SavedCheckpoint, StudyRecord
+from studies.storage.postgres import PostgresStorage
+from studies.storage.records import Claim, SavedCheckpoint, StudyRecord
 from studies.trial import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Checkpoints:
         try:
             if self._store:
                 self._store.write(name, data)
-            superseded = self._storage.save_checkpoint(
+            superseded = self._storage.leases.save_checkpoint(
                 self._claim,
                 sequence=self._sequence,
                 name=name,
@@ -76,7 +77,7 @@ class Checkpoints:
         Raises:
             StorageUnreachable: the database is away.
         """
-        for saved in self._storage.checkpoints(self._claim.trial_id):
+        for saved in self._storage.leases.checkpoints(self._claim.trial_id):
             data = self._read(saved)
             if data is None:
                 reason = "is missing"

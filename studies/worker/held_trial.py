@@ -10,9 +10,9 @@ from optuna.distributions import BaseDistribution
 
 from studies.errors import LeaseLost, StorageUnreachable
 from studies.storage.limits import check_name
-from studies.storage.optuna_storage import json_number
 from studies.storage.postgres import PostgresStorage
 from studies.trial import Checkpoint, Interrupted
+from studies.values import strict
 from studies.worker.checkpoints import Checkpoints
 from studies.worker.lease import Lease
 
@@ -67,7 +67,7 @@ class HeldTrial:
         for name in metrics:
             check_name("metric", name)
         for name, value in metrics.items():
-            self.lease.put("metrics", {"step": step, "name": name, "value": json_number(value)})
+            self.lease.put("metrics", {"step": step, "name": name, "value": strict(value)})
 
     def tell(self, step: int) -> None:
         """Tell the database of a step; see :meth:`studies.worker.lease.Lease.tell`."""

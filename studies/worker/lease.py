@@ -23,8 +23,8 @@ from optuna.trial import TrialState
 
 from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable
 from studies.storage.database import Forgotten
-from studies.storage.optuna_storage import Change
-from studies.storage.postgres import Claim, PostgresStorage, Wishes
+from studies.storage.postgres import PostgresStorage
+from studies.storage.records import Change, Claim, Wishes
 from studies.worker.refusals import NO_REFUSALS, Refusal, fail_refused, isolate
 from studies.worker.results import KeptResult, Results
 
@@ -53,7 +53,7 @@ class _Result:
 
 
 class Lease:
-    """The right to write to a trial (a :class:`studies.storage.optuna_storage.Writer`).
+    """The right to write to a trial (a :class:`studies.storage.known.Writer`).
 
     Any thread may read the attributes. They change under the courier's lock, in methods of this class alone.
 
@@ -244,7 +244,7 @@ class Lease:
         try:
             if result:
                 return None, fail_refused(storage, self.claim, self._carried, error, revision=self._revision)
-            write = partial(storage.write, self.claim, step=step, revision=self._revision, within=within)
+            write = partial(storage.leases.write, self.claim, step=step, revision=self._revision, within=within)
             refusals = isolate(self._carried, write, error)
             return self._send(storage, {}, None, step, within), refusals
         except NO_REFUSALS:
@@ -258,9 +258,9 @@ class Lease:
         self, storage: PostgresStorage, changes: Changes, result: _Result | None, step: int | None, within: float
     ) -> Wishes | None:
         if result is None:
-            return storage.write(self.claim, changes, step=step, revision=self._revision, within=within)
+            return storage.leases.write(self.claim, changes, step=step, revision=self._revision, within=within)
         state, values = result.state.name, result.values
-        storage.finish(self.claim, state, values, changes, revision=self._revision, within=within)
+        storage.leases.finish(self.claim, state, values, changes, revision=self._revision, within=within)
         return None
 
     def _recently_told(self) -> list[Changes]:
@@ -370,7 +370,7 @@ class Courier:
         if lease and (is_beat or lease.due):
             lease.carry(self._storage, self._within)
         if is_beat:
-            self._storage.beat(self._worker_id, within=self._within)
+            self._storage.workers.beat(self._worker_id, within=self._within)
             self._beat_at = time.monotonic() + self._within
 
     def _try(self, work: Callable[[], None]) -> None:

@@ -23,7 +23,8 @@ from studies.search.samplers import grid_of
 from studies.spec.samplers import reseed
 from studies.spec.script import CHANGED_SCRIPT
 from studies.spec.study import StudySpec
-from studies.storage.postgres import Claim, PostgresStorage, StudyRecord
+from studies.storage.postgres import PostgresStorage
+from studies.storage.records import Claim, StudyRecord
 from studies.trial import Interrupted, Trial, as_values
 from studies.worker.checkpoints import Checkpoints, delete_ended
 from studies.worker.held_trial import HeldTrial
@@ -128,7 +129,7 @@ class Worker:
         """A trial of the study that has had the least of its share; or the reason why one of the studies
         is over, which is served no longer; or ``None`` for now."""
         for study in sorted(self._studies, key=lambda study: study.taken / study.share):
-            claim = self._storage.claim(study.record, self._id, self._lease_seconds, most=study.most_trials())
+            claim = self._storage.leases.claim(study.record, self._id, self._lease_seconds, most=study.most_trials())
             if isinstance(claim, Claim):
                 study.taken += 1
                 return study, claim
@@ -144,7 +145,7 @@ class Worker:
 
     def _run_trial(self, study: _Study, claim: Claim) -> None:
         lease = self._courier.take(claim, study.results)
-        self._storage.hold(study.record.study_id, claim.trial_id, lease)
+        self._storage.leases.hold(claim, lease)
         checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
         held = HeldTrial(self._storage, lease, checkpoints, device=self._device, stop=self._stop)
         try:
@@ -164,9 +165,9 @@ class Worker:
             if lease.lost:
                 log.warning("trial %d is no longer this worker's (requeued or taken over): dropped", claim.number)
             lease.close()
-            self._storage.release(claim.trial_id)
+            self._storage.leases.release(claim)
         if study.optuna._stop_flag:
-            self._storage.stop(study.record, "stopped")
+            self._storage.budgets.stop(study.record, "stopped")
 
     def _call(self, study: _Study, trial: Trial, held: HeldTrial) -> tuple[TrialState, list[float] | None]:
         """Sample and run the objective; what it raises is a result, but for :exc:`Interrupted`."""
@@ -235,7 +236,7 @@ class Worker:
         pending = held.lease.close()
         while not held.lease.lost:
             try:
-                self._storage.give_back(claim, pending)
+                self._storage.leases.give_back(claim, pending)
                 return
             except Refused as error:  # the next attempt meets it again, and FAILs for it
                 log.warning("trial %d is requeued without what it had to tell: %s", claim.number, error)
@@ -298,7 +299,7 @@ class _Study:
     def end_exhausted(self) -> None:
         """Stop a grid whose last worker ended before it could, unless another trial was enqueued meanwhile."""
         if self._grid and not self._grid.left(self._storage.trials(self.record)):
-            self._storage.stop(self.record, "stopped")
+            self._storage.budgets.stop(self.record, "stopped")
 
     def begin(self, storage: PostgresStorage, claim: Claim, held: HeldTrial) -> Trial:
         """The trial that was just claimed, which brought with it what others did meanwhile."""

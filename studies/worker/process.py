@@ -148,7 +148,7 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
                 checkpoints.require_allowed(
                     spec.checkpoints.store, setup.allow, Path(setup.data_dir), service.record.name
                 )
-        storage.register_worker(
+        storage.workers.register(
             [service.record for service in services],
             worker_id=setup.worker_id,
             host=socket.gethostname(),
@@ -167,7 +167,7 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
         )
         reason = worker.run()
         with suppress(StorageUnreachable):  # it is forgotten by itself, after a day
-            storage.forget_worker(setup.worker_id)
+            storage.workers.forget(setup.worker_id)
         return reason
 
 

@@ -10,8 +10,8 @@ from functools import partial
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
 from studies.storage.database import Forgotten
 from studies.storage.limits import shortened
-from studies.storage.optuna_storage import Change
-from studies.storage.postgres import Claim, PostgresStorage
+from studies.storage.postgres import PostgresStorage
+from studies.storage.records import Change, Claim
 
 Changes = Mapping[str, Sequence[Change]]
 
@@ -89,12 +89,12 @@ def fail_refused(
         StorageError: it refuses even that.
     """
     try:
-        refusals = isolate(changes, partial(storage.write, claim, step=None, revision=revision), first)
+        refusals = isolate(changes, partial(storage.leases.write, claim, step=None, revision=revision), first)
     except LeaseLost:  # requeued meanwhile, and free: it takes a result, and nothing before that
         refusals = [
             Refusal(kind=kind, change=change, reason=str(first)) for kind in changes for change in changes[kind]
         ]
     reason = str(refusals[0]) if refusals else str(first)
     error = {"key": "error", "value": json.dumps(reason)}
-    storage.finish(claim, "FAIL", None, {"user_attrs": [error]}, revision=revision)
+    storage.leases.finish(claim, "FAIL", None, {"user_attrs": [error]}, revision=revision)
     return refusals

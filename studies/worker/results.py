@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
-from studies.storage.optuna_storage import Change
-from studies.storage.postgres import Claim, PostgresStorage
+from studies.storage.postgres import PostgresStorage
+from studies.storage.records import Change, Claim
 from studies.worker.refusals import NO_REFUSALS, Refusal, fail_refused
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Results:
 
     def _finish(self, storage: PostgresStorage, result: KeptResult) -> None:
         try:
-            storage.finish(result.claim, result.state, result.values, result.changes)
+            storage.leases.finish(result.claim, result.state, result.values, result.changes)
         except NO_REFUSALS:
             raise
         except StorageError as error:

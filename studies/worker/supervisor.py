@@ -177,9 +177,9 @@ class Supervisor:
             process.wait()
         if self._processes and self._storage:
             with suppress(StorageUnreachable):  # then others take the trials when their leases run out
-                self._storage.bury([process.id for process in self._processes], died_of=None)
+                self._storage.workers.bury([process.id for process in self._processes], died_of=None)
                 for process in self._processes:
-                    self._storage.forget_worker(process.id)
+                    self._storage.workers.forget(process.id)
         self._processes = []
 
     def _start(self, slot: int) -> _Process:
@@ -216,8 +216,8 @@ class Supervisor:
         assert self._storage is not None  # poll() comes after assign()
         error = process.last_words.get("error")
         why = error["message"] if error else f"ended by {_status_name(status)}"
-        had_trial = self._storage.bury([process.id], died_of=None if error else why)
-        self._storage.forget_worker(process.id, died_of=why)
+        had_trial = self._storage.workers.bury([process.id], died_of=None if error else why)
+        self._storage.workers.forget(process.id, died_of=why)
         is_outage = error is not None and error["kind"] == StorageUnreachable.__name__
         deaths = 0 if had_trial or is_outage else self._deaths[process.slot] + 1
         if deaths >= MAX_DEATHS:

@@ -415,7 +415,7 @@ def _judge(fleet: Fleet, postgres: Postgres, figures: Figures, most_redone: floa
 
     with fleet.look(StorageURL.parse(postgres.url)) as storage:
         record = storage.find_study(fleet.study)
-        trials, best, attempts = storage.trials(record), storage.find_best(record), storage.attempts(record)
+        trials, best, attempts = storage.trials(record), storage.find_best(record), storage.leases.attempts(record)
     states = Counter(trial.state.name for trial in trials)
     figures.pruned, figures.failed = states["PRUNED"], states["FAIL"]
     assert states.keys() <= {"COMPLETE", "PRUNED", "FAIL"}, states

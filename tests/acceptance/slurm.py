@@ -138,7 +138,7 @@ def test_an_array_finishes_a_study_exactly_however_it_is_interrupted(shell: Shel
 
     storage = look()
     record = storage.find_study(study)
-    trials, attempts = storage.trials(record), storage.attempts(record)
+    trials, attempts = storage.trials(record), storage.leases.attempts(record)
     assert [trial.number for trial in trials] == list(range(10))
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     assert all(sorted(trial.intermediate_values) == list(range(10)) for trial in trials)

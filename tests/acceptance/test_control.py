@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from studies import PostgresStorage, StudySpec
 from studies.checkpoint_stores import open_store
 from studies.cli.workers import last_line
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
 from tests.conftest import Server
@@ -239,19 +239,19 @@ def test_a_cancelled_trial_ends_within_a_step_and_counts_for_nothing(shell: Shel
 def test_failures_end_a_study_also_while_an_older_trial_runs(shell: Shell, look: Look) -> None:
     storage = look()
     record = storage.create_study(StudySpec.from_dict(SPEC))[0]
-    storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
-    assert isinstance(storage.claim(record, "w", 3600), Claim)
+    storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
+    assert isinstance(storage.leases.claim(record, "w", 3600), Claim)
     for _ in range(3):
         finish(storage, record, TrialState.FAIL)
-    assert storage.claim(record, "v", 3600) == "failures"
+    assert storage.leases.claim(record, "v", 3600) == "failures"
     refuse(shell, "pause", "s", status=1, message="stopped after too many failed trials")
 
 
 def test_a_cancelled_trial_whose_worker_is_gone_ends_at_once(shell: Shell, look: Look) -> None:
     storage = look()
     record = storage.create_study(StudySpec.from_dict(SPEC))[0]
-    storage.register_worker([record], worker_id="gone", host="host", pid=1, device="cpu")
-    assert isinstance(storage.claim(record, "gone", 0.1), Claim)
+    storage.workers.register([record], worker_id="gone", host="host", pid=1, device="cpu")
+    assert isinstance(storage.leases.claim(record, "gone", 0.1), Claim)
     time.sleep(0.2)
     assert say(shell, "cancel", "s", "0") == "trial 0 of study 's' is cancelled"
     assert states(storage) == ["FAIL"]
@@ -260,13 +260,13 @@ def test_a_cancelled_trial_whose_worker_is_gone_ends_at_once(shell: Shell, look:
 def test_a_cancelled_trial_of_a_living_worker_is_still_its_own(shell: Shell, look: Look) -> None:
     storage = look()
     record = storage.create_study(StudySpec.from_dict(SPEC))[0]
-    storage.register_worker([record], worker_id="alive", host="node7", pid=1, device="cuda:1")
-    claim = storage.claim(record, "alive", 60)
+    storage.workers.register([record], worker_id="alive", host="node7", pid=1, device="cuda:1")
+    claim = storage.leases.claim(record, "alive", 60)
     assert isinstance(claim, Claim)
     for _ in range(2):
         said = say(shell, "cancel", "s", "0")
         assert said == "trial 0 of study 's' is cancelled: it ends at its next step, on node7 (cuda:1)"
-    assert storage.write(claim, {}, step=1).cancelled
+    assert storage.leases.write(claim, {}, step=1).cancelled
 
 
 def test_a_waiting_trial_is_cancelled_at_once_and_can_be_retried(shell: Shell, look: Look) -> None:
@@ -393,7 +393,7 @@ def test_deleting_a_study_deletes_its_checkpoints_wherever_they_lie(shell: Shell
     assert say(shell, "delete", "doomed", "--yes") == "deleted study 'doomed' with no trials"
     assert [store.names() for store in stores] == [[], ["0/1-1"]]
     assert [entry.name for entry in folder.iterdir()] == [records[1].uid]
-    look().register_worker(records[1:], worker_id="w", host="host", pid=1, device="cpu")
+    look().workers.register(records[1:], worker_id="w", host="host", pid=1, device="cpu")
     refuse(
         shell, "delete", "kept", "--yes", status=1, message="study 'kept' has 1 worker, seen in the last two minutes"
     )
@@ -428,8 +428,8 @@ def steered(separate_server: Server, tmp_path_factory: pytest.TempPathFactory, h
         finish(storage, record, TrialState.COMPLETE, 1.0)
         finish(storage, record, TrialState.PRUNED)
         finish(storage, record, TrialState.FAIL)
-        storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
-        assert isinstance(storage.claim(record, "w", 3600), Claim)
+        storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
+        assert isinstance(storage.leases.claim(record, "w", 3600), Claim)
         finish(storage, record, TrialState.WAITING)
         budgets = {
             "spent": {"trials": 1},

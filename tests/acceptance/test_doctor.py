@@ -19,7 +19,7 @@ from studies.doctor import Finding
 from studies.doctor.database import clock, connections, server
 from studies.doctor.machine import disk, disks
 from studies.storage import schema
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 from tests.postgres import PASSWORD, start_postgres
@@ -65,8 +65,8 @@ def created(storage: PostgresStorage, **changes: Any) -> StudyRecord:
 
 
 def hold(storage: PostgresStorage, record: StudyRecord, lease: float) -> Claim:
-    storage.register_worker([record], worker_id="w", host="node7", pid=4711, device="cpu")
-    claim = storage.claim(record, "w", lease)
+    storage.workers.register([record], worker_id="w", host="node7", pid=4711, device="cpu")
+    claim = storage.leases.claim(record, "w", lease)
     assert isinstance(claim, Claim)
     return claim
 
@@ -286,7 +286,7 @@ def test_a_trial_whose_worker_died_waits_for_another(patient: Shell, look: Look)
     what, fix = one(doctor(patient, status=0), "trials", "warning")
     assert what.startswith("trial 0 of study 's' runs, but its worker on node7 has been silent for 0:10:0")
     assert fix == "studyhall work s --allow script:objective"
-    storage.stop(record, "by hand")
+    storage.budgets.stop(record, "by hand")
     about = doctor(patient, status=0)
     assert one(about, "trials", "warning")[1] == "studyhall cancel s 0"
     assert one(about, "studies", "ok") == ("study 's' is stopped by hand", "studyhall resume s")
@@ -319,7 +319,7 @@ def test_a_silent_worker_with_a_long_lease_is_named(patient: Shell, look: Look) 
 
 
 def test_a_paused_study_is_mentioned(patient: Shell, look: Look) -> None:
-    look().pause(created(look()))
+    look().budgets.pause(created(look()))
     assert one(doctor(patient, status=0), "studies", "ok") == ("study 's' is paused", "studyhall resume s")
 
 
@@ -344,8 +344,8 @@ def test_checkpoints_that_cannot_be_kept_here_are_an_error(patient: Shell, look:
     assert missing["what"].startswith("of 'three': there is no ")
     assert not away.exists()
     assert (wrong["level"], wrong["fix"]) == ("error", f"ls -ld {file}")
-    look().stop(look().find_study("three"), "stopped")
-    look().stop(look().find_study("four"), "stopped")
+    look().budgets.stop(look().find_study("three"), "stopped")
+    look().budgets.stop(look().find_study("four"), "stopped")
     findings = doctor(patient, *allow, status=0)["checkpoints"]
     assert [finding["level"] for finding in findings] == ["ok", "warning", "warning"]
 
@@ -364,7 +364,7 @@ def test_results_that_wait_on_the_disk_are_named(patient: Shell, look: Look) -> 
     assert findings.pop("studyhall work s --allow script:objective").startswith("2 results of study 's' in ")
     assert findings.pop(f"rm -r {results}/0-unknown").startswith("1 result in ")
     assert findings.pop(f"rm {results}/{record.uid}/*.refused").startswith("1 refusal of the database in ")
-    look().stop(record, "by hand")
+    look().budgets.stop(record, "by hand")
     fixes = [finding["fix"] for finding in doctor(patient, status=0)["results"]]
     assert "studyhall resume s; studyhall work s --allow script:objective" in fixes
 

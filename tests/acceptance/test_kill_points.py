@@ -30,8 +30,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies import PostgresStorage, StudySpec, control
 from studies.storage.database import statements
-from studies.storage.optuna_storage import FRESH_SECONDS
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.known import FRESH_SECONDS
+from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.lease import LINGER
@@ -90,7 +90,7 @@ def victim(url: str, name: str, dead: str, results: Path) -> None:
     storage = PostgresStorage(url, create=False, patience=0.5)
     record = storage.find_study(name)
     control.enqueue(storage, record, [f"x={ENQUEUED}"])
-    storage.bury([dead], died_of="a signal")
+    storage.workers.bury([dead], died_of="a signal")
     work(storage, record, results, is_interrupted=True)
     work(storage, record, results, is_slow=True)
     storage.close()
@@ -103,7 +103,7 @@ def work(
     stop = threading.Event()
     worker_id = f"worker-{uuid.uuid4()}"
     interrupt = partial(_interrupt_third, stop, []) if is_interrupted else _go_on
-    storage.register_worker(
+    storage.workers.register(
         [record], worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=f"cpu-{os.getpid()}"
     )
     reason = Worker(
@@ -115,7 +115,7 @@ def work(
         results=results,
         stop=stop,
     ).run()
-    storage.forget_worker(worker_id)
+    storage.workers.forget(worker_id)
     return reason
 
 
@@ -208,12 +208,12 @@ class Run:
     def _leave_trials_of_the_dead(self, storage: PostgresStorage, record: StudyRecord) -> str:
         """Trial 0, with parameters and a report, of a worker to be buried; trial 1, whose lease has run out."""
         dead = f"dead-{uuid.uuid4()}"
-        first, second = storage.claim(record, dead, LEASE), storage.claim(record, "silent", 0.0)
+        first, second = storage.leases.claim(record, dead, LEASE), storage.leases.claim(record, "silent", 0.0)
         assert isinstance(first, Claim)
         assert isinstance(second, Claim)
         params = [{"name": name, "value": v, "distribution": distribution_to_json(d)} for name, v, d in FIRST]
         report = {"step": 0, "value": expected({"x": 0.25, "z": 7, "optimizer": "adamw"}, 0)}
-        storage.write(first, {"params": params, "reports": [report]}, step=0)
+        storage.leases.write(first, {"params": params, "reports": [report]}, step=0)
         return dead
 
     def _run_victim(self, point: Point | None, dead: str) -> None:
@@ -256,7 +256,7 @@ class Run:
         enqueued = [trial.params["x"] for trial in trials if "fixed_params" in trial.system_attrs]
         assert enqueued == [ENQUEUED] * self.done["create_trial"]
         # Each was begun once, but for those of the dead, the one that was given back, and the victim's last.
-        begun = sum(attempt.times for attempt in storage.attempts(record).values())
+        begun = sum(attempt.times for attempt in storage.leases.attempts(record).values())
         assert begun <= TRIALS + 3 + was_killed
         left = storage.database.execute(
             "select (select count(*) from studyhall.checkpoints join trials using (trial_id) where study_id = %(id)s),"
@@ -273,7 +273,7 @@ class Run:
         assert trial.intermediate_values == curve, trial
         assert trial.values == [curve[STEPS - 1]], trial
         assert trial.user_attrs == {"z": trial.params["z"]}, trial
-        metrics = storage.metrics(trial)
+        metrics = storage.metrics.of(trial)
         if trial.number == 0:
             metrics[0] = {"loss": -curve[0]}  # the dead worker wrote none
         assert metrics == {step: {"loss": -value} for step, value in curve.items()}, trial

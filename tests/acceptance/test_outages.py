@@ -188,7 +188,8 @@ def test_an_outage_shorter_than_the_lease_interrupts_nothing(server: Server, sec
         assert "| died: " not in fleet.output
         require_complete(fleet, server, trials=trials)
         with fleet.look(server.direct) as storage:
-            assert {attempt.times for attempt in storage.attempts(storage.find_study(fleet.study)).values()} == {1}
+            attempts = storage.leases.attempts(storage.find_study(fleet.study))
+            assert {attempt.times for attempt in attempts.values()} == {1}
 
 
 def test_a_result_that_waits_on_the_disk_is_told_by_the_next_worker_and_its_trial_not_run_again(
@@ -246,7 +247,7 @@ def test_a_preempted_machine_gives_its_trials_back(
             with fleet.look(server.direct) as storage:
                 trials = storage.trials(storage.find_study(fleet.study))
                 assert [trial.state.name for trial in trials] == ["WAITING"] * 2
-                assert all(storage.checkpoints(trial._trial_id) for trial in trials)
+                assert all(storage.leases.checkpoints(trial._trial_id) for trial in trials)
         fleet.work(workers=2)
         assert fleet.supervisors[1].wait(timeout=GUARD) == 0, fleet.output
         # What was trained while the database was away was never told, and nowhere kept.

@@ -77,7 +77,7 @@ def fill(url: StorageURL, name: str) -> None:
     with closing(PostgresStorage(url)) as storage:
         record, _ = storage.create_study(StudySpec.from_dict(spec))
         for number in range(4):
-            storage.register_worker(
+            storage.workers.register(
                 [record], worker_id=f"w{number}", host=f"box{number // 2}", pid=1, device=f"cuda:{number % 2}"
             )
     given = {"study": record.study_id, "trials": TRIALS, "steps": STEPS, "evil": EVIL}

@@ -104,11 +104,11 @@ def run(shell: Shell, name: str, disturb: str) -> tuple[list[dict[str, Any]], di
             "value": trial.value,
             "params": trial.params,
             "reports": trial.intermediate_values,
-            "metrics": storage.metrics(trial),
+            "metrics": storage.metrics.of(trial),
         }
         for trial in storage.trials(record)
     ]
-    attempts = [attempt.times for attempt in storage.attempts(record).values()]
+    attempts = [attempt.times for attempt in storage.leases.attempts(record).values()]
     storage.close()
     return trials, hashes, f"{attempts} {told}"
 

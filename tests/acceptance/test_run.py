@@ -16,7 +16,7 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from studies import PostgresStorage
-from studies.storage.postgres import Claim
+from studies.storage.records import Claim
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
 from tests.postgres import start_postgres
@@ -139,7 +139,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_finished(shell: Shell, look: 
     assert process.returncode == 0, err
     assert "died: ended by signal 9 (SIGKILL); starting it again" in err
     assert states(storage) == ["COMPLETE"] * 4
-    assert 2 in [attempt.times for attempt in storage.attempts(storage.find_study("script-objective")).values()]
+    assert 2 in [attempt.times for attempt in storage.leases.attempts(storage.find_study("script-objective")).values()]
 
 
 def test_workers_end_with_a_killed_supervisor_and_their_trials_come_back(shell: Shell, look: Look) -> None:
@@ -189,7 +189,7 @@ def stuck(trial):
     process.communicate()
     eventually(lambda: not psutil.pid_exists(worker))
     record = storage.find_study("s")
-    eventually(lambda: isinstance(storage.claim(record, "other", 30), Claim))
+    eventually(lambda: isinstance(storage.leases.claim(record, "other", 30), Claim))
     assert states(storage, "s") == ["RUNNING"]  # the same trial
 
 

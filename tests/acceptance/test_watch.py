@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from studies import PostgresStorage, StudySpec
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 from tests.postgres import start_postgres
@@ -86,20 +86,20 @@ def create(storage: PostgresStorage, trials: int = 3, **more: Any) -> StudyRecor
     """A study for the test itself to work on."""
     spec = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": trials}, **more}
     record, _ = storage.create_study(StudySpec.from_dict(spec))
-    storage.register_worker([record], worker_id="w", host="alpha", pid=1, device="cpu")
+    storage.workers.register([record], worker_id="w", host="alpha", pid=1, device="cpu")
     return record
 
 
 def begin(storage: PostgresStorage, record: StudyRecord) -> Claim:
-    claim = storage.claim(record, "w", 30)
+    claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
-    storage.write(claim, {"reports": [{"step": n, "value": n / 7} for n in range(4)]}, step=3)
+    storage.leases.write(claim, {"reports": [{"step": n, "value": n / 7} for n in range(4)]}, step=3)
     return claim
 
 
 def finish(storage: PostgresStorage, record: StudyRecord, count: int) -> None:
     for _ in range(count):
-        storage.finish(begin(storage, record), "COMPLETE", [0.5], {})
+        storage.leases.finish(begin(storage, record), "COMPLETE", [0.5], {})
 
 
 def test_a_study_is_watched_live_until_it_ends(shell: Shell) -> None:
@@ -197,13 +197,13 @@ def test_what_is_paused_or_fails_is_shown(shell: Shell, look: Look) -> None:
         if reason == "cancelled":
             storage.cancel(storage.trial(record, 0))
         error = {"key": "error", "value": f'"{reason}"'.replace("\x1b", "\\u001b")}
-        storage.finish(claim, "FAIL", None, {"user_attrs": [error]})
+        storage.leases.finish(claim, "FAIL", None, {"user_attrs": [error]})
         if reason == "cancelled":
-            storage.pause(record)
+            storage.budgets.pause(record)
             terminal = Terminal(shell, "study")
             terminal.expect("paused; go on with: studyhall resume study")
             terminal.expect("failed  1 × cancelled")
-            storage.resume(record)
+            storage.budgets.resume(record)
             terminal.expect("1 worker at work")
     assert terminal.end() == 0
     left = "\n".join(terminal.left)

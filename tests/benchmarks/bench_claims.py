@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import psycopg2
 
 from studies import PostgresStorage, StudySpec
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.benchmarks.arms import in_turns, options, postgres, report
 
@@ -90,7 +90,7 @@ def measure(url: StorageURL, name: str, round_number: int) -> dict[str, float]:
     worker = f"worker {name} {round_number}"
     with closing(PostgresStorage(url)) as storage:
         record = storage.find_study(name)
-        storage.register_worker([record], worker_id=worker, host="host", pid=1, device="cpu")
+        storage.workers.register([record], worker_id=worker, host="host", pid=1, device="cpu")
         taken = [claim_and_read(storage, record, worker) for _ in range(CLAIMS)][1:]
     claims, reads = zip(*taken, strict=True)
     return {"claim_ms": statistics.median(claims) * 1000, "read_ms": statistics.median(reads) * 1000}
@@ -99,12 +99,12 @@ def measure(url: StorageURL, name: str, round_number: int) -> dict[str, float]:
 def claim_and_read(storage: PostgresStorage, record: StudyRecord, worker: str) -> tuple[float, float]:
     """Seconds that a claim took, and a read after it."""
     begin = time.perf_counter()
-    claim = storage.claim(record, worker, 30.0)
+    claim = storage.leases.claim(record, worker, 30.0)
     claimed = time.perf_counter()
     assert isinstance(claim, Claim)
     storage.get_all_trials(record.study_id, deepcopy=False)
     read = time.perf_counter()
-    storage.finish(claim, "COMPLETE", [1.0], {})
+    storage.leases.finish(claim, "COMPLETE", [1.0], {})
     return claimed - begin, read - claimed
 
 

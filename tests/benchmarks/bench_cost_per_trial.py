@@ -99,8 +99,8 @@ def worker(url: StorageURL, seed: int) -> Iterator[Run]:
     record, _ = ours.create_study(spec)
 
     def run(trials: int) -> None:
-        ours.extend(record, trials=trials)
-        ours.register_worker([record], worker_id="worker", host="host", pid=1, device="cpu")
+        ours.budgets.extend(record, trials=trials)
+        ours.workers.register([record], worker_id="worker", host="host", pid=1, device="cpu")
         with tempfile.TemporaryDirectory() as folder:
             Worker(
                 ours,
@@ -111,7 +111,7 @@ def worker(url: StorageURL, seed: int) -> Iterator[Run]:
                 results=Path(folder),
                 stop=threading.Event(),
             ).run()
-        ours.forget_worker("worker")
+        ours.workers.forget("worker")
 
     yield run
     done = ours.status(record)

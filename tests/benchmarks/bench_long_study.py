@@ -98,7 +98,7 @@ def run_worker(url: StorageURL, spec: StudySpec, trials: int, _round: int) -> di
     """So many trials by a worker that has loaded the study before."""
     storage = PostgresStorage(url)
     record = storage.find_study(spec.name)
-    storage.register_worker([record], worker_id="worker", host="host", pid=1, device="cpu")
+    storage.workers.register([record], worker_id="worker", host="host", pid=1, device="cpu")
     stop = threading.Event()
     done = 0
     begin = 0.0

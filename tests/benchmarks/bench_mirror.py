@@ -27,7 +27,7 @@ from mlflow import MlflowClient
 from studies import PostgresStorage
 from studies.mirror.launcher import MirrorProcess
 from studies.mirror.server import configure, database_of, prepare_database
-from studies.storage.postgres import StudyRecord
+from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from tests.mirrored import assert_same, begin, claim, finish, report
 from tests.mlflow_server import mlflow_server
@@ -110,7 +110,7 @@ def mirror(storage: PostgresStorage, record: StudyRecord, uri: str) -> float:
 def log_singly(storage: PostgresStorage, record: StudyRecord, client: MlflowClient, sample: int) -> float:
     """Seconds for a trial, when each value is a call."""
     trials = storage.trials(record)[:sample]
-    metrics = {trial.number: storage.metrics(trial) for trial in trials}
+    metrics = {trial.number: storage.metrics.of(trial) for trial in trials}
     experiment = client.create_experiment(f"{record.name} singly")
     began = time.perf_counter()
     for trial in trials:

@@ -20,7 +20,7 @@ from optuna.trial import TrialState, create_trial
 from studies import PostgresStorage, StudySpec
 from studies.errors import BudgetSpent, LeaseLost, SpecError, StudyNotFound
 from studies.storage.database import NotThere
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 
 #: What others may have made of a trial or a study meanwhile.
 EXPECTED = (BudgetSpent, KeyError, LeaseLost, NotThere, SpecError, StudyNotFound, UpdateFinishedTrialError)
@@ -88,7 +88,7 @@ class Caller:
 
     def claim(self) -> None:
         lease = self.dice.choice([0.0, 0.05, 30.0])
-        claim = self.storage.claim(self.record, self.worker, lease)
+        claim = self.storage.leases.claim(self.record, self.worker, lease)
         if isinstance(claim, Claim):
             self.claims = [*self.claims[-7:], claim]
 
@@ -99,40 +99,42 @@ class Caller:
             "metrics": [{"step": step, "name": name, "value": 1.0} for name in "ab"],
             "user_attrs": [{"key": self.dice.choice("kl"), "value": "1"}],
         }
-        self.storage.write(self.mine(), changes, step=step)
+        self.storage.leases.write(self.mine(), changes, step=step)
 
     def finish(self) -> None:
         claim = self.mine()
         self.claims.remove(claim)
         state = self.dice.choice(["COMPLETE", "PRUNED", "FAIL"])
-        self.storage.finish(claim, state, [1.0] if state == "COMPLETE" else None, {})
+        self.storage.leases.finish(claim, state, [1.0] if state == "COMPLETE" else None, {})
 
     def give_back(self) -> None:
         claim = self.mine()
         self.claims.remove(claim)
-        self.storage.give_back(claim, {"user_attrs": [{"key": "k", "value": "2"}]})
+        self.storage.leases.give_back(claim, {"user_attrs": [{"key": "k", "value": "2"}]})
 
     def checkpoint(self) -> None:
         number = self.dice.randrange(1000)
-        self.storage.save_checkpoint(self.mine(), sequence=number, name=f"{number}", step=1, sha256=b"1", data=b"1")
+        self.storage.leases.save_checkpoint(
+            self.mine(), sequence=number, name=f"{number}", step=1, sha256=b"1", data=b"1"
+        )
 
     def beat(self) -> None:
-        self.storage.beat(self.worker)
+        self.storage.workers.beat(self.worker)
 
     def bury(self) -> None:
         others = [f"w{self.dice.randrange(24)}" for _ in range(4)]
-        self.storage.bury(others, died_of=self.dice.choice([None, "a signal"]))
+        self.storage.workers.bury(others, died_of=self.dice.choice([None, "a signal"]))
 
     def cancel(self) -> None:
         self.storage.cancel(self.storage.get_trial(self.anyones()))
 
     def extend(self) -> None:
         finished = self.storage.status(self.record).finished
-        self.storage.extend(self.record, trials=finished + self.dice.choice([1, 3, 10, 10_000]))
+        self.storage.budgets.extend(self.record, trials=finished + self.dice.choice([1, 3, 10, 10_000]))
 
     def pause(self) -> None:
-        self.storage.pause(self.record)
-        self.storage.resume(self.record)
+        self.storage.budgets.pause(self.record)
+        self.storage.budgets.resume(self.record)
 
     def enqueue(self) -> None:
         self.storage.create_new_trial(
@@ -151,7 +153,7 @@ class Caller:
         self.storage.set_trial_state_values(self.anyones(), state, [1.0] if state == TrialState.COMPLETE else None)
 
     def register(self) -> None:
-        self.storage.register_worker([self.record], worker_id=self.worker, host="host", pid=1, device="cpu")
+        self.storage.workers.register([self.record], worker_id=self.worker, host="host", pid=1, device="cpu")
 
     def delete(self) -> None:
         try:

@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec
 from studies.errors import LeaseLost, SpecError
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 
 UNIT = FloatDistribution(0, 1)
 
@@ -48,8 +48,8 @@ class Scene:
 def scene(storage: PostgresStorage) -> Iterator[Scene]:
     data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 50}}
     record, _ = storage.create_study(StudySpec.from_dict(data))
-    storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
-    held = storage.claim(record, "w", 30)
+    storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
+    held = storage.leases.claim(record, "w", 30)
     assert isinstance(held, Claim)
     stock = RDBStorage(storage.location.sqlalchemy)
     plain = stock.create_new_trial(record.study_id)
@@ -62,12 +62,12 @@ def scene(storage: PostgresStorage) -> Iterator[Scene]:
 
 
 CHANGES: dict[str, Callable[[Scene], object]] = {
-    "a report": lambda s: s.storage.write(s.held, {"reports": [{"step": 1, "value": 0.5}]}, step=1),
-    "a result": lambda s: s.storage.finish(s.held, "COMPLETE", [0.5], {}),
-    "a trial given back": lambda s: s.storage.give_back(s.held, {"user_attrs": [{"key": "k", "value": "1"}]}),
-    "a dead worker": lambda s: s.storage.bury(["w"], died_of="a signal"),
-    "a claim of what waits": lambda s: s.storage.claim(s.record, "w", 30),
-    "a lease that ran out": lambda s: (s.storage.claim(s.record, "silent", 0), s.storage.beat("w")),
+    "a report": lambda s: s.storage.leases.write(s.held, {"reports": [{"step": 1, "value": 0.5}]}, step=1),
+    "a result": lambda s: s.storage.leases.finish(s.held, "COMPLETE", [0.5], {}),
+    "a trial given back": lambda s: s.storage.leases.give_back(s.held, {"user_attrs": [{"key": "k", "value": "1"}]}),
+    "a dead worker": lambda s: s.storage.workers.bury(["w"], died_of="a signal"),
+    "a claim of what waits": lambda s: s.storage.leases.claim(s.record, "w", 30),
+    "a lease that ran out": lambda s: (s.storage.leases.claim(s.record, "silent", 0), s.storage.workers.beat("w")),
     "a parameter": lambda s: s.storage.set_trial_param(s.plain, "x", 0.5, UNIT),
     "an attribute": lambda s: s.storage.set_trial_user_attr(s.waiting, "k", 1),
     "a system attribute": lambda s: s.storage.set_trial_system_attr(s.plain, "k", 1),
@@ -115,7 +115,7 @@ def test_a_client_that_has_read_the_study_sees(change: str, scene: Scene) -> Non
     numbers = [trial.number for trial in expected]
     assert numbers == list(range(len(numbers)))
     # And what it has seen is not read again.
-    question = scene.reader._caches[scene.study_id].question(())
+    question = scene.reader._known._caches[scene.study_id].question(())
     assert scene.reader.database.rows("changed_trials", study_id=scene.study_id, **question) == []
 
 
@@ -146,7 +146,7 @@ def test_a_study_longer_than_a_batch_is_read_whole(storage: PostgresStorage, mon
 
 
 def test_trials_that_an_administrator_deletes_are_no_longer_counted(scene: Scene) -> None:
-    scene.storage.finish(scene.held, "COMPLETE", [1.0], {})
+    scene.storage.leases.finish(scene.held, "COMPLETE", [1.0], {})
     scene.storage.database.execute("delete from trial_values; delete from trials where number < 2")
     counted = scene.storage.database.rows("status", study_id=scene.study_id)[0]
     assert {name: count for name, count in counted.items() if count} == {"waiting": 1}
@@ -182,7 +182,7 @@ def test_trials_are_selected_by_state_as_they_change(storage: PostgresStorage) -
 
 
 def claims(storage: PostgresStorage, record: StudyRecord, count: int) -> list[Claim]:
-    found = [storage.claim(record, f"w{n}", 30) for n in range(count)]
+    found = [storage.leases.claim(record, f"w{n}", 30) for n in range(count)]
     assert all(isinstance(claim, Claim) for claim in found)
     return [claim for claim in found if isinstance(claim, Claim)]
 
@@ -194,34 +194,34 @@ def test_extending_downwards_requeues_the_newest_of_the_running_trials(
     data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 30}}
     record, _ = storage.create_study(StudySpec.from_dict(data))
     for claim in claims(storage, record, 3):
-        storage.finish(claim, "COMPLETE", [1.0], {})
+        storage.leases.finish(claim, "COMPLETE", [1.0], {})
     running = claims(storage, record, 4)
-    storage.extend(record, trials=budget)
+    storage.budgets.extend(record, trials=budget)
     assert [trial.state.name for trial in storage.trials(record)[3:]] == ["RUNNING"] * kept + ["WAITING"] * (4 - kept)
     for claim in running:
         if claim.number < 3 + kept:
-            storage.finish(claim, "COMPLETE", [1.0], {})
+            storage.leases.finish(claim, "COMPLETE", [1.0], {})
         else:
             with pytest.raises(LeaseLost):
-                storage.write(claim, {}, step=1)
+                storage.leases.write(claim, {}, step=1)
             with pytest.raises(LeaseLost):  # nor does a result that comes late break the budget
-                storage.finish(claim, "COMPLETE", [1.0], {})
+                storage.leases.finish(claim, "COMPLETE", [1.0], {})
     status = storage.status(record)
     assert status.finished == 3 + kept
     assert status.ended == ("complete" if budget == 3 + kept else None)
-    assert storage.claim(record, "w", 30) == "complete" or budget > 3 + kept
+    assert storage.leases.claim(record, "w", 30) == "complete" or budget > 3 + kept
 
 
 def test_a_budget_below_what_is_done_is_refused_and_changes_nothing(storage: PostgresStorage) -> None:
     data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 30}}
     record, _ = storage.create_study(StudySpec.from_dict(data))
     for claim in claims(storage, record, 3):
-        storage.finish(claim, "COMPLETE", [1.0], {})
+        storage.leases.finish(claim, "COMPLETE", [1.0], {})
     [running] = claims(storage, record, 1)
     with pytest.raises(SpecError, match=r"study: budget.trials = 2: 3 trials done already; legal are 3 and more"):
-        storage.extend(record, trials=2, max_failures=99)
+        storage.budgets.extend(record, trials=2, max_failures=99)
     assert storage.find_study("study").budget == record.budget
-    storage.write(running, {}, step=1)
+    storage.leases.write(running, {}, step=1)
 
 
 def test_a_grid_is_not_extended_beyond_its_end(storage: PostgresStorage) -> None:
@@ -234,8 +234,8 @@ def test_a_grid_is_not_extended_beyond_its_end(storage: PostgresStorage) -> None
     }
     record, _ = storage.create_study(StudySpec.from_dict(data))
     with pytest.raises(SpecError, match=r"study: budget.trials = 7: its grid has 6 combinations"):
-        storage.extend(record, more_trials=3)
-    storage.extend(record, more_trials=2)
+        storage.budgets.extend(record, more_trials=3)
+    storage.budgets.extend(record, more_trials=2)
     assert storage.status(record).budget == record.budget.model_copy(update={"trials": 6})  # type: ignore[union-attr]
 
 
@@ -251,9 +251,9 @@ def test_a_target_is_reached_by_a_feasible_trial_alone(storage: PostgresStorage,
     record, _ = storage.create_study(StudySpec.from_dict(data))
     for key, value in (("constraints", "[0.0, 0.5]"), ("constraints:weight", "1e-9"), ("constraints:w", "NaN")):
         [claim] = claims(storage, record, 1)
-        storage.finish(claim, "COMPLETE", [0.0], {"system_attrs": [{"key": key, "value": value}]})
+        storage.leases.finish(claim, "COMPLETE", [0.0], {"system_attrs": [{"key": key, "value": value}]})
         assert storage.status(record).ended is None
     [claim] = claims(storage, record, 1)
     attrs = [{"key": "constraints", "value": "[-1.0, 0]"}, {"key": "constraints:weight", "value": "-Infinity"}]
-    storage.finish(claim, "COMPLETE", [0.0], {"system_attrs": attrs})
+    storage.leases.finish(claim, "COMPLETE", [0.0], {"system_attrs": attrs})
     assert storage.status(record).ended == "target"

@@ -16,7 +16,7 @@ from optuna.trial import TrialState, create_trial
 from studies import PostgresStorage, StudySpec
 from studies.cli import studyhall
 from studies.cli.formats import print_columns
-from studies.storage.postgres import Claim
+from studies.storage.records import Claim
 from tests.conftest import Server
 
 Say = Callable[..., str]
@@ -141,12 +141,12 @@ def test_columns_are_chosen_by_name_in_every_format(say: Say) -> None:
 def test_a_trial_of_several_attempts_took_no_longer_than_is_shown(storage: PostgresStorage, say: Say) -> None:
     record, _ = storage.create_study(spec("again"))
     for is_last in (False, True):
-        claim = storage.claim(record, "w", 30)
+        claim = storage.leases.claim(record, "w", 30)
         assert isinstance(claim, Claim)
         if is_last:
             storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE, [1.0])
         else:
-            storage.give_back(claim, {})
+            storage.leases.give_back(claim, {})
     assert " ≤ " in say("trials again").splitlines()[1]
     assert ", with the pauses between its attempts\n" in say("show again 0")
 
@@ -174,9 +174,9 @@ def test_ls_says_how_each_study_stands_and_what_is_best(storage: PostgresStorage
         record, _ = storage.create_study(spec(name, budget={"trials": 1}))
         study = storage.load_study(record)
         if name == "paused":
-            storage.pause(record)
+            storage.budgets.pause(record)
         elif name == "stopped":
-            storage.stop(record, "by hand")
+            storage.budgets.stop(record, "by hand")
         elif name == "complete":
             study.add_trial(create_trial(value=2.5))
         elif name == "running":

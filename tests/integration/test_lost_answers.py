@@ -23,8 +23,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec
 from studies.errors import StorageError, StorageUnreachable
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.budgets import Budgets
+from studies.storage.leases import Leases
+from studies.storage.metrics import Metrics
+from studies.storage.notices import Notices
+from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
+from studies.storage.workers import Workers
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
 from tests.conftest import Server
@@ -103,52 +108,59 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "best": lambda s: s.storage.best(s.record),
     "trials": lambda s: s.storage.trials(s.record),
     "trial": lambda s: s.storage.trial(s.record, 0),
-    "metrics": lambda s: s.storage.metrics(s.trial(0)),
-    "last_metrics": lambda s: s.storage.last_metrics([s.trial(0)]),
-    "curves": lambda s: [(p.step, p.name, p.value) for p in s.storage.curves([s.trial(0), s.trial(1)])[1]],
-    "attempts": lambda s: s.storage.attempts(s.record),
-    "extend": lambda s: s.storage.extend(s.record, more_trials=5),
+    "metrics.of": lambda s: s.storage.metrics.of(s.trial(0)),
+    "metrics.last": lambda s: s.storage.metrics.last([s.trial(0)]),
+    "metrics.curves": lambda s: [
+        (p.step, p.name, p.value) for p in s.storage.metrics.curves([s.trial(0), s.trial(1)])[1]
+    ],
+    "leases.attempts": lambda s: s.storage.leases.attempts(s.record),
+    "budgets.extend": lambda s: s.storage.budgets.extend(s.record, more_trials=5),
     "change_directions": lambda s: s.storage.change_directions(s.storage.create_study(spec("new"))[0], ["maximize"]),
     "objective_names": lambda s: s.storage.objective_names(replace(s.record, spec=None)),
+    "connections": lambda s: s.storage.connections[1],
     "require": lambda s: s.storage.require("owner"),
     "study_uids": lambda s: len(s.storage.study_uids()),
     "identity": lambda s: s.storage.identity,
-    "stop": lambda s: s.storage.stop(s.record, "enough"),
-    "pause": lambda s: s.storage.pause(s.record),
-    "resume": lambda s: s.storage.resume(s.record),
+    "budgets.stop": lambda s: s.storage.budgets.stop(s.record, "enough"),
+    "budgets.pause": lambda s: s.storage.budgets.pause(s.record),
+    "budgets.resume": lambda s: s.storage.budgets.resume(s.record),
     "cancel": lambda s: [s.storage.cancel(s.trial(number)) for number in range(5)],
     "delete": lambda s: s.storage.delete(s.record),
     # Workers
-    "register_worker": lambda s: s.storage.register_worker([s.record], worker_id="n", host="h", pid=1, device="cpu"),
-    "forget_worker": lambda s: s.storage.forget_worker("w"),
-    "claim": lambda s: (s.storage.claim(s.record, "w", 30), s.storage.claim(s.record, "w", 30)),
-    "write": lambda s: s.storage.write(s.claim, REPORT, step=7),
-    "finish": lambda s: s.storage.finish(s.claim, "COMPLETE", [0.5], REPORT),
-    "give_back": lambda s: s.storage.give_back(s.claim, REPORT),
-    "beat": lambda s: s.storage.beat("w"),
-    "bury": lambda s: s.storage.bury(["w"], died_of="a signal"),
+    "workers.register": lambda s: s.storage.workers.register([s.record], worker_id="n", host="h", pid=1, device="cpu"),
+    "workers.forget": lambda s: s.storage.workers.forget("w"),
+    "leases.claim": lambda s: (s.storage.leases.claim(s.record, "w", 30), s.storage.leases.claim(s.record, "w", 30)),
+    "leases.write": lambda s: s.storage.leases.write(s.claim, REPORT, step=7),
+    "leases.finish": lambda s: s.storage.leases.finish(s.claim, "COMPLETE", [0.5], REPORT),
+    "leases.give_back": lambda s: s.storage.leases.give_back(s.claim, REPORT),
+    "workers.of": lambda s: [w.id for w in s.storage.workers.of(s.record)],
+    "workers.beat": lambda s: s.storage.workers.beat("w"),
+    "workers.bury": lambda s: s.storage.workers.bury(["w"], died_of="a signal"),
     # The names it returns are files that nothing needs: after a lost answer they lie there until the trial ends.
-    "save_checkpoint": lambda s: bool(
-        s.storage.save_checkpoint(s.claim, sequence=3, name="1/1-3", step=3, sha256=b"3", data=b"3") and False
+    "leases.save_checkpoint": lambda s: bool(
+        s.storage.leases.save_checkpoint(s.claim, sequence=3, name="1/1-3", step=3, sha256=b"3", data=b"3") and False
     ),
-    "checkpoints": lambda s: s.storage.checkpoints(s.claim.trial_id),
+    "leases.sweep": lambda s: s.storage.leases.sweep(s.record),
+    "leases.checkpoints": lambda s: s.storage.leases.checkpoints(s.claim.trial_id),
     # Notices
-    "notices": lambda s: s.storage.notices(s.record, "address"),
-    "take_notices": lambda s: s.storage.take_notices(s.record, "address", ["best 0", "finished"], "taker"),
-    "note_told": lambda s: s.storage.note_told(s.record, "address", ["old"]),
-    "lost_workers": lambda s: [(w.worker, w.died_of) for w in s.storage.lost_workers(s.record)],
+    "notices.of": lambda s: s.storage.notices.of(s.record, "address"),
+    "notices.take": lambda s: s.storage.notices.take(s.record, "address", ["best 0", "finished"], "taker"),
+    "notices.note_told": lambda s: s.storage.notices.note_told(s.record, "address", ["old"]),
+    "workers.lost": lambda s: [(w.worker, w.died_of) for w in s.storage.workers.lost(s.record)],
 }
 #: What sends nothing.
 SILENT = {
     "check_trial_is_updatable",
     "close",
-    "hold",
     "known_trials",
-    "release",
+    "leases.hold",
+    "leases.release",
     "remove_session",
     "require_same",
+    "stop",
     "where",
 }
+PARTS = {"budgets": Budgets, "leases": Leases, "metrics": Metrics, "notices": Notices, "workers": Workers}
 
 
 def _fresh(stage: Stage) -> PostgresStorage:
@@ -166,21 +178,21 @@ def set_up(storage: PostgresStorage) -> Stage:
     storage.database.execute(EMPTY)
     record, _ = storage.create_study(spec("study"))
     storage.create_study(spec("other"))
-    storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
-    done, held = (storage.claim(record, worker, 30) for worker in ("done", "w"))
+    storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
+    done, held = (storage.leases.claim(record, worker, 30) for worker in ("done", "w"))
     assert isinstance(done, Claim)
     assert isinstance(held, Claim)
-    storage.finish(done, "COMPLETE", [0.25], REPORT)
+    storage.leases.finish(done, "COMPLETE", [0.25], REPORT)
     storage.set_trial_param(held.trial_id, "x", 0.5, UNIT)
-    storage.write(held, {"reports": [{"step": 1, "value": 0.5}]}, step=1)
+    storage.leases.write(held, {"reports": [{"step": 1, "value": 0.5}]}, step=1)
     for n in (1, 2):
-        storage.save_checkpoint(held, sequence=n, name=f"1/1-{n}", step=n, sha256=b"%d" % n, data=b"%d" % n)
+        storage.leases.save_checkpoint(held, sequence=n, name=f"1/1-{n}", step=n, sha256=b"%d" % n, data=b"%d" % n)
     plain = storage.create_new_trial(record.study_id)
-    assert isinstance(storage.claim(record, "silent", 0), Claim)  # trial 3, for whoever sweeps
+    assert isinstance(storage.leases.claim(record, "silent", 0), Claim)  # trial 3, for whoever sweeps
     waiting = storage.create_new_trial(record.study_id, create_trial(state=TrialState.WAITING))
-    storage.take_notices(record, "address", ["old"], "taker")
-    storage.register_worker([record], worker_id="lost", host="host", pid=2, device="cpu")
-    storage.forget_worker("lost", died_of="a signal")
+    storage.notices.take(record, "address", ["old"], "taker")
+    storage.workers.register([record], worker_id="lost", host="host", pid=2, device="cpu")
+    storage.workers.forget("lost", died_of="a signal")
     storage.get_all_trials(record.study_id)
     return Stage(storage=storage, record=record, claim=held, plain=plain, waiting=waiting)
 
@@ -228,6 +240,7 @@ def shown(result: object) -> str:
 
 def test_every_method_of_the_storage_is_tried_here() -> None:
     public = {name for name in dir(PostgresStorage) if not name.startswith("_")}
+    public |= {f"{part}.{name}" for part, of in PARTS.items() for name in vars(of) if not name.startswith("_")}
     assert public == CASES.keys() | SILENT
 
 
@@ -275,7 +288,7 @@ def test_a_worker_whose_every_third_answer_is_lost_does_what_it_does_undisturbed
         with closing(PostgresStorage(proxy.url, patience=0.5)) as storage:
             storage.database.execute(EMPTY)
             record, _ = storage.create_study(spec("study"))
-            storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
+            storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
             worker = Worker(
                 storage,
                 [Service(record=record, objective=objective)],
@@ -349,4 +362,4 @@ def test_what_a_crashed_server_has_lost_of_a_running_trial_is_told_again(
         assert trial.state == TrialState.COMPLETE
         assert trial.params == {"x": trial.value}
         assert trial.intermediate_values == dict(zip(range(steps), [1.0, 2.0], strict=False))
-        assert storage.metrics(trial)[0] == {"loss": 3.0}
+        assert storage.metrics.of(trial)[0] == {"loss": 3.0}

@@ -21,7 +21,7 @@ from studies.mirror.launcher import MirrorProcess
 from studies.mirror.leftovers import sweep
 from studies.mirror.server import configure, prepare_database
 from studies.mirror.study_mirror import StudyMirror
-from studies.storage.postgres import StudyRecord
+from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.mirrored import assert_same, begin, claim, finish, report, run, runs_of, stock_study
@@ -122,7 +122,7 @@ def test_a_running_trial_is_there_with_its_curve_and_goes_on(
         assert following.catch_up() == 0
         assert_same(storage, record, client)
         assert runs_of(client, name)[1][0].info.status == "RUNNING"
-    storage.give_back(running, {})
+    storage.leases.give_back(running, {})
     following.catch_up()
     assert runs_of(client, name)[1][0].info.status == "SCHEDULED"
     running = claim(storage, record)
@@ -273,7 +273,7 @@ def test_an_extension_goes_on_in_the_same_run(
     following = follow(record)
     following.catch_up()
     first = runs_of(client, name)[0]
-    storage.extend(record, more_trials=1)
+    storage.budgets.extend(record, more_trials=1)
     following.catch_up()
     assert runs_of(client, name)[0].info.status == "RUNNING"
     run(storage, record, 1, 2, draw)
@@ -351,7 +351,7 @@ def test_the_best_values_history_is_whole_whenever_the_mirror_came(
     live = follow(record)
     values = [0.2, 0.5, 0.4, 0.7, 0.6]
     for value in values:
-        storage.finish(claim(storage, record), "COMPLETE", [value], {})
+        storage.leases.finish(claim(storage, record), "COMPLETE", [value], {})
         live.catch_up()
     parent, _ = runs_of(client, name)
 

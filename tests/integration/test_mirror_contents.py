@@ -24,7 +24,7 @@ from studies.mirror.launcher import MirrorProcess
 from studies.mirror.names import NAME_TAG, digest_in, experiment_name, text_file, unescape
 from studies.mirror.server import configure, database_of, prepare_database
 from studies.mirror.study_mirror import StudyMirror
-from studies.storage.postgres import StudyRecord
+from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.mirrored import assert_same, begin, claim, finish, report, runs_of
@@ -215,8 +215,8 @@ def test_a_metric_of_a_name_of_ours_stays_apart(
     running = claim(storage, record)
     names = {"val_accuracy": 0.1, "final_val_accuracy": 0.2, "reported_val_accuracy": 0.3, "final_loss": 0.4}
     points = [{"step": 0, "name": key, "value": value} for key, value in names.items()]
-    storage.write(running, {"reports": [{"step": 0, "value": 0.5}], "metrics": points}, step=0)
-    storage.finish(running, "COMPLETE", [0.6], {})
+    storage.leases.write(running, {"reports": [{"step": 0, "value": 0.5}], "metrics": points}, step=0)
+    storage.leases.finish(running, "COMPLETE", [0.6], {})
     follow(name).catch_up()
     assert runs_of(client, name)[1][0].data.metrics == {
         "val_accuracy": 0.1,
@@ -270,7 +270,7 @@ def poisoned(storage: PostgresStorage, name: str, numbers: tuple[int, ...] = (1,
         running = claim(storage, record)
         report(storage, running, range(2), draw)
         note = {"key": "note", "value": '"poison"' if number in numbers else '"sugar"'}
-        storage.finish(running, "COMPLETE", [0.5], {"user_attrs": [note]})
+        storage.leases.finish(running, "COMPLETE", [0.5], {"user_attrs": [note]})
     return record
 
 

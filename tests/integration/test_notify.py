@@ -17,7 +17,7 @@ from studies.notify import events as news
 from studies.notify import notifier as notify
 from studies.notify import webhook
 from studies.notify.notifier import Notifier
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.postgres import free_port, start_postgres
@@ -57,26 +57,26 @@ def create(storage: PostgresStorage, url: str | None = None, trials: int = 9, **
         **more,
     }
     record, _ = storage.create_study(StudySpec.from_dict(data))
-    storage.register_worker([record], worker_id="w", host="alpha", pid=7, device="cuda:1")
+    storage.workers.register([record], worker_id="w", host="alpha", pid=7, device="cuda:1")
     return record
 
 
 def finish(storage: PostgresStorage, record: StudyRecord, value: float) -> int:
     """Run a trial to ``value``; returns its number."""
-    claim = storage.claim(record, "w", 30)
+    claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
     distribution = optuna.distributions.FloatDistribution(0, 9)
     storage.set_trial_param(claim.trial_id, "x", value, distribution)
     metric = {"step": 0, "name": "loss", "value": 1 - value}
-    storage.finish(claim, "COMPLETE", [value], {"metrics": [metric]})
+    storage.leases.finish(claim, "COMPLETE", [value], {"metrics": [metric]})
     return claim.number
 
 
 def fail(storage: PostgresStorage, record: StudyRecord, error: str) -> None:
-    claim = storage.claim(record, "w", 30)
+    claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
     attribute = {"key": "error", "value": json.dumps(error)}
-    storage.finish(claim, "FAIL", None, {"user_attrs": [attribute]})
+    storage.leases.finish(claim, "FAIL", None, {"user_attrs": [attribute]})
 
 
 @contextmanager
@@ -165,15 +165,15 @@ def test_several_processes_tell_each_address_once(storage: PostgresStorage, ther
 def test_what_is_there_when_a_process_begins_is_no_news(storage: PostgresStorage, there: Webhook) -> None:
     record = create(storage, there.url, trials=2)
     finish(storage, record, 0.5)
-    storage.register_worker([record], worker_id="dead", host="beta", pid=8, device="cpu")
-    storage.forget_worker("dead", died_of="a signal")
+    storage.workers.register([record], worker_id="dead", host="beta", pid=8, device="cpu")
+    storage.workers.forget("dead", died_of="a signal")
     with notifying(storage, record):
         finish(storage, record, 0.25)
         eventually(lambda: there.events("finished"))
     with notifying(storage, record):
         time.sleep(0.2)
     assert [m["event"] for m in there.messages] == ["finished"]
-    storage.extend(record, more_trials=1)
+    storage.budgets.extend(record, more_trials=1)
     with notifying(storage, record):
         finish(storage, record, 0.75)
     assert [m["event"] for m in there.messages] == ["finished", "best", "finished"]
@@ -187,8 +187,8 @@ def test_what_a_process_took_and_did_not_tell_the_next_one_tells(storage: Postgr
     [(address,)] = [tuple(r.values()) for r in storage.database.execute("select address from studyhall.notices")]
     finish(storage, record, 0.25)
     finish(storage, record, 0.5)
-    assert storage.take_notices(record, address, ["best 1", "best 2"], "dead") == ["best 1", "best 2"]
-    assert storage.take_notices(record, address, ["best 0", "best 2"], "other") == []
+    assert storage.notices.take(record, address, ["best 1", "best 2"], "dead") == ["best 1", "best 2"]
+    assert storage.notices.take(record, address, ["best 0", "best 2"], "other") == []
     with notifying(storage, record):
         time.sleep(0.3)
         assert len(there.messages) == 1  # the minute is not over
@@ -279,8 +279,8 @@ def test_workers_that_die_together_are_one_message(storage: PostgresStorage, the
     record = create(storage, there.url)
     with notifying(storage, record):
         for n in range(3):
-            storage.register_worker([record], worker_id=f"w{n}", host="beta", pid=n, device="cpu")
-            storage.forget_worker(f"w{n}", died_of="signal 9 (SIGKILL)" if n < 2 else None)
+            storage.workers.register([record], worker_id=f"w{n}", host="beta", pid=n, device="cpu")
+            storage.workers.forget(f"w{n}", died_of="signal 9 (SIGKILL)" if n < 2 else None)
             time.sleep(0.05)
         eventually(lambda: there.messages)
         time.sleep(0.3)
@@ -319,7 +319,7 @@ def silence(storage: PostgresStorage, seconds: int) -> None:
 def test_a_worker_that_is_silent_for_two_leases_is_lost(storage: PostgresStorage, there: Webhook) -> None:
     let_the_server_be_up(storage, "1 day")
     record = create(storage, there.url)
-    assert isinstance(storage.claim(record, "w", 300), Claim)
+    assert isinstance(storage.leases.claim(record, "w", 300), Claim)
     with notifying(storage, record):
         for seconds, count in ((50, 0), (500, 0), (700, 1)):
             silence(storage, seconds)
@@ -348,7 +348,7 @@ def test_nor_right_after_the_server_came_back(storage: PostgresStorage, since: s
     let_the_server_be_up(storage, since)
     record = create(storage)
     silence(storage, 700)
-    assert len(storage.lost_workers(record)) == count
+    assert len(storage.workers.lost(record)) == count
 
 
 def test_an_outage_of_the_database_delays_a_message(there: Webhook) -> None:

@@ -43,7 +43,7 @@ def by_us(url: StorageURL, folder: Path, objectives: list[Objective], **spec: An
 
         def work(i: int) -> str:
             with closing(PostgresStorage(url)) as own:
-                own.register_worker([record], worker_id=f"{folder.name}-{i}", host="host", pid=i, device="cpu")
+                own.workers.register([record], worker_id=f"{folder.name}-{i}", host="host", pid=i, device="cpu")
                 return Worker(
                     own,
                     [Service(record=record, objective=objectives[i])],
@@ -121,7 +121,7 @@ def test_a_repeated_report_keeps_the_first_metric_of_each_name(database: Storage
     by_us(database, tmp_path, [objective], budget={"trials": 1})
     with closing(PostgresStorage(database)) as storage:
         trial = storage.trial(storage.find_study(f"study-{tmp_path.name}"), 0)
-        assert storage.metrics(trial) == {1: {"loss": 0.5, "accuracy": 0.9}}
+        assert storage.metrics.of(trial) == {1: {"loss": 0.5, "accuracy": 0.9}}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from studies.errors import (
     TrialNotFound,
 )
 from studies.storage import schema
-from studies.storage.postgres import Attempt, Claim, StudyRecord
+from studies.storage.records import Attempt, Claim, StudyRecord
 from studies.storage.url import StorageURL
 
 LEASE = 30.0
@@ -54,8 +54,8 @@ def begin(storage: PostgresStorage, record: StudyRecord, worker: str, lease: flo
 
 def hold(storage: PostgresStorage, record: StudyRecord, worker: str, lease: float = LEASE) -> Claim:
     """Register ``worker`` and let it claim a trial."""
-    storage.register_worker([record], worker_id=worker, host="host", pid=1, device="cpu")
-    claim = storage.claim(record, worker, lease)
+    storage.workers.register([record], worker_id=worker, host="host", pid=1, device="cpu")
+    claim = storage.leases.claim(record, worker, lease)
     assert isinstance(claim, Claim)
     return claim
 
@@ -159,34 +159,34 @@ def test_no_more_trials_run_than_the_budget_holds(storage: PostgresStorage) -> N
     record = created(storage, trials=2)
     first, second = begin(storage, record, "a"), begin(storage, record, "b")
     assert first != second
-    assert storage.claim(record, "c", LEASE) == "wait"
+    assert storage.leases.claim(record, "c", LEASE) == "wait"
     storage.set_trial_state_values(first, TrialState.COMPLETE, [1.0])
-    assert storage.claim(record, "c", LEASE) == "wait"
+    assert storage.leases.claim(record, "c", LEASE) == "wait"
     storage.set_trial_state_values(second, TrialState.PRUNED)
-    assert storage.claim(record, "c", LEASE) == "complete"
+    assert storage.leases.claim(record, "c", LEASE) == "complete"
     assert [trial.number for trial in storage.trials(record)] == [0, 1]
 
 
 def test_a_failed_trial_leaves_its_place_to_another(storage: PostgresStorage) -> None:
     record = created(storage, trials=1)
     storage.set_trial_state_values(begin(storage, record, "a"), TrialState.FAIL)
-    assert number(storage.claim(record, "a", LEASE)) == 1
+    assert number(storage.leases.claim(record, "a", LEASE)) == 1
 
 
 def test_too_many_failures_end_the_study(storage: PostgresStorage) -> None:
     record = created(storage, max_failures=2)
     for worker in "ab":
         storage.set_trial_state_values(begin(storage, record, worker), TrialState.FAIL)
-    assert storage.claim(record, "a", LEASE) == "failures"
-    storage.extend(record, max_failures=3)
-    assert isinstance(storage.claim(record, "a", LEASE), Claim)
+    assert storage.leases.claim(record, "a", LEASE) == "failures"
+    storage.budgets.extend(record, max_failures=3)
+    assert isinstance(storage.leases.claim(record, "a", LEASE), Claim)
 
 
 def test_the_target_ends_the_study(storage: PostgresStorage) -> None:
     record = created(storage, target=0.9)
     storage.set_trial_state_values(begin(storage, record, "a"), TrialState.COMPLETE, [0.89])
     storage.set_trial_state_values(begin(storage, record, "b"), TrialState.COMPLETE, [0.9])
-    assert storage.claim(record, "a", LEASE) == "target"
+    assert storage.leases.claim(record, "a", LEASE) == "target"
 
 
 def test_the_time_ends_the_study(storage: PostgresStorage) -> None:
@@ -196,16 +196,16 @@ def test_the_time_ends_the_study(storage: PostgresStorage) -> None:
     storage.database.execute(
         f"update trials set datetime_start = datetime_start - interval '1 h' where trial_id = {trial_id}"
     )
-    assert storage.claim(record, "b", LEASE) == "timeout"
+    assert storage.leases.claim(record, "b", LEASE) == "timeout"
 
 
 def test_a_stopped_study_goes_on_when_extended(storage: PostgresStorage) -> None:
     record = created(storage)
-    storage.stop(record, "stopped")
-    assert storage.claim(record, "a", LEASE) == "stopped"
-    storage.extend(record, more_trials=2)
+    storage.budgets.stop(record, "stopped")
+    assert storage.leases.claim(record, "a", LEASE) == "stopped"
+    storage.budgets.extend(record, more_trials=2)
     assert storage.find_study("study").budget == spec(trials=5).budget
-    assert isinstance(storage.claim(record, "a", LEASE), Claim)
+    assert isinstance(storage.leases.claim(record, "a", LEASE), Claim)
 
 
 def test_a_direction_changes_while_no_trial_has_finished_and_no_worker_is_there(storage: PostgresStorage) -> None:
@@ -216,10 +216,10 @@ def test_a_direction_changes_while_no_trial_has_finished_and_no_worker_is_there(
         StudyBusy, match=r"study 'study' has 1 worker \(seen in the last two minutes\) and 1 running trial"
     ):
         storage.change_directions(record, ["minimize"])
-    storage.give_back(claim, {})
+    storage.leases.give_back(claim, {})
     with pytest.raises(StudyBusy, match=r"has 1 worker .* and 0 running trials"):
         storage.change_directions(record, ["minimize"])
-    storage.forget_worker("w")
+    storage.workers.forget("w")
     storage.change_directions(record, ["minimize"])
     storage.change_directions(record, ["minimize"])
     changed = storage.find_study("study").spec
@@ -246,9 +246,9 @@ def test_twelve_threads_spend_the_budget_exactly(storage: PostgresStorage) -> No
         done = 0
         try:
             while True:
-                claim = own.claim(record, f"w{worker}", LEASE)
+                claim = own.leases.claim(record, f"w{worker}", LEASE)
                 if isinstance(claim, Claim):
-                    own.finish(claim, "COMPLETE", [float(worker)], {})
+                    own.leases.finish(claim, "COMPLETE", [float(worker)], {})
                     done += 1
                 elif claim != "wait":
                     return done
@@ -265,7 +265,7 @@ def test_trials_of_stock_optuna_count_toward_the_budget(storage: PostgresStorage
     study = optuna.load_study(study_name="study", storage=storage)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     study.ask()
-    assert storage.claim(record, "a", LEASE) == "wait"
+    assert storage.leases.claim(record, "a", LEASE) == "wait"
 
 
 # Leases
@@ -274,29 +274,29 @@ def test_trials_of_stock_optuna_count_toward_the_budget(storage: PostgresStorage
 def test_an_expired_lease_gives_the_trial_to_another_worker(storage: PostgresStorage) -> None:
     record = created(storage)
     dead = hold(storage, record, "dead", lease=0)
-    alive = storage.claim(record, "b", LEASE)
+    alive = storage.leases.claim(record, "b", LEASE)
     assert isinstance(alive, Claim)
     assert (alive.trial_id, alive.number, alive.epoch) == (dead.trial_id, 0, 2)
-    assert storage.attempts(record) == {0: Attempt(worker="b", host=None, device=None, times=2)}
-    storage.write(alive, {}, step=1)
+    assert storage.leases.attempts(record) == {0: Attempt(worker="b", host=None, device=None, times=2)}
+    storage.leases.write(alive, {}, step=1)
 
 
 def test_nothing_is_written_without_the_lease(storage: PostgresStorage) -> None:
     record = created(storage)
     zombie = hold(storage, record, "zombie", lease=0)
-    alive = storage.claim(record, "b", LEASE)
+    alive = storage.leases.claim(record, "b", LEASE)
     assert isinstance(alive, Claim)
     change = {"reports": [{"step": 0, "value": 666.0}], "user_attrs": [{"key": "zombie", "value": "true"}]}
     with pytest.raises(LeaseLost):
-        storage.write(zombie, change, step=0)
+        storage.leases.write(zombie, change, step=0)
     with pytest.raises(LeaseLost):
-        storage.finish(zombie, "COMPLETE", [666.0], change)
+        storage.leases.finish(zombie, "COMPLETE", [666.0], change)
     with pytest.raises(LeaseLost):
-        storage.save_checkpoint(zombie, sequence=1, name="0/1-1", step=0, sha256=b"", data=b"")
-    storage.give_back(zombie, change)
+        storage.leases.save_checkpoint(zombie, sequence=1, name="0/1-1", step=0, sha256=b"", data=b"")
+    storage.leases.give_back(zombie, change)
     trial = storage.trial(record, 0)
     assert (trial.state, trial.intermediate_values, trial.user_attrs) == (TrialState.RUNNING, {}, {})
-    storage.finish(alive, "COMPLETE", [1.0], {})
+    storage.leases.finish(alive, "COMPLETE", [1.0], {})
     assert storage.trial(record, 0).value == 1.0
 
 
@@ -305,43 +305,43 @@ def test_a_renewed_lease_does_not_expire(storage: PostgresStorage) -> None:
     held = hold(storage, record, "a", lease=1)
     for _ in range(4):
         time.sleep(0.4)
-        storage.write(held, {}, step=None)
-    assert number(storage.claim(record, "b", LEASE)) == 1
+        storage.leases.write(held, {}, step=None)
+    assert number(storage.leases.claim(record, "b", LEASE)) == 1
 
 
 def test_every_worker_gives_back_the_trials_of_silent_ones(storage: PostgresStorage) -> None:
     record = created(storage)
     hold(storage, record, "dead", lease=0)
-    storage.register_worker([record], worker_id="busy", host="host", pid=1, device="cpu")
-    storage.beat("busy")
+    storage.workers.register([record], worker_id="busy", host="host", pid=1, device="cpu")
+    storage.workers.beat("busy")
     assert states(storage, record) == ["WAITING"]
 
 
 def test_a_result_that_comes_after_its_lease_counts_if_nobody_has_the_trial(storage: PostgresStorage) -> None:
     record = created(storage)
     late = hold(storage, record, "late", lease=0)
-    storage.register_worker([record], worker_id="busy", host="host", pid=1, device="cpu")
-    storage.beat("busy")
-    storage.finish(late, "COMPLETE", [1.0], {})
-    storage.finish(late, "COMPLETE", [1.0], {})
+    storage.workers.register([record], worker_id="busy", host="host", pid=1, device="cpu")
+    storage.workers.beat("busy")
+    storage.leases.finish(late, "COMPLETE", [1.0], {})
+    storage.leases.finish(late, "COMPLETE", [1.0], {})
     assert states(storage, record) == ["COMPLETE"]
 
 
 def test_a_late_result_does_not_overshoot_the_budget(storage: PostgresStorage) -> None:
     record = created(storage, trials=1)
     late = hold(storage, record, "late", lease=0)
-    storage.register_worker([record], worker_id="busy", host="host", pid=1, device="cpu")
-    storage.beat("busy")
+    storage.workers.register([record], worker_id="busy", host="host", pid=1, device="cpu")
+    storage.workers.beat("busy")
     optuna.load_study(study_name="study", storage=storage).add_trial(create_trial(value=0.5))
     with pytest.raises(LeaseLost):
-        storage.finish(late, "COMPLETE", [1.0], {})
+        storage.leases.finish(late, "COMPLETE", [1.0], {})
     assert storage.status(record).finished == 1
 
 
 def test_a_trial_of_stock_optuna_is_never_taken_away(storage: PostgresStorage) -> None:
     record = created(storage)
     optuna.load_study(study_name="study", storage=storage).ask()
-    assert number(storage.claim(record, "a", LEASE)) == 1
+    assert number(storage.leases.claim(record, "a", LEASE)) == 1
 
 
 def test_a_trial_given_back_keeps_its_number_parameters_and_reports(storage: PostgresStorage) -> None:
@@ -351,9 +351,9 @@ def test_a_trial_given_back_keeps_its_number_parameters_and_reports(storage: Pos
     distribution = optuna.distributions.FloatDistribution(0, 1)
     storage.set_trial_param(trial_id, "x", 0.25, distribution)
     storage.set_trial_intermediate_value(trial_id, 0, 0.5)
-    storage.give_back(held, {"reports": [{"step": 1, "value": 0.75}]})
+    storage.leases.give_back(held, {"reports": [{"step": 1, "value": 0.75}]})
     assert states(storage, record) == ["WAITING"]
-    claim = storage.claim(record, "b", LEASE)
+    claim = storage.leases.claim(record, "b", LEASE)
     trial = storage.get_trial(trial_id)
     assert isinstance(claim, Claim)
     assert (claim.trial_id, trial.params, trial.intermediate_values) == (trial_id, {"x": 0.25}, {0: 0.5, 1: 0.75})
@@ -363,7 +363,7 @@ def test_a_trial_on_which_three_workers_died_fails_with_that_reason(storage: Pos
     record = created(storage)
     for worker in "abc":
         begin(storage, record, worker)
-        storage.bury([worker], died_of="a signal")
+        storage.workers.bury([worker], died_of="a signal")
     trial = storage.trial(record, 0)
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["error"] == "3 workers died on this trial, the last: a signal"
@@ -373,12 +373,12 @@ def test_a_trial_on_which_three_workers_died_fails_with_that_reason(storage: Pos
 def test_a_trial_that_gets_further_each_time_never_fails_of_its_workers_deaths(storage: PostgresStorage) -> None:
     record = created(storage)
     for step, worker in enumerate("abcde"):
-        storage.write(hold(storage, record, worker), {"reports": [{"step": step, "value": 1.0}]}, step=step)
-        storage.bury([worker], died_of="a signal")
+        storage.leases.write(hold(storage, record, worker), {"reports": [{"step": step, "value": 1.0}]}, step=step)
+        storage.workers.bury([worker], died_of="a signal")
     assert states(storage, record) == ["WAITING"]
     for worker in "fg":
         begin(storage, record, worker)
-        storage.bury([worker], died_of="a signal")
+        storage.workers.bury([worker], died_of="a signal")
     assert states(storage, record) == ["FAIL"]
 
 
@@ -386,7 +386,7 @@ def test_a_trial_given_back_on_purpose_never_fails_of_that(storage: PostgresStor
     record = created(storage)
     for worker in "abcde":
         begin(storage, record, worker)
-        storage.bury([worker], died_of=None)
+        storage.workers.bury([worker], died_of=None)
     assert states(storage, record) == ["WAITING"]
 
 
@@ -395,7 +395,7 @@ def test_waiting_trials_come_first_and_lowest_number_first(storage: PostgresStor
     study = optuna.load_study(study_name="study", storage=storage)
     study.enqueue_trial({"x": 0.5})
     study.enqueue_trial({"x": 0.75})
-    assert [number(storage.claim(record, worker, LEASE)) for worker in "abc"] == [0, 1, 2]
+    assert [number(storage.leases.claim(record, worker, LEASE)) for worker in "abc"] == [0, 1, 2]
 
 
 # What is read
@@ -452,7 +452,7 @@ def test_a_budget_that_is_not_legal_changes_nothing(
     for worker in "ab":
         storage.set_trial_state_values(begin(storage, record, worker), TrialState.COMPLETE, [0.5])
     with pytest.raises(SpecError) as caught:
-        storage.extend(record, **change)
+        storage.budgets.extend(record, **change)
     assert message in str(caught.value)
     assert storage.find_study("study") == record
 
@@ -460,7 +460,7 @@ def test_a_budget_that_is_not_legal_changes_nothing(
 def test_a_study_made_by_optuna_has_no_budget_to_extend(storage: PostgresStorage) -> None:
     optuna.create_study(storage=storage, study_name="stock")
     with pytest.raises(StorageError, match="was made by Optuna, not by studyhall: it has no budget"):
-        storage.extend(storage.find_study("stock"), trials=5)
+        storage.budgets.extend(storage.find_study("stock"), trials=5)
 
 
 def test_a_name_that_is_no_text_is_no_study(storage: PostgresStorage) -> None:
@@ -480,16 +480,16 @@ def test_metrics_keep_the_first_value_of_a_step(storage: PostgresStorage) -> Non
     record = created(storage)
     held = hold(storage, record, "a")
     for step, name, value in ((1, "loss", 0.5), (1, "accuracy", 0.25), (2, "loss", "Infinity"), (1, "loss", 99.0)):
-        storage.write(held, {"metrics": [{"step": step, "name": name, "value": value}]}, step=step)
+        storage.leases.write(held, {"metrics": [{"step": step, "name": name, "value": value}]}, step=step)
     trial = storage.get_trial(held.trial_id)
-    assert storage.metrics(trial) == {1: {"loss": 0.5, "accuracy": 0.25}, 2: {"loss": math.inf}}
-    assert storage.last_metrics([trial]) == {0: {"loss": math.inf}}
+    assert storage.metrics.of(trial) == {1: {"loss": 0.5, "accuracy": 0.25}, 2: {"loss": math.inf}}
+    assert storage.metrics.last([trial]) == {0: {"loss": math.inf}}
 
 
 def test_the_status_shows_trials_best_and_workers(storage: PostgresStorage) -> None:
     record = created(storage)
     storage.set_trial_state_values(begin(storage, record, "a"), TrialState.COMPLETE, [0.5])
-    storage.write(hold(storage, record, "b"), {}, step=7)
+    storage.leases.write(hold(storage, record, "b"), {}, step=7)
     now = storage.status(record)
     assert now.trials == {"complete": 1, "pruned": 0, "running": 1, "waiting": 0, "fail": 0}
     assert now.best is not None
@@ -504,8 +504,8 @@ def test_a_deleted_study_leaves_nothing_and_the_others_alone(storage: PostgresSt
     for each, worker in ((record, "a"), (other, "b")):
         held = hold(storage, each, worker)
         trial_id = held.trial_id
-        storage.write(held, {"metrics": [{"step": 0, "name": "loss", "value": 1.0}]}, step=0)
-        storage.save_checkpoint(held, sequence=1, name="0/1-1", step=0, sha256=b"", data=b"state")
+        storage.leases.write(held, {"metrics": [{"step": 0, "name": "loss", "value": 1.0}]}, step=0)
+        storage.leases.save_checkpoint(held, sequence=1, name="0/1-1", step=0, sha256=b"", data=b"state")
         storage.set_trial_param(trial_id, "x", 0.5, optuna.distributions.FloatDistribution(0, 1))
         storage.set_trial_intermediate_value(trial_id, 0, 1.0)
         storage.set_trial_user_attr(trial_id, "key", "value")
@@ -529,7 +529,7 @@ def test_a_deleted_study_leaves_nothing_and_the_others_alone(storage: PostgresSt
     assert after == {table: n // 2 for table, n in before.items()}
     assert all(n > 0 for n in after.values())
     assert [row["name"] for row in storage.list_studies()] == ["kept"]
-    assert storage.claim(record, "a", LEASE) == "deleted"
+    assert storage.leases.claim(record, "a", LEASE) == "deleted"
 
 
 def test_a_storage_works_wherever_optuna_takes_one(storage: PostgresStorage) -> None:

@@ -14,8 +14,8 @@ from studies.report.data import read
 from studies.report.page import report
 from studies.report.part import MOST_TRIALS, SAMPLE
 from studies.storage import pages
-from studies.storage.postgres import StudyRecord
 from studies.storage.reader import StudyReader
+from studies.storage.records import StudyRecord
 from tests.benchmarks.filled import fill, mix
 
 
@@ -50,7 +50,7 @@ def test_pages_hold_each_trial_as_it_is_read_whole(
     reader = StudyReader(storage, record)
     rows = [row for part in reader.pages(reports=True) for row in part]
     trials = storage.trials(record)
-    metrics, attempts = storage.last_metrics(trials), storage.attempts(record)
+    metrics, attempts = storage.metrics.last(trials), storage.leases.attempts(record)
     assert {row.state for row in rows} == {state.name for state in TrialState}
     for row, trial in zip(rows, trials, strict=True):
         attempt = attempts.get(trial.number)
@@ -107,7 +107,7 @@ def test_an_outline_is_a_trial_in_short(storage: PostgresStorage, record: StudyR
 @pytest.mark.parametrize("most", [1, 3, 4, 1000])
 def test_a_thinned_curve_keeps_its_last_point(storage: PostgresStorage, record: StudyRecord, most: int) -> None:
     trials = storage.trials(record)
-    thinned, whole = StudyReader(storage, record).curves(trials, most), storage.curves(trials)
+    thinned, whole = StudyReader(storage, record).curves(trials, most), storage.metrics.curves(trials)
     assert thinned.keys() == whole.keys()
     for number, points in whole.items():
         for name in {point.name for point in points}:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studies import PostgresStorage, StudySpec
 from studies.errors import LeaseLost, Refused, StorageUnreachable
 from studies.storage.limits import MAX_JSON, MAX_NAME
-from studies.storage.postgres import Claim
+from studies.storage.records import Claim
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
@@ -28,7 +28,7 @@ REFUSED = ("22001", "22021", "23514", "54000")
 TRY_AGAIN = ("40001", "40P01", "57014")
 AWAY = ("08006", "25006", "53100", "57P01")
 #: Who holds a lease goes on without the answer, and sends again by itself.
-IMPATIENT = {"write", "finish", "beat"}
+IMPATIENT = {"leases.write", "leases.finish", "workers.beat"}
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -94,7 +94,7 @@ def run(storage: PostgresStorage, tmp_path: Path) -> Run:
             storage.database.execute(CONSTRAINTS[kind])
         data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 2}}
         record, _ = storage.create_study(StudySpec.from_dict(data))
-        storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
+        storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
         worker = Worker(
             storage,
             [Service(record=record, objective=objective)],
@@ -207,7 +207,7 @@ def test_what_is_refused_when_a_crashed_server_is_told_again_is_taken_apart(
     assert list(failed.params) == ["x"]
     assert failed.user_attrs["fine"] == 1
     assert failed.intermediate_values == dict(zip(range(steps), [1.0, 2.0], strict=False))
-    assert storage.metrics(failed) == {0: {"loss": 3.0}}
+    assert storage.metrics.of(failed) == {0: {"loss": 3.0}}
     assert len(list(folder.glob("*.refused"))) == 1
 
 
@@ -218,10 +218,10 @@ def test_a_result_that_waited_on_the_disk_and_is_refused_blocks_no_later_worker(
     storage.database.execute(CONSTRAINTS["user_attrs"])
     data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 2}}
     record, _ = storage.create_study(StudySpec.from_dict(data))
-    claim = storage.claim(record, "w", 30)
+    claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
     if is_requeued:
-        storage.bury(["w"], died_of=None)
+        storage.workers.bury(["w"], died_of=None)
     results = Results(tmp_path, str(record.uid))
     attrs = [{"key": "poison", "value": "1"}, {"key": "fine", "value": "2"}]
     results.keep(KeptResult(claim=claim, state="COMPLETE", values=[1.0], changes={"user_attrs": attrs}))
@@ -241,15 +241,15 @@ def test_a_requeued_trial_gives_back_what_it_can(storage: PostgresStorage) -> No
     storage.database.execute(CONSTRAINTS["user_attrs"])
     data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 2}}
     record, _ = storage.create_study(StudySpec.from_dict(data))
-    claim = storage.claim(record, "w", 30)
+    claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
     with pytest.raises(Refused):
-        storage.give_back(claim, {"user_attrs": [{"key": "poison", "value": "1"}]})
+        storage.leases.give_back(claim, {"user_attrs": [{"key": "poison", "value": "1"}]})
     assert storage.trials(record)[0].state == TrialState.RUNNING
-    storage.give_back(claim, {})
+    storage.leases.give_back(claim, {})
     assert storage.trials(record)[0].state == TrialState.WAITING
     with pytest.raises(LeaseLost):
-        storage.write(claim, {}, step=None)
+        storage.leases.write(claim, {}, step=None)
 
 
 # What can be checked is checked where the objective calls.
@@ -320,7 +320,7 @@ def test_a_metric_of_an_illegal_name_writes_nothing_of_its_step(
     run(objective)
     failed = trials(storage)[0]
     assert failed.user_attrs["error"].startswith("ValueError: metric 'm")
-    assert (failed.state, failed.intermediate_values, storage.metrics(failed)) == (TrialState.FAIL, {}, {})
+    assert (failed.state, failed.intermediate_values, storage.metrics.of(failed)) == (TrialState.FAIL, {}, {})
 
 
 @pytest.mark.parametrize("name", ["n" * 600, "a\0b", "\udc80"])
@@ -341,7 +341,7 @@ def test_names_as_long_as_legal_in_any_script_are_stored(storage: PostgresStorag
     run(objective)
     first = trials(storage)[0]
     assert (list(first.params), list(first.user_attrs)) == ([name], [name])
-    assert storage.metrics(first) == {0: {name: 1.0}}
+    assert storage.metrics.of(first) == {0: {name: 1.0}}
 
 
 def test_an_error_that_cannot_even_be_told_fails_its_trial_alone(storage: PostgresStorage, run: Run) -> None:

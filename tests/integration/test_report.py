@@ -17,7 +17,7 @@ from studies import PostgresStorage, StudySpec
 from studies.report.data import StudyData, read
 from studies.report.kinds import KINDS
 from studies.report.page import report
-from studies.storage.postgres import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord
 from tests.postgres import PASSWORD
 
 SPACE = {"lr": FloatDistribution(0, 1), "depth": IntDistribution(1, 4)}
@@ -36,14 +36,14 @@ def begin(storage: PostgresStorage) -> StudyRecord:
         }
     )
     record, _ = storage.create_study(spec)
-    storage.register_worker([record], worker_id="w1", host="box", pid=1, device="cuda:0 H100")
+    storage.workers.register([record], worker_id="w1", host="box", pid=1, device="cuda:0 H100")
     return record
 
 
 def run(storage: PostgresStorage, record: StudyRecord, states: Sequence[str], draw: random.Random) -> None:
     """Run a trial for each state as a worker does; RUNNING is left as it is."""
     for state in states:
-        claim = storage.claim(record, "w1", 60)
+        claim = storage.leases.claim(record, "w1", 60)
         assert isinstance(claim, Claim)
         params = [("lr", draw.random()), ("depth", draw.randint(1, 4))]
         changes = {
@@ -54,11 +54,11 @@ def run(storage: PostgresStorage, record: StudyRecord, states: Sequence[str], dr
             "reports": [{"step": step, "value": step / 10} for step in (1, 2)],
             "metrics": [{"step": step, "name": name, "value": step / 10} for step in (1, 2) for name in METRICS],
         }
-        storage.write(claim, changes, step=2)
+        storage.leases.write(claim, changes, step=2)
         error = [{"key": "error", "value": json.dumps("ValueError: too wide")}] if state == "FAIL" else []
         if state != "RUNNING":
             values = [draw.random()] if state == "COMPLETE" else None
-            storage.finish(claim, state, values, {"user_attrs": error})
+            storage.leases.finish(claim, state, values, {"user_attrs": error})
 
 
 def impossible(data: StudyData) -> set[str]:

@@ -114,7 +114,7 @@ def test_a_worker_runs_a_study_that_a_viewer_looks_at(url: StorageURL, users: di
     as_worker = replace(url, user=users["worker"], password="p")
     with closing(PostgresStorage(as_worker)) as storage:
         record, _ = storage.create_study(StudySpec.from_dict(SPEC))
-        storage.register_worker([record], worker_id="w", host="h", pid=1, device="cpu")
+        storage.workers.register([record], worker_id="w", host="h", pid=1, device="cpu")
         worker = Worker(
             storage,
             [Service(record=record, objective=objective)],
@@ -125,11 +125,11 @@ def test_a_worker_runs_a_study_that_a_viewer_looks_at(url: StorageURL, users: di
             stop=threading.Event(),
         )
         assert worker.run() == "complete"
-        storage.beat("w")
-        storage.forget_worker("w")
-        storage.extend(record, more_trials=1)
-        storage.pause(record)
-        storage.resume(record)
+        storage.workers.beat("w")
+        storage.workers.forget("w")
+        storage.budgets.extend(record, more_trials=1)
+        storage.budgets.pause(record)
+        storage.budgets.resume(record)
         assert storage.find_study("s").spec.notify.url == "https://hooks.example/secret"
         with pytest.raises(NotPermitted, match="only the owner of its tables may"):
             storage.delete(record)
@@ -142,11 +142,11 @@ def test_a_worker_runs_a_study_that_a_viewer_looks_at(url: StorageURL, users: di
         assert record.spec.notify.url is None
         assert storage.status(record).finished == 3
         assert len(storage.trials(record)) == 3
-        assert storage.curves(storage.trials(record))[0][0].value == 0.5
-        assert storage.attempts(record)[0].host == "h"
+        assert storage.metrics.curves(storage.trials(record))[0][0].value == 0.5
+        assert storage.leases.attempts(record)[0].host == "h"
         assert storage.best(record).value is not None
         for write in (
-            lambda: storage.pause(record),
+            lambda: storage.budgets.pause(record),
             lambda: storage.create_new_trial(record.study_id),
             lambda: storage.set_study_user_attr(record.study_id, "key", 1),
         ):

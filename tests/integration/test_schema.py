@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from studies import PostgresStorage, StudySpec
 from studies.cli import studyhall
 from studies.storage import schema
-from studies.storage.postgres import Attempt
+from studies.storage.records import Attempt
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
@@ -152,7 +152,7 @@ def test_an_upgrade_keeps_everything_and_the_study_goes_on(old_database: Storage
     with closing(PostgresStorage(old_database)) as storage:
         record = storage.find_study("old")
         assert record.spec == SPEC
-        storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
+        storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
 
         def objective(trial: Trial) -> float:
             trial.report(0.5, 1)
@@ -174,8 +174,8 @@ def test_an_upgrade_keeps_everything_and_the_study_goes_on(old_database: Storage
         ]
         assert trials[2].intermediate_values == {0: 0.25, 1: 0.5}
         assert (trials[0].params, trials[3].params) == ({"x": 0.5}, {"x": 0.125})
-        assert storage.attempts(record)[2] == Attempt(worker="w", host="host", device="cpu", times=3)
-        assert storage.last_metrics([trials[1]]) == {1: {"loss": 1.0}}
+        assert storage.leases.attempts(record)[2] == Attempt(worker="w", host="host", device="cpu", times=3)
+        assert storage.metrics.last([trials[1]]) == {1: {"loss": 1.0}}
 
 
 def test_upgrading_twice_is_no_error(old_database: StorageURL, ask: Ask) -> None:

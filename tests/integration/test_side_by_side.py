@@ -22,7 +22,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec
-from studies.storage.postgres import StudyRecord
+from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
@@ -81,7 +81,7 @@ def ours(url: StorageURL, record: StudyRecord, results: Path, gate: threading.Ev
         return x
 
     with closing(PostgresStorage(url)) as storage:
-        storage.register_worker([record], worker_id="ours", host="host", pid=1, device="cpu")
+        storage.workers.register([record], worker_id="ours", host="host", pid=1, device="cpu")
         return Worker(
             storage,
             [Service(record=record, objective=objective)],

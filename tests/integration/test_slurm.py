@@ -75,7 +75,7 @@ def test_the_storages_password_is_never_in_the_script(url: StorageURL, storage: 
 
 
 def test_a_study_that_is_over_is_not_launched(url: StorageURL, storage: PostgresStorage, tmp_path: Path) -> None:
-    storage.stop(storage.find_study("digits"), "by hand")
+    storage.budgets.stop(storage.find_study("digits"), "by hand")
     done = launch(url, "digits")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "stopped by hand" in done.stderr
@@ -120,7 +120,7 @@ def test_without_a_storage_the_embedded_database_is_asked(home: Path, embedded_s
                 assert "lab.nets:fit" in done.stdout
                 assert str(record.uid) not in done.stdout  # of a study in another database than the workers'
                 assert "was checked in the embedded database, which no other machine reaches" in done.stderr
-            storage.stop(record, "by hand")
+            storage.budgets.stop(record, "by hand")
             ended = printed("kubernetes", "asked here", "--allow", "lab.")
             assert (ended.exit_code, ended.stdout) == (1, "")
             assert "has ended (stopped by hand)" in ended.stderr

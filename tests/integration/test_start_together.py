@@ -50,7 +50,7 @@ def begin_and_work(url: str, results: Path) -> tuple[int, bool, str]:
     with closing(storage):
         record, is_new = storage.create_study(spec())
         worker_id = f"worker-{uuid.uuid4()}"
-        storage.register_worker([record], worker_id=worker_id, host="host", pid=os.getpid(), device="cpu")
+        storage.workers.register([record], worker_id=worker_id, host="host", pid=os.getpid(), device="cpu")
         worker = Worker(
             storage,
             [Service(record=record, objective=objective)],
@@ -61,7 +61,7 @@ def begin_and_work(url: str, results: Path) -> tuple[int, bool, str]:
             stop=threading.Event(),
         )
         reason = worker.run()
-        storage.forget_worker(worker_id)
+        storage.workers.forget(worker_id)
     return record.study_id, is_new, reason
 
 

@@ -160,7 +160,7 @@ def test_each_command_does_what_the_user_may_or_says_who_grants_it(
             stop=threading.Event(),
         )
         assert worker.run() == "failures"
-        storage.extend(record, max_failures=50)
+        storage.budgets.extend(record, max_failures=50)
 
         rows = [line.strip().rsplit(maxsplit=1) for line in COMMANDS.strip().splitlines()]
         for user in USERS:
@@ -169,7 +169,7 @@ def test_each_command_does_what_the_user_may_or_says_who_grants_it(
                 if "OWN" in text and user == OWNER:
                     desk.must(OWNER, f"create script.py:f --name {new}")
                 if text.startswith("resume"):
-                    storage.pause(record)  # also for whom it is in vain
+                    storage.budgets.pause(record)  # also for whom it is in vain
                 waiting = [trial.number for trial in storage.trials(record) if trial.state.name == "WAITING"]
                 given = text.replace("NEW", new).replace("OWN", new if user == OWNER else "s")
                 status, told = desk.ask(user, given.replace("WAITING", str(max(waiting, default=0))))

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from studies import PostgresStorage, StudySpec
 from studies.errors import StorageUnreachable
-from studies.storage.postgres import Attempt, Claim
+from studies.storage.records import Attempt, Claim
 from studies.trial import Interrupted, Trial
 from studies.worker.lease import Courier
 from studies.worker.loop import Service, Worker
@@ -47,8 +47,8 @@ def run(storage: PostgresStorage, tmp_path: Path) -> Run:
         made = objective_spec or {"path": "tests:objective"}
         data = {"name": "study", "objective": made, "budget": {"trials": 3}, **spec}
         record, _ = storage.create_study(StudySpec.from_dict(data))
-        storage.forget_worker("w")
-        storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
+        storage.workers.forget("w")
+        storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
         return Worker(
             storage,
             [Service(record=record, objective=objective, script_sha256=script_sha256)],
@@ -79,7 +79,7 @@ def test_a_worker_that_waits_until_it_is_idle_goes_on_with_an_extended_study(
     def extend() -> None:
         while not storage.study_names() or storage.status(storage.find_study("study")).ended != "complete":
             time.sleep(0.1)
-        storage.extend(storage.find_study("study"), more_trials=1)
+        storage.budgets.extend(storage.find_study("study"), more_trials=1)
 
     stop = threading.Event()
 
@@ -100,7 +100,7 @@ def test_a_trial_tells_that_its_script_is_not_the_one_of_its_study(storage: Post
     made_with = {"path": "train.py:f", "sha256": "a" * 64}
     for trials_in_all, sha256 in ((1, "a" * 64), (2, "b" * 64)):
         if trials_in_all > 1:
-            storage.extend(storage.find_study("study"), trials=trials_in_all)
+            storage.budgets.extend(storage.find_study("study"), trials=trials_in_all)
         run(lambda _: 1.0, objective_spec=made_with, script_sha256=sha256, budget={"trials": 1})
     assert [trial.user_attrs for trial in trials(storage)] == [{}, {"script_sha256": "b" * 64}]
 
@@ -120,7 +120,7 @@ def test_reports_and_metrics_of_every_step_are_stored(storage: PostgresStorage, 
     run(objective, budget={"trials": 1})
     (trial,) = trials(storage)
     assert trial.intermediate_values == {1: 0.5, 2: 1.0}
-    assert storage.metrics(trial) == {1: {"loss": 1.0}, 2: {"loss": 0.5}}
+    assert storage.metrics.of(trial) == {1: {"loss": 1.0}, 2: {"loss": 0.5}}
 
 
 def test_a_pruned_trial_counts_toward_the_budget(storage: PostgresStorage, run: Run) -> None:
@@ -220,7 +220,7 @@ def take_away(storage: PostgresStorage, trial: Trial) -> Claim:
     storage.database.execute(
         f"update studyhall.leases set expires_at = 'epoch', seconds = 0 where trial_id = {trial._trial_id}"
     )
-    claim = storage.claim(storage.find_study("study"), "other", 30)
+    claim = storage.leases.claim(storage.find_study("study"), "other", 30)
     assert isinstance(claim, Claim)
     assert claim.trial_id == trial._trial_id
     return claim
@@ -237,7 +237,7 @@ def test_a_trial_that_was_taken_over_is_dropped_and_the_worker_goes_on(storage: 
             trial.report(0.1, 0)
             assert trial.stop_requested
             assert trial.should_prune()
-            others.finish(claim, "COMPLETE", [42.0], {})
+            others.leases.finish(claim, "COMPLETE", [42.0], {})
             return -1.0
         return 1.0
 
@@ -251,7 +251,7 @@ def test_a_step_longer_than_the_lease_keeps_its_trial(storage: PostgresStorage, 
     def objective(_: Trial) -> float:
         time.sleep(1.5)
         others = PostgresStorage(storage.location)
-        assert others.claim(record, "other", 30) == "wait"
+        assert others.leases.claim(record, "other", 30) == "wait"
         others.close()
         return 1.0
 
@@ -259,7 +259,7 @@ def test_a_step_longer_than_the_lease_keeps_its_trial(storage: PostgresStorage, 
         StudySpec.from_dict({"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 1}})
     )
     assert run(objective, lease=0.6, budget={"trials": 1}) == "complete"
-    assert storage.attempts(record) == {0: Attempt(worker="w", host="host", device="cpu", times=1)}
+    assert storage.leases.attempts(record) == {0: Attempt(worker="w", host="host", device="cpu", times=1)}
 
 
 @pytest.mark.parametrize(
@@ -356,9 +356,9 @@ def test_a_grid_whose_last_worker_died_before_it_could_stop_the_study_is_stopped
     data = {"name": "study", "objective": {"path": "tests:objective"}, **spec}
     record, _ = storage.create_study(StudySpec.from_dict(data))
     for _ in range(3):
-        claim = storage.claim(record, "dead", 30)
+        claim = storage.leases.claim(record, "dead", 30)
         assert isinstance(claim, Claim)
-        storage.finish(claim, "FAIL", None, {})
+        storage.leases.finish(claim, "FAIL", None, {})
     assert run(lambda _: pytest.fail("a combination is run again"), **spec) == "stopped"
     assert len(trials(storage)) == 3
 
@@ -461,12 +461,12 @@ def test_a_checkpoint_is_there_for_the_next_worker_and_gone_with_the_trial(stora
 
     spec = {"budget": {"trials": 1}, "checkpoints": {"every": 0}}
     assert run(objective, stop=stop, **spec) == "interrupted"
-    kept = [saved.step for saved in storage.checkpoints(trials(storage)[0]._trial_id)]
+    kept = [saved.step for saved in storage.leases.checkpoints(trials(storage)[0]._trial_id)]
     assert kept == [2, 1]
     assert run(objective, **spec) == "complete"
     assert seen == [None, (2, b"state 2")]
     assert trials(storage)[0].intermediate_values == {step: float(step) for step in range(6)}
-    assert storage.checkpoints(trials(storage)[0]._trial_id) == []
+    assert storage.leases.checkpoints(trials(storage)[0]._trial_id) == []
 
 
 def test_a_tampered_checkpoint_is_noticed_and_the_one_before_is_used(
@@ -587,7 +587,7 @@ def test_a_worker_takes_from_each_study_by_its_share(storage: PostgresStorage, t
         data = {"name": name, "objective": {"path": "tests:objective"}, "budget": {"trials": 12}}
         record, _ = storage.create_study(StudySpec.from_dict(data))
         services.append(Service(record=record, objective=objective, share=share))
-    storage.register_worker([s.record for s in services], worker_id="w", host="host", pid=1, device="cpu")
+    storage.workers.register([s.record for s in services], worker_id="w", host="host", pid=1, device="cpu")
     Worker(
         storage,
         services,
@@ -607,8 +607,8 @@ def test_a_heartbeat_beside_the_result_does_not_lose_the_trial(storage: Postgres
 
     data = {"name": "study", "objective": {"path": "tests:objective"}}
     record, _ = storage.create_study(StudySpec.from_dict(data))
-    storage.register_worker([record], worker_id="w", host="host", pid=1, device="cpu")
-    claim = storage.claim(record, "w", 30)
+    storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
+    claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
     with Courier(storage, worker_id="w", lease_seconds=0.3, stop=threading.Event()) as courier:
         lease = courier.take(claim, Results(tmp_path, "uid"))

@@ -18,7 +18,7 @@ from studies.report.figures import figure
 from studies.report.images import image
 from studies.report.lanes import rows
 from studies.report.part import BEST, MOST_TRIALS, NEWEST, RECORDS, SAMPLE, Part, choose, evenly, of_kind, remark
-from studies.storage.postgres import Attempt, Status
+from studies.storage.records import Attempt, Status
 
 BEGAN = datetime(2030, 1, 1, 12)
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE

@@ -38,7 +38,7 @@ from studies.report.snapshot import CONTOUR_CELLS, importances
 from studies.report.words import duration
 from studies.spec.space import categorical
 from studies.spec.study import BudgetSpec
-from studies.storage.postgres import Attempt, Point, Status
+from studies.storage.records import Attempt, Point, Status
 
 BEGAN = datetime(2030, 1, 1, 12)
 SPACE: dict[str, BaseDistribution] = {

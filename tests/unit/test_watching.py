@@ -17,7 +17,7 @@ from rich.console import Console
 from studies.cli.watch_picture import picture
 from studies.overview import Overview, Throughput, overview, seconds_left, share_rows, sparkline
 from studies.spec.study import BudgetSpec
-from studies.storage.postgres import Attempt, Status, Worker
+from studies.storage.records import Attempt, Status, Worker
 
 BEGAN = datetime(2030, 1, 1, 12)
 

@@ -20,14 +20,6 @@ select studyhall.finish(%(trial_id)s, %(claim)s, %(revision)s, %(state)s, %(valu
 -- A worker's trial, unfinished.
 select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
 
--- name: beat
--- A worker is alive; gives back the trials of silent ones. Whether connections are scarce.
-select is_crowded from studyhall.beat(%(worker_id)s)
-
--- name: bury
--- Give back the running trials of these workers, which have ended; where they died of something, it counts.
-select studyhall.bury(%(token)s, %(worker_ids)s, %(died_of)s) as buried
-
 -- name: sweep
 -- Give back the trials of a study whose workers are gone, as any worker would; how many there were.
 select studyhall.sweep(%(study_id)s) as swept
@@ -41,3 +33,11 @@ select name from studyhall.save_checkpoint(
 -- name: checkpoints
 -- The checkpoints of a trial, the newest first.
 select name, step, sha256, data from studyhall.checkpoints where trial_id = %(trial_id)s order by epoch desc, sequence desc
+
+-- name: attempts
+-- Who ran each trial of a study last, where, and how often it was begun.
+select t.number, l.worker_id as worker, w.host, w.device, l.epoch as times
+from studyhall.leases l
+join trials t using (trial_id)
+left join studyhall.workers w on w.worker_id = l.worker_id
+where t.study_id = %(study_id)s and l.epoch > 0

@@ -25,19 +25,3 @@ where (study_id, address, event) in (
     select study_id, address, event from studyhall.notices
     where study_id = %(study_id)s and address = %(address)s and event = any(%(events)s::text[])
     order by event for update)
-
--- name: lost_workers
--- The workers of a study that were lost in the last hour: found dead by their supervisor, or silent for a minute and
--- two leases without a goodbye. While the server was down nobody could give a sign of life.
-with found as materialized (
-    select worker_id, host, pid, device, died_of, extract(epoch from now() - seen_at)::float8 as seen_seconds_ago,
-        extract(epoch from now() - greatest(seen_at, pg_postmaster_start_time()))::float8 as silent
-    from studyhall.workers
-    where %(study_id)s = any(study_ids) and seen_at > now() - interval '1 hour'
-        and (died_of is not null or ended_at is null and seen_at < now() - interval '1 minute')
-)
-select worker_id as worker, host, pid, device, died_of, seen_seconds_ago
-from found
-where died_of is not null or silent > greatest(60, 2 * (
-    select max(l.seconds) from studyhall.leases l where l.study_id = %(study_id)s))
-order by host, pid

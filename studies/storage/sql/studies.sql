@@ -1,4 +1,4 @@
--- Studies: creating, finding, listing, steering and deleting them. Parameters are psycopg2's.
+-- Studies: creating, finding, listing and deleting them. Parameters are psycopg2's.
 
 -- name: new_study
 -- A study without a spec; no row where the name is taken. Sent again, it finds what it made by its token.
@@ -162,24 +162,6 @@ with now as (
     where (finished, running, workers) = (0, 0, 0) and a.study_id = %(study_id)s and a.key = v.key
 )
 select finished, running, workers from now
-
--- name: extend
--- Change what may change of a study's budget; how many trials are done, where that is too many for it.
-select finished from studyhall.extend(
-    %(token)s, %(study_id)s, %(trials)s, %(more_trials)s, %(max_failures)s, %(timeout)s, %(target)s
-)
-
--- name: pause
--- Run no trial for now.
-update studyhall.budgets set paused = true where study_id = %(study_id)s
-
--- name: resume
--- Run trials again.
-update studyhall.budgets set paused = false, stopped = null where study_id = %(study_id)s
-
--- name: stop_study
--- Begin no more trials; the first reason stays.
-update studyhall.budgets set stopped = coalesce(stopped, %(reason)s) where study_id = %(study_id)s
 
 -- name: delete_study
 -- A study and all that hangs on it; no row where there is no study.

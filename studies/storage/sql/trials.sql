@@ -99,11 +99,3 @@ order by
         * case v.value_type when 'INF_POS' then 'infinity' when 'INF_NEG' then '-infinity' else v.value end,
     t.number
 limit 1
-
--- name: attempts
--- Who ran each trial of a study last, where, and how often it was begun.
-select t.number, l.worker_id as worker, w.host, w.device, l.epoch as times
-from studyhall.leases l
-join trials t using (trial_id)
-left join studyhall.workers w on w.worker_id = l.worker_id
-where t.study_id = %(study_id)s and l.epoch > 0
