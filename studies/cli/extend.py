@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from studies.storage.records import StudyRecord
 
 
-def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[bool, int] | None:
-    """``+50`` → (True, 50), ``50`` → (False, 50)."""
+def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int | None, int]:
+    """So many in all, and so many more: ``50`` → (50, 0), ``+50`` → (None, 50)."""
     if text is None:
-        return None
+        return None, 0
     if not text.removeprefix("+").isdecimal() or int(text) == 0:
         raise click.BadParameter(f"{text!r} is neither a whole number above 0, nor + and one: 150, +50")
-    return text.startswith("+"), int(text)
+    return (None, int(text)) if text.startswith("+") else (int(text), 0)
 
 
 @click.command()
@@ -45,17 +45,17 @@ def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
 def extend(
     common: Common,
     name: str,
-    trials: tuple[bool, int] | None,
+    trials: tuple[int | None, int],
     timeout: float | None,
     target: float | None,
-    max_failures: tuple[bool, int] | None,
+    max_failures: tuple[int | None, int],
     directions: tuple[Direction, ...],
 ) -> None:
     """Change a study's budget; workers obey with their next trial.
 
     --direction changes what is minimized to be maximized, or the other way round.
     """
-    has_budget = not (trials is None and timeout is None and target is None and max_failures is None)
+    has_budget = any(given is not None for given in (timeout, target)) or any((*trials, *max_failures))
     if has_budget == bool(directions):
         raise click.UsageError(
             "a direction is changed by itself, a budget with another command"
@@ -71,17 +71,14 @@ def extend(
             say(f"study {name!r}: {goal(spec, is_new=False)}")
             say(status_line(storage.status(record), record))
             return
-        relative, count = trials or (False, None)
-        is_more, failures = max_failures or (False, None)
-        if is_more and failures and record.budget:
-            failures += record.budget.max_failures
         storage.budgets.extend(
             record,
-            trials=None if relative else count,
-            more_trials=count if relative and count else 0,
+            trials=trials[0],
+            more_trials=trials[1],
+            max_failures=max_failures[0],
+            more_failures=max_failures[1],
             timeout=timeout,
             target=target,
-            max_failures=failures,
         )
         _say_extended(storage, record)
 

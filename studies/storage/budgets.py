@@ -24,6 +24,7 @@ class Budgets:
         trials: int | None = None,
         more_trials: int = 0,
         max_failures: int | None = None,
+        more_failures: int = 0,
         timeout: float | None = None,
         target: float | None = None,
     ) -> None:
@@ -33,8 +34,9 @@ class Budgets:
         Args:
             record: the study.
             trials: so many trials in all.
-            more_trials: so many on top of that.
+            more_trials: so many on top of that, or of what the budget has by then.
             max_failures: FAILed trials before the study stops.
+            more_failures: so many on top of that, likewise.
             timeout: seconds after the first trial began.
             target: the value to stop at.
 
@@ -52,6 +54,7 @@ class Budgets:
         }
         budget = record.budget.model_dump() | {key: value for key, value in changes.items() if value is not None}
         budget["trials"] += more_trials
+        budget["max_failures"] += more_failures
         size = record.spec.combinations
         if size is not None and budget["trials"] > size:
             raise SpecError(
@@ -60,7 +63,12 @@ class Budgets:
             )
         StudySpec.from_dict({**record.spec.model_dump(exclude_none=True), "budget": budget}, record.name)
         (row,) = self._database.rows(
-            "extend", token=new_token(), study_id=record.study_id, more_trials=more_trials, **changes
+            "extend",
+            token=new_token(),
+            study_id=record.study_id,
+            more_trials=more_trials,
+            more_failures=more_failures,
+            **changes,
         )
         if row["finished"] is not None:
             done = row["finished"]

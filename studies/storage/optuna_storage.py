@@ -13,7 +13,7 @@ import json
 import uuid
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
@@ -29,6 +29,11 @@ from studies.storage.limits import check_name, check_size, to_json
 from studies.storage.records import Change, Changes
 from studies.storage.trials import copied, read_distribution, to_trial, to_utc
 from studies.values import strict
+
+SPEC_COLUMNS: Final = (
+    "spec", "sha256", "metric_names", "trials", "max_failures", "timeout_seconds", "target", "notify_url",
+)  # fmt: skip
+"""What a study has that was made from a spec."""
 
 
 class OptunaContract(BaseStorage):
@@ -47,15 +52,24 @@ class OptunaContract(BaseStorage):
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         name = DEFAULT_STUDY_NAME_PREFIX + str(uuid.uuid4()) if study_name is None else study_name
         check_name("study name", name)
-        row = self.database.row(
-            "new_study", token=new_token(), name=name, directions=[direction.name for direction in directions]
-        )
-        if row is None:
+        study_id = self._create(name, [direction.name for direction in directions])
+        if study_id is None:
             raise DuplicatedStudyError(
                 f"Another study with name '{name}' already exists. Please specify a different name, or reuse the "
                 "existing one by setting `load_if_exists` (for Python API) or `--skip-if-exists` flag (for CLI)."
             )
-        return int(row["study_id"])
+        return study_id
+
+    def _create(self, name: str, directions: Sequence[str], **spec: Any) -> int | None:
+        """Create a study, with what its ``spec`` says if it has one; ``None`` where the name is taken."""
+        row = self.database.row(
+            "create_study",
+            token=new_token(),
+            name=name,
+            directions=directions,
+            **{**dict.fromkeys(SPEC_COLUMNS), **spec},
+        )
+        return int(row["study_id"]) if row else None
 
     def delete_study(self, study_id: int) -> None:
         self._required("delete_study", study_id=study_id, token=new_token())

@@ -26,7 +26,7 @@ from studies.errors import (
 from studies.spec.study import BudgetSpec, Direction, StudySpec
 from studies.storage import roles, schema
 from studies.storage.budgets import Budgets
-from studies.storage.database import Database, new_token
+from studies.storage.database import Database
 from studies.storage.leases import Leases
 from studies.storage.metrics import Metrics
 from studies.storage.notices import Notices
@@ -130,11 +130,9 @@ class PostgresStorage(OptunaContract):
         Raises:
             SpecMismatch: it exists with another spec.
         """
-        created = self.database.row(
-            "create_study",
-            token=new_token(),
-            name=spec.name,
-            directions=spec.all_directions,
+        created = self._create(
+            spec.name,
+            spec.all_directions,
             spec=spec.to_json(),
             sha256=spec.sha256,
             metric_names=spec.metric_names,
@@ -145,7 +143,7 @@ class PostgresStorage(OptunaContract):
             notify_url=spec.notify.url,
         )
         record = self.find_study(spec.name)
-        if not created:
+        if created is None:
             self.require_same(record, spec)
         return record, created is not None
 

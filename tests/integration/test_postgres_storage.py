@@ -208,6 +208,13 @@ def test_a_stopped_study_goes_on_when_extended(storage: PostgresStorage) -> None
     assert isinstance(storage.leases.claim(record, "a", LEASE), Claim)
 
 
+def test_of_two_who_extend_a_study_at_once_both_count(storage: PostgresStorage) -> None:
+    record = created(storage, max_failures=2)
+    for _ in "ab":  # each goes by the study as it was before
+        storage.budgets.extend(record, more_trials=4, more_failures=3)
+    assert storage.find_study("study").budget == spec(trials=11, max_failures=8).budget
+
+
 def test_a_direction_changes_while_no_trial_has_finished_and_no_worker_is_there(storage: PostgresStorage) -> None:
     record = created(storage)
     assert storage.load_study(record).direction.name == "MAXIMIZE"

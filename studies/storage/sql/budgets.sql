@@ -3,7 +3,8 @@
 -- name: extend
 -- Change what may change of a study's budget; how many trials are done, where that is too many for it.
 select finished from studyhall.extend(
-    %(token)s, %(study_id)s, %(trials)s, %(more_trials)s, %(max_failures)s, %(timeout)s, %(target)s
+    %(token)s, %(study_id)s, %(trials)s, %(more_trials)s, %(max_failures)s, %(more_failures)s,
+    %(timeout)s, %(target)s
 )
 
 -- name: pause

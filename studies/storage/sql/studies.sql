@@ -1,24 +1,8 @@
 -- Studies: creating, finding, listing and deleting them. Parameters are psycopg2's.
 
--- name: new_study
--- A study without a spec; no row where the name is taken. Sent again, it finds what it made by its token.
-with request as (
-    select answer from studyhall.requests where token = %(token)s
-), study as (
-    insert into studies (study_name) select %(name)s where not exists (select from request)
-    on conflict (study_name) do nothing returning study_id
-), direction as (
-    insert into study_directions (study_id, objective, direction)
-    select study_id, position - 1, value::studydirection
-    from study, unnest(%(directions)s::text[]) with ordinality as d (value, position)
-), remembered as (
-    insert into studyhall.requests (token, answer) select %(token)s, study_id from study
-)
-select study_id from study union all select answer from request
-
 -- name: create_study
--- The study with its directions, spec and budget, all or nothing; no row where the name is taken. Sent again, it
--- finds what it made by its token.
+-- The study with its directions, all or nothing; no row where the name is taken. Also its spec, budget and address,
+-- where there is a spec: stock Optuna's studies have none. Sent again, it finds what it made by its token.
 with request as (
     select answer from studyhall.requests where token = %(token)s
 ), study as (
@@ -30,13 +14,15 @@ with request as (
     from study, unnest(%(directions)s::text[]) with ordinality as d (value, position)
 ), user_attributes as (
     insert into study_user_attributes (study_id, key, value_json)
-    select study_id, key, value from study, (values ('spec', %(spec)s), ('spec_sha256', to_json(%(sha256)s::text)::text)) as a (key, value)
+    select study_id, key, value
+    from study, (values ('spec', %(spec)s::text), ('spec_sha256', to_json(%(sha256)s::text)::text)) as a (key, value)
+    where %(spec)s is not null
 ), system_attributes as (
     insert into study_system_attributes (study_id, key, value_json)
-    select study_id, 'study:metric_names', to_json(%(metric_names)s::text[])::text from study
+    select study_id, 'study:metric_names', to_json(%(metric_names)s::text[])::text from study where %(spec)s is not null
 ), budget as (
     insert into studyhall.budgets (study_id, trials, max_failures, timeout_seconds, target)
-    select study_id, %(trials)s, %(max_failures)s, %(timeout_seconds)s, %(target)s from study
+    select study_id, %(trials)s, %(max_failures)s, %(timeout_seconds)s, %(target)s from study where %(spec)s is not null
 ), address as (
     insert into studyhall.addresses (study_id, url) select study_id, %(notify_url)s from study where %(notify_url)s::text is not null
 ), remembered as (
