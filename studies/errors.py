@@ -30,15 +30,26 @@ A message is one line: what was given, what is legal, what to do next. It never 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class StudyhallError(Exception):
-    """The base of every error that Studyhall raises on purpose."""
+    """The base of every error that Studyhall raises on purpose.
+
+    Args:
+        what: was given, and what is legal; the whole message, unless there is a ``fix``.
+        fix: what to do or type next, which ends the message; before it ``what`` ends with ``:``, ``;`` or ``; see:``.
+    """
 
     exit_code = 1
+
+    def __init__(self, what: str = "", *, fix: str | None = None) -> None:
+        super().__init__(f"{what} {fix}" if fix else what)
+        self.what = re.sub("(; see:|[:;])$", "", what) if fix else what
+        self.fix = fix
 
 
 class SpecError(StudyhallError):

@@ -65,7 +65,7 @@ def _examine(common: Common, data_dir: Path, allow: tuple[str, ...]) -> list[Fin
         findings = examination.findings + findings
         studies = examination.studies
     except EmbeddedServerError as error:
-        findings.insert(0, doctor.failed(None, error))
+        findings.insert(0, doctor.failed(error))
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     return findings + doctor.examine_machine(home(), data_dir, gpus, studies, allow)
 

@@ -44,34 +44,23 @@ def examine_database(url: StorageURL, *, embedded_in: Path | None) -> Examinatio
         for finding in _database(database, examination.studies, embedded_in):
             examination.findings.append(finding)
     except StorageError as error:
-        examination.findings.append(failed(url, error))
+        examination.findings.append(failed(error))
     finally:
         database.close()
     return examination
 
 
-def failed(url: StorageURL | None, error: StorageError) -> Finding:
+def failed(error: StorageError) -> Finding:
     """The finding that the database could not be used at all."""
-    message = str(error)
+    about = "tables"
     if isinstance(error, NotPermitted | NoTables):
-        what, _, fix = message.rpartition(": ")
-        return Finding(level="error", about="users", what=what, fix=fix)
-    if message.startswith("no PostgreSQL answers") and url and url.hosts:
-        host, port = url.hosts[0]
-        what = f"no PostgreSQL answers at {url.where}: start it, or correct {url.display}"
-        return Finding(
-            level="error", about="server", what=what, fix=f"pg_isready -h {host or 'localhost'} -p {port or 5432}"
-        )
-    # A message about a server ends with the way out: after a semicolon, else after a colon.
-    about, what, mark, fix = "tables", message, "", ""
-    if isinstance(error, StorageUnreachable | EmbeddedServerError):
+        about = "users"
+    elif isinstance(error, StorageUnreachable | EmbeddedServerError):
         about = "server"
-        what, mark, fix = message.rpartition("; ")
-        if not mark and not message.startswith("cannot use"):
-            what, mark, fix = message.partition(": ")
-    if not mark:
-        what, fix = f"{message}; the server's log may say why", 'psql "$(studyhall db url)"'
-    return Finding(level="error", about=about, what=what, fix=fix)
+    if error.fix:
+        return Finding(level="error", about=about, what=error.what, fix=error.fix)
+    what = f"{error}; the server's log may say why"
+    return Finding(level="error", about=about, what=what, fix='psql "$(studyhall db url)"')
 
 
 def _database(database: Database, studies: list[KnownStudy], embedded_in: Path | None) -> Iterator[Finding]:
@@ -181,7 +170,7 @@ def _tables(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
         if roles.own(database)["may_create"]:
             yield Finding(level="ok", about="tables", what="there are none yet", fix="studyhall run digits")
         else:
-            yield failed(None, roles.no_tables(database))
+            yield failed(roles.no_tables(database))
         return
     (optuna,) = database.rows("optuna_version") or [{"optuna": None, "version": None}]
     if schema.is_optuna_4(optuna["optuna"]):

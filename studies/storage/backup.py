@@ -79,7 +79,8 @@ def _require_empty(url: StorageURL) -> None:
         if not me["may_create"]:
             raise NotPermitted(
                 f"user {me['name']!r} may not make tables in {url.display}: only its owner may, "
-                f"{me['database_owner']!r}; name that user in --storage"
+                f"{me['database_owner']!r};",
+                fix="name that user in --storage",
             )
 
 

@@ -194,7 +194,8 @@ class Database:
         judged = Verdict.UNEXPECTED if is_by_choice else verdict(error)
         if judged in (Verdict.AWAY, Verdict.TRY_AGAIN):
             if code in ADVICE:
-                return StorageUnreachable(ADVICE[code].format(where=self.url.where))
+                what, fix = ADVICE[code]
+                return StorageUnreachable(what.format(where=self.url.where), fix=fix)
             return connection_error(self.url, error)
         if judged is Verdict.REFUSED:
             return Refused(_first_line(error))

@@ -78,7 +78,8 @@ def grant(database: Database, kind: str, role: str) -> None:
     if me["kind"] != "owner":  # PostgreSQL would only warn
         raise NotPermitted(
             f"user {me['name']!r} may not grant rights in {_place(database)}: let the owner of its tables, "
-            f"{me['owner']!r}, run: {command('db', 'grant', kind, role)}"
+            f"{me['owner']!r}, run:",
+            fix=command("db", "grant", kind, role),
         )
     (found,) = database.rows("grantee", role=role)
     if not found["exists"]:
@@ -158,10 +159,11 @@ def no_tables(database: Database) -> NoTables:
     """The error that there are none, for whoever may make them or must ask."""
     me = own(database)
     if me["may_create"]:
-        return NoTables(f"{database.url.display} holds no studies yet; begin one with: studyhall run digits")
+        return NoTables(f"{database.url.display} holds no studies yet; begin one with:", fix="studyhall run digits")
     return NoTables(
         f"{_place(database)} has no tables yet, and user {me['name']!r} may not make them: let its owner "
-        f"{me['database_owner']!r} run: studyhall db upgrade; {command('db', 'grant', 'worker', me['name'])}"
+        f"{me['database_owner']!r} run:",
+        fix=f"studyhall db upgrade; {command('db', 'grant', 'worker', me['name'])}",
     )
 
 
@@ -173,13 +175,13 @@ def denied(database: Database) -> StorageError:
         return no_tables(database)
     if kind == "owner":
         return NotPermitted(
-            f"user {name!r} owns the tables of {_place(database)} and has lost rights to them; take them back with: "
-            "studyhall db upgrade"
+            f"user {name!r} owns the tables of {_place(database)} and has lost rights to them; take them back with:",
+            fix="studyhall db upgrade",
         )
     if lost(database).get(name):
         return NotPermitted(
-            f"user {name!r} lacks a part of a {kind}'s rights in {_place(database)}: "
-            f"let the owner {owner!r} run: {command('db', 'grant', kind, name)}"
+            f"user {name!r} lacks a part of a {kind}'s rights in {_place(database)}: let the owner {owner!r} run:",
+            fix=command("db", "grant", kind, name),
         )
     return _refusal(database, me, _RANKS[_RANKS.index(kind) + 1])
 
@@ -189,17 +191,18 @@ def _refusal(database: Database, me: Row, needed: str | None) -> NotPermitted:
     name, owner, place = me["name"], me["owner"], _place(database)
     if needed == "owner":
         return NotPermitted(
-            f"user {name!r} may not do this in {place}: only the owner of its tables may, {owner!r}; "
-            "name that user in --storage"
+            f"user {name!r} may not do this in {place}: only the owner of its tables may, {owner!r};",
+            fix="name that user in --storage",
         )
     as_worker = command("db", "grant", "worker", name)
     if me["kind"] is None:
         return NotPermitted(
             f"user {name!r} may not read the studies in {place}: let the owner {owner!r} run: "
-            f"{command('db', 'grant', 'viewer', name)}; to run studies, too: {as_worker}"
+            f"{command('db', 'grant', 'viewer', name)}; to run studies, too:",
+            fix=as_worker,
         )
     return NotPermitted(
-        f"user {name!r} is a viewer in {place} and may only look: let the owner {owner!r} run: {as_worker}"
+        f"user {name!r} is a viewer in {place} and may only look: let the owner {owner!r} run:", fix=as_worker
     )
 
 

@@ -39,14 +39,17 @@ VERDICTS: Final = {
 
 #: Where a person can do something about it that the server's own words don't tell.
 ADVICE: Final = {
-    "25006": "the server at {where} takes no writes (read-only): it may be a standby before its promotion; "
-    "name the primary, or let its operator end that",
-    "53100": "the disk of the server at {where} is full: free some space there",
-    "53200": "the server at {where} is out of memory: give it more, or run fewer workers",
-    "40P01": "the server at {where} kept meeting deadlocks: pg_stat_activity shows who locks",
-    "55P03": "the server at {where} gave up a statement at its lock_timeout: pg_stat_activity shows who locks",
-    "57014": "the server at {where} gave up a statement at its statement_timeout: raise that for this user",
+    "25006": (
+        "the server at {where} takes no writes (read-only): it may be a standby before its promotion;",
+        "name the primary, or let its operator end that",
+    ),
+    "53100": ("the disk of the server at {where} is full:", "free some space there"),
+    "53200": ("the server at {where} is out of memory:", "give it more, or run fewer workers"),
+    "40P01": ("the server at {where} kept meeting deadlocks:", "pg_stat_activity shows who locks"),
+    "55P03": ("the server at {where} gave up a statement at its lock_timeout:", "pg_stat_activity shows who locks"),
+    "57014": ("the server at {where} gave up a statement at its statement_timeout:", "raise that for this user"),
 }
+"""What is wrong, and what a person can do."""
 
 
 def verdict(error: psycopg2.Error) -> Verdict:

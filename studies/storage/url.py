@@ -7,6 +7,7 @@ may be anywhere.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
@@ -169,49 +170,68 @@ class StorageURL:
 def connection_error(url: StorageURL, exc: Exception) -> StorageUnreachable:
     """One clean line for a failed connection: psycopg2's own error, or SQLAlchemy's around it."""
     told = str(getattr(exc, "orig", None) or exc).strip()
-    for pattern, advice in _ADVICE.items():
+    host, port = url.hosts[0] if url.hosts else ("", None)
+    known = {
+        "where": url.where,
+        "url": url.display,
+        "pg_isready": shlex.join(["pg_isready", "-h", host or "localhost", "-p", str(port or 5432)]),
+    }
+    for pattern, (what, fix) in _ADVICE.items():
         if found := re.search(pattern, told):
             kind = TooManyConnections if pattern == _CROWDED else StorageUnreachable
-            return kind(advice.format(where=url.where, url=url.display, **found.groupdict()))
+            known |= found.groupdict()
+            return kind(what.format(**known), fix=fix.format(**known))
     return StorageUnreachable(f"cannot use PostgreSQL at {url.where}: {_without_secrets(url, told)}")
 
 
 _CROWDED: Final = r"too many (clients|connections)|connection slots are reserved"
+#: What libpq says, what is wrong by that, and what a person can do.
 _ADVICE: Final = {
     r'password authentication failed for user "(?P<user>.*?)"': (
-        "password authentication failed for user {user!r} at {where}: "
-        "set the right password in the URL, PGPASSWORD or ~/.pgpass"
+        "password authentication failed for user {user!r} at {where}:",
+        "set the right password in the URL, PGPASSWORD or ~/.pgpass",
     ),
-    r"no password supplied": ("the server at {where} asks for a password: set it in the URL, PGPASSWORD or ~/.pgpass"),
+    r"no password supplied": (
+        "the server at {where} asks for a password:",
+        "set it in the URL, PGPASSWORD or ~/.pgpass",
+    ),
     r'database "(?P<name>.*?)" does not exist': (
-        "database {name!r} does not exist at {where}: create it (createdb {name}), or correct {url}"
+        "database {name!r} does not exist at {where}:",
+        "create it (createdb {name}), or correct {url}",
     ),
     r'role "(?P<user>.*?)" does not exist': (
-        "user {user!r} does not exist at {where}: create it (createuser {user}), or correct {url}"
+        "user {user!r} does not exist at {where}:",
+        "create it (createuser {user}), or correct {url}",
     ),
-    _CROWDED: ("too many connections at {where}: end some, raise its max_connections, or use PgBouncer"),
+    _CROWDED: ("too many connections at {where}:", "end some, raise its max_connections, or use PgBouncer"),
     r"(no pg_hba.conf entry.*(no encryption|SSL off))|requires? SSL": (
-        "the server at {where} refuses unencrypted connections: add sslmode=require to the URL, "
-        "or let this machine in by the server's pg_hba.conf"
+        "the server at {where} refuses unencrypted connections:",
+        "add sslmode=require to the URL, or let this machine in by the server's pg_hba.conf",
     ),
     r"no pg_hba.conf entry|pg_hba.conf rejects": (
-        "the server at {where} does not let this user or machine in: add it to its pg_hba.conf"
+        "the server at {where} does not let this user or machine in:",
+        "add it to its pg_hba.conf",
     ),
     r"server does not support SSL": (
-        "the server at {where} does not speak SSL: switch it on there, or take sslmode out of the URL"
+        "the server at {where} does not speak SSL:",
+        "switch it on there, or take sslmode out of the URL",
     ),
     r'could not translate host name "(?P<host>.*?)"': (
-        "host {host!r} is not known on this machine: check its spelling in {url}, or the network"
+        "host {host!r} is not known on this machine:",
+        "check its spelling in {url}, or the network",
     ),
     r"the database system is (?P<what>starting up|shutting down|in recovery mode|not yet accepting)": (
-        "the server at {where} is not ready ({what}): try again in a moment"
+        "the server at {where} is not ready ({what}):",
+        "try again in a moment",
     ),
     r'service "(?P<name>.*?)" not found': (
-        "service {name!r} is in no service file: write it into ~/.pg_service.conf, or set PGSERVICEFILE"
+        "service {name!r} is in no service file:",
+        "write it into ~/.pg_service.conf, or set PGSERVICEFILE",
     ),
     r"Connection refused|No such file or directory|time(out expired|d out)|No route|unreachable"
     r"|closed the connection unexpectedly|could not receive data": (
-        "no PostgreSQL answers at {where}: is it running, and do host and port in {url} match it?"
+        "no PostgreSQL answers at {where}: start it, or correct {url}; see:",
+        "{pg_isready}",
     ),
 }
 

@@ -95,8 +95,8 @@ def test_a_stopped_server_says_that_none_answers(server: Postgres) -> None:
     server.kill()
     try:
         assert refusal(server.url) == (
-            f"no PostgreSQL answers at 127.0.0.1 port {server.port}: is it running, and do host and port in "
-            f"postgresql://postgres:***@127.0.0.1:{server.port}/postgres match it?"
+            f"no PostgreSQL answers at 127.0.0.1 port {server.port}: start it, or correct "
+            f"postgresql://postgres:***@127.0.0.1:{server.port}/postgres; see: pg_isready -h 127.0.0.1 -p {server.port}"
         )
     finally:
         server.start()

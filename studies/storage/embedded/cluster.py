@@ -166,7 +166,9 @@ class Cluster:
 
     def _create(self, account: Account, binaries: Path, log: IO[bytes], start_lock: int) -> None:
         if self.data.exists() and any(self.data.iterdir()):
-            raise EmbeddedServerError(f"{self.data} exists but is no PostgreSQL cluster: move it away, or {INSTEAD}")
+            raise EmbeddedServerError(
+                f"{self.data} exists but is no PostgreSQL cluster:", fix=f"move it away, or {INSTEAD}"
+            )
         said = log.tell()
         for torn in self.directory.glob("new-*"):  # its maker was killed: we hold the start lock
             shutil.rmtree(torn, ignore_errors=True)
@@ -249,7 +251,7 @@ class Cluster:
         version = (self.data / "PG_VERSION").read_text().strip()
         if version != MAJOR:
             told = f"{self.data} is a cluster of PostgreSQL {version}, and this Studyhall has {MAJOR}"
-            raise EmbeddedServerError(f"{told}: move it away, or {INSTEAD}")
+            raise EmbeddedServerError(f"{told}:", fix=f"move it away, or {INSTEAD}")
 
     def _failure(self, reason: str, what: str = "start") -> EmbeddedServerError:
         return EmbeddedServerError(f"the embedded PostgreSQL cannot {what}: {reason} (log: {self.log})")

@@ -120,7 +120,7 @@ class EmbeddedServer:
                     if shared:
                         self._join()
                     raise EmbeddedServerError(
-                        f"the embedded server is in use by {who}: end them first, or stop it with --force"
+                        f"the embedded server is in use by {who}:", fix="end them first, or stop it with --force"
                     )
                 self._kept.unlink(missing_ok=True)
                 if running:
@@ -205,9 +205,8 @@ class EmbeddedServer:
             # The same kernel under another name is another container here: flock reaches there.
             if name != socket.gethostname() and not (boot and boot == _boot_id()):
                 raise EmbeddedServerError(
-                    f"the embedded server of {self.home} runs on host {name!r}, and serves only that one: "
-                    f"{INSTEAD}, or set STUDYHALL_HOME to a local disk; "
-                    f"if {name!r} is gone, remove {self._host}"
+                    f"the embedded server of {self.home} runs on host {name!r}, and serves only that one:",
+                    fix=f"{INSTEAD}, or set STUDYHALL_HOME to a local disk; if {name!r} is gone, remove {self._host}",
                 )
 
     # -- around ----------------------------------------------------------------------------------------
@@ -225,8 +224,8 @@ class EmbeddedServer:
             while not try_lock(lock, fcntl.LOCK_EX):
                 if time.monotonic() > deadline:
                     raise EmbeddedServerError(
-                        f"another process has been starting or stopping the embedded server for "
-                        f"{_TURN:.0f} s: see {self._cluster.log}"
+                        f"another process has been starting or stopping the embedded server for {_TURN:.0f} s:",
+                        fix=f"see {self._cluster.log}",
                     )
                 time.sleep(0.005)
             try:
@@ -244,8 +243,8 @@ class EmbeddedServer:
             if exc.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 reason = "its file system has no file locks"
             raise EmbeddedServerError(
-                f"the embedded server in {self.home} cannot {what}: {reason}; "
-                f"set STUDYHALL_HOME to a local directory that you can write, or {INSTEAD}"
+                f"the embedded server in {self.home} cannot {what}: {reason};",
+                fix=f"set STUDYHALL_HOME to a local directory that you can write, or {INSTEAD}",
             ) from exc
 
 
