@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from studies.endings import BY_HAND, EXTENSIONS, require_open
+from studies.endings import BY_HAND, CANCELLED, EXTENSIONS, require_open
 from studies.errors import StorageError, command
 from studies.spec.script import OWN_ATTRIBUTES
 
@@ -102,7 +102,7 @@ def cancel(storage: PostgresStorage, record: StudyRecord, number: int) -> bool:
         # A worker that is gone has no next step.
         storage.leases.sweep(record)
         trial = storage.trial(record, number)
-        if trial.user_attrs.get("error") == "cancelled" or not trial.state.is_finished():
+        if trial.user_attrs.get("error") == CANCELLED or not trial.state.is_finished():
             return trial.state.is_finished()
     raise StorageError(
         f"trial {number} of study {record.name!r} {_is(trial)}; only waiting and running trials can be cancelled"
@@ -201,5 +201,5 @@ def _history(trial: FrozenTrial) -> list[int]:
 
 def _is(trial: FrozenTrial) -> str:
     if trial.state.name == "FAIL":
-        return "was cancelled" if trial.user_attrs.get("error") == "cancelled" else "has failed"
+        return "was cancelled" if trial.user_attrs.get("error") == CANCELLED else "has failed"
     return f"is {trial.state.name.lower()}"

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Final
 from studies.errors import StorageError, command
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from studies.storage.records import Status
 
 #: The stop reason when a person stopped the study; Optuna's ``study.stop()`` leaves "stopped".
 BY_HAND: Final = "by hand"
+
+#: The error of a trial that a person cancelled; the database writes it as well.
+CANCELLED: Final = "cancelled"
 
 #: By the reason that the database gives.
 END_WORDS: Final = {
@@ -37,6 +42,12 @@ def way_on(study: str, ended: str) -> str:
     if ended in EXTENSIONS:
         return f"{command('extend', study)} {EXTENSIONS[ended]}"
     return command("resume", study)
+
+
+def failure_of(trial: FrozenTrial) -> str | None:
+    """The error of a trial that failed by itself; ``None`` of one that did not fail, was cancelled, or gave none."""
+    error = trial.user_attrs.get("error")
+    return str(error) if trial.state.name == "FAIL" and error not in (None, CANCELLED) else None
 
 
 def require_open(now: Status) -> None:

@@ -35,6 +35,8 @@ import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from studies.text import in_one_line
+
 
 class StudyhallError(Exception):
     """The base of every error that Studyhall raises on purpose.
@@ -150,7 +152,7 @@ def one_line(error: BaseException) -> str:
         text = str(error)
     except Exception as broken:  # whose own text is not asked for
         text = f"{type(error).__name__} (its text cannot be read: {type(broken).__name__})"
-    return " ".join(text.split()) or type(error).__name__
+    return in_one_line(text) or type(error).__name__
 
 
 def described(error: BaseException) -> str:

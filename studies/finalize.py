@@ -10,7 +10,6 @@ weights into ``directory``, calls ``progress(done, total)`` now and then, and re
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import tempfile
@@ -98,7 +97,7 @@ def finalize(
             "looks": (stored(storage, record) or {"looks": 0})["looks"] + 1,
         }
         _write(beside / "config.json", {"study": record.name, "trial": trial.number, "params": trial.params,
-                                        "spec": json.loads(spec.to_json())})  # fmt: skip
+                                        "spec": spec.to_data()})  # fmt: skip
         _write(beside / "metrics.json", {"study": record.name, **_value(trial), **final})
         beside.chmod(0o755)
         if directory.is_symlink():

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.endings import CANCELLED
 from studies.storage.records import Attempt, Status
+from studies.text import in_one_line
 
 #: The pace is that of so many trials, the last ones, and of at least four for each that runs.
 PACE_TRIALS: Final = 50
@@ -256,11 +258,11 @@ def _failures(trials: Iterable[FrozenTrial]) -> tuple[int, list[Failures]]:
     newest: dict[str, str] = {}
     for trial in trials:
         if trial.state == TrialState.FAIL:
-            reason = " ".join(str(trial.user_attrs.get("error", "no reason was given")).split())
+            reason = in_one_line(str(trial.user_attrs.get("error", "no reason was given")))
             kind = reason.partition(": ")[0]
             counts[kind] += 1
             newest[kind] = reason
-    cancelled = counts.pop("cancelled", 0)
+    cancelled = counts.pop(CANCELLED, 0)
     return cancelled, [Failures(count=count, reason=newest[kind]) for kind, count in counts.most_common()]
 
 

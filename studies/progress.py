@@ -14,7 +14,7 @@ from rich.text import Text
 
 from studies.errors import command
 from studies.storage import REMIND
-from studies.text import coloured, duration, number, printable
+from studies.text import coloured, number, printable, time_left
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +122,7 @@ class Progress:
         if now.paused:
             facts.append(f"paused; go on with: {command('resume', now.study)}")
         elif left is not None:
-            facts.append(f"{duration(left)} left")
+            facts.append(time_left(left))
         return ", ".join(facts)
 
     def _seconds_left(self, now: Status) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import uuid4
 
 from studies import checkpoint_stores, objective
-from studies.endings import END_WORDS, way_on
+from studies.endings import END_WORDS, failure_of, way_on
 from studies.errors import ObjectiveError, StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.notify.notifier import Notifier
 from studies.spec.script import Script, find, found_as, is_script
@@ -226,11 +226,7 @@ def require_runnable(record: StudyRecord, allow: Sequence[str], data_dir: Path, 
 def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, *, must_be_over: bool = True) -> None:
     """Raise :exc:`StudyhallError` where a study ended of its failures, or did not end though its workers did."""
     if now.ended == "failures":
-        failed = [
-            (trial.number, trial.user_attrs["error"])
-            for trial in storage.trials(record)
-            if trial.state.name == "FAIL" and trial.user_attrs.get("error", "cancelled") != "cancelled"
-        ]
+        failed = [(trial.number, error) for trial in storage.trials(record) if (error := failure_of(trial))]
         last = "".join(
             f", the last ({number}) with: {error}; see: {command('show', record.name, number)}"
             for number, error in failed[-1:]

@@ -95,14 +95,11 @@ class Study:
         if "trials" in overrides:
             overrides["budget"] = {**overrides.get("budget", {}), "trials": overrides.pop("trials")}
         for key, value in overrides.items():
-            if key in ("direction", "directions"):
-                data.pop("direction", None)
-                data.pop("directions", None)
             if isinstance(value, Mapping) and isinstance(data.get(key), dict):
                 for part in sorted(value, key=lambda part: part != "name"):  # a new name drops the old options
                     put(data[key], (key, part), value[part])
             else:
-                data[key] = value
+                put(data, (key,), value)
         script = take_script(data)
         spec = StudySpec.from_dict(data, "spec" if isinstance(source, Mapping) else str(source))
         opened, owns = _open(storage)

@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def in_one_line(text: str) -> str:
+    """``text`` without line breaks, and with single spaces."""
+    return " ".join(text.split())
+
+
 def coloured(line: str) -> str:
     """:func:`printable`, but for tabs and colours: of what a user's own program prints."""
     parts = _COLOUR.split(line.expandtabs())
@@ -34,8 +39,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}"
 
 
-def duration(seconds: float) -> str:
-    """``35 ms``, ``48 s``, ``3:20``, ``2:03:20``: as short as it stays clear."""
+def duration(seconds: float, *, is_live: bool = False) -> str:
+    """``35 ms``, ``48 s``, ``3:20``, ``2:03:20``: as short as it stays clear. ``is_live``: in whole seconds, as what is
+    drawn again and again would flicker otherwise."""
+    if is_live and seconds < 59.5:
+        return f"{seconds:.0f} s"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.5:
@@ -43,6 +51,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def time_left(seconds: float | None) -> str:
+    """``3:20 left``; ``– left`` where nobody knows."""
+    return f"{'–' if seconds is None else duration(max(1.0, seconds), is_live=True)} left"
 
 
 def number(value: float | None) -> str:

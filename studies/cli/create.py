@@ -10,7 +10,7 @@ from studies.cli.common import (
     goal,
     say,
 )
-from studies.cli.target import read_spec, say_grid, spec_options
+from studies.cli.target import Target, say_grid, spec_options
 from studies.text import counted
 
 
@@ -19,11 +19,7 @@ from studies.text import counted
 @common_options
 def create(
     common: Common,
-    target: str,
-    name: str | None,
-    trials: int | None,
-    directions: tuple[str, ...],
-    settings: tuple[str, ...],
+    target: Target,
 ) -> None:
     """Create a study without running it.
 
@@ -33,7 +29,7 @@ def create(
     from studies.objective import work_command
     from studies.storage.url import LEGAL
 
-    spec, script = read_spec(target, name, trials, directions, settings)
+    spec, script = target.read()
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
         of = counted((record.budget or spec.budget).trials, "trial")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -111,19 +111,27 @@ def start_mirror(
     )
 
 
-def news(process: MirrorProcess, tracking_uri: str | None) -> Iterator[str]:
-    """What a mirror had to say since the last call, for people."""
+def news(process: MirrorProcess, tracking_uri: str | None, *, but: Collection[str] = ()) -> Iterator[str]:
+    """What a mirror had to say since the last call, for people, but for events of these kinds."""
     for event in process.news():
-        if event["event"] == "connected":
-            yield f"mirroring into {_place(tracking_uri)}"
-        elif event["event"] in ("waiting", "refused"):
-            yield f"{event['event']}: {event['message']}"
-        elif event["event"] == "page" and (tracking_uri or "").startswith("http"):
-            yield f"{event['study']} is at {tracking_uri}/{event['page']}"
-        elif event["event"] == "writing":
-            yield f"{event['study']}: {event['done']:,} of {counted(event['trials'], 'trial')} in MLflow"
-        elif event["event"] == "mirrored":
-            yield f"{event['study']}: {counted(event['trials'], 'trial')} in MLflow"
+        line = None if event["event"] in but else _line(event, tracking_uri)
+        if line:
+            yield line
+
+
+def _line(event: Mapping[str, Any], tracking_uri: str | None) -> str | None:
+    match event["event"]:
+        case "connected":
+            return f"mirroring into {_place(tracking_uri)}"
+        case "waiting" | "refused" as kind:
+            return f"{kind}: {event['message']}"
+        case "page" if (tracking_uri or "").startswith("http"):
+            return f"{event['study']} is at {tracking_uri}/{event['page']}"
+        case "writing":
+            return f"{event['study']}: {event['done']:,} of {counted(event['trials'], 'trial')} in MLflow"
+        case "mirrored":
+            return f"{event['study']}: {counted(event['trials'], 'trial')} in MLflow"
+    return None
 
 
 def _place(tracking_uri: str | None) -> str:
@@ -211,9 +219,8 @@ class Mirroring:
         """Pass on what it says; call it about twice a second."""
         if self._is_over:
             return
-        for line in news(self._process, self._uri):
-            if not line.endswith(" in MLflow"):  # the study's own progress is shown anyway
-                self._output(line)
+        for line in news(self._process, self._uri, but=("writing", "mirrored")):  # the study's progress is shown anyway
+            self._output(line)
         if self._process.popen.poll() is not None:
             self._process.wait()
             self._is_over = True

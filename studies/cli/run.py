@@ -12,7 +12,7 @@ from studies.cli.common import (
     common_options,
 )
 from studies.cli.mirror import checked
-from studies.cli.target import read_spec, spec_options
+from studies.cli.target import Target, spec_options
 from studies.cli.workers import conclude, run_workers, worker_options
 from studies.endings import BY_HAND
 from studies.errors import StudyhallError, StudyNotFound, command
@@ -25,11 +25,7 @@ from studies.errors import StudyhallError, StudyNotFound, command
 @common_options
 def run(
     common: Common,
-    target: str,
-    name: str | None,
-    trials: int | None,
-    directions: tuple[str, ...],
-    settings: tuple[str, ...],
+    target: Target,
     workers: int | None,
     data_dir: Path | None,
     lease: float,
@@ -47,7 +43,7 @@ def run(
     from studies.session import permissions
 
     mirrors = [checked(tracking_uri)] if mlflow else []
-    spec, script = read_spec(target, name, trials, directions, settings)
+    spec, script = target.read()
     with common.open(create=True) as storage:
         try:
             record = storage.find_study(spec.name)

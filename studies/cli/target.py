@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,8 +21,45 @@ if TYPE_CHECKING:
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-spec_options = together(
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """TARGET and the options beside it, as they were typed."""
+
+    target: str
+    name: str | None
+    trials: int | None
+    directions: tuple[str, ...]
+    settings: tuple[str, ...]
+
+    def read(self) -> tuple[StudySpec, Script | None]:
+        """The study that they define, and the script of its objective, if it is one.
+
+        Raises:
+            SpecError: something in it is not legal.
+            ObjectiveError: the script cannot be read.
+        """
+        from studies.spec.source import override, put, read_target, take_script
+        from studies.spec.study import StudySpec
+
+        data = read_target(self.target)
+        for setting in self.settings:
+            override(data, setting)
+        if self.trials is not None:
+            override(data, f"budget.trials={self.trials}")
+        if len(self.directions) > 1:
+            put(data, ("directions",), list(self.directions))
+        elif self.directions:
+            put(data, ("direction",), self.directions[0])
+        if self.name is not None:
+            put(data, ("name",), self.name)
+        script = take_script(data)
+        return StudySpec.from_dict(data, self.target), script
+
+
+_options = together(
     click.argument("target", metavar="TARGET", shell_complete=complete_targets),
     click.option("--name", help="The study's name; default: the spec's."),
     click.option("--trials", type=int, metavar="N", help="Short for --set budget.trials=N."),
@@ -28,26 +68,15 @@ spec_options = together(
 )
 
 
-def read_spec(
-    target: str, name: str | None, trials: int | None, directions: tuple[str, ...], settings: tuple[str, ...]
-) -> tuple[StudySpec, Script | None]:
-    """The study that the options define, and the script of its objective, if it is one."""
-    from studies.spec.source import override, read_target, take_script
-    from studies.spec.study import StudySpec
+def spec_options(command: F) -> F:
+    """Give ``command`` the options that define a study, as the argument ``target``, a :class:`Target`."""
 
-    data = read_target(target)
-    for setting in settings:
-        override(data, setting)
-    if trials is not None:
-        override(data, f"budget.trials={trials}")
-    if directions:
-        data.pop("direction", None)
-        data.pop("directions", None)
-        data |= {"directions": list(directions)} if len(directions) > 1 else {"direction": directions[0]}
-    if name is not None:
-        data["name"] = name
-    script = take_script(data)
-    return StudySpec.from_dict(data, target), script
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> Any:
+        given = {field.name: options.pop(field.name) for field in fields(Target)}
+        return command(target=Target(**given), **options)
+
+    return _options(wrapped)  # type: ignore[return-value]  # click's decorators keep the callable, not its type
 
 
 def say_grid(spec: StudySpec) -> None:

@@ -12,7 +12,7 @@ import click
 from studies.cli.common import Common, common_options, say, study_argument
 from studies.cli.formats import echo
 from studies.errors import StorageUnreachable, StudyNotFound, command
-from studies.text import number
+from studies.text import number, time_left
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -48,7 +48,7 @@ def watch(common: Common, name: str, every: float) -> None:
     """
     with common.open() as storage:
         record = storage.find_study(name)
-        metric = record.spec.metric_names[0] if record.spec else "value"
+        metric = storage.objective_names(record)[0]
         _end_in_order()
         with _view(metric, every) as view:
             seen = _follow(storage, record, view)
@@ -226,7 +226,7 @@ def _print_line(text: str) -> None:
 
 
 def _facts(seen: Overview) -> str:
-    from studies.cli.watch_picture import state_of, time_left, way_to_join
+    from studies.cli.watch_picture import state_of, way_to_join
 
     now = seen.status
     of = f" of {now.budget.trials:,}" if now.budget else ""
@@ -236,7 +236,7 @@ def _facts(seen: Overview) -> str:
     if now.best:
         facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
     if seen.seconds_left is not None:
-        facts.append(time_left(seen))
+        facts.append(time_left(seen.seconds_left))
     facts.append(state_of(seen)[0])
     way = way_to_join(seen)
     return f"{now.study}: {', '.join(facts)}" + (f"; join with: {way}" if way else "")

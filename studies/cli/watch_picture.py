@@ -14,7 +14,7 @@ from studies.endings import END_WORDS
 from studies.errors import command
 from studies.objective import work_command
 from studies.overview import share_rows, sparkline
-from studies.text import counted, duration, number, printable
+from studies.text import counted, duration, number, printable, time_left
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,16 +73,6 @@ def way_to_join(seen: Overview) -> str | None:
     return work_command(now.study, now.objective, now.store)
 
 
-def time_left(seen: Overview) -> str:
-    """How long it still takes, or that nobody knows."""
-    return f"{'–' if seen.seconds_left is None else _whole(max(1.0, seen.seconds_left))} left"
-
-
-def _whole(seconds: float) -> str:
-    """As :func:`duration`, but nothing below a second: it would flicker."""
-    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
-
-
 def _line(*parts: str | tuple[str, str] | Text) -> Text:
     """One line, cut where the terminal ends."""
     shown = [
@@ -118,7 +108,7 @@ def _headline(seen: Overview, console: Console, trouble: str | None) -> list[Ren
     if now.budget:
         done = f"{now.finished:,} of {now.budget.trials:,} trials"
         if now.ended is None:
-            done += f", {time_left(seen)}"
+            done += f", {time_left(seen.seconds_left)}"
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(
@@ -209,7 +199,7 @@ def _workers_table(seen: Overview, rows: int, width: int) -> Table:
             "–" if worker.step is None else str(worker.step),
             str(throughput.done),
             _rate(throughput.per_hour),
-            f"{_whole(worker.seen_seconds_ago)} ago",
+            f"{duration(worker.seen_seconds_ago, is_live=True)} ago",
         )
     if shown < len(workers):
         table.add_row(Text(_more(len(workers), shown), "dim"))

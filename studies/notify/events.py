@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from optuna.trial import TrialState
-
-from studies.endings import END_WORDS
+from studies.endings import END_WORDS, failure_of
 from studies.overview import is_over
 from studies.spec.study import Event
-from studies.text import printable
+from studies.text import in_one_line, printable
 from studies.values import finite, strict
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ class News:
         self._taker = str(uuid.uuid4())
         self.name = record.name
         self._wanted = (record.spec.notify.events if record.spec else None) or list(_KINDS)
-        self._metric = record.spec.metric_names[0] if record.spec else "value"
+        self._metric = storage.objective_names(record)[0]
         self._old: set[str] = set()
         self._told: set[str] = set()
         self._gathering: float | None = None
@@ -93,7 +91,7 @@ class News:
         details = {"best": self._best, "finished": self._end, "failures": self._end, "worker_lost": self._losses}
         text, data = details[event](names)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = printable(" ".join(f"{self.name}: {text}".split()))
+        text = printable(in_one_line(f"{self.name}: {text}"))
         return {"event": event, "study": self.name, "text": text, "time": now, **data}
 
     def _look(self) -> None:
@@ -172,9 +170,9 @@ class News:
 
     def _last_error(self) -> tuple[int | None, str]:
         errors = [
-            (trial.datetime_complete or datetime.min, trial.number, str(trial.user_attrs["error"]))
+            (trial.datetime_complete or datetime.min, trial.number, error)
             for trial in self._storage.trials(self._record)
-            if trial.state == TrialState.FAIL and trial.user_attrs.get("error", "cancelled") != "cancelled"
+            if (error := failure_of(trial))
         ]
         return max(errors)[1:] if errors else (None, "no reason was given")
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from studies.spec.locations import mask_url
+from studies.text import in_one_line
 
 #: Seconds that an address may be silent.
 ANSWER_SECONDS: Final = 5.0
@@ -69,7 +70,7 @@ def post(url: str, message: Mapping[str, Any]) -> None:
             raise Undelivered(reason, is_final=is_final) from None
     except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
         cause = getattr(error, "reason", error)
-        reason = " ".join(str(getattr(cause, "strerror", None) or cause or type(cause).__name__).split())
+        reason = in_one_line(str(getattr(cause, "strerror", None) or cause or type(cause).__name__))
         raise Undelivered(reason.replace(url, mask_url(url)), is_final=False) from None
 
 

@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.errors import command
 from studies.report.snapshot import quiet, snapshot
-from studies.report.words import count, duration, moment, number, param
-from studies.text import counted, printable
+from studies.report.words import count, moment, param
+from studies.text import counted, duration, in_one_line, number, printable
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
@@ -154,7 +154,7 @@ def _trial(data: StudyData, trial: FrozenTrial, params: Iterable[str]) -> str:
     seconds = (span[1] - span[0]).total_seconds() if span else None
     is_repeated = attempt is not None and attempt.times > 1
     state = trial.state.name.lower()
-    error = " ".join(str(trial.user_attrs.get("error", "")).split()) if trial.state == TrialState.FAIL else ""
+    error = in_one_line(str(trial.user_attrs.get("error", ""))) if trial.state == TrialState.FAIL else ""
     values = trial.values or [None] * len(data.directions)
     worker = (f"{attempt.host} {attempt.device}" if attempt.host else attempt.worker) if attempt else "–"
     cells = [

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from studies.errors import SpecError, nearest
-from studies.spec.source import override
+from studies.spec.source import read_value
 from studies.spec.space import CategoricalParameter, FloatParameter, IntParameter
 from studies.values import to_text
 
@@ -58,9 +58,7 @@ def open_conditions(params: Mapping[str, Any], space: Space) -> dict[str, str]:
 
 
 def _read(name: str, text: str, space: Space) -> Any:
-    data: dict[str, Any] = {}
-    override(data, f"value={text}")
-    value = data["value"]
+    value = read_value(text)
     if not space:
         try:
             json.dumps(value, allow_nan=False)

@@ -78,7 +78,7 @@ def _callable_in(file: str) -> str:
 def override(data: dict[str, Any], setting: str) -> None:
     """Apply ``--set KEY=VALUE`` to ``data`` in place.
 
-    The value is read as TOML (``3``, ``1e-3``, ``true``, ``[1, 2]``, ``"text"``) and else taken as text.
+    The value is read by :func:`read_value`.
 
     Raises:
         SpecError: no ``=``, an empty part of the key, or a key below something that is no table.
@@ -87,22 +87,30 @@ def override(data: dict[str, Any], setting: str) -> None:
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
         raise SpecError(f"--set {setting!r} is not KEY=VALUE; for example --set budget.trials=20")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except ValueError:  # no TOML, or an integer that is too long
-        value = text
     table: Any = data
     for depth, part in enumerate(parts[:-1], start=1):
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise SpecError(f"--set {setting!r}: {'.'.join(parts[:depth])} is a value, not a table of keys")
-    put(table, parts, value)
+    put(table, parts, read_value(text))
+
+
+def read_value(text: str) -> Any:
+    """A value as a person types it: TOML (``3``, ``1e-3``, ``true``, ``[1, 2]``, ``"text"``), else text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:  # no TOML, or an integer that is too long
+        return text
 
 
 def put(table: dict[str, Any], key: Sequence[str], value: Any) -> None:
-    """Let ``key``, whose last part lies in ``table``, be ``value``. Another sampler or pruner has no options yet."""
+    """Let ``key``, whose last part lies in ``table``, be ``value``, in the place of what it excludes: the options of
+    another sampler or pruner, the direction that was given in the other spelling."""
     if tuple(key) in (("sampler", "name"), ("pruner", "name")) and table.get("name") != value:
-        table.pop("options", None)  # they were another's
+        table.pop("options", None)
+    if tuple(key) in (("direction",), ("directions",)):
+        table.pop("direction", None)
+        table.pop("directions", None)
     table[key[-1]] = value
 
 

@@ -236,7 +236,11 @@ class StudySpec(Section):
     def to_json(self) -> str:
         """Canonical JSON: every key, defaults included, in the order of the fields and of the space; of
         notify.url only what may be seen."""
-        return json.dumps(self._shown(mode="json", exclude_none=True), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(self.to_data(), ensure_ascii=False, separators=(",", ":"))
+
+    def to_data(self) -> dict[str, Any]:
+        """What :meth:`to_json` writes."""
+        return self._shown(mode="json", exclude_none=True)
 
     def to_file(self) -> dict[str, Any]:
         """What a study file would say, but for the secret in notify.url: a dict without defaults, whose parameters

@@ -17,6 +17,7 @@ from optuna.study._tell import _tell_with_warning
 from optuna.trial import TrialState
 
 from studies.checkpoint_stores import CheckpointStore, open_store
+from studies.endings import CANCELLED
 from studies.errors import LeaseLost, Refused, StorageError, StorageUnreachable, StudyhallError, described
 from studies.objective import Objective
 from studies.search.samplers import grid_of
@@ -218,7 +219,7 @@ class Worker:
             return
         if held.lease.cancelled and state != TrialState.COMPLETE:
             state = TrialState.FAIL
-            trial.set_user_attr("error", "cancelled")
+            trial.set_user_attr("error", CANCELLED)
         # Study.tell without its answer, a deep copy of the trial that nobody here looks at.
         try:
             _tell_with_warning(study.optuna, trial, values, state)

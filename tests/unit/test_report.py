@@ -35,7 +35,6 @@ from studies.report.lanes import rows
 from studies.report.page import report, single
 from studies.report.part import remark
 from studies.report.snapshot import CONTOUR_CELLS, importances
-from studies.report.words import duration
 from studies.spec.space import categorical
 from studies.spec.study import BudgetSpec
 from studies.storage.records import Attempt, Point, Status
@@ -529,14 +528,6 @@ def test_what_cannot_be_written_is_known_beforehand(name: str, words: str, tmp_p
     with pytest.raises(StudyhallError, match=words):
         require_writable(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.0, "0 s"), (0.123, "0.12 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (3600, "1 h 0 min"), (360_000, "4 d 4 h")],
-)
-def test_a_duration_reads_well(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 # Choices of odd types

@@ -111,7 +111,6 @@ def spec_with(*settings: str) -> StudySpec:
         (f"name={'x' * 129}", "has 129 characters; at most 128 are legal"),
         ("name=-x", "begins or ends with a space, or begins with '-'; remove that"),
         ("direction=max", "direction = 'max': should be 'minimize' or 'maximize'"),
-        ("directions=['minimize']", "direction and directions are both given; keep one"),
         ("metric=['a', 'b']", "metric holds 2 names, and the study has 1 direction; give one name for each"),
         ("objective.path=nowhere", "objective: path 'nowhere' is not package.module:callable or path/to/file.py"),
         ("seed=-1", "seed = -1: should be greater than or equal to 0"),
@@ -167,6 +166,14 @@ def test_another_sampler_or_pruner_drops_the_options_of_the_one_before() -> None
     assert data["pruner"]["options"] == {"min_resource": 3}
     override(data, "pruner.name=none")
     assert data["pruner"] == {"name": "none"}
+
+
+def test_a_direction_is_set_in_one_spelling_alone() -> None:
+    data = {**BASE, "direction": "maximize"}
+    override(data, "directions=['minimize', 'maximize']")
+    assert "direction" not in data
+    with pytest.raises(SpecError, match="direction and directions are both given; keep one"):
+        StudySpec.from_dict({**data, "direction": "maximize"})
 
 
 def test_a_script_is_sought_beside_the_study_file_that_names_it(tmp_path: Path) -> None:
