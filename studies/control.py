@@ -186,11 +186,7 @@ def _add_waiting(storage: PostgresStorage, record: StudyRecord, **contents: Any)
 
 
 def _status_of_ours(storage: PostgresStorage, record: StudyRecord) -> Status:
-    if record.budget is None:
-        raise StorageError(
-            f"study {record.name!r} was made by Optuna, not by studyhall: its workers would not obey; "
-            "end them where they run"
-        )
+    record.require_spec("its workers would not obey; end them where they run")
     return storage.status(record)
 
 

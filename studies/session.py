@@ -189,8 +189,7 @@ def find_scripts(
 def _own_objective(record: StudyRecord, given: Script) -> str:
     """What a study runs instead of the script that was ``given``, and the option that lets it."""
 
-    assert record.spec is not None  # as of every study that workers can run
-    path = record.spec.objective.path
+    path = record.require_spec("it runs no script").objective.path
     if not is_script(path):
         allow = shlex.join(objective.way_to_allow(path))
         instead = f"give {allow} instead" if allow else "leave --objective out"
@@ -209,18 +208,15 @@ def require_runnable(record: StudyRecord, allow: Sequence[str], data_dir: Path, 
     """The spec of a study, by which workers know what it runs.
 
     Raises:
-        StudyhallError: stock Optuna made it.
+        StorageError: stock Optuna made it.
         ObjectiveError: its objective is not among those that ``allow`` says, and the operator has given no script.
         CheckpointError: its place for checkpoints is neither in ``allow`` nor below ``data_dir``.
     """
-    if record.spec is None:
-        raise StudyhallError(
-            f"study {record.name!r} was made by Optuna, not by studyhall: no worker knows what it runs"
-        )
+    spec = record.require_spec("no worker knows what it runs")
     if not has_script:
-        objective.require_allowed(record.spec.objective.path, allow, record.name)
-    checkpoint_stores.require_allowed(record.spec.checkpoints.store, allow, data_dir, record.name)
-    return record.spec
+        objective.require_allowed(spec.objective.path, allow, record.name)
+    checkpoint_stores.require_allowed(spec.checkpoints.store, allow, data_dir, record.name)
+    return spec
 
 
 def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, *, must_be_over: bool = True) -> None:

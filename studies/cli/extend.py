@@ -66,8 +66,7 @@ def extend(
         record = storage.find_study(name)
         if directions:
             storage.change_directions(record, directions)
-            spec = storage.find_study(name).spec
-            assert spec is not None  # as of every study whose directions can be changed
+            spec = storage.find_study(name).require_spec("it has no spec")
             say(f"study {name!r}: {goal(spec, is_new=False)}")
             say(status_line(storage.status(record), record))
             return

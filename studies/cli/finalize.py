@@ -65,8 +65,7 @@ def finalize(
     with common.open() as storage:
         record = storage.find_study(name)
         trial = choose_trial(storage, record, trial_number)
-        if record.spec is None:
-            raise StudyhallError(f"study {name!r} was made by Optuna, not by studyhall: its objective is not known")
+        spec = record.require_spec("its objective is not known")
         final.require_complete(record, trial)
         before = final.stored(storage, record)
         if before and not again:
@@ -78,21 +77,21 @@ def finalize(
         storage.require("worker")  # not after hours of training
         script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
         if script is None:
-            require_allowed(record.spec.objective.path, allow, name)
+            require_allowed(spec.objective.path, allow, name)
         final.require_new(directory)
         device = devices.choose(1, os.environ.get("CUDA_VISIBLE_DEVICES"))[0]
         os.environ.update(device.environment)  # before the objective imports PyTorch
         objective = build(
-            script.path if script else record.spec.objective.path,
-            record.spec.objective.args,
+            script.path if script else spec.objective.path,
+            spec.objective.args,
             allow=[*allow, *([script.path] if script else [])],
-            space=tuple(record.spec.space),
+            space=tuple(spec.space),
             data_dir=data_dir_or_default(data_dir),
             sha256=script.sha256 if script else None,
         )
         retraining = f"retraining trial {trial.number} of {name} on training and validation data ({device.label})"
         metrics = final.finalize(
-            storage, record, record.spec, trial, objective,
+            storage, record, spec, trial, objective,
             device=device.torch, directory=directory, begin=lambda: say(retraining), progress=_show,
         )  # fmt: skip
     echo(*(f"{key} {number(value)}" for key, value in metrics.items()))

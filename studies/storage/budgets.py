@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from studies.errors import SpecError, StorageError
+from studies.errors import SpecError
 from studies.spec.study import StudySpec
 from studies.storage.database import Database, new_token
 from studies.storage.records import StudyRecord
@@ -44,24 +44,24 @@ class Budgets:
             SpecError: a value is not legal; nothing is changed.
             StorageError: the study was not made by studyhall.
         """
-        if record.spec is None or record.budget is None:
-            raise StorageError(f"study {record.name!r} was made by Optuna, not by studyhall: it has no budget")
+        spec = record.require_spec("it has no budget")
         changes: dict[str, Any] = {
             "trials": trials,
             "max_failures": max_failures,
             "timeout": timeout,
             "target": target,
         }
-        budget = record.budget.model_dump() | {key: value for key, value in changes.items() if value is not None}
+        now = record.budget or spec.budget
+        budget = now.model_dump() | {key: value for key, value in changes.items() if value is not None}
         budget["trials"] += more_trials
         budget["max_failures"] += more_failures
-        size = record.spec.combinations
+        size = spec.combinations
         if size is not None and budget["trials"] > size:
             raise SpecError(
                 f"{record.name}: budget.trials = {budget['trials']}: its grid has {size} combinations; "
                 f"legal are at most so many trials"
             )
-        StudySpec.from_dict({**record.spec.model_dump(exclude_none=True), "budget": budget}, record.name)
+        StudySpec.from_dict({**spec.model_dump(exclude_none=True), "budget": budget}, record.name)
         (row,) = self._database.rows(
             "extend",
             token=new_token(),

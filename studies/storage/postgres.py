@@ -282,16 +282,15 @@ class PostgresStorage(OptunaContract):
             StudyBusy: workers are at work on it, whose samplers and pruners would not learn of it.
             StorageError: the study was not made by studyhall.
         """
-        if record.spec is None:
-            raise StorageError(f"study {record.name!r} was made by Optuna, not by studyhall: change it there")
-        count = len(record.spec.all_directions)
+        before = record.require_spec("change it there")
+        count = len(before.all_directions)
         if len(directions) != count:
             raise SpecError(
                 f"study {record.name!r} has {counted(count, 'objective')}, not {len(directions)}: give --direction "
                 f"{'once' if count == 1 else 'once for each'}, or run it anew with another --name"
             )
         how: dict[str, Any] = {"directions": list(directions)} if count > 1 else {"direction": directions[0]}
-        spec = record.spec.model_copy(update={"direction": None, "directions": None, **how})
+        spec = before.model_copy(update={"direction": None, "directions": None, **how})
         now = self.database.rows(
             "change_directions",
             study_id=record.study_id,
@@ -301,7 +300,7 @@ class PostgresStorage(OptunaContract):
         )[0]
         if now["finished"]:
             raise SpecError(
-                f"study {record.name!r} {record.spec.goal}, and by that {counted(now['finished'], 'trial')} finished "
+                f"study {record.name!r} {before.goal}, and by that {counted(now['finished'], 'trial')} finished "
                 "already; run it anew with another --name"
             )
         if now["running"] or now["workers"]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from studies.errors import StorageError
+
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
@@ -30,6 +32,12 @@ class StudyRecord:
     """As the study was created; ``None`` where stock Optuna made it."""
     budget: BudgetSpec | None
     """As it stands now; ``None`` where stock Optuna made the study."""
+
+    def require_spec(self, otherwise: str) -> StudySpec:
+        """The spec; raises :exc:`StorageError`, which ends with ``otherwise``, where stock Optuna made the study."""
+        if self.spec is None:
+            raise StorageError(f"study {self.name!r} was made by Optuna, not by studyhall: {otherwise}")
+        return self.spec
 
 
 @dataclass(frozen=True, kw_only=True)
