@@ -9,27 +9,22 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import TrialState
 
-from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.endings import CANCELLED
 from studies.errors import LeaseLost, Refused, StorageUnreachable, StudyhallError, described
-from studies.objective import Objective
-from studies.search.samplers import grid_of
-from studies.spec.samplers import reseed
 from studies.spec.script import CHANGED_SCRIPT
 from studies.storage.postgres import PostgresStorage
-from studies.storage.records import Claim, StudyRecord
+from studies.storage.records import Claim
 from studies.trial import Interrupted, Trial, as_values
-from studies.worker.checkpoints import Checkpoints, delete_ended
+from studies.worker.checkpoints import Checkpoints
+from studies.worker.courier import Courier
 from studies.worker.held_trial import HeldTrial
-from studies.worker.lease import Courier
-from studies.worker.results import Results
+from studies.worker.served_study import ServedStudy, Service
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +32,6 @@ log = logging.getLogger(__name__)
 POLL, LONGEST_POLL = 0.25, 2.0
 #: Characters of an objective's error and traceback that are stored; of the traceback the last ones.
 MAX_ERROR, MAX_TRACEBACK = 2_000, 20_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Service:
-    """A study that a worker serves."""
-
-    record: StudyRecord
-    objective: Objective
-    share: float = 1.0
-    """Of the worker's trials, relative to the shares of its other studies."""
-    script_sha256: str | None = None
-    """Of the content of the objective's script, in hexadecimal; ``None`` where it is in no script."""
 
 
 class Worker:
@@ -92,7 +75,7 @@ class Worker:
         self._lease_seconds = lease_seconds
         self._results = results
         self._pid = os.getpid()
-        self._studies = [_Study(storage, service, results) for service in services]
+        self._studies = [ServedStudy(storage, service, results) for service in services]
         self._courier = Courier(storage, worker_id=worker_id, lease_seconds=lease_seconds, stop=stop)
 
     def run(self) -> str:
@@ -125,7 +108,7 @@ class Worker:
                     poll = min(LONGEST_POLL, poll * 1.5)
         return "interrupted" if self._stop.is_set() else reason
 
-    def _take(self) -> tuple[_Study, Claim] | str | None:
+    def _take(self) -> tuple[ServedStudy, Claim] | str | None:
         """A trial of the study that has had the least of its share; or the reason why one of the studies
         is over, which is served no longer; or ``None`` for now."""
         for study in sorted(self._studies, key=lambda study: study.taken / study.share):
@@ -143,19 +126,14 @@ class Worker:
 
     # One trial
 
-    def _run_trial(self, study: _Study, claim: Claim) -> None:
+    def _run_trial(self, study: ServedStudy, claim: Claim) -> None:
         lease = self._courier.take(claim, study.results)
         self._storage.leases.hold(claim, lease)
         checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
         held = HeldTrial(self._storage, lease, checkpoints, device=self._device, stop=self._stop)
         try:
             trial = study.begin(self._storage, claim, held)
-            try:
-                state, values = self._call(study, trial, held)
-            except Interrupted:
-                if not lease.cancelled:
-                    raise
-                state, values = TrialState.FAIL, None
+            state, values = self._outcome(study, trial, held)
             self._finish(study, trial, held, state, values)
         except Interrupted:
             self._leave(claim, held)
@@ -169,7 +147,16 @@ class Worker:
         if study.optuna._stop_flag:
             self._storage.budgets.stop(study.record, "stopped")
 
-    def _call(self, study: _Study, trial: Trial, held: HeldTrial) -> tuple[TrialState, list[float] | None]:
+    def _outcome(self, study: ServedStudy, trial: Trial, held: HeldTrial) -> tuple[TrialState, list[float] | None]:
+        """How the trial ended; one that was cancelled failed, and is not given back."""
+        try:
+            return self._call(study, trial, held)
+        except Interrupted:
+            if held.lease.cancelled:
+                return TrialState.FAIL, None
+            raise
+
+    def _call(self, study: ServedStudy, trial: Trial, held: HeldTrial) -> tuple[TrialState, list[float] | None]:
         """Sample and run the objective; what it raises is a result, but for :exc:`Interrupted`."""
         try:
             if study.changed_script:
@@ -212,7 +199,7 @@ class Worker:
             os._exit(code if isinstance(code, int) else int(code is not None))
 
     def _finish(
-        self, study: _Study, trial: Trial, held: HeldTrial, state: TrialState, values: list[float] | None
+        self, study: ServedStudy, trial: Trial, held: HeldTrial, state: TrialState, values: list[float] | None
     ) -> None:
         if held.lease.lost:
             return
@@ -250,58 +237,3 @@ class Worker:
                         self._lease_seconds,
                     )
                     return
-
-
-class _Study:
-    """A study as a worker sees it."""
-
-    def __init__(self, storage: PostgresStorage, service: Service, results: Path) -> None:
-        record = service.record
-        self.record = record
-        self.spec = record.require_spec("no worker knows what it runs")
-        assert record.uid is not None  # as of every study with a spec
-        self.objective = service.objective
-        self.share = service.share
-        self.taken = 0
-        made_with, here = self.spec.objective.sha256, service.script_sha256
-        #: The hash of the objective's script, where it is not the one with which the study was made.
-        self.changed_script = here if made_with and here != made_with else None
-        self.results = Results(results, record.uid)
-        self.store: CheckpointStore | None = None
-        if self.spec.checkpoints.store != "postgresql":
-            self.store = open_store(self.spec.checkpoints.store, record.uid)
-            self.store.check()
-        self.optuna = storage.load_study(record)
-        self.optuna.sampler = self.spec.to_sampler(0)
-        self.optuna.pruner = self.spec.to_pruner()
-        self._grid = grid_of(self.optuna.sampler)
-        # An objective or a sampler may call study.stop(), which Optuna allows inside optimize() alone.
-        self.optuna._thread_local.in_optimize_loop = True
-        self._storage = storage
-        self._is_clean = False
-
-    def clean_up(self) -> None:
-        """Do once what an earlier worker of this machine could not: tell its results, delete what ended."""
-        if not self._is_clean:
-            self.results.tell(self._storage)
-            if self.store:
-                delete_ended(self._storage, self.record, self.store)
-            self._is_clean = True
-
-    def most_trials(self) -> int | None:
-        """Up to how many trials there are new ones to begin: a grid has no more than its combinations."""
-        if self._grid is None:
-            return None
-        trials = self._storage.trials(self.record)
-        return len(trials) + self._grid.left(trials)
-
-    def end_exhausted(self) -> None:
-        """Stop a grid whose last worker ended before it could, unless another trial was enqueued meanwhile."""
-        if self._grid and not self._grid.left(self._storage.trials(self.record)):
-            self._storage.budgets.stop(self.record, "stopped")
-
-    def begin(self, storage: PostgresStorage, claim: Claim, held: HeldTrial) -> Trial:
-        """The trial that was just claimed, which brought with it what others did meanwhile."""
-        self.optuna._thread_local.cached_all_trials = storage.known_trials(claim.study_id)
-        reseed(self.optuna.sampler, self.spec.seed_of(claim.number))
-        return Trial(self.optuna, claim.trial_id, holder=held, seed=self.spec.seed_of)

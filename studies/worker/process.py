@@ -130,7 +130,8 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
     # Imported here: the objective's own imports come first, so that their errors do.
     from studies import checkpoint_stores as checkpoints
     from studies.storage.postgres import PostgresStorage
-    from studies.worker.loop import Service, Worker
+    from studies.worker.loop import Worker
+    from studies.worker.served_study import Service
 
     # Hardly patient: the worker itself waits for a database that is away, and trains on meanwhile.
     with closing(PostgresStorage(assignment.storage, create=False, patience=0.5, stop=stop)) as storage:

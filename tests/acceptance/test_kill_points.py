@@ -35,7 +35,8 @@ from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.lease import LINGER
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 from tests.conftest import Server
 from tests.proxy import Proxy, When
 

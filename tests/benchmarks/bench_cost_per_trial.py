@@ -24,7 +24,8 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 
 from studies import PostgresStorage, StudySpec
 from studies.storage.url import StorageURL
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 from tests.benchmarks.arms import in_turns, options, postgres, report, suggest
 from tests.proxy import Proxy
 

@@ -22,7 +22,8 @@ from optuna.storages import BaseStorage, InMemoryStorage
 
 from studies import PostgresStorage, StudySpec
 from studies.storage.url import StorageURL
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 from tests.benchmarks.arms import in_turns, options, postgres, report
 from tests.benchmarks.bench_cost_per_trial import STEPS, objective
 from tests.benchmarks.filled import fill

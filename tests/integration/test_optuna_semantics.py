@@ -22,7 +22,8 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import SpecError
 from studies.spec.samplers import SAMPLERS
 from studies.storage.url import StorageURL
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 from tests.conftest import Server
 
 Objective = Callable[[Any], Any]

@@ -21,7 +21,8 @@ from studies.storage.backup import backup
 from studies.storage.database import Database
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 from tests.conftest import Server
 
 SPEC = {

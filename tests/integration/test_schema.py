@@ -23,7 +23,8 @@ from studies.storage import schema
 from studies.storage.records import Attempt
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 
 Ask = Callable[..., click.testing.Result]
 SPEC = StudySpec.from_dict(

@@ -25,7 +25,8 @@ from studies import PostgresStorage, StudySpec
 from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 from tests.conftest import Server
 from tests.postgres import free_port
 from tests.waiting import eventually

@@ -23,7 +23,8 @@ from studies import PostgresStorage, StudySpec
 from studies.storage.database import MAX_CONNECTIONS
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 from tests.conftest import Server
 
 # Read here: a test sees no such variables.

@@ -19,7 +19,8 @@ from studies import PostgresStorage, StudySpec
 from studies.cli import studyhall
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Service, Worker
+from studies.worker.loop import Worker
+from studies.worker.served_study import Service
 from tests.conftest import ROOT, Server
 
 USERS = ("may_own", "may_work", "may_view", "stranger")

@@ -22,9 +22,10 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import StorageUnreachable
 from studies.storage.records import Attempt, Claim
 from studies.trial import Interrupted, Trial
-from studies.worker.lease import Courier
-from studies.worker.loop import Service, Worker
+from studies.worker.courier import Courier
+from studies.worker.loop import Worker
 from studies.worker.results import Results
+from studies.worker.served_study import Service
 from tests.waiting import eventually
 
 Run = Callable[..., str]

@@ -1,0 +1,84 @@
+"""A study as a worker sees it: what it runs, its sampler and pruner, and the results that wait for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from studies.checkpoint_stores import CheckpointStore, open_store
+from studies.objective import Objective
+from studies.search.samplers import grid_of
+from studies.spec.samplers import reseed
+from studies.storage.postgres import PostgresStorage
+from studies.storage.records import Claim, StudyRecord
+from studies.trial import Trial
+from studies.worker.checkpoints import delete_ended
+from studies.worker.held_trial import HeldTrial
+from studies.worker.results import Results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A study that a worker serves."""
+
+    record: StudyRecord
+    objective: Objective
+    share: float = 1.0
+    """Of the worker's trials, relative to the shares of its other studies."""
+    script_sha256: str | None = None
+    """Of the content of the objective's script, in hexadecimal; ``None`` where it is in no script."""
+
+
+class ServedStudy:
+    """A study as a worker sees it."""
+
+    def __init__(self, storage: PostgresStorage, service: Service, results: Path) -> None:
+        record = service.record
+        self.record = record
+        self.spec = record.require_spec("no worker knows what it runs")
+        assert record.uid is not None  # as of every study with a spec
+        self.objective = service.objective
+        self.share = service.share
+        self.taken = 0
+        made_with, here = self.spec.objective.sha256, service.script_sha256
+        #: The hash of the objective's script, where it is not the one with which the study was made.
+        self.changed_script = here if made_with and here != made_with else None
+        self.results = Results(results, record.uid)
+        self.store: CheckpointStore | None = None
+        if self.spec.checkpoints.store != "postgresql":
+            self.store = open_store(self.spec.checkpoints.store, record.uid)
+            self.store.check()
+        self.optuna = storage.load_study(record)
+        self.optuna.sampler = self.spec.to_sampler(0)
+        self.optuna.pruner = self.spec.to_pruner()
+        self._grid = grid_of(self.optuna.sampler)
+        # An objective or a sampler may call study.stop(), which Optuna allows inside optimize() alone.
+        self.optuna._thread_local.in_optimize_loop = True
+        self._storage = storage
+        self._is_clean = False
+
+    def clean_up(self) -> None:
+        """Do once what an earlier worker of this machine could not: tell its results, delete what ended."""
+        if not self._is_clean:
+            self.results.tell(self._storage)
+            if self.store:
+                delete_ended(self._storage, self.record, self.store)
+            self._is_clean = True
+
+    def most_trials(self) -> int | None:
+        """Up to how many trials there are new ones to begin: a grid has no more than its combinations."""
+        if self._grid is None:
+            return None
+        trials = self._storage.trials(self.record)
+        return len(trials) + self._grid.left(trials)
+
+    def end_exhausted(self) -> None:
+        """Stop a grid whose last worker ended before it could, unless another trial was enqueued meanwhile."""
+        if self._grid and not self._grid.left(self._storage.trials(self.record)):
+            self._storage.budgets.stop(self.record, "stopped")
+
+    def begin(self, storage: PostgresStorage, claim: Claim, held: HeldTrial) -> Trial:
+        """The trial that was just claimed, which brought with it what others did meanwhile."""
+        self.optuna._thread_local.cached_all_trials = storage.known_trials(claim.study_id)
+        reseed(self.optuna.sampler, self.spec.seed_of(claim.number))
+        return Trial(self.optuna, claim.trial_id, holder=held, seed=self.spec.seed_of)
