@@ -63,7 +63,6 @@ _ERRORS: dict[str | None, type[StorageError]] = {
     "SH001": LeaseLost,
     "SH002": AlreadyFinished,
     "SH003": BudgetSpent,
-    "SH005": Forgotten,
 }
 
 

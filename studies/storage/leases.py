@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from studies.storage.database import ANSWER_SECONDS, Database, new_token
+from studies.errors import LeaseLost
+from studies.storage.database import ANSWER_SECONDS, Database, Forgotten, new_token
 from studies.storage.known import KnownTrials, Writer
-from studies.storage.records import Attempt, Changes, Claim, SavedCheckpoint, StudyRecord, Wishes
+from studies.storage.records import Attempt, Changes, Claim, SavedCheckpoint, StudyRecord, Update, Wishes
 
 
 class Leases:
@@ -25,27 +27,45 @@ class Leases:
     def claim(
         self, record: StudyRecord, worker_id: str, lease_seconds: float, *, most: int | None = None
     ) -> Claim | str:
-        """The next trial for a worker: one that waits, else a new one if the budget has room.
+        """One trial, as :meth:`claim_many` gives several."""
+        claims = self.claim_many(record, worker_id, lease_seconds, count=1, most=most)
+        return claims if isinstance(claims, str) else claims[0]
+
+    def claim_many(
+        self, record: StudyRecord, worker_id: str, lease_seconds: float, *, count: int, most: int | None = None
+    ) -> list[Claim] | str:
+        """The next trials for a worker: those that wait, else new ones as far as the budget has room.
 
         Args:
             record: the study.
             worker_id: the worker's.
-            lease_seconds: how long the trial stays this worker's after a sign of life.
+            lease_seconds: how long the trials stay this worker's after a heartbeat.
+            count: at most so many.
             most: begin a new trial only where the study has fewer than so many, in whatever state.
 
         Returns:
-            The trial; or why there is none: ``wait`` while others run the last ones, ``paused``, ``exhausted``
-            where only ``most`` forbids a new one, or the reason why the study is over.
+            At least one trial, by number; or why there is none: ``wait`` while others run the last ones, ``paused``,
+            ``exhausted`` where only ``most`` forbids a new one, or the reason why the study is over.
         """
-        study_id, token = record.study_id, new_token()
+        tokens = [new_token() for _ in range(count)]
         rows = self._known.ask(
-            "claim", study_id, worker_id=worker_id, lease_seconds=lease_seconds, claim=token, most=most
+            "claim", record.study_id, worker_id=worker_id, lease_seconds=lease_seconds, claims=tokens, most=most
         )
         if rows[0]["reason"]:
             return str(rows[0]["reason"])
-        taken = next(row for row in rows if row["epoch"])
-        return Claim(
-            study_id=study_id, trial_id=taken["trial_id"], number=taken["number"], epoch=taken["epoch"], token=token
+        return sorted(
+            (
+                Claim(
+                    study_id=record.study_id,
+                    trial_id=row["trial_id"],
+                    number=row["number"],
+                    epoch=row["epoch"],
+                    token=row["token"],
+                )
+                for row in rows
+                if row["token"]
+            ),
+            key=lambda claim: claim.number,
         )
 
     def write(
@@ -57,30 +77,41 @@ class Leases:
         revision: int = 0,
         within: float = ANSWER_SECONDS,
     ) -> Wishes:
-        """Write to a trial that is held, which keeps its lease. Tried once: who holds a lease tries again.
-
-        Args:
-            claim: by which it is held.
-            changes: lists under params, reports, user_attrs, system_attrs and metrics.
-            step: the newest one, for people to see.
-            revision: as it was answered last.
-            within: seconds of silence after which the server counts as gone.
+        """One trial's, as :meth:`write_many` takes several.
 
         Raises:
             LeaseLost: it is no longer held under this claim.
             Forgotten: a crash of the server has lost what was written up to ``revision``.
         """
-        (row,) = self._database.rows(
-            "write",
-            trial_id=claim.trial_id,
-            claim=claim.token,
-            revision=revision,
-            step=step,
-            changes=json.dumps(changes),
-            within=within,
-            patience=0.0,
+        update = Update(claim=claim, changes=changes, step=step, revision=revision)
+        (answer,) = self.write_many([update], within=within)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def write_many(
+        self, updates: Sequence[Update], *, within: float = ANSWER_SECONDS
+    ) -> list[Wishes | LeaseLost | Forgotten]:
+        """Write to trials that are held, which keeps their leases. Tried once: who holds a lease tries again.
+
+        Args:
+            updates: one for each trial.
+            within: seconds of silence after which the server counts as gone.
+
+        Returns:
+            For each what a person wants of it, or why nothing of it was written.
+
+        Raises:
+            Refused: the database does not take one of them, for what it is; nothing is written of any.
+        """
+        rows = self._database.rows(
+            "write", **_columns(updates), steps=[update.step for update in updates], within=within, patience=0.0
         )
-        return Wishes(**row)
+        return [
+            _failure(row["failure"], update)
+            or Wishes(cancelled=row["cancelled"], interrupted=row["interrupted"], revision=row["revision"])
+            for update, row in _answers(updates, rows)
+        ]
 
     def finish(
         self,
@@ -92,27 +123,40 @@ class Leases:
         revision: int = 0,
         within: float = ANSWER_SECONDS,
     ) -> None:
-        """Write the result of a trial that is held; again does nothing. See :meth:`write`.
+        """One trial's, as :meth:`finish_many` takes several.
 
         Raises:
             LeaseLost: it is no longer held under this claim, and the result not needed any more.
             Forgotten: a crash of the server has lost what was written up to ``revision``.
         """
-        self._database.rows(
+        update = Update(claim=claim, changes=changes, revision=revision, state=state, values=values)
+        (failure,) = self.finish_many([update], within=within)
+        if failure:
+            raise failure
+
+    def finish_many(
+        self, updates: Sequence[Update], *, within: float = ANSWER_SECONDS
+    ) -> list[LeaseLost | Forgotten | None]:
+        """Write the results of trials of one study that are held; again does nothing. See :meth:`write_many`."""
+        rows = self._database.rows(
             "finish",
-            trial_id=claim.trial_id,
-            claim=claim.token,
-            revision=revision,
-            state=state,
-            values=None if values is None else list(values),
-            changes=json.dumps(changes),
+            **_columns(updates),
+            states=[update.state for update in updates],
+            values=[None if update.values is None else _array(update.values) for update in updates],
             within=within,
             patience=0.0,
         )
+        return [_failure(row["failure"], update) for update, row in _answers(updates, rows)]
 
     def give_back(self, claim: Claim, changes: Changes) -> None:
         """Return a trial that is held to those that wait; one that no longer is stays as it is."""
-        self._database.rows("give_back", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes))
+        self.give_back_many([Update(claim=claim, changes=changes)])
+
+    def give_back_many(self, updates: Sequence[Update]) -> None:
+        """Likewise for several."""
+        columns = _columns(updates)
+        del columns["revisions"]
+        self._database.rows("give_back", **columns)
 
     def hold(self, claim: Claim, writer: Writer) -> None:
         """From now on ``writer`` writes to the trial of ``claim``, which was read when it was claimed."""
@@ -165,3 +209,33 @@ class Leases:
             )
             for row in self._database.rows("checkpoints", trial_id=trial_id)
         ]
+
+
+def _columns(updates: Sequence[Update]) -> dict[str, list[Any]]:
+    """What the statements for several trials take of each."""
+    return {
+        "trial_ids": [update.claim.trial_id for update in updates],
+        "claims": [update.claim.token for update in updates],
+        "revisions": [update.revision for update in updates],
+        "changes": [json.dumps(update.changes) for update in updates],
+    }
+
+
+def _answers(updates: Sequence[Update], rows: Sequence[dict[str, Any]]) -> list[tuple[Update, dict[str, Any]]]:
+    """Each update with its row."""
+    row_of = {row["trial_id"]: row for row in rows}
+    return [(update, row_of[update.claim.trial_id]) for update in updates]
+
+
+def _failure(name: str | None, update: Update) -> LeaseLost | Forgotten | None:
+    if name is None:
+        return None
+    number = update.claim.number
+    if name == "forgotten":
+        return Forgotten(f"trial {number} has lost what was written to it")
+    return LeaseLost(f"trial {number} is not held under this claim")
+
+
+def _array(values: Sequence[float]) -> str:
+    """As PostgreSQL reads an array of float8."""
+    return "{" + ",".join(map(repr, map(float, values))) + "}"

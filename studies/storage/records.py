@@ -115,6 +115,22 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Update:
+    """What there is to tell of a trial that is held."""
+
+    claim: Claim
+    changes: Changes
+    step: int | None = None
+    """The newest one, for people to see."""
+    revision: int = 0
+    """Of the trial, as it was answered last."""
+    state: str | None = None
+    """COMPLETE, PRUNED or FAIL; ``None`` where it goes on."""
+    values: Sequence[float] | None = None
+    """Of a complete one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wishes:
     """What a person wants of a running trial."""
 

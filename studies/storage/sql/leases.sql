@@ -1,24 +1,31 @@
 -- Leases: a worker takes a trial, writes to it, and ends it or gives it back. Parameters are psycopg2's.
 
 -- name: claim
--- The next trial for a worker, with its lease, among all trials that are new or changed; or why there is none.
-select reason, epoch, snapshot, (trial).*
+-- The next trials for a worker, with their leases, among all trials that are new or changed; or why there is none.
+select reason, token, epoch, snapshot, (trial).*
 from studyhall.claim(
-    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claim)s, %(most)s, %(since)s::pg_snapshot, %(again)s::integer[]
+    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claims)s::uuid[], %(most)s, %(since)s::pg_snapshot,
+    %(again)s::integer[]
 )
 
 -- name: write
--- What a worker's trial has to tell, which keeps its lease; returns what a person wants of it.
-select cancelled, interrupted, revision
-from studyhall.write(%(trial_id)s, %(claim)s, %(revision)s, %(step)s, %(changes)s)
+-- What a worker's trials have to tell, which keeps their leases; returns what a person wants of each.
+select trial_id, cancelled, interrupted, revision, failure
+from studyhall.write(
+    %(trial_ids)s::integer[], %(claims)s::uuid[], %(revisions)s::integer[], %(steps)s::integer[], %(changes)s::jsonb[]
+)
 
 -- name: finish
--- The result of a worker's trial, with what else it has to tell.
-select studyhall.finish(%(trial_id)s, %(claim)s, %(revision)s, %(state)s, %(values)s::float8[], %(changes)s)
+-- The results of a worker's trials, with what else they have to tell.
+select trial_id, failure
+from studyhall.finish(
+    %(trial_ids)s::integer[], %(claims)s::uuid[], %(revisions)s::integer[], %(states)s::trialstate[],
+    %(values)s::text[], %(changes)s::jsonb[]
+)
 
 -- name: give_back
--- A worker's trial, unfinished.
-select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
+-- A worker's trials, unfinished.
+select studyhall.give_back(%(trial_ids)s::integer[], %(claims)s::uuid[], %(changes)s::jsonb[])
 
 -- name: sweep
 -- Give back the trials of a study whose workers are gone, as any worker would; how many there were.
