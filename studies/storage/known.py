@@ -36,7 +36,7 @@ class Writer(Protocol):
         """Have one of params, reports, user_attrs, system_attrs or metrics written, soon."""
 
     def finish(self, state: TrialState, values: Sequence[float] | None) -> None:
-        """Have the result written, now, with all that was put before."""
+        """Have the result written with what is told next, and all that was put before."""
 
 
 class KnownTrials:

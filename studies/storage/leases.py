@@ -150,13 +150,7 @@ class Leases:
 
     def give_back(self, claim: Claim, changes: Changes) -> None:
         """Return a trial that is held to those that wait; one that no longer is stays as it is."""
-        self.give_back_many([Update(claim=claim, changes=changes)])
-
-    def give_back_many(self, updates: Sequence[Update]) -> None:
-        """Likewise for several."""
-        columns = _columns(updates)
-        del columns["revisions"]
-        self._database.rows("give_back", **columns)
+        self._database.rows("give_back", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes))
 
     def hold(self, claim: Claim, writer: Writer) -> None:
         """From now on ``writer`` writes to the trial of ``claim``, which was read when it was claimed."""

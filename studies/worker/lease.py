@@ -91,6 +91,7 @@ class Lease:
         self._result: _Result | None = None
         self._due: float | None = None  # when what is pending is to be carried (monotonic clock)
         self._heard = time.monotonic()
+        self._file: Path | None = None  # that holds a result which could not be told
         self._is_finished = False  # the database has the result: the trial is nobody's to write to
 
     @property
@@ -152,20 +153,15 @@ class Lease:
             self._result, self._due = result, time.monotonic() + LINGER
             self._changed.notify_all()
 
-    def keep_result(self) -> Path | None:
-        """Keep a result that could not be told on the disk, in case this worker goes, too.
-
-        Returns:
-            The file, to be removed when the result is told.
-        """
+    def keep_result(self) -> None:
+        """Keep a result that could not be told on the disk, in case this worker goes, too."""
         with self._changed:
             if self._result is None or self.is_told():
-                return None
+                return
             result = self._judged(self._result)
             changes = _merged(*self._recently_told(), self._carried, self._pending)
-        return self._results.keep(
-            KeptResult(claim=self.claim, state=result.state.name, values=result.values, changes=changes)
-        )
+        kept = KeptResult(claim=self.claim, state=result.state.name, values=result.values, changes=changes)
+        self._file = self._results.keep(kept)
 
     def wait_until_told(self) -> None:
         """Wait until the database has everything, or the worker is asked to stop."""
@@ -174,6 +170,8 @@ class Lease:
     def close(self) -> Changes:
         """Let nothing more of this be carried; returns what was not, and what a crash may have lost."""
         self._courier.drop(self)
+        if self._file and self.is_told():
+            self._file.unlink(missing_ok=True)
         with self._changed:
             pending, self._pending, self._due = _merged(*self._recently_told(), self._pending), {}, None
             return pending
@@ -405,9 +403,7 @@ class Courier:
         write = partial(leases.write, update.claim, step=update.step, revision=update.revision, within=within)
         try:
             if update.state:
-                refusals = fail_refused(
-                    self._storage, update.claim, update.changes, error, revision=update.revision
-                )
+                refusals = fail_refused(self._storage, update.claim, update.changes, error, revision=update.revision)
                 return parcel, None, refusals
             refusals = isolate(update.changes, write, error)
             return parcel, write({}), refusals

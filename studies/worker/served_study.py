@@ -1,14 +1,17 @@
-"""A study as a worker sees it: what it runs, its sampler and pruner, and the results that wait for it."""
+"""A study as a worker serves it: its objective, sampler and pruner, and where its results and checkpoints go."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from studies.checkpoint_stores import CheckpointStore, open_store
+from studies.errors import StorageError
 from studies.objective import Objective
 from studies.search.samplers import grid_of
 from studies.spec.samplers import reseed
+from studies.spec.study import StudySpec
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim, StudyRecord
 from studies.trial import Trial
@@ -30,14 +33,20 @@ class Service:
 
 
 class ServedStudy:
-    """A study as a worker sees it."""
+    """A study as a worker serves it.
+
+    Raises:
+        StorageError: it was not made by studyhall.
+        CheckpointError: checkpoints can't be kept where its spec says.
+    """
 
     def __init__(self, storage: PostgresStorage, service: Service, results: Path) -> None:
         record = service.record
+        if record.spec is None or record.uid is None:
+            raise StorageError(f"study {record.name!r} was not made by studyhall, so no worker knows what it runs")
         self.record = record
-        self.spec = record.require_spec("no worker knows what it runs")
-        assert record.uid is not None  # as of every study with a spec
-        self.objective = service.objective
+        self.spec: StudySpec = record.spec
+        self.objective: Any = service.objective
         self.share = service.share
         self.taken = 0
         made_with, here = self.spec.objective.sha256, service.script_sha256
@@ -65,6 +74,18 @@ class ServedStudy:
                 delete_ended(self._storage, self.record, self.store)
             self._is_clean = True
 
+    @property
+    def trains_several(self) -> bool:
+        """Whether the objective may train several trials at once."""
+        return hasattr(self.objective, "train")
+
+    def slots(self, device: str, most: int | None) -> int:
+        """How many trials to train at once: as many as the objective wants, and at most ``most``."""
+        if not self.trains_several:
+            return 1
+        wanted = max(1, int(self.objective.slots(device)))
+        return wanted if most is None else min(wanted, most)
+
     def most_trials(self) -> int | None:
         """Up to how many trials there are new ones to begin: a grid has no more than its combinations."""
         if self._grid is None:
@@ -77,8 +98,9 @@ class ServedStudy:
         if self._grid and not self._grid.left(self._storage.trials(self.record)):
             self._storage.budgets.stop(self.record, "stopped")
 
-    def begin(self, storage: PostgresStorage, claim: Claim, held: HeldTrial) -> Trial:
-        """The trial that was just claimed, which brought with it what others did meanwhile."""
-        self.optuna._thread_local.cached_all_trials = storage.known_trials(claim.study_id)
+    def begin(self, claim: Claim, holder: HeldTrial) -> Trial:
+        """The trial that was just claimed. Its sampler knows what others did until then, and the parameters of those
+        that this worker began before it."""
+        self.optuna._thread_local.cached_all_trials = self._storage.known_trials(claim.study_id)
         reseed(self.optuna.sampler, self.spec.seed_of(claim.number))
-        return Trial(self.optuna, claim.trial_id, holder=held, seed=self.spec.seed_of)
+        return Trial(self.optuna, claim.trial_id, holder=holder, seed=self.spec.seed_of)

@@ -7,14 +7,14 @@ that trial's alone: nothing here raises for the sake of one.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
@@ -22,14 +22,14 @@ from optuna.study._tell import _tell_with_warning
 from optuna.trial import TrialState
 
 from studies.endings import CANCELLED
-from studies.errors import LeaseLost, Refused, StorageUnreachable, StudyhallError, described
+from studies.errors import LeaseLost, Refused, StorageUnreachable, described
 from studies.spec.script import CHANGED_SCRIPT
 from studies.storage.postgres import PostgresStorage
-from studies.storage.records import Claim, Update
+from studies.storage.records import Claim
 from studies.trial import Interrupted, Trial, as_values
 from studies.worker.checkpoints import Checkpoints
 from studies.worker.held_trial import HeldTrial
-from studies.worker.lease import Changes, Courier
+from studies.worker.lease import Courier
 from studies.worker.served_study import ServedStudy
 
 log = logging.getLogger(__name__)
@@ -63,28 +63,6 @@ class Result:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-class OneAtATime:
-    """An objective that is called with one trial, as one that trains several has it."""
-
-    def __init__(self, objective: Any) -> None:
-        self._objective = objective
-
-    def slots(self, _device: str) -> int:
-        """One."""
-        return 1
-
-    def train(self, trials: Trials, _slots: int, *, device: str) -> None:  # noqa: ARG002
-        """Call it with one trial after the other."""
-        while not trials.is_over:
-            for trial in trials.take(1):
-                try:
-                    result = Result(trial=trial, state="complete", value=self._objective(trial))
-                except BaseException as error:  # sys.exit() in an objective ends its trial, not its worker
-                    result = Result(trial=trial, state="fail", error=error)
-                trials.end([result])
-                del result  # an error leads to what the objective had in memory
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """A trial that this worker runs."""
@@ -95,7 +73,7 @@ class _Run:
 
 
 class Trials:
-    """The trials of one study that a worker runs, until there is none for now.
+    """The trials of one study that a worker runs, until there are none for now.
 
     Args:
         storage: where the study is.
@@ -105,7 +83,6 @@ class Trials:
         device: the PyTorch name of the device.
         most: how many may be taken in all; ``None`` for any number.
         stop: set when the worker is asked to stop.
-        tells_at_once: whether a trial's own ``report`` writes; else :meth:`report` does, for many.
     """
 
     def __init__(
@@ -118,7 +95,6 @@ class Trials:
         device: str,
         most: int | None,
         stop: threading.Event,
-        tells_at_once: bool,
     ) -> None:
         self._storage = storage
         self._study = study
@@ -127,20 +103,18 @@ class Trials:
         self._device = device
         self._most = most
         self._stop = stop
-        self._tells_at_once = tells_at_once
         self._pid = os.getpid()
         self._running: dict[int, _Run] = {}  # by id() of the trial
-        #: Whose result the database does not have yet, and the file that holds it meanwhile.
-        self._ended: list[tuple[_Run, Path | None]] = []
-        #: What the database has not taken back yet, with what there is to tell of it.
-        self._left: list[tuple[_Run, Changes]] = []
+        self._ended: list[_Run] = []  # whose results the database may not have yet
+        self._left: list[_Run] = []  # which the database has not taken back yet
         self._ask_at, self._poll = 0.0, POLL
         self._is_out = False
         #: How many trials were taken.
         self.taken = 0
-        #: Why the study gave no trial when it was last asked, as of :meth:`~studies.storage.leases.Leases.claim_many`.
+        #: Why the study gave no trial when it was last asked (see
+        #: :meth:`studies.storage.leases.Leases.claim_many`); ``None`` where it gave one.
         self.reason: str | None = None
-        #: Why the database could not be asked.
+        #: Why it could not be asked.
         self.unreachable: StorageUnreachable | None = None
 
     @property
@@ -150,20 +124,17 @@ class Trials:
 
     def take(self, count: int) -> list[Trial]:
         """Up to ``count`` trials, with their parameters; none where there is none now."""
+        self._end_if_forked()
         self._tidy()
         if self.is_over or time.monotonic() < self._ask_at:
             return []
-        if self._most is not None:
-            count = min(count, self._most - self.taken)
-        claims = self._claim(count)
-        self.taken += len(claims)
-        runs = [self._begin(claim) for claim in claims]
-        failed = [result for run in runs if (result := self._sample(run))]
-        self.end(failed)
+        runs = [run for claim in self._claim(count) if (run := self._begin(claim))]
+        self.end([result for run in runs if (result := self._sample(run))])
         return [run.trial for run in runs if id(run.trial) in self._running]
 
     def report(self, reports: Sequence[Report]) -> None:
         """Report a step of each of several trials, together. Afterwards they know whether to be pruned or left."""
+        self._end_if_forked()
         self._tidy()
         runs = [self._running[id(report.trial)] for report in reports]
         for run, report in zip(runs, reports, strict=True):
@@ -175,99 +146,117 @@ class Trials:
                 run.held.lease.settle()
 
     def end(self, results: Sequence[Result]) -> None:
-        """Trials that have ended, by their results. With nothing else to run, waits until the database has them."""
-        self._end_if_forked(results)
-        self._tidy()
+        """End trials by their results. With no other running, waits until the database has them."""
+        self._end_if_forked(next((result.error for result in results if result.error), None))
         told = []
         for result in results:
             run = self._running.pop(id(result.trial))
-            ending = self._ending(run, result)
-            if run.held.lease.lost or ending is None:
-                self._left.append((run, {} if run.held.lease.lost else run.held.lease.close()))
-            else:
+            ending = None if run.held.lease.lost else self._ending(run, result)
+            if ending:
                 self._conclude(run, *ending, result.attributes)
                 told.append(run)
+            else:
+                self._left.append(run)
         self._courier.carry([run.held.lease for run in told])
-        self._ended += [(run, run.held.lease.keep_result()) for run in told]
+        for run in told:
+            run.held.lease.keep_result()
+        self._ended += told
+        self._tidy(wait=not self._running)
         if any(result.state == "fail" for result in results):
             gc.collect()  # what ran out of memory must not hold it while the next trials run
-        self._tidy(wait=not self._running)
+        if not self._running:
+            self._ask_at = 0.0  # the study may be over by these
         if self._study.optuna._stop_flag:
             self._storage.budgets.stop(self._study.record, "stopped")
 
     def wait(self) -> None:
-        """With nothing running: return. Where there was no trial, this is over, and the worker waits for one."""
+        """With no trial running: wait until it is worth asking for one."""
+        self._stop.wait(max(0.0, self._ask_at - time.monotonic()))
 
-    def close(self, error: BaseException | None) -> None:
-        """The objective has returned, or raised ``error``: whatever it has not ended ends by that."""
-        error = error or RuntimeError("the objective's train() returned without the trial's end")
+    def close(self, error: BaseException | None) -> int:
+        """The objective has returned, or raised ``error``: whatever it has not ended fails by that.
+
+        Returns:
+            How many these were.
+        """
+        error = error or RuntimeError("train() of the objective returned before the trial's end")
         running = [run.trial for run in self._running.values()]
-        self.end([Result(trial=trial, state="fail", error=error) for trial in running])
+        if running:
+            self.end([Result(trial=trial, state="fail", error=error) for trial in running])
+        return len(running)
+
+    # A trial's beginning
 
     def _claim(self, count: int) -> list[Claim]:
+        most = count if self._most is None else min(count, self._most - self.taken)
+        self.reason = self.unreachable = None
         try:
             claims = self._storage.leases.claim_many(
                 self._study.record,
                 self._worker_id,
                 self._courier.lease_seconds,
-                count=count,
+                count=most,
                 most=self._study.most_trials(),
             )
         except StorageUnreachable as error:
             self.unreachable = error
         else:
             if not isinstance(claims, str):
+                self.taken += len(claims)
                 self._poll = POLL
                 return claims
             self.reason = claims
         self._is_out = not self._running
-        # Others' trials, or this worker's own, may make room later; not to be asked for at each step.
+        # Trials that end elsewhere may make room; not to be asked for at each step.
         self._ask_at, self._poll = time.monotonic() + self._poll, min(LONGEST_POLL, self._poll * 1.5)
         return []
 
-    def _begin(self, claim: Claim) -> _Run:
+    def _begin(self, claim: Claim) -> _Run | None:
+        """Hold the trial; one whose sampler fails has ended."""
         study = self._study
         lease = self._courier.take(claim, study.results)
         self._storage.leases.hold(claim, lease)
+        checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
         held = HeldTrial(
             self._storage,
             lease,
-            Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every),
+            checkpoints,
             device=self._device,
             stop=self._stop,
-            tells_at_once=self._tells_at_once,
+            tells_at_once=not study.trains_several,
         )
-        run = _Run(claim=claim, trial=study.begin(self._storage, claim, held), held=held)
+        try:
+            run = _Run(claim=claim, trial=study.begin(claim, held), held=held)
+        except Exception as error:
+            log.warning("trial %d failed: %s", claim.number, described(error))
+            lease.put("user_attrs", {"key": "error", "value": json.dumps(described(error)[:MAX_ERROR])})
+            lease.finish(TrialState.FAIL, None)
+            self._courier.carry([lease])
+            lease.wait_until_told()
+            lease.close()
+            self._storage.leases.release(claim)
+            return None
         self._running[id(run.trial)] = run
         return run
 
     def _sample(self, run: _Run) -> Result | None:
-        """Draw the parameters, of which each later trial's know."""
+        """Draw the parameters. Returns how the trial ended, where that fails."""
         try:
             if self._study.changed_script:
                 run.trial.set_user_attr(CHANGED_SCRIPT, self._study.changed_script)
-            self._study.begin_sampling(self._storage, run.claim)
             self._study.spec.suggest(run.trial)
-        except BaseException as error:  # whatever a sampler or a database does
+        except BaseException as error:
             return Result(trial=run.trial, state="fail", error=error)
         return None
 
+    # A trial's end
+
     def _ending(self, run: _Run, result: Result) -> tuple[TrialState, list[float] | None] | None:
         """The state and values that a result stands for; ``None`` where others go on with the trial."""
-        held, error = run.held, result.error or run.held.error
-        state = _STATES.get(result.state)
-        if error is not None and not isinstance(error, Refused):
-            # What breaks while everything is taken down, or the trial away, says nothing about the trial; nor does
-            # the storage's failure.
-            is_left = isinstance(error, Interrupted | LeaseLost | StorageUnreachable) or held.stop_requested
-            state = None if is_left else TrialState.PRUNED if isinstance(error, optuna.TrialPruned) else TrialState.FAIL
-        elif error is not None:
-            state = TrialState.FAIL
-        if held.lease.cancelled and state != TrialState.COMPLETE:
+        state = self._state(run, result)
+        if run.held.lease.cancelled and state != TrialState.COMPLETE:
             run.trial.set_user_attr("error", CANCELLED)
             return TrialState.FAIL, None
-        if state == TrialState.FAIL and error is not None and not isinstance(error, Refused):
-            self._describe(run, error)
         if state != TrialState.COMPLETE:
             return None if state is None else (state, None)
         values = as_values(result.value, len(self._study.spec.all_directions))
@@ -275,13 +264,26 @@ class Trials:
             log.warning("trial %d failed: %s", run.claim.number, values)
             run.trial.set_user_attr("error", values)
             return TrialState.FAIL, None
-        return TrialState.COMPLETE, values
+        return state, values
 
-    def _describe(self, run: _Run, error: BaseException) -> None:
+    def _state(self, run: _Run, result: Result) -> TrialState | None:
+        error = result.error or run.held.error
+        match error:
+            case None:
+                return _STATES.get(result.state)
+            case Interrupted() | LeaseLost() | StorageUnreachable():  # the storage's failure, and not the trial's
+                return None
+            case Refused():
+                return TrialState.FAIL  # the lease says why
+            case optuna.TrialPruned():
+                return TrialState.PRUNED
+        if run.held.is_stopping:
+            return None  # what breaks while everything is taken down, or the trial away, says nothing about the trial
         message = described(error)[:MAX_ERROR]
         log.warning("trial %d failed: %s", run.claim.number, message)
         run.trial.set_user_attr("error", message)
         run.trial.set_user_attr("traceback", "".join(traceback.format_exception(error))[-MAX_TRACEBACK:])
+        return TrialState.FAIL
 
     def _conclude(
         self, run: _Run, state: TrialState, values: list[float] | None, attributes: Mapping[str, Any]
@@ -291,70 +293,29 @@ class Trials:
         # Study.tell without its answer, a deep copy of the trial that nobody here looks at.
         try:
             _tell_with_warning(self._study.optuna, run.trial, values, state)
-        except StudyhallError as error:
-            log.warning("trial %d: %s", run.claim.number, error)
         except Exception as error:  # of the sampler, which looks back at each trial; the result is told all the same
             log.warning("trial %d: the sampler failed: %s", run.claim.number, described(error))
 
     def _tidy(self, *, wait: bool = False) -> None:
-        """Let go of the trials that the database knows to be over.
+        """Let go of the trials that have ended or were left, as far as the database knows it.
 
         Args:
-            wait: for the database, unless the worker is asked to stop.
+            wait: until it does, unless the worker is asked to stop.
         """
-        for run, file in self._ended[:]:
+        for run in self._ended[:]:
             if wait:
                 run.held.lease.wait_until_told()
-            if run.held.lease.is_told() or wait:
-                self._ended.remove((run, file))
-                self._close(run, file)
-        while self._left and not self._give_back():
-            if not wait or self._stop.wait(1.0):
-                break
-        if wait:
-            for run, _ in self._left:
-                log.warning(
-                    "trial %d could not be given back: others take it when its lease of %g s runs out",
-                    run.claim.number,
-                    self._courier.lease_seconds,
-                )
+            if wait or run.held.lease.is_told():
+                self._ended.remove(run)
+                if run.held.lease.is_over and not run.held.lease.lost:
+                    run.held.checkpoints.discard()
                 self._release(run)
-            self._left.clear()
-
-    def _close(self, run: _Run, file: Path | None) -> None:
-        """Of a trial with a result that the database has, or that ``file`` keeps for the next worker."""
-        if run.held.lease.is_told():
-            if file:
-                file.unlink(missing_ok=True)
-            if not run.held.lease.lost:
-                run.held.checkpoints.discard()
-        self._release(run)
-
-    def _give_back(self) -> bool:
-        """Give back what was left. Returns whether the database answered."""
-        for run, _ in self._left:
-            if run.held.lease.lost:
+        for run in self._left[:]:
+            while not (is_back := run.held.give_back()) and wait and not self._stop.wait(1.0):
+                pass
+            if wait or is_back:
+                self._left.remove(run)
                 self._release(run)
-        self._left = [(run, pending) for run, pending in self._left if not run.held.lease.lost]
-        if not self._left:
-            return True
-        try:
-            self._storage.leases.give_back_many(
-                [Update(claim=run.claim, changes=pending) for run, pending in self._left]
-            )
-        except StorageUnreachable as error:
-            log.warning("trials cannot be given back: %s", error)
-            return False
-        except Refused as error:
-            if len(self._left) == 1 or not any(pending for _, pending in self._left):
-                log.warning("trials are requeued without what they had to tell: %s", error)
-            # The next attempt meets it again, and FAILs for it.
-            self._left = [(run, {}) for run, _ in self._left]
-            return False
-        for run, _ in self._left:
-            self._release(run)
-        self._left.clear()
-        return True
 
     def _release(self, run: _Run) -> None:
         if run.held.lease.lost:
@@ -362,12 +323,23 @@ class Trials:
         run.held.lease.close()
         self._storage.leases.release(run.claim)
 
-    def _end_if_forked(self, results: Sequence[Result]) -> None:
+    def _end_if_forked(self, error: BaseException | None = None) -> None:
         """End here if this is a child that the objective forked: it must not tell a result."""
         if os.getpid() != self._pid:
-            error = next((result.error for result in results if result.error is not None), None)
             code = error.code if isinstance(error, SystemExit) else int(error is not None)
             os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}
+
+
+def one_at_a_time(objective: Callable[[Trial], Any], trials: Trials) -> None:
+    """Train trials with an objective that is called with one."""
+    while not trials.is_over:
+        for trial in trials.take(1):
+            try:
+                result = Result(trial=trial, state="complete", value=objective(trial))
+            except BaseException as error:  # sys.exit() in an objective ends its trial, not its worker
+                result = Result(trial=trial, state="fail", error=error)
+            trials.end([result])
+            del result  # its error leads to what the objective had in memory

@@ -22,7 +22,7 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import StorageUnreachable
 from studies.storage.records import Attempt, Claim
 from studies.trial import Interrupted, Trial
-from studies.worker.courier import Courier
+from studies.worker.lease import Courier
 from studies.worker.loop import Worker
 from studies.worker.results import Results
 from studies.worker.served_study import Service

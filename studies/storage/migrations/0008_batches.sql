@@ -1,11 +1,10 @@
--- A worker may hold many trials: it claims, writes, ends and gives back any number of them in one statement. Each trial
+-- A worker may hold many trials: it claims, writes and ends any number of them in one statement. Each trial
 -- has an answer of its own, so that one which is lost does not keep the others out. Trials are locked by their ids.
 
 drop function studyhall.claim(integer, text, double precision, uuid, integer, pg_snapshot, integer[]);
 drop function studyhall.take(integer, text, double precision, uuid, integer);
 drop function studyhall.write(integer, uuid, integer, integer, jsonb);
 drop function studyhall.finish(integer, uuid, integer, trialstate, float8[], jsonb);
-drop function studyhall.give_back(integer, uuid, jsonb);
 
 -- Give a worker its next trials, one for each claim: those that wait, else new ones, as far as the budget has room.
 -- Under the study's row lock, which stock Optuna takes too when it creates a trial. The same claims sent again get
@@ -80,7 +79,7 @@ begin
 end $$;
 
 -- Take trials, and read what has changed in the study: one row with the reason where there is none to take, else
--- the changed trials, of which the taken ones have a token, that of their claim, and an epoch.
+-- the changed trials, the taken ones among them: these have a token, that of their claim, and an epoch.
 create function studyhall.claim(
     p_study_id integer, p_worker_id text, p_lease_seconds double precision, p_claims uuid[], p_most integer,
     p_since pg_snapshot, p_again integer[]
@@ -96,7 +95,7 @@ begin
         return;
     end if;
     return query select null::text, l.claim::text, l.epoch, c.snapshot, c.trial
-        from studyhall.changes(p_study_id, p_since, p_again || taken.trial_ids) c
+        from studyhall.changes(p_study_id, p_since, p_again) c
         left join studyhall.leases l on l.trial_id = (c.trial).trial_id and l.trial_id = any(taken.trial_ids);
 end $$;
 
@@ -214,26 +213,5 @@ begin
     loop
         return query select each.id, studyhall.finish_one(
             each.id, each.claim, each.known, each.state, each.values::float8[], each.changes, is_locked);
-    end loop;
-end $$;
-
--- A worker gives back trials that it holds, unfinished. Sent again, it changes nothing.
-create function studyhall.give_back(p_trial_ids integer[], p_claims uuid[], p_changes jsonb[]) returns void
-language plpgsql set plan_cache_mode = force_generic_plan as $$
-declare
-    each record;
-begin
-    perform set_config('studyhall.own', 'yes', true);
-    for each in
-        select * from unnest(p_trial_ids, p_claims, p_changes) as u (id, claim, changes) order by id
-    loop
-        perform from trials where trial_id = each.id and state = 'RUNNING' for no key update;
-        if found then
-            perform from studyhall.leases where trial_id = each.id and claim = each.claim and held for update;
-            if found then
-                perform studyhall.put(each.id, each.changes);
-                perform studyhall.requeue(each.id, null);
-            end if;
-        end if;
     end loop;
 end $$;

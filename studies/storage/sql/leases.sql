@@ -24,8 +24,8 @@ from studyhall.finish(
 )
 
 -- name: give_back
--- A worker's trials, unfinished.
-select studyhall.give_back(%(trial_ids)s::integer[], %(claims)s::uuid[], %(changes)s::jsonb[])
+-- A worker's trial, unfinished.
+select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
 
 -- name: sweep
 -- Give back the trials of a study whose workers are gone, as any worker would; how many there were.
