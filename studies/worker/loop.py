@@ -10,7 +10,7 @@ from pathlib import Path
 
 from studies.errors import StorageUnreachable
 from studies.storage.postgres import PostgresStorage
-from studies.worker.lease import Courier
+from studies.worker.courier import Courier
 from studies.worker.served_study import ServedStudy, Service
 from studies.worker.trials import LONGEST_POLL, POLL, Trials, one_at_a_time
 

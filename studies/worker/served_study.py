@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from studies.checkpoint_stores import CheckpointStore, open_store
-from studies.errors import StorageError
 from studies.objective import Objective
 from studies.search.samplers import grid_of
 from studies.spec.samplers import reseed
-from studies.spec.study import StudySpec
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim, StudyRecord
 from studies.trial import Trial
@@ -42,10 +40,9 @@ class ServedStudy:
 
     def __init__(self, storage: PostgresStorage, service: Service, results: Path) -> None:
         record = service.record
-        if record.spec is None or record.uid is None:
-            raise StorageError(f"study {record.name!r} was not made by studyhall, so no worker knows what it runs")
         self.record = record
-        self.spec: StudySpec = record.spec
+        self.spec = record.require_spec("no worker knows what it runs")
+        assert record.uid is not None  # as of every study with a spec
         self.objective: Any = service.objective
         self.share = service.share
         self.taken = 0

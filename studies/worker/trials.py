@@ -28,8 +28,8 @@ from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim
 from studies.trial import Interrupted, Trial, as_values
 from studies.worker.checkpoints import Checkpoints
+from studies.worker.courier import Courier
 from studies.worker.held_trial import HeldTrial
-from studies.worker.lease import Courier
 from studies.worker.served_study import ServedStudy
 
 log = logging.getLogger(__name__)
