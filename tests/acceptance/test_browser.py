@@ -21,6 +21,8 @@ from tests.conftest import Server
 from tests.sites import COMMAND, Hall, ask, serving, surroundings
 from tests.waiting import GUARD, eventually
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 

@@ -39,6 +39,8 @@ from studies.worker.loop import Service, Worker
 from tests.conftest import Server
 from tests.proxy import Proxy, When
 
+pytestmark = pytest.mark.slow
+
 # Read here: a test sees no such variables.
 ALL: Final = bool(os.environ.get("STUDYHALL_ALL_KILL_POINTS"))
 SEED: Final = int(os.environ.get("STUDYHALL_SEED", random.SystemRandom().randrange(10**6)))

@@ -25,6 +25,8 @@ from tests.acceptance.faults import Fleet, new_folder, own_postgres
 from tests.proxy import Proxy
 from tests.waiting import GUARD, eventually
 
+pytestmark = pytest.mark.slow
+
 SECONDS = [2, 30, 120] if os.environ.get("STUDYHALL_LONG_OUTAGES") else [2]
 EPOCH = 0.25
 NO_PRUNING = ("pruner.name=none", "sampler.name=random")

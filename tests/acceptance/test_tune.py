@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from objectives.data import load
@@ -12,6 +13,7 @@ from objectives.mlp import load_model
 from tests.acceptance.conftest import Shell
 
 
+@pytest.mark.slow
 def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell) -> None:
     done = shell.run("run", "digits", "--workers", "2", timeout=300)
     assert done.returncode == 0, done.stderr
@@ -75,6 +77,7 @@ def test_an_objective_without_finalize_says_so(shell: Shell) -> None:
     assert "cannot be finalized: give its class a method finalize()" in allowed.stderr
 
 
+@pytest.mark.slow
 def test_real_mnist_is_tuned(shell: Shell, real_data: Path) -> None:
     settings = ("--trials", "2", "--workers", "2", "--set", "objective.args.epochs=1", "--set", "space.width.low=128")
     settings = (*settings, "--set", "space.lr={type='float',low=1e-3,high=3e-3}")

@@ -166,6 +166,7 @@ def test_failures_and_prunings_have_their_reasons(
     assert "reason" not in runs[0].data.tags
 
 
+@pytest.mark.slow
 def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
     storage: PostgresStorage, tracking: str, client: MlflowClient, draw: random.Random, name: str, home: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
     assert_same(storage, record, client)
 
 
+@pytest.mark.slow
 def test_four_mirrors_at_once_leave_one_run_for_each_trial(
     storage: PostgresStorage, tracking: str, client: MlflowClient, draw: random.Random, name: str, home: Path
 ) -> None:

@@ -24,6 +24,8 @@ from studies.worker.results import KeptResult, Results
 from tests.integration.test_lost_answers import CASES, contents, lose_reports, set_up, shown
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.both_servers
+
 REFUSED = ("22001", "22021", "23514", "54000")
 TRY_AGAIN = ("40001", "40P01", "57014")
 AWAY = ("08006", "25006", "53100", "57P01")

@@ -25,6 +25,8 @@ from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
 
+pytestmark = pytest.mark.both_servers
+
 Ask = Callable[..., click.testing.Result]
 SPEC = StudySpec.from_dict(
     {

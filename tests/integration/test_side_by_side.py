@@ -30,6 +30,8 @@ from tests.conftest import Server
 from tests.postgres import free_port
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 12
 STOCK = 3
 SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}

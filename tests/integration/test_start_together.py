@@ -26,6 +26,8 @@ from studies.trial import Trial
 from studies.worker.loop import Service, Worker
 from tests.conftest import Server
 
+pytestmark = [pytest.mark.both_servers, pytest.mark.slow]
+
 # Read here: a test sees no such variables.
 ROUNDS: Final = int(os.environ.get("STUDYHALL_ROUNDS", "2"))
 PROCESSES: Final = 16
