@@ -175,7 +175,7 @@ def look_at_the_sites(compose: Compose) -> None:
     login = {"Authorization": f"Basic {base64.b64encode(f'viewer:{password}'.encode()).decode()}"}
     for port in (DASHBOARD, MLFLOW):
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=300)
     studies = json.loads(ask(f"http://127.0.0.1:{DASHBOARD}/api/studies", login))
     assert [study["study_name"] for study in studies["study_summaries"]] == [STUDY]
     search = f"http://127.0.0.1:{MLFLOW}/api/2.0/mlflow"
@@ -194,7 +194,7 @@ def look_at_the_sites(compose: Compose) -> None:
 def ask(url: str, headers: dict[str, str], body: dict[str, Any] | None = None) -> bytes:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {**headers, "Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         content: bytes = answer.read()
         return content
 

@@ -161,7 +161,7 @@ def database() -> Iterator[StorageURL]:
             yield url
         finally:
             process.send_signal(2)
-            process.wait(timeout=30)
+            process.wait(timeout=300)
 
 
 def inside_of(postgres: Postgres) -> list[str]:
@@ -193,7 +193,7 @@ def worker(studyhall: Path, folder: Path, environment: dict[str, str], host: int
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=300)
 
 
 def cut(host: int) -> None:

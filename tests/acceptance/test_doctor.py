@@ -150,6 +150,7 @@ def test_a_url_that_cannot_be_understood_is_a_usage_error(patient: Shell) -> Non
     assert done.stderr.startswith("error: the storage URL cannot be used: SQLite")
 
 
+@pytest.mark.slow
 def test_connections_that_run_out_are_warned_of_and_none_left_is_an_error(patient: Shell) -> None:
     settings = {"max_connections": "12", "superuser_reserved_connections": "2"}
     with start_postgres(**settings) as postgres:

@@ -157,6 +157,7 @@ def test_a_terminal_is_steered_by_our_colours_alone(evil: Shell, arguments: list
     assert found[0] == rb"\x1b]0;t"
 
 
+@pytest.mark.slow
 def test_reports_and_plots_hold_it_as_text(evil: Shell) -> None:
     checked(run(evil, "report", EVIL, "-o", "report.html"))
     page = (evil.folder / "report.html").read_text()

@@ -92,6 +92,7 @@ def test_an_objective_in_a_file_of_such_a_name_runs(shadowed: Shell, name: str) 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_sites_start_there(shadowed: Shell) -> None:
     shadowed.data("create", "ours.py:objective", "--name", "own")
     with shadowed.start("serve") as process:

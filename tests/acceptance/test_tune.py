@@ -28,6 +28,7 @@ def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell
     }
 
 
+@pytest.mark.slow
 def test_the_best_digits_are_finalized_once(shell: Shell) -> None:
     settings = ("--trials", "3", "--set", "objective.args.epochs=8", "--workers", "2")
     assert shell.run("run", "digits", *settings).returncode == 0
@@ -86,6 +87,7 @@ def test_real_mnist_is_tuned(shell: Shell, real_data: Path) -> None:
     assert json.loads(shell.data("best", "mnist", "--format", "json"))["value"] > 0.93
 
 
+@pytest.mark.slow
 def test_ones_own_table_is_tuned(shell: Shell) -> None:
     rows = [f"{i % 7},{(i * 3) % 11},{'high' if (i % 7) > 3 else 'low'}" for i in range(300)]
     (shell.folder / "own.csv").write_text("a,b,level\n" + "\n".join(rows) + "\n")

@@ -186,7 +186,7 @@ for folder in ("mlflow", "mlflow/artifacts", "mlflow/received"):
         pass
 for port in ports:
     for path in ("/", "/api/studies", "/health", "/ajax-api/2.0/mlflow/experiments/search?max_results=9"):
-        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=300)
         connection.request("GET", path)
         if connection.getresponse().status != 401:
             print("port", port, path)

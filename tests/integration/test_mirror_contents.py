@@ -84,7 +84,7 @@ def databases(separate_server: Server) -> Iterator[StorageURL]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["database", "server"])
+@pytest.fixture(scope="module", params=["database", pytest.param("server", marks=pytest.mark.slow)])
 def client(request: pytest.FixtureRequest, databases: StorageURL) -> Iterator[MlflowClient]:
     """Of MLflow's database, and of a server on it, in turn."""
     uri = database_of(databases).sqlalchemy

@@ -204,6 +204,7 @@ def test_an_upgrade_adds_our_tables_to_those_of_stock_optuna(empty_database: Sto
     assert ask("status", "stock").exit_code == 0
 
 
+@pytest.mark.slow
 def test_eight_upgrades_at_once_are_one(old_database: StorageURL) -> None:
     command = [Path(sys.executable).with_name("studyhall"), "db", "upgrade", "--storage", old_database.sqlalchemy]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]

@@ -98,7 +98,7 @@ def ours(url: StorageURL, record: StudyRecord, results: Path, gate: threading.Ev
 def stock(url: StorageURL, *argv: str, time_zone: str = "UTC", stdin: str = "") -> str:
     """The standard output of a program of stock Optuna's."""
     environment = {**os.environ, "TZ": time_zone, "OPTUNA_STORAGE": url.sqlalchemy}
-    done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -175,7 +175,7 @@ def test_the_dashboard_shows_a_study_while_it_runs(
     log = tmp_path / "log"
 
     def fetch(path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=300) as answer:
             return bytes(answer.read())
 
     def is_up() -> bool:

@@ -336,7 +336,7 @@ def test_malformed_words_are_refused_and_the_site_goes_on(house: House, site: st
     before = house.hall.complaints
     address = urlsplit(house.hall.dashboard if site == "dashboard" else house.hall.mlflow)
     for name, value in (("Authorization", b"Basic \xff"), ("Authorization", b"Basic !"), ("Origin", b"http://[")):
-        with closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=30)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=300)) as connection:
             connection.putrequest("POST", "/")
             connection.putheader(name, value)
             connection.putheader("Content-Length", "0")
