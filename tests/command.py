@@ -134,7 +134,7 @@ def _context() -> Any:
 
 def _run(argv: list[str], cwd: str, env: dict[str, str], out: DupFd, err: DupFd) -> None:
     """Be the command."""
-    for number, end in enumerate((os.open(os.devnull, os.O_RDONLY), out.detach(), err.detach())):
+    for number, end in enumerate((os.open(os.devnull, os.O_RDWR), out.detach(), err.detach())):
         os.dup2(end, number)
         os.close(end)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode, closefd=False) for number, mode in enumerate("rww"))
@@ -150,6 +150,10 @@ def _run(argv: list[str], cwd: str, env: dict[str, str], out: DupFd, err: DupFd)
         studies.cli.main()
     finally:
         atexit._run_exitfuncs()  # multiprocessing ends a process without them
+        try:
+            sys.stderr.flush()
+        except OSError:  # whoever read it has left: Python ignores that at its end, multiprocessing does not
+            os.dup2(0, 2)
 
 
 #: Of the process that has imported the command, which pytest has not changed.

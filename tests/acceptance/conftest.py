@@ -66,15 +66,15 @@ class Shell:
     """Runs ``studyhall`` with one storage, in one folder."""
 
     def __init__(self, url: StorageURL, folder: Path, home: Path) -> None:
-        self.url = url
         self.folder = folder
-        self.environment = {
-            **os.environ,
-            "STUDYHALL_STORAGE": url.sqlalchemy,
-            "STUDYHALL_HOME": str(home),
-            "COLUMNS": "80",
-        }
+        self.environment = {**os.environ, "STUDYHALL_HOME": str(home), "COLUMNS": "80"}
+        self.use(url)
         self.command = command.COMMAND
+
+    def use(self, url: StorageURL) -> None:
+        """Run commands with this storage from now on."""
+        self.url = url
+        self.environment["STUDYHALL_STORAGE"] = url.sqlalchemy
 
     def run(self, *args: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""

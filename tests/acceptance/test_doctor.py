@@ -189,11 +189,13 @@ def test_limits(finding: Finding, level: str, fix: str | None) -> None:
 # The tables
 
 
-def test_tables_that_are_not_there_yet_are_no_error(patient: Shell) -> None:
+def test_tables_that_are_not_there_yet_are_no_error(patient: Shell, empty_database: StorageURL) -> None:
+    patient.use(empty_database)
     assert one(doctor(patient, status=0), "tables", "ok") == ("there are none yet", "studyhall run digits")
 
 
-def test_tables_of_stock_optuna_alone_are_no_error(patient: Shell) -> None:
+def test_tables_of_stock_optuna_alone_are_no_error(patient: Shell, empty_database: StorageURL) -> None:
+    patient.use(empty_database)
     optuna.storages.RDBStorage(patient.url.sqlalchemy).engine.dispose()
     optunas, ours = doctor(patient, status=0)["tables"]
     assert optunas["what"].startswith("Optuna's are of version v")

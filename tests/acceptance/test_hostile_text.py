@@ -21,7 +21,12 @@ from tests.acceptance.conftest import Shell
 EVIL = "\x1b]0;title\x07\x1b[2J\nerror: forged\r\u202eexe\x9b31m\u200b\u2028</script><script>alert(1)</script>$x^{"
 HALF = "half \ud83d"
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-LOCALES = ({}, {"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"})
+LOCALES = (
+    {},
+    {"LC_ALL": "C", "LANG": "C"},
+    pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+    pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
+)
 
 
 def stock_storage(shell: Shell) -> optuna.storages.RDBStorage:

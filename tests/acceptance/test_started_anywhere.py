@@ -66,6 +66,7 @@ def test_the_installation_is_an_ordinary_one(installed: str) -> None:
     assert all(file.startswith(str(Path(installed).parents[1])) for file in found)
 
 
+@pytest.mark.slow
 def test_no_file_of_the_current_folder_takes_the_place_of_a_module(shadowed: Shell) -> None:
     done = shadowed.run("run", "digits", "--name", "shadow", "--trials", "1", "--workers", "1", "--mlflow")
     assert done.returncode == 0, done.stderr

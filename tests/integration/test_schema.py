@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +55,13 @@ def ask(empty_database: StorageURL) -> Ask:
         return click.testing.CliRunner().invoke(studyhall, [*command, "--storage", empty_database.sqlalchemy])
 
     return ask
+
+
+@pytest.fixture
+def storage(empty_database: StorageURL) -> Iterator[PostgresStorage]:
+    """On the database of which :func:`ask` asks."""
+    with closing(PostgresStorage(empty_database)) as storage:
+        yield storage
 
 
 @pytest.fixture
