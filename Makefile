@@ -59,13 +59,13 @@ faults: $(VENV)/.installed-dev
 	STUDYHALL_RANDOM_CALLS="24 180" $(BIN)/python -m pytest tests/integration/test_lock_order.py
 
 test-compose: $(VENV)/.installed-dev
-	$(BIN)/python tests/compose.py
+	$(BIN)/python tests/deployment/compose.py
 
 test-slurm: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/acceptance/slurm.py
+	$(BIN)/python -m pytest tests/deployment/slurm.py
 
 test-netns: $(VENV)/.installed-dev
-	$(BIN)/python tests/netns.py
+	$(BIN)/python tests/deployment/netns.py
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.gpu

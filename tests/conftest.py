@@ -18,7 +18,7 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.embedded.server import EmbeddedServer
 from studies.storage.url import StorageURL
-from tests.postgres import DEBIAN_15, start_postgres
+from tests.support.postgres import DEBIAN_15, start_postgres
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,9 +11,9 @@ import pytest
 
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
-from tests import command
-from tests.command import Command
 from tests.conftest import Server
+from tests.support import command
+from tests.support.command import Command
 
 SCRIPT = """
 import os

@@ -12,7 +12,7 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.postgres import PASSWORD
+from tests.support.postgres import PASSWORD
 
 Look = Callable[[], PostgresStorage]
 DIGITS = ("run", "digits", "--workers", "1")

@@ -16,10 +16,10 @@ from playwright.sync_api import TimeoutError as NotShown
 
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
-from tests.browser import open_chromium, troubles
 from tests.conftest import Server
-from tests.sites import COMMAND, Hall, ask, serving, surroundings
-from tests.waiting import GUARD, eventually
+from tests.support.browser import open_chromium, troubles
+from tests.support.sites import COMMAND, Hall, ask, serving, surroundings
+from tests.support.waiting import GUARD, eventually
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from studies.storage import schema
 from studies.storage.postgres import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.postgres import PASSWORD, start_postgres
+from tests.support.postgres import PASSWORD, start_postgres
 
 Look = Callable[[], PostgresStorage]
 SPEC = {"name": "s", "objective": {"path": "script:objective"}, "budget": {"trials": 6}}

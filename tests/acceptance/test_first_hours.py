@@ -13,7 +13,7 @@ import pytest
 from studies import PostgresStorage
 from tests.acceptance.conftest import Shell
 from tests.conftest import ROOT
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
 

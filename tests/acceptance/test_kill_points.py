@@ -37,7 +37,7 @@ from studies.trial import Trial
 from studies.worker.lease import LINGER
 from studies.worker.loop import Service, Worker
 from tests.conftest import Server
-from tests.proxy import Proxy, When
+from tests.support.proxy import Proxy, When
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from studies import PostgresStorage
 from studies.mirror.server import configure, database_of
 from tests.acceptance.conftest import Shell
-from tests.mirrored import assert_same, runs_of
-from tests.mlflow_server import mlflow_server
-from tests.postgres import free_port
-from tests.waiting import eventually
+from tests.support.mirrored import assert_same, runs_of
+from tests.support.mlflow_server import mlflow_server
+from tests.support.postgres import free_port
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 Look = Callable[[], PostgresStorage]

@@ -22,8 +22,8 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.acceptance.faults import Fleet, new_folder, own_postgres
-from tests.proxy import Proxy
-from tests.waiting import GUARD, eventually
+from tests.support.proxy import Proxy
+from tests.support.waiting import GUARD, eventually
 
 pytestmark = pytest.mark.slow
 

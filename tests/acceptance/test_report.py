@@ -17,10 +17,10 @@ from studies import PostgresStorage, StudySpec
 from studies.report.kinds import KINDS
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.browser import open_chromium
 from tests.conftest import Server
-from tests.postgres import PASSWORD
-from tests.waiting import GUARD
+from tests.support.browser import open_chromium
+from tests.support.postgres import PASSWORD
+from tests.support.waiting import GUARD
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -19,8 +19,8 @@ from studies import PostgresStorage
 from studies.storage.postgres import Claim
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
-from tests.postgres import start_postgres
-from tests.waiting import eventually
+from tests.support.postgres import start_postgres
+from tests.support.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.postgres import start_postgres
+from tests.support.postgres import start_postgres
 
 
 def test_a_command_waits_for_a_database_that_is_away_and_says_so(tmp_path: Path, home: Path) -> None:

@@ -26,7 +26,7 @@ from studies import PostgresStorage, StudySpec
 from studies.storage.url import StorageURL
 from studies.worker.loop import Service, Worker
 from tests.benchmarks.arms import in_turns, options, postgres, report, suggest
-from tests.proxy import Proxy
+from tests.support.proxy import Proxy
 
 STEPS = 5
 

@@ -24,8 +24,8 @@ import pytest
 
 from tests.conftest import Server
 from tests.integration.test_viewer import CLOSED, READS, ROUTES, Routes, filled, make_study, without_version
-from tests.sites import COMMAND, Hall, ask, serving, surroundings, without_token
-from tests.waiting import eventually
+from tests.support.sites import COMMAND, Hall, ask, serving, surroundings, without_token
+from tests.support.waiting import eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "security-sites.md"
 SAFE = ("GET", "HEAD", "OPTIONS")

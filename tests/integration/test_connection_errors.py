@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy
 
 from studies.storage.url import StorageURL, connection_error
-from tests.postgres import DEBIAN_15, PASSWORD, Postgres, start_postgres
+from tests.support.postgres import DEBIAN_15, PASSWORD, Postgres, start_postgres
 
 
 @pytest.fixture(scope="module", params=["wheel", pytest.param("debian-15", marks=pytest.mark.slow)])

@@ -28,7 +28,7 @@ from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
 from tests.conftest import Server
-from tests.proxy import Proxy, When
+from tests.support.proxy import Proxy, When
 
 UNIT = FloatDistribution(0, 1)
 EMPTY = (

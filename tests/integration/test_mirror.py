@@ -24,8 +24,8 @@ from studies.mirror.study_mirror import StudyMirror
 from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.mirrored import assert_same, begin, claim, finish, report, run, runs_of, stock_study
-from tests.waiting import eventually
+from tests.support.mirrored import assert_same, begin, claim, finish, report, run, runs_of, stock_study
+from tests.support.waiting import eventually
 
 Follow = Callable[[StudyRecord], StudyMirror]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -27,8 +27,8 @@ from studies.mirror.study_mirror import StudyMirror
 from studies.storage.postgres import StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.mirrored import assert_same, begin, claim, finish, report, runs_of
-from tests.mlflow_server import mlflow_server
+from tests.support.mirrored import assert_same, begin, claim, finish, report, runs_of
+from tests.support.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",

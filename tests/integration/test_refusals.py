@@ -22,7 +22,7 @@ from studies.trial import Trial
 from studies.worker.loop import Service, Worker
 from studies.worker.results import KeptResult, Results
 from tests.integration.test_lost_answers import CASES, contents, lose_reports, set_up, shown
-from tests.proxy import Proxy
+from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.both_servers
 

@@ -27,8 +27,8 @@ from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Service, Worker
 from tests.conftest import Server
-from tests.postgres import free_port
-from tests.waiting import eventually
+from tests.support.postgres import free_port
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 

@@ -27,8 +27,8 @@ from psycopg2 import sql
 from studies import PostgresStorage, StudySpec
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.sites import COMMAND, Answer, Hall, Rows, ask, contents, mlflow_database, serving, surroundings
-from tests.waiting import eventually
+from tests.support.sites import COMMAND, Answer, Hall, Rows, ask, contents, mlflow_database, serving, surroundings
+from tests.support.waiting import eventually
 
 SPEC = {"name": "s", "objective": {"path": "objectives.mlp:MLP"}, "budget": {"trials": 4}}
 TRIALS = 4

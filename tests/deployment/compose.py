@@ -1,6 +1,6 @@
 """docker-compose.yml from beginning to end, on a real Docker engine: ``make test-compose``.
 
-    python tests/compose.py
+    python tests/deployment/compose.py
 
 It builds the image, so it needs the network, some 20 GB and ten minutes. In a copy of the tree with passwords of its
 own; what it started and made is gone at the end, but for the image.
@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRIALS = 60
 STUDY = "small"
 DASHBOARD, MLFLOW = 18080, 15000

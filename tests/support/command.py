@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 COMMAND: Final = str(Path(sys.executable).with_name("studyhall"))
 """As it was installed."""
-_IMPORTED: Final = ["studies.cli", "studies.session", "studies.doctor", "studies.storage.reader", "tests.command"]
+_IMPORTED: Final = ["studies.cli", "studies.session", "studies.doctor", "studies.storage.reader", __name__]
 #: What Python and its libraries read as they start.
 _READ_AT_START: Final = ("PYTHON", "LC_", "LANG", "OPTUNA_", "OMP_")
 

@@ -1,0 +1,3 @@
+"""The shell of the acceptance tests, for the programs that run on a deployment."""
+
+from tests.acceptance.conftest import shell as shell
