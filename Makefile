@@ -1,5 +1,6 @@
 # make demo    install into .venv and tune the digits preset
-# make test    install into .venv and run the tests
+# make test    install into .venv and run the tests: a few minutes
+# make test-slow  the other tests: faults, real training, browsers, large studies, a second PostgreSQL
 # make lint    ruff and mypy
 # make bench   measurements; each ends in one line of JSON
 # make chaos   ten studies of 200 trials whose workers, and database, are killed all the time; half an hour
@@ -16,7 +17,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench chaos faults test-compose test-slurm test-netns test-gpu screenshots docs clean
+.PHONY: demo test test-slow lint bench chaos faults test-compose test-slurm test-netns test-gpu screenshots docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -29,8 +30,15 @@ demo: $(VENV)/.installed
 	@echo '  studyhall finalize digits              retrain the best and test it, once'
 	@echo '  studyhall delete digits                to start afresh'
 
+# Many tests wait: more of them at a time than there are cores. The tests start Python hundreds of times: with the
+# bytecode written, whatever the environment says, a start takes two thirds of the time.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $${STUDYHALL_TEST_PROCESSES:-6} --dist loadscope
+
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -n $${STUDYHALL_TEST_PROCESSES:-4} --dist loadscope $(ARGS)
+	@$(PYTEST) -m 'not slow' $(ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	@$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
@@ -51,16 +59,16 @@ faults: $(VENV)/.installed-dev
 	STUDYHALL_RANDOM_CALLS="24 180" $(BIN)/python -m pytest tests/integration/test_lock_order.py
 
 test-compose: $(VENV)/.installed-dev
-	$(BIN)/python tests/compose.py
+	$(BIN)/python tests/deployment/compose.py
 
 test-slurm: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/acceptance/slurm.py
+	$(BIN)/python -m pytest tests/deployment/slurm.py
 
 test-netns: $(VENV)/.installed-dev
-	$(BIN)/python tests/netns.py
+	$(BIN)/python tests/deployment/netns.py
 
 test-gpu: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.gpu
+	$(BIN)/python -m tests.deployment.gpu
 
 screenshots: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.screenshots

@@ -7,8 +7,9 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import psycopg2
@@ -17,7 +18,7 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.embedded.server import EmbeddedServer
 from studies.storage.url import StorageURL
-from tests.postgres import DEBIAN_15, start_postgres
+from tests.support.postgres import DEBIAN_15, start_postgres
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,22 +44,34 @@ def real_data() -> Path:
     return folder.resolve()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Server:
     """A PostgreSQL for the tests, on which each test has databases of its own."""
 
-    url: StorageURL
+    def __init__(self, url: StorageURL) -> None:
+        self.url = url
 
     @contextmanager
-    def database(self) -> Iterator[StorageURL]:
-        """A new, empty database, gone at the end with whoever is still connected."""
+    def database(self, *, tables: bool = False) -> Iterator[StorageURL]:
+        """A new database, gone at the end with whoever is still connected.
+
+        Args:
+            tables: whether it has Studyhall's tables; otherwise it is empty.
+        """
         name = f"test_{uuid.uuid4().hex}"
-        self._execute(f"create database {name}")
+        self._execute(f"create database {name} template {self._template if tables else 'template1'}")
         try:
             yield replace(self.url, database=name)
         finally:
             self._execute(f"drop database {name} with (force)")
             self._execute(f"drop database if exists {name}_mlflow with (force)")  # that of its mirror
+
+    @cached_property
+    def _template(self) -> str:
+        """A database with the tables, to copy: making them takes ten times as long."""
+        name = f"template_{uuid.uuid4().hex}"
+        self._execute(f"create database {name}")
+        PostgresStorage(replace(self.url, database=name)).close()
+        return name
 
     def _execute(self, sql: str) -> None:
         connection = psycopg2.connect(**self.url.libpq)
@@ -84,7 +97,7 @@ def home() -> Iterator[Path]:
 def embedded_server(home: Path) -> Iterator[Server]:
     """The embedded PostgreSQL 18."""
     server = EmbeddedServer(home)
-    yield Server(url=server.start())
+    yield Server(server.start())
     server.close()
 
 
@@ -92,20 +105,32 @@ def embedded_server(home: Path) -> Iterator[Server]:
 def separate_server() -> Iterator[Server]:
     """A separately started PostgreSQL: Debian's 15 where it is installed, else the wheel's 18."""
     with start_postgres(DEBIAN_15 if DEBIAN_15.is_dir() else None) as postgres:
-        yield Server(url=StorageURL.parse(postgres.url))
+        yield Server(StorageURL.parse(postgres.url))
 
 
-@pytest.fixture(params=["embedded", "separate"])
-def empty_database(request: pytest.FixtureRequest) -> Iterator[StorageURL]:
-    """An empty database, on the embedded and on the separate server in turn."""
-    server: Server = request.getfixturevalue(f"{request.param}_server")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked ``both_servers`` on the separate server as well, where time does not matter."""
+    if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_servers"):
+        servers = ["embedded", pytest.param("separate", marks=pytest.mark.slow)]
+        metafunc.parametrize("server", servers, indirect=True)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Server:
+    """The embedded server, or the one that the test is parametrized with."""
+    server: Server = request.getfixturevalue(f"{getattr(request, 'param', 'embedded')}_server")
+    return server
+
+
+@pytest.fixture
+def empty_database(server: Server) -> Iterator[StorageURL]:
+    """A database without tables."""
     with server.database() as url:
         yield url
 
 
 @pytest.fixture
-def storage(empty_database: StorageURL) -> Iterator[PostgresStorage]:
-    """A storage with its tables, on the embedded and on the separate server in turn."""
-    storage = PostgresStorage(empty_database)
-    yield storage
-    storage.close()
+def storage(server: Server) -> Iterator[PostgresStorage]:
+    """A storage with its tables."""
+    with server.database(tables=True) as url, closing(PostgresStorage(url)) as storage:
+        yield storage

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tests.browser import open_chromium
 from tests.conftest import ROOT
-from tests.sites import COMMAND, surroundings
+from tests.support.browser import open_chromium
+from tests.support.sites import COMMAND, surroundings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

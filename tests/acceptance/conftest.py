@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.conftest import Server
+from tests.support import command
+from tests.support.command import Command
 
 SCRIPT = """
 import os
@@ -65,15 +66,15 @@ class Shell:
     """Runs ``studyhall`` with one storage, in one folder."""
 
     def __init__(self, url: StorageURL, folder: Path, home: Path) -> None:
-        self.url = url
         self.folder = folder
-        self.environment = {
-            **os.environ,
-            "STUDYHALL_STORAGE": url.sqlalchemy,
-            "STUDYHALL_HOME": str(home),
-            "COLUMNS": "80",
-        }
-        self.command = str(Path(sys.executable).with_name("studyhall"))
+        self.environment = {**os.environ, "STUDYHALL_HOME": str(home), "COLUMNS": "80"}
+        self.use(url)
+        self.command = command.COMMAND
+
+    def use(self, url: StorageURL) -> None:
+        """Run commands with this storage from now on."""
+        self.url = url
+        self.environment["STUDYHALL_STORAGE"] = url.sqlalchemy
 
     def run(self, *args: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""
@@ -85,17 +86,9 @@ class Shell:
                 raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def start(self, *args: str | Path, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *args: str | Path, **environment: str) -> Command | subprocess.Popen[str]:
         """Start the command."""
-        return subprocess.Popen(
-            [self.command, *map(str, args)],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return command.start([self.command, *map(str, args)], cwd=self.folder, env={**self.environment, **environment})
 
     def data(self, *args: str | Path) -> str:
         """The standard output of a command that must succeed."""
@@ -106,9 +99,9 @@ class Shell:
 
 @pytest.fixture
 def shell(separate_server: Server, tmp_path: Path, home: Path) -> Iterator[Shell]:
-    """A shell in an empty folder but for ``script.py``, on an empty database of a separate server."""
+    """A shell in an empty folder but for ``script.py``, on a database of the separate server that has the tables."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    with separate_server.database() as url:
+    with separate_server.database(tables=True) as url:
         yield Shell(url, tmp_path, home)
 
 

@@ -23,9 +23,9 @@ from optuna.trial import TrialState
 
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
-from tests.pgbouncer import start_pgbouncer
-from tests.postgres import DEBIAN_15, Postgres, start_postgres
-from tests.waiting import eventually
+from tests.support.pgbouncer import start_pgbouncer
+from tests.support.postgres import DEBIAN_15, Postgres, start_postgres
+from tests.support.waiting import eventually
 
 SCRIPT = '''
 """An objective that writes into a diary what it does, and its worker what the database acknowledged."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from studies import PostgresStorage
+from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.postgres import PASSWORD
+from tests.support.postgres import PASSWORD
 
 Look = Callable[[], PostgresStorage]
 DIGITS = ("run", "digits", "--workers", "1")
@@ -97,9 +98,6 @@ def test_a_spec_that_differs_from_the_stored_one(shell: Shell, look: Look, comma
         ("broken.py:f", [], "does not import: ZeroDivisionError: division by zero"),
         ("script.py:objective", ["objective.args.epochs=3"], "is a function, which takes no objective.args (epochs)"),
         ("digits", ["objective.args.epoch=3"], "does not accept objective.args: got an unexpected keyword argument"),
-        ("digits", ["objective.args.epochs=0"], "epochs = 0; it must be a whole number above 0"),
-        ("digits", ["objective.args.dataset=mnits"], "dataset = 'mnits' is unknown; did you mean 'mnist'?"),
-        ("digits", ["objective.args.dataset=none.npz"], "no such file: neither "),
         (
             "digits",
             ["objective.args.dataset=bad.csv", "objective.args.target=y"],
@@ -173,11 +171,12 @@ def test_a_trial_that_is_not_there(shell: Shell) -> None:
     refuse(shell, "show", "fresh", "7", status=1, message="study 'fresh' has no trial 7; it has none yet")
 
 
-def test_a_database_without_studies_is_not_written_to(shell: Shell) -> None:
-    refuse(shell, "best", "x", status=1, message="holds no studies yet; begin one with: studyhall run digits")
+def test_a_database_without_studies_is_not_written_to(shell: Shell, empty_database: StorageURL) -> None:
+    empty = ("--storage", empty_database.sqlalchemy)
+    refuse(shell, "best", "x", *empty, status=1, message="holds no studies yet; begin one with: studyhall run digits")
     import psycopg2
 
-    connection = psycopg2.connect(**shell.url.libpq)
+    connection = psycopg2.connect(**empty_database.libpq)
     with connection.cursor() as cursor:
         cursor.execute("select count(*) from pg_tables where schemaname in ('public', 'studyhall')")
         assert cursor.fetchone() == (0,)

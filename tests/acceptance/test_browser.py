@@ -16,10 +16,12 @@ from playwright.sync_api import TimeoutError as NotShown
 
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
-from tests.browser import open_chromium, troubles
 from tests.conftest import Server
-from tests.sites import COMMAND, Hall, ask, serving, surroundings
-from tests.waiting import GUARD, eventually
+from tests.support.browser import open_chromium, troubles
+from tests.support.sites import COMMAND, Hall, ask, serving, surroundings
+from tests.support.waiting import GUARD, eventually
+
+pytestmark = pytest.mark.slow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -188,13 +190,13 @@ def test_mlflow_shows_the_run_of_a_study_with_its_trials_beneath_and_their_curve
         page.get_by_role("tab", name="Model metrics").click()
         with suppress(NotShown):
             for curve in CURVES:
-                page.get_by_text(curve, exact=True).first.wait_for(timeout=10_000)
+                page.get_by_text(curve, exact=True).first.wait_for(timeout=300_000)
             # A curve has a point for each step: its line goes through five more.
             page.wait_for_function(
                 "count => [...document.querySelectorAll('.js-plotly-plot path.js-line')]"
                 ".filter(line => (line.getAttribute('d') || '').split(/[LC]/).length >= 6).length >= count",
                 arg=len(CURVES),
-                timeout=10_000,
+                timeout=300_000,
             )
             return True
         return False

@@ -12,6 +12,8 @@ import pytest
 
 from tests.acceptance.faults import chaos
 
+pytestmark = pytest.mark.slow
+
 SEEDS = [int(seed) for seed in os.environ.get("STUDYHALL_CHAOS_SEEDS", "").split()]
 
 

@@ -21,7 +21,7 @@ from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
 from tests.conftest import Server
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
 RUN = ("run", "script.py:objective", "--trials", "8", "--workers", "1", "--name", "s", "--set", "pruner.name=none")

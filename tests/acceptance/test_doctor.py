@@ -22,7 +22,7 @@ from studies.storage import schema
 from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.postgres import PASSWORD, start_postgres
+from tests.support.postgres import PASSWORD, start_postgres
 
 Look = Callable[[], PostgresStorage]
 SPEC = {"name": "s", "objective": {"path": "script:objective"}, "budget": {"trials": 6}}
@@ -150,6 +150,7 @@ def test_a_url_that_cannot_be_understood_is_a_usage_error(patient: Shell) -> Non
     assert done.stderr.startswith("error: the storage URL cannot be used: SQLite")
 
 
+@pytest.mark.slow
 def test_connections_that_run_out_are_warned_of_and_none_left_is_an_error(patient: Shell) -> None:
     settings = {"max_connections": "12", "superuser_reserved_connections": "2"}
     with start_postgres(**settings) as postgres:
@@ -188,11 +189,13 @@ def test_limits(finding: Finding, level: str, fix: str | None) -> None:
 # The tables
 
 
-def test_tables_that_are_not_there_yet_are_no_error(patient: Shell) -> None:
+def test_tables_that_are_not_there_yet_are_no_error(patient: Shell, empty_database: StorageURL) -> None:
+    patient.use(empty_database)
     assert one(doctor(patient, status=0), "tables", "ok") == ("there are none yet", "studyhall run digits")
 
 
-def test_tables_of_stock_optuna_alone_are_no_error(patient: Shell) -> None:
+def test_tables_of_stock_optuna_alone_are_no_error(patient: Shell, empty_database: StorageURL) -> None:
+    patient.use(empty_database)
     optuna.storages.RDBStorage(patient.url.sqlalchemy).engine.dispose()
     optunas, ours = doctor(patient, status=0)["tables"]
     assert optunas["what"].startswith("Optuna's are of version v")

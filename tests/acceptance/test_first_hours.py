@@ -13,7 +13,7 @@ import pytest
 from studies import PostgresStorage
 from tests.acceptance.conftest import Shell
 from tests.conftest import ROOT
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
 
@@ -137,6 +137,7 @@ def test_the_direction_is_said_and_can_be_given_and_changed(shell: Shell) -> Non
     assert "it minimizes value_0 and maximizes value_1" in said
 
 
+@pytest.mark.slow
 def test_a_function_goes_from_one_machine_to_another_and_back(shell: Shell, there: Shell, look: Look) -> None:
     (shell.folder / "train.py").write_text(TRAIN)
     copies = there.folder / "my copies"
@@ -186,6 +187,7 @@ def test_a_function_goes_from_one_machine_to_another_and_back(shell: Shell, ther
     assert "an objective in a module has no path: --allow lab.train:fit" in usage
 
 
+@pytest.mark.slow
 def test_a_class_goes_on_elsewhere_from_its_checkpoint_when_its_machine_is_lost(shell: Shell, there: Shell) -> None:
     diary = shell.folder / "diary"
     for machine, where in ((shell, "here"), (there, "there")):
@@ -222,6 +224,7 @@ def test_the_readmes_first_script_runs_as_it_stands(shell: Shell, look: Look) ->
     assert look().status(look().find_study("train-objective")).finished == 3
 
 
+@pytest.mark.slow
 def test_the_documented_objective_survives_kill_9_and_a_pause_as_it_stands(shell: Shell, look: Look) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "writing-objectives.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if "trial.restore()" in block]

@@ -21,7 +21,12 @@ from tests.acceptance.conftest import Shell
 EVIL = "\x1b]0;title\x07\x1b[2J\nerror: forged\r\u202eexe\x9b31m\u200b\u2028</script><script>alert(1)</script>$x^{"
 HALF = "half \ud83d"
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-LOCALES = ({}, {"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"})
+LOCALES = (
+    {},
+    {"LC_ALL": "C", "LANG": "C"},
+    pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+    pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
+)
 
 
 def stock_storage(shell: Shell) -> optuna.storages.RDBStorage:
@@ -157,6 +162,7 @@ def test_a_terminal_is_steered_by_our_colours_alone(evil: Shell, arguments: list
     assert found[0] == rb"\x1b]0;t"
 
 
+@pytest.mark.slow
 def test_reports_and_plots_hold_it_as_text(evil: Shell) -> None:
     checked(run(evil, "report", EVIL, "-o", "report.html"))
     page = (evil.folder / "report.html").read_text()

@@ -38,7 +38,9 @@ from studies.worker.lease import LINGER
 from studies.worker.loop import Worker
 from studies.worker.served_study import Service
 from tests.conftest import Server
-from tests.proxy import Proxy, When
+from tests.support.proxy import Proxy, When
+
+pytestmark = pytest.mark.slow
 
 # Read here: a test sees no such variables.
 ALL: Final = bool(os.environ.get("STUDYHALL_ALL_KILL_POINTS"))

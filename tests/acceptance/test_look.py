@@ -158,7 +158,7 @@ def test_people_see_no_line_over_80_columns_and_no_colour_in_a_pipe(seen: Shell,
 def test_a_reader_that_has_enough_is_no_error(seen: Shell) -> None:
     command = f"{shlex.quote(seen.command)} trials looks --format csv | head -n 1"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], env=seen.environment, capture_output=True, text=True, timeout=60
+        ["bash", "-o", "pipefail", "-c", command], env=seen.environment, capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stderr) == (0, "")
 

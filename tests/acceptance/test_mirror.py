@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from studies import PostgresStorage
 from studies.mirror.server import configure, database_of
 from tests.acceptance.conftest import Shell
-from tests.mirrored import assert_same, runs_of
-from tests.mlflow_server import mlflow_server
-from tests.postgres import free_port
-from tests.waiting import eventually
+from tests.support.mirrored import assert_same, runs_of
+from tests.support.mlflow_server import mlflow_server
+from tests.support.postgres import free_port
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 Look = Callable[[], PostgresStorage]
@@ -65,6 +65,7 @@ def test_a_run_leaves_its_study_in_the_database_beside_it(shell: Shell, look: Lo
     assert done_line == "script-objective: 6 trials in MLflow"
 
 
+@pytest.mark.slow
 def test_a_running_trials_curve_is_there_step_by_step(shell: Shell) -> None:
     (shell.folder / "stepping.py").write_text("""
 import pathlib, time
@@ -138,6 +139,7 @@ def hanging() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_study_ends_beside_an_mlflow_that_is_stopped_or_hangs(shell: Shell, hanging: str) -> None:
     stopped = f"http://127.0.0.1:{free_port()}"
     for name, uri in (("stopped", stopped), ("hanging", hanging)):
@@ -152,6 +154,7 @@ def test_a_study_ends_beside_an_mlflow_that_is_stopped_or_hangs(shell: Shell, ha
         assert len(curves(contents(shell), name)) == 6
 
 
+@pytest.mark.slow
 def test_what_is_not_mlflow_is_said_and_the_study_goes_on(shell: Shell, foreign: str) -> None:
     done = shell.run("mirror", "--once", "--tracking-uri", foreign)
     assert (done.returncode, done.stdout) == (1, "")
@@ -198,6 +201,7 @@ def test_a_database_that_may_not_be_made_is_said_with_what_to_do(shell: Shell, l
         storage.database.execute("drop role poor")
 
 
+@pytest.mark.slow
 def test_mlflow_on_a_server_gets_what_it_missed_while_it_was_away(shell: Shell) -> None:
     done = shell.run(*RUN)
     assert done.returncode == 0, done.stderr
@@ -236,6 +240,7 @@ def _is_there(client: MlflowClient, trials: int) -> bool:
     return len(runs) == trials and all(run.info.end_time for run in runs.values())
 
 
+@pytest.mark.slow
 def test_a_mirror_of_real_training_is_the_same_as_the_database(shell: Shell, look: Look) -> None:
     done = shell.run("run", "digits", "--trials", "3", "--workers", "2", "--set", "objective.args.epochs=3", "--mlflow")
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import pytest
 
 from studies import PostgresStorage
 from tests.acceptance.conftest import Shell
-from tests.webhook import Webhook
+from tests.support.webhook import Webhook
 
 Look = Callable[[], PostgresStorage]
 RUN = ("run", "script.py:objective", "--workers", "2", "--trials", "8", "--set", "pruner.name=none")

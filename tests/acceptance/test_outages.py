@@ -22,8 +22,10 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.acceptance.faults import Fleet, new_folder, own_postgres
-from tests.proxy import Proxy
-from tests.waiting import GUARD, eventually
+from tests.support.proxy import Proxy
+from tests.support.waiting import GUARD, eventually
+
+pytestmark = pytest.mark.slow
 
 SECONDS = [2, 30, 120] if os.environ.get("STUDYHALL_LONG_OUTAGES") else [2]
 EPOCH = 0.25

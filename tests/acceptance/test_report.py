@@ -17,10 +17,10 @@ from studies import PostgresStorage, StudySpec
 from studies.report.kinds import KINDS
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.browser import open_chromium
 from tests.conftest import Server
-from tests.postgres import PASSWORD
-from tests.waiting import GUARD
+from tests.support.browser import open_chromium
+from tests.support.postgres import PASSWORD
+from tests.support.waiting import GUARD
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -145,6 +145,7 @@ def opened(thousand: Shell, chromium: Browser) -> Iterator[Visit]:
     context.close()
 
 
+@pytest.mark.slow
 def test_the_report_of_a_thousand_trials_is_one_file_that_asks_for_nothing(thousand: Shell, opened: Visit) -> None:
     visit, file = opened, thousand.folder / "report.html"
     assert visit.requests == [file.as_uri()]
@@ -163,6 +164,7 @@ def test_the_report_of_a_thousand_trials_is_one_file_that_asks_for_nothing(thous
     assert PASSWORD not in file.read_text()
 
 
+@pytest.mark.slow
 def test_its_table_is_sorted_by_a_click_and_filtered_by_words(opened: Visit) -> None:
     visit = opened
     names = visit.page.locator("#trials thead th").all_text_contents()
@@ -186,6 +188,7 @@ def test_its_table_is_sorted_by_a_click_and_filtered_by_words(opened: Visit) -> 
     assert len(visit.column(1)) == TRIALS
 
 
+@pytest.mark.slow
 def test_a_single_plot_is_one_file_too_and_readable_in_the_dark_and_in_print(thousand: Shell, visit: Visit) -> None:
     done = thousand.run("plot", EVIL, "history", "-o", "history.html")
     assert done.returncode == 0, done.stderr
@@ -209,6 +212,7 @@ def test_a_single_plot_is_one_file_too_and_readable_in_the_dark_and_in_print(tho
     assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_images_are_written_without_a_browser_and_without_a_remark(thousand: Shell) -> None:
     for name, kind, magic in (("a.png", "workers", b"\x89PNG"), ("b.SVG", "history", b"<?xml")):
         done = thousand.run("plot", EVIL, kind, "-o", name, MPLBACKEND="TkAgg")
@@ -231,6 +235,7 @@ def begun(separate_server: Server, tmp_path_factory: pytest.TempPathFactory, hom
         yield Shell(url, tmp_path_factory.mktemp("begun"), home)
 
 
+@pytest.mark.slow
 def test_a_study_without_a_trial_has_a_report_named_after_it(begun: Shell, visit: Visit) -> None:
     done = begun.run("report", "new/one")
     assert done.returncode == 0, done.stderr

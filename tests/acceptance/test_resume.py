@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from studies import PostgresStorage
 from tests.acceptance.conftest import Shell
 
@@ -113,6 +115,7 @@ def run(shell: Shell, name: str, disturb: str) -> tuple[list[dict[str, Any]], di
     return trials, hashes, f"{attempts} {told}"
 
 
+@pytest.mark.slow
 def test_a_killed_and_a_left_trial_end_bit_by_bit_like_an_undisturbed_one(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "disturbed.py").write_text(SCRIPT)
     undisturbed, hashes, _ = run(shell, "undisturbed", "{}")

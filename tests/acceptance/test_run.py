@@ -19,8 +19,8 @@ from studies import PostgresStorage
 from studies.storage.records import Claim
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import SCRIPT, Shell
-from tests.postgres import start_postgres
-from tests.waiting import eventually
+from tests.support.postgres import start_postgres
+from tests.support.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
 
@@ -82,7 +82,10 @@ def test_an_extended_study_goes_on_with_the_same_command(shell: Shell, look: Loo
     assert states(look()) == ["COMPLETE"] * 4
 
 
-def test_two_terminals_run_one_study_from_an_empty_database(shell: Shell, look: Look) -> None:
+def test_two_terminals_run_one_study_from_an_empty_database(
+    shell: Shell, empty_database: StorageURL, look: Look
+) -> None:
+    shell.use(empty_database)
     runs = [shell.start("run", "script.py:objective", "--trials", "30", "--workers", "4") for _ in range(2)]
     ends = [(process.communicate(timeout=300), process.returncode) for process in runs]
     assert [status for _, status in ends] == [0, 0], ends

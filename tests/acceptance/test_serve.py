@@ -24,9 +24,9 @@ from studies.serve.sites import listen
 from studies.storage.embedded.server import EmbeddedServer
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.postgres import free_port
-from tests.sites import COMMAND, Hall, ask, mlflow_database, serving, surroundings
-from tests.waiting import eventually
+from tests.support.postgres import free_port
+from tests.support.sites import COMMAND, Hall, ask, mlflow_database, serving, surroundings
+from tests.support.waiting import eventually
 
 SPEC = {"name": "s", "objective": {"path": "objectives.mlp:MLP"}}
 EXPERIMENTS = "/ajax-api/2.0/mlflow/experiments/search?max_results=9"

@@ -66,6 +66,7 @@ def test_the_installation_is_an_ordinary_one(installed: str) -> None:
     assert all(file.startswith(str(Path(installed).parents[1])) for file in found)
 
 
+@pytest.mark.slow
 def test_no_file_of_the_current_folder_takes_the_place_of_a_module(shadowed: Shell) -> None:
     done = shadowed.run("run", "digits", "--name", "shadow", "--trials", "1", "--workers", "1", "--mlflow")
     assert done.returncode == 0, done.stderr
@@ -92,6 +93,7 @@ def test_an_objective_in_a_file_of_such_a_name_runs(shadowed: Shell, name: str) 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_sites_start_there(shadowed: Shell) -> None:
     shadowed.data("create", "ours.py:objective", "--name", "own")
     with shadowed.start("serve") as process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from objectives.data import load
@@ -12,6 +13,7 @@ from objectives.mlp import load_model
 from tests.acceptance.conftest import Shell
 
 
+@pytest.mark.slow
 def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell) -> None:
     done = shell.run("run", "digits", "--workers", "2", timeout=300)
     assert done.returncode == 0, done.stderr
@@ -26,6 +28,7 @@ def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell
     }
 
 
+@pytest.mark.slow
 def test_the_best_digits_are_finalized_once(shell: Shell) -> None:
     settings = ("--trials", "3", "--set", "objective.args.epochs=8", "--workers", "2")
     assert shell.run("run", "digits", *settings).returncode == 0
@@ -75,6 +78,7 @@ def test_an_objective_without_finalize_says_so(shell: Shell) -> None:
     assert "cannot be finalized: give its class a method finalize()" in allowed.stderr
 
 
+@pytest.mark.slow
 def test_real_mnist_is_tuned(shell: Shell, real_data: Path) -> None:
     settings = ("--trials", "2", "--workers", "2", "--set", "objective.args.epochs=1", "--set", "space.width.low=128")
     settings = (*settings, "--set", "space.lr={type='float',low=1e-3,high=3e-3}")
@@ -83,6 +87,7 @@ def test_real_mnist_is_tuned(shell: Shell, real_data: Path) -> None:
     assert json.loads(shell.data("best", "mnist", "--format", "json"))["value"] > 0.93
 
 
+@pytest.mark.slow
 def test_ones_own_table_is_tuned(shell: Shell) -> None:
     rows = [f"{i % 7},{(i * 3) % 11},{'high' if (i % 7) > 3 else 'low'}" for i in range(300)]
     (shell.folder / "own.csv").write_text("a,b,level\n" + "\n".join(rows) + "\n")

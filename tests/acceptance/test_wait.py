@@ -6,7 +6,7 @@ from pathlib import Path
 
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.postgres import start_postgres
+from tests.support.postgres import start_postgres
 
 
 def test_a_command_waits_for_a_database_that_is_away_and_says_so(tmp_path: Path, home: Path) -> None:
@@ -25,7 +25,8 @@ def test_a_command_waits_for_a_database_that_is_away_and_says_so(tmp_path: Path,
         assert "digits" in out
 
 
-def test_a_command_waits_for_tables_that_another_makes(shell: Shell) -> None:
+def test_a_command_waits_for_tables_that_another_makes(shell: Shell, empty_database: StorageURL) -> None:
+    shell.use(empty_database)
     waiting = shell.start("status", "digits", STUDYHALL_WAIT="60")
     assert waiting.stderr
     assert "holds no studies yet" in waiting.stderr.readline()

@@ -21,7 +21,7 @@ from studies import PostgresStorage, StudySpec
 from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.postgres import start_postgres
+from tests.support.postgres import start_postgres
 
 Look = Callable[[], PostgresStorage]
 

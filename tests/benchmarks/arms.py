@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 
 from studies.storage.url import StorageURL
-from tests.postgres import DEBIAN_15, start_postgres
+from tests.support.postgres import DEBIAN_15, start_postgres
 
 SERVERS = {"15": DEBIAN_15, "18": None}
 """Where PostgreSQL's programs are, by major version; 18 is the wheel's."""

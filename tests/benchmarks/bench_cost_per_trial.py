@@ -27,7 +27,7 @@ from studies.storage.url import StorageURL
 from studies.worker.loop import Worker
 from studies.worker.served_study import Service
 from tests.benchmarks.arms import in_turns, options, postgres, report, suggest
-from tests.proxy import Proxy
+from tests.support.proxy import Proxy
 
 STEPS = 5
 

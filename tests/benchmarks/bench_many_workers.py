@@ -24,7 +24,7 @@ import psycopg2
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.benchmarks.arms import SERVERS, postgres
-from tests.pgbouncer import start_pgbouncer
+from tests.support.pgbouncer import start_pgbouncer
 
 SCRIPT = """
 import time

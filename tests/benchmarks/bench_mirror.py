@@ -29,9 +29,9 @@ from studies.mirror.launcher import MirrorProcess
 from studies.mirror.server import configure, database_of, prepare_database
 from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
-from tests.mirrored import assert_same, begin, claim, finish, report
-from tests.mlflow_server import mlflow_server
-from tests.postgres import DEBIAN_15, start_postgres
+from tests.support.mirrored import assert_same, begin, claim, finish, report
+from tests.support.mlflow_server import mlflow_server
+from tests.support.postgres import DEBIAN_15, start_postgres
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from studies.mirror.server import configure, database_of, prepare_database
 from studies.storage.url import StorageURL
 from tests.benchmarks.arms import postgres
-from tests.mlflow_server import mlflow_server
-from tests.postgres import free_port
+from tests.support.mlflow_server import mlflow_server
+from tests.support.postgres import free_port
 
 ARMS = ("at work", "stopped", "hanging")
 SCRIPT = """

@@ -9,7 +9,7 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.proxy import Proxy
+from tests.support.proxy import Proxy
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ import pytest
 
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.sites import Answer, Hall, ask, mlflow_database, serving, surroundings
+from tests.support.sites import Answer, Hall, ask, mlflow_database, serving, surroundings
 
 API = "/ajax-api/2.0/mlflow"
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"

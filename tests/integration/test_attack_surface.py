@@ -24,8 +24,8 @@ import pytest
 
 from tests.conftest import Server
 from tests.integration.test_viewer import CLOSED, READS, ROUTES, Routes, filled, make_study, without_version
-from tests.sites import COMMAND, Hall, ask, serving, surroundings, without_token
-from tests.waiting import eventually
+from tests.support.sites import COMMAND, Hall, ask, serving, surroundings, without_token
+from tests.support.waiting import eventually
 
 PAGE = Path(__file__).parents[2] / "docs" / "security-sites.md"
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -186,7 +186,7 @@ for folder in ("mlflow", "mlflow/artifacts", "mlflow/received"):
         pass
 for port in ports:
     for path in ("/", "/api/studies", "/health", "/ajax-api/2.0/mlflow/experiments/search?max_results=9"):
-        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=300)
         connection.request("GET", path)
         if connection.getresponse().status != 401:
             print("port", port, path)

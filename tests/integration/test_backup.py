@@ -12,7 +12,7 @@ from studies import PostgresStorage
 from studies.errors import StorageError
 from studies.storage.backup import backup, restore
 from tests.conftest import Server
-from tests.mirrored import begin, claim, finish, report, run
+from tests.support.mirrored import begin, claim, finish, report, run
 
 
 @pytest.mark.parametrize(("source", "target"), [("embedded", "separate"), ("separate", "embedded")])

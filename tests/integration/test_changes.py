@@ -18,6 +18,8 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import LeaseLost, SpecError
 from studies.storage.records import Claim, StudyRecord
 
+pytestmark = pytest.mark.both_servers
+
 UNIT = FloatDistribution(0, 1)
 
 

@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy
 
 from studies.storage.url import StorageURL, connection_error
-from tests.postgres import DEBIAN_15, PASSWORD, Postgres, start_postgres
+from tests.support.postgres import DEBIAN_15, PASSWORD, Postgres, start_postgres
 
 
-@pytest.fixture(scope="module", params=["wheel", "debian-15"])
+@pytest.fixture(scope="module", params=["wheel", pytest.param("debian-15", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     if request.param == "debian-15" and not DEBIAN_15.is_dir():
         pytest.skip(f"no PostgreSQL in {DEBIAN_15}")

@@ -24,7 +24,7 @@ from studies.errors import EmbeddedServerError
 from studies.storage.embedded.binaries import Account, account_for, find_binaries
 from studies.storage.embedded.server import EmbeddedServer, default_home
 from studies.storage.url import StorageURL
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can act as several users")

@@ -11,8 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from studies import PostgresStorage
 from tests.integration.random_calls import spec
+
+pytestmark = [pytest.mark.both_servers, pytest.mark.slow]
 
 PROCESSES, SECONDS = map(int, os.environ.get("STUDYHALL_RANDOM_CALLS", "6 10").split())
 SCRIPT = Path(__file__).with_name("random_calls.py")

@@ -34,7 +34,7 @@ from studies.trial import Trial
 from studies.worker.loop import Worker
 from studies.worker.served_study import Service
 from tests.conftest import Server
-from tests.proxy import Proxy, When
+from tests.support.proxy import Proxy, When
 
 UNIT = FloatDistribution(0, 1)
 EMPTY = (
@@ -309,6 +309,7 @@ def test_a_worker_whose_every_third_answer_is_lost_does_what_it_does_undisturbed
     assert len(lost) > 10
 
 
+@pytest.mark.slow
 def test_a_process_that_was_cut_off_while_it_made_the_tables_makes_them_the_next_time(separate_server: Server) -> None:
     with separate_server.database() as url, Proxy(url) as proxy:
         PostgresStorage(proxy.url).close()

@@ -24,8 +24,8 @@ from studies.mirror.study_mirror import StudyMirror
 from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.mirrored import assert_same, begin, claim, finish, report, run, runs_of, stock_study
-from tests.waiting import eventually
+from tests.support.mirrored import assert_same, begin, claim, finish, report, run, runs_of, stock_study
+from tests.support.waiting import eventually
 
 Follow = Callable[[StudyRecord], StudyMirror]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -166,6 +166,7 @@ def test_failures_and_prunings_have_their_reasons(
     assert "reason" not in runs[0].data.tags
 
 
+@pytest.mark.slow
 def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
     storage: PostgresStorage, tracking: str, client: MlflowClient, draw: random.Random, name: str, home: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
     assert_same(storage, record, client)
 
 
+@pytest.mark.slow
 def test_four_mirrors_at_once_leave_one_run_for_each_trial(
     storage: PostgresStorage, tracking: str, client: MlflowClient, draw: random.Random, name: str, home: Path
 ) -> None:

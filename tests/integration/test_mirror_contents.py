@@ -27,8 +27,8 @@ from studies.mirror.study_mirror import StudyMirror
 from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.mirrored import assert_same, begin, claim, finish, report, runs_of
-from tests.mlflow_server import mlflow_server
+from tests.support.mirrored import assert_same, begin, claim, finish, report, runs_of
+from tests.support.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
@@ -84,7 +84,7 @@ def databases(separate_server: Server) -> Iterator[StorageURL]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["database", "server"])
+@pytest.fixture(scope="module", params=["database", pytest.param("server", marks=pytest.mark.slow)])
 def client(request: pytest.FixtureRequest, databases: StorageURL) -> Iterator[MlflowClient]:
     """Of MLflow's database, and of a server on it, in turn."""
     uri = database_of(databases).sqlalchemy

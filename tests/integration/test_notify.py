@@ -20,9 +20,9 @@ from studies.notify.notifier import Notifier
 from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.postgres import free_port, start_postgres
-from tests.waiting import eventually
-from tests.webhook import SECRET, Webhook
+from tests.support.postgres import free_port, start_postgres
+from tests.support.waiting import eventually
+from tests.support.webhook import SECRET, Webhook
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from optuna.testing.pytest_storages import StorageTestCase
 
+pytestmark = pytest.mark.both_servers
+
 
 @pytest.mark.filterwarnings("default")  # what Optuna's suite itself brings about is Optuna's
 class TestOptunasOwnSuite(StorageTestCase):

@@ -12,7 +12,7 @@ import sqlalchemy
 
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.pgbouncer import PgBouncer, start_pgbouncer
+from tests.support.pgbouncer import PgBouncer, start_pgbouncer
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from studies.storage import schema
 from studies.storage.records import Attempt, Claim, StudyRecord
 from studies.storage.url import StorageURL
 
+pytestmark = pytest.mark.both_servers
+
 LEASE = 30.0
 
 

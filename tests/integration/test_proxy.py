@@ -17,7 +17,7 @@ import pytest
 from studies.storage.embedded.binaries import account_for, find_binaries
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.proxy import Proxy, When
+from tests.support.proxy import Proxy, When
 
 
 @pytest.fixture

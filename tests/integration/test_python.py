@@ -21,7 +21,7 @@ from studies.errors import (
     StudyNotFound,
 )
 from tests.conftest import Server
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 SCRIPT = """
 import time

@@ -18,6 +18,8 @@ from studies.storage.reader import StudyReader
 from studies.storage.records import StudyRecord
 from tests.benchmarks.filled import fill, mix
 
+pytestmark = pytest.mark.both_servers
+
 
 @pytest.fixture
 def record(storage: PostgresStorage) -> StudyRecord:
@@ -118,6 +120,7 @@ def test_a_thinned_curve_keeps_its_last_point(storage: PostgresStorage, record: 
             assert [point for point in all_of_it if point in kept] == kept
 
 
+@pytest.mark.slow
 def test_a_report_of_a_large_study_reads_a_part_of_it_and_says_so(storage: PostgresStorage) -> None:
     total = MOST_TRIALS + 1000
     fill(storage.location, trials=total, steps=2)

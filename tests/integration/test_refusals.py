@@ -23,7 +23,9 @@ from studies.worker.loop import Worker
 from studies.worker.results import KeptResult, Results
 from studies.worker.served_study import Service
 from tests.integration.test_lost_answers import CASES, contents, lose_reports, set_up, shown
-from tests.proxy import Proxy
+from tests.support.proxy import Proxy
+
+pytestmark = pytest.mark.both_servers
 
 REFUSED = ("22001", "22021", "23514", "54000")
 TRY_AGAIN = ("40001", "40P01", "57014")

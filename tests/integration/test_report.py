@@ -18,7 +18,7 @@ from studies.report.data import StudyData, read
 from studies.report.kinds import KINDS
 from studies.report.page import report
 from studies.storage.records import Claim, StudyRecord
-from tests.postgres import PASSWORD
+from tests.support.postgres import PASSWORD
 
 SPACE = {"lr": FloatDistribution(0, 1), "depth": IntDistribution(1, 4)}
 METRICS = ("train_loss", "val_loss", "train_accuracy", "val_accuracy")

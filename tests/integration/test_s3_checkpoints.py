@@ -19,7 +19,7 @@ import pytest
 
 from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.errors import CheckpointError
-from tests.postgres import free_port
+from tests.support.postgres import free_port
 
 STUDY = "6f1c1d1e-7f43-4c35-9a56-0b6a3f1b2c3d"
 SECRET = "hunter2"

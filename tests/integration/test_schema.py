@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,8 @@ from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Worker
 from studies.worker.served_study import Service
+
+pytestmark = pytest.mark.both_servers
 
 Ask = Callable[..., click.testing.Result]
 SPEC = StudySpec.from_dict(
@@ -54,6 +56,13 @@ def ask(empty_database: StorageURL) -> Ask:
         return click.testing.CliRunner().invoke(studyhall, [*command, "--storage", empty_database.sqlalchemy])
 
     return ask
+
+
+@pytest.fixture
+def storage(empty_database: StorageURL) -> Iterator[PostgresStorage]:
+    """On the database of which :func:`ask` asks."""
+    with closing(PostgresStorage(empty_database)) as storage:
+        yield storage
 
 
 @pytest.fixture
@@ -203,6 +212,7 @@ def test_an_upgrade_adds_our_tables_to_those_of_stock_optuna(empty_database: Sto
     assert ask("status", "stock").exit_code == 0
 
 
+@pytest.mark.slow
 def test_eight_upgrades_at_once_are_one(old_database: StorageURL) -> None:
     command = [Path(sys.executable).with_name("studyhall"), "db", "upgrade", "--storage", old_database.sqlalchemy]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(8)]

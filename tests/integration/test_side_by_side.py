@@ -28,8 +28,10 @@ from studies.trial import Trial
 from studies.worker.loop import Worker
 from studies.worker.served_study import Service
 from tests.conftest import Server
-from tests.postgres import free_port
-from tests.waiting import eventually
+from tests.support.postgres import free_port
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.slow
 
 TRIALS = 12
 STOCK = 3
@@ -97,7 +99,7 @@ def ours(url: StorageURL, record: StudyRecord, results: Path, gate: threading.Ev
 def stock(url: StorageURL, *argv: str, time_zone: str = "UTC", stdin: str = "") -> str:
     """The standard output of a program of stock Optuna's."""
     environment = {**os.environ, "TZ": time_zone, "OPTUNA_STORAGE": url.sqlalchemy}
-    done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -174,7 +176,7 @@ def test_the_dashboard_shows_a_study_while_it_runs(
     log = tmp_path / "log"
 
     def fetch(path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=300) as answer:
             return bytes(answer.read())
 
     def is_up() -> bool:

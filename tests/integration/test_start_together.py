@@ -27,6 +27,8 @@ from studies.worker.loop import Worker
 from studies.worker.served_study import Service
 from tests.conftest import Server
 
+pytestmark = [pytest.mark.both_servers, pytest.mark.slow]
+
 # Read here: a test sees no such variables.
 ROUNDS: Final = int(os.environ.get("STUDYHALL_ROUNDS", "2"))
 PROCESSES: Final = 16

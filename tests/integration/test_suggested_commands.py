@@ -90,7 +90,6 @@ def test_a_suggested_command_can_be_typed(
     command.make_context(command.name, rest, parent=context)
 
 
-@pytest.mark.parametrize("empty_database", ["embedded"], indirect=True)
 def test_suggested_commands_run(storage: PostgresStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each does what it says, or tells in one line what is in its way."""
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from studies import PostgresStorage
 from studies.errors import StorageUnreachable
 from studies.storage.embedded.binaries import account_for
 from studies.storage.url import StorageURL
-from tests.postgres import DEBIAN_15, start_postgres
+from tests.support.postgres import DEBIAN_15, start_postgres
 
 
 def authority(folder: Path, name: str) -> Path:

@@ -27,8 +27,8 @@ from psycopg2 import sql
 from studies import PostgresStorage, StudySpec
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.sites import COMMAND, Answer, Hall, Rows, ask, contents, mlflow_database, serving, surroundings
-from tests.waiting import eventually
+from tests.support.sites import COMMAND, Answer, Hall, Rows, ask, contents, mlflow_database, serving, surroundings
+from tests.support.waiting import eventually
 
 SPEC = {"name": "s", "objective": {"path": "objectives.mlp:MLP"}, "budget": {"trials": 4}}
 TRIALS = 4
@@ -336,7 +336,7 @@ def test_malformed_words_are_refused_and_the_site_goes_on(house: House, site: st
     before = house.hall.complaints
     address = urlsplit(house.hall.dashboard if site == "dashboard" else house.hall.mlflow)
     for name, value in (("Authorization", b"Basic \xff"), ("Authorization", b"Basic !"), ("Origin", b"http://[")):
-        with closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=30)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=300)) as connection:
             connection.putrequest("POST", "/")
             connection.putheader(name, value)
             connection.putheader("Content-Length", "0")

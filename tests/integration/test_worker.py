@@ -26,7 +26,7 @@ from studies.worker.lease import Courier
 from studies.worker.loop import Worker
 from studies.worker.results import Results
 from studies.worker.served_study import Service
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 Run = Callable[..., str]
 

@@ -543,7 +543,7 @@ ODD: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("choices", ODD.values(), ids=ODD)
 def test_choices_of_any_type_are_drawn_in_every_plot(choices: list[Any]) -> None:
-    space = {**SPACE, "odd": categorical(choices), "more": categorical(choices)}
+    space = {"lr": SPACE["lr"], "odd": categorical(choices), "more": categorical(choices)}
     trials = [
         trial(
             n, params={"lr": 0.1 / (n + 1), "odd": choices[n % len(choices)], "more": choices[-1 - n % 2]}, space=space

@@ -14,8 +14,8 @@ from studies.errors import SpecError, SpecMismatch
 from studies.notify import webhook
 from studies.notify.webhook import Undelivered, post
 from studies.spec.locations import mask_url
-from tests.postgres import free_port
-from tests.webhook import SECRET, Webhook
+from tests.support.postgres import free_port
+from tests.support.webhook import SECRET, Webhook
 
 URL = f"https://hooks.example.org{SECRET}"
 

@@ -612,6 +612,7 @@ def double_precision_in_one_group(file: Path) -> None:
     parquet.write_table(pa.table({**features, "y": np.arange(COUNT) % 10}), file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "write"), [("own.csv", whole_numbers_as_text), ("own.parquet", double_precision_in_one_group)]
 )

@@ -61,7 +61,7 @@ def slurm(*argv: str, **options: Any) -> str:
 
 def answers() -> bool:
     try:
-        return len(slurm("sinfo", "-h", "-N", "-o", "%N", "-t", "idle,mix,alloc", timeout=30).split()) >= 2
+        return len(slurm("sinfo", "-h", "-N", "-o", "%N", "-t", "idle,mix,alloc", timeout=300).split()) >= 2
     except (OSError, subprocess.SubprocessError):
         return False
 

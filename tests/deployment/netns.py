@@ -1,6 +1,6 @@
 """A database and three workers' hosts in network namespaces of this machine: ``make test-netns``, as root.
 
-    python tests/netns.py
+    python tests/deployment/netns.py
 
 One host is cut off for longer than its lease: its packets are dropped, and nobody is told. Its trial must be finished
 by another; what it writes when it is back must be refused, and it must go on with a new trial; and the budget be exact.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import psycopg2
 
@@ -26,7 +26,7 @@ from studies import PostgresStorage
 from studies.storage.embedded.binaries import account_for
 from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
-from tests.postgres import DEBIAN_15, Postgres, start_postgres
+from tests.support.postgres import DEBIAN_15, Postgres, start_postgres
 
 BRIDGE = "shtest"
 NETWORK = "10.213.87"
@@ -161,7 +161,7 @@ def database() -> Iterator[StorageURL]:
             yield url
         finally:
             process.send_signal(2)
-            process.wait(timeout=30)
+            process.wait(timeout=300)
 
 
 def inside_of(postgres: Postgres) -> list[str]:
@@ -193,7 +193,7 @@ def worker(studyhall: Path, folder: Path, environment: dict[str, str], host: int
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=300)
 
 
 def cut(host: int) -> None:

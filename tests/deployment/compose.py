@@ -1,6 +1,6 @@
 """docker-compose.yml from beginning to end, on a real Docker engine: ``make test-compose``.
 
-    python tests/compose.py
+    python tests/deployment/compose.py
 
 It builds the image, so it needs the network, some 20 GB and ten minutes. In a copy of the tree with passwords of its
 own; what it started and made is gone at the end, but for the image.
@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRIALS = 60
 STUDY = "small"
 DASHBOARD, MLFLOW = 18080, 15000
@@ -175,7 +175,7 @@ def look_at_the_sites(compose: Compose) -> None:
     login = {"Authorization": f"Basic {base64.b64encode(f'viewer:{password}'.encode()).decode()}"}
     for port in (DASHBOARD, MLFLOW):
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=300)
     studies = json.loads(ask(f"http://127.0.0.1:{DASHBOARD}/api/studies", login))
     assert [study["study_name"] for study in studies["study_summaries"]] == [STUDY]
     search = f"http://127.0.0.1:{MLFLOW}/api/2.0/mlflow"
@@ -194,7 +194,7 @@ def look_at_the_sites(compose: Compose) -> None:
 def ask(url: str, headers: dict[str, str], body: dict[str, Any] | None = None) -> bytes:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {**headers, "Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         content: bytes = answer.read()
         return content
 

@@ -18,7 +18,7 @@ import pytest
 
 from studies.storage.embedded.binaries import Account, account_for
 from studies.storage.url import StorageURL
-from tests.postgres import free_port
+from tests.support.postgres import free_port
 
 
 @dataclass(frozen=True, kw_only=True)

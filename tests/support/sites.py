@@ -114,7 +114,7 @@ def ask(
     login: str | None = None,
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
-    timeout: float = 60,
+    timeout: float = 300,
 ) -> Answer:
     """Ask a site.
 
@@ -167,7 +167,7 @@ def mlflow_database(url: StorageURL) -> StorageURL:
     return replace(url, database=f"{url.database}_mlflow")
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+def eventually(condition: Callable[[], bool], *, seconds: float = 300) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():

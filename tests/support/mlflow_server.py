@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.postgres import free_port
+from tests.support.postgres import free_port
 
 
 @dataclass
