@@ -23,8 +23,8 @@ __all__ = ["MLP", "Hyperparameters", "Report", "Result", "StateError", "Trial", 
 
 #: On a CPU the slots of a worker take turns, an epoch each. More of them make fewer and larger reports where epochs
 #: are short; fewer let each trial learn from more finished ones. An epoch's examples over all slots:
-CPU_TICK_EXAMPLES = 50_000
-MAX_CPU_SLOTS = 8
+CPU_TICK_EXAMPLES = 20_000
+MAX_CPU_SLOTS = 4
 #: On a GPU, as long as its memory lasts.
 GPU_SLOTS = 32
 
@@ -137,8 +137,10 @@ class MLP:
             raise trial.Interrupted
         return value
 
-    def slots(self, device: str) -> int:
-        """How many trials to train side by side on a device."""
+    def slots(self, device: str, wanted: int | None = None) -> int:
+        """How many trials to train side by side on a device: as many as are ``wanted``, or as serve best."""
+        if wanted is not None:
+            return wanted
         if device != "cpu":
             return GPU_SLOTS
         per_trial = len(self._data.train) * self._folds * self._seeds

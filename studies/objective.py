@@ -7,7 +7,8 @@ instances are such callables. Beyond that a class may have
   nothing that differs between machines);
 - an attribute ``parameters``: the names of all parameters it understands; a space with another
   name is refused before anything is written;
-- a method ``finalize`` (see :mod:`studies.finalize`).
+- a method ``finalize`` (see :mod:`studies.finalize`);
+- methods ``slots`` and ``train``, to train several trials at once (see ``docs/objectives.md``).
 
 What ``trial`` can do is in :mod:`studies.trial`.
 """
@@ -279,3 +280,13 @@ def _construct(path: str, cls: type, args: Mapping[str, Any], data_dir: Path) ->
 def _kind(value: Any) -> str:
     # Not the value: that may be a secret of its module.
     return f"a module ({value.__name__})" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"
+
+
+def trains_several(objective: Any) -> bool:
+    """Whether an objective, as it was built, may train several trials at once."""
+    return hasattr(objective, "train")
+
+
+def slots_of(objective: Any, device: str, wanted: int | None = None) -> int:
+    """How many trials an objective trains at once: ``wanted`` or what it chooses, or fewer, as it says; else one."""
+    return max(1, int(objective.slots(device, wanted))) if trains_several(objective) else 1

@@ -59,6 +59,7 @@ class Session:
         lease_seconds: how long a trial stays with a worker that is silent.
         output: is given each line that a worker writes, and warnings; from any thread.
         notify_url: gets the studies' events, beside the address that each study names.
+        slots: how many trials a worker trains at once, where the objective can; ``None`` for what it chooses.
         until_idle: seconds without a trial after which a worker ends; ``None`` to end with the studies.
     """
 
@@ -74,6 +75,7 @@ class Session:
         lease_seconds: float,
         output: Callable[[str], None],
         notify_url: str | None = None,
+        slots: int | None = None,
         until_idle: float | None = None,
     ) -> None:
         self._storage = storage
@@ -90,6 +92,7 @@ class Session:
             allow=allow,
             data_dir=data_dir,
             results=chosen_home() / "results",
+            slots=slots,
             until_idle=until_idle,
             environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
             output=output,
@@ -108,6 +111,12 @@ class Session:
     def workers(self) -> int:
         """How many there are."""
         return self.supervisor.alive
+
+    @property
+    def size(self) -> str:
+        """How many workers there are, for people, with how many trials each trains at once."""
+        workers = counted(self.workers, "worker")
+        return f"{workers} of {self.supervisor.slots} slots" if self.supervisor.slots > 1 else workers
 
     def prepare(self) -> None:
         """Wait until the objectives and the places for checkpoints are known to be sound. Writes nothing.

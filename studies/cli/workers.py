@@ -60,6 +60,12 @@ def _address(_ctx: click.Context, _param: click.Parameter, url: str | None) -> s
 
 worker_options = together(
     click.option("--workers", type=click.IntRange(1, 1024), metavar="N", help="Default: one per GPU, else per core."),
+    click.option(
+        "--slots",
+        type=click.IntRange(1, 4096),
+        metavar="N",
+        help="Trials that a worker trains at once, if the objective can. Default: as it chooses.",
+    ),
     data_dir_option,
     click.option(
         "--lease",
@@ -90,6 +96,7 @@ def run_workers(
     scripts: Mapping[str, Script],
     allow: Sequence[str],
     workers: int | None,
+    slots: int | None,
     data_dir: Path | None,
     lease: float,
     notify_url: str | None,
@@ -108,6 +115,7 @@ def run_workers(
         storage,
         specs,
         workers=workers,
+        slots=slots,
         scripts=scripts,
         allow=allow,
         data_dir=data_dir_or_default(data_dir),
@@ -125,7 +133,7 @@ def run_workers(
         with progress.waiting(f"starting {counted(session.workers, 'worker')}"):
             session.prepare()
         for (record, is_new), (spec, _) in zip(session.join(), specs, strict=True):
-            how = f"{'begins' if is_new else 'goes on'}: {counted(session.workers, 'worker')}"
+            how = f"{'begins' if is_new else 'goes on'}: {session.size}"
             say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=is_new, runs=True)}")
             if is_new:
                 say_grid(spec)

@@ -3,7 +3,8 @@
 It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
 writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "ready"}`` when the objective is built, before anything is known of the storage;
+- ``{"event": "ready", "slots": …}`` when the objective is built, before anything is known of the storage, with
+  how many trials it trains at once;
 - ``{"event": "over", "reason": …}`` when there is nothing more to do;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -71,6 +72,8 @@ class Setup:
     """The directory where results wait while the database is away."""
     until_idle: float | None
     """Seconds without a trial after which the worker ends; ``None`` to end with its studies."""
+    slots: int | None
+    """How many trials to train at once, where the objective can; ``None`` for what it chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,8 @@ def main() -> int:
             )
             for each in setup.objectives
         }
-        events.tell("ready")
+        slots = max(objective.slots_of(each, setup.device, setup.slots) for each in built.values())
+        events.tell("ready", slots=slots)
         line = sys.stdin.readline()
         if line:
             events.tell("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
@@ -161,6 +165,7 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
             services,
             worker_id=setup.worker_id,
             device=setup.device,
+            slots=setup.slots,
             lease_seconds=assignment.lease_seconds,
             results=Path(setup.results),
             until_idle=setup.until_idle,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.checkpoint_stores import CheckpointStore, open_store
-from studies.objective import Objective
+from studies.objective import Objective, slots_of, trains_several
 from studies.search.samplers import grid_of
 from studies.spec.samplers import reseed
 from studies.storage.postgres import PostgresStorage
@@ -74,14 +74,11 @@ class ServedStudy:
     @property
     def trains_several(self) -> bool:
         """Whether the objective may train several trials at once."""
-        return hasattr(self.objective, "train")
+        return trains_several(self.objective)
 
-    def slots(self, device: str, most: int | None) -> int:
-        """How many trials to train at once: as many as the objective wants, and at most ``most``."""
-        if not self.trains_several:
-            return 1
-        wanted = max(1, int(self.objective.slots(device)))
-        return wanted if most is None else min(wanted, most)
+    def slots(self, device: str, wanted: int | None) -> int:
+        """How many trials to train at once; see :func:`slots_of`."""
+        return slots_of(self.objective, device, wanted)
 
     def most_trials(self) -> int | None:
         """Up to how many trials there are new ones to begin: a grid has no more than its combinations."""

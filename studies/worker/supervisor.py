@@ -67,6 +67,7 @@ class Supervisor:
         results: the directory where results wait while the database is away.
         environment: what the workers' environment is made from.
         output: is given each line that a worker writes, from any thread.
+        slots: how many trials a worker trains at once, where the objective can; ``None`` for what it chooses.
         until_idle: seconds without a trial after which a worker ends, even of a study that is over, and not before;
             ``None`` to end with the studies.
         inherit: open files for the workers to hold, such as the embedded server's lock.
@@ -83,9 +84,13 @@ class Supervisor:
         results: Path,
         environment: Mapping[str, str],
         output: Callable[[str], None],
+        slots: int | None = None,
         until_idle: float | None = None,
         inherit: Sequence[int] = (),
     ) -> None:
+        self._wanted_slots = slots
+        #: How many trials a worker trains at once; known when one is ready.
+        self.slots = 1
         self._until_idle = until_idle
         self._specs = specs
         self._devices = devices
@@ -131,6 +136,7 @@ class Supervisor:
                     continue
                 raise WorkerError(f"worker 0 ended with status {first.popen.returncode} while it started") from None
             if event["event"] == "ready":
+                self.slots = event["slots"]
                 return
             raise ObjectiveError(event["message"])
 
@@ -193,6 +199,7 @@ class Supervisor:
             data_dir=str(self._data_dir),
             results=str(self._results),
             until_idle=self._until_idle,
+            slots=self._wanted_slots,
         )
         environment = {**DEFAULTS, **self._environment, **device.environment}
         return _Process(slot, setup, environment, self._output, self._inherit)

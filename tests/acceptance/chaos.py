@@ -1,6 +1,6 @@
 """A study under faults: workers are killed and stopped, PostgreSQL is killed twice.
 
-    python tests/acceptance/chaos.py --seeds 0 1 2 --budget 200 [--pgbouncer] [--poison 10]
+    python tests/acceptance/chaos.py --seeds 0 1 2 --budget 200 [--pgbouncer] [--poison 10] [--slots 8]
 
 A line for each seed; the last line is JSON with all figures. Exits with 1 if a seed failed.
 """
@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--budget", type=int, default=200, help="trials")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--pgbouncer", action="store_true", help="behind a PgBouncer in transaction mode")
+    parser.add_argument("--slots", type=int, default=0, metavar="N", help="trials that a worker trains at once")
     parser.add_argument("--poison", type=int, default=0, metavar="N", help="one trial in N writes what is refused")
     options = parser.parse_args()
     runs, failed = [], []
@@ -36,6 +37,7 @@ def main() -> int:
                 workers=options.workers,
                 pgbouncer=options.pgbouncer,
                 poison=options.poison,
+                slots=options.slots,
             )
         except Exception:
             traceback.print_exc()

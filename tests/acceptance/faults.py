@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
+from tests.conftest import ROOT
 from tests.support.pgbouncer import start_pgbouncer
 from tests.support.postgres import DEBIAN_15, Postgres, start_postgres
 from tests.support.waiting import eventually
@@ -35,7 +36,8 @@ import os
 import time
 
 from studies.errors import LeaseLost
-from studies.storage.postgres import PostgresStorage
+from studies.storage.leases import Leases
+from tests.support.pool import Pool
 
 EPOCHS = int(os.environ["EPOCHS"])
 EPOCH_SECONDS = float(os.environ["EPOCH_SECONDS"])
@@ -50,25 +52,32 @@ def note(event, **details):
 
 
 def noted(method, event):
-    def wrapped(self, claim, *args, **options):
-        try:
-            answer = method(self, claim, *args, **options)
-        except LeaseLost:
-            note("refused", trial=claim.number, epoch=claim.epoch, what=method.__name__)
-            raise
-        if event:
-            note(event, trial=claim.number, state=args[0], values=args[1])
-        return answer
+    def wrapped(self, updates, **options):
+        answers = method(self, updates, **options)
+        for update, answer in zip(updates, answers):
+            if isinstance(answer, LeaseLost):
+                note("refused", trial=update.claim.number, epoch=update.claim.epoch, what=method.__name__)
+            elif event:
+                note(event, trial=update.claim.number, state=update.state, values=update.values)
+        return answers
 
     return wrapped
 
 
-PostgresStorage.write = noted(PostgresStorage.write, None)
-PostgresStorage.save_checkpoint = noted(PostgresStorage.save_checkpoint, None)
-PostgresStorage.finish = noted(PostgresStorage.finish, "told")
+def noted_checkpoint(self, claim, **options):
+    try:
+        return save_checkpoint(self, claim, **options)
+    except LeaseLost:
+        note("refused", trial=claim.number, epoch=claim.epoch, what="save_checkpoint")
+        raise
 
 
-def objective(trial):
+Leases.write_many = noted(Leases.write_many, None)
+Leases.finish_many = noted(Leases.finish_many, "told")
+save_checkpoint, Leases.save_checkpoint = Leases.save_checkpoint, noted_checkpoint
+
+
+def steps(trial):
     x = trial.suggest_float("x", -10, 10)
     # Each value tells under which claim of the trial it was made: see _WATCH in faults.py.
     by = trial._holder.lease.claim.epoch * 1e-6
@@ -86,12 +95,16 @@ def objective(trial):
             time.sleep(min(0.05, EPOCH_SECONDS))
         loss = round(loss - 0.1, 2)
         note("trained", trial=trial.number, step=step)
-        trial.report(loss + by, step)
-        trial.checkpoint(step, repr(loss).encode())
-        if trial.should_prune():
-            raise trial.Pruned
+        yield loss + by, step, repr(loss).encode()
     note("returns", trial=trial.number)
     return loss + by
+
+
+pool = Pool(steps)
+
+
+def objective(trial):
+    return pool(trial)
 '''
 
 # Whoever writes a value to a trial must hold it, or have held it last: the claim that a value names is the
@@ -125,12 +138,15 @@ class Fleet:
         folder: an empty folder, for the script, the diary and Studyhall's home.
         epochs: of each trial.
         epoch_seconds: how long one takes.
+        slots: how many trials a worker trains at once; 0 for an objective that takes one.
     """
 
     study = "faults"
 
-    def __init__(self, url: StorageURL, folder: Path, *, epochs: int, epoch_seconds: float) -> None:
+    def __init__(self, url: StorageURL, folder: Path, *, epochs: int, epoch_seconds: float, slots: int = 0) -> None:
         self.url = url
+        self._objective = "script.py:pool" if slots else "script.py:objective"
+        self._slots = ["--slots", str(slots)] if slots else []
         self.folder = folder
         self.diary = folder / "diary"
         self.home = folder / "home"
@@ -140,6 +156,7 @@ class Fleet:
             "STUDYHALL_STORAGE": url.sqlalchemy,
             "STUDYHALL_HOME": str(self.home),
             "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": str(ROOT),
             "DIARY": str(self.diary),
             "EPOCHS": str(epochs),
             "EPOCH_SECONDS": str(epoch_seconds),
@@ -166,14 +183,15 @@ class Fleet:
         settings = ["checkpoints.every=0", *settings]
         if not any(setting.startswith("budget.max_failures") for setting in settings):
             settings.append("budget.max_failures=1")
-        arguments = ["run", "script.py:objective", "--name", self.study, "--trials", str(trials)]
+        arguments = ["run", self._objective, *self._slots, "--name", self.study, "--trials", str(trials)]
         arguments += [word for setting in settings for word in ("--set", setting)]
         return self._start(*arguments, "--workers", str(workers), "--lease", str(lease))
 
     def work(self, *, workers: int, lease: float = 3) -> subprocess.Popen[str]:
         """Start ``studyhall work``."""
-        script = f"{self.folder}/script.py:objective"
-        return self._start("work", self.study, "--objective", script, "--workers", str(workers), "--lease", str(lease))
+        script = f"{self.folder}/{self._objective}"
+        options = ["--objective", script, *self._slots, "--workers", str(workers), "--lease", str(lease)]
+        return self._start("work", self.study, *options)
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         self._outputs.append(self.folder / f"output-{len(self._outputs)}")
@@ -272,6 +290,7 @@ class Figures:
     workers: int
     pgbouncer: bool
     poison: int
+    slots: int
     seconds: float = 0.0
     kills: int = 0
     stops: int = 0
@@ -312,6 +331,7 @@ def chaos(
     lease: float = 3,
     pgbouncer: bool = False,
     poison: int = 0,
+    slots: int = 0,
     limit: float = 400,
     most_redone: float = 0.02,
 ) -> Figures:
@@ -326,6 +346,7 @@ def chaos(
         restarts: when PostgreSQL is killed, in seconds after the first epoch.
         lease: of a trial, in seconds.
         pgbouncer: have all connections go through one, in transaction mode.
+        slots: as of :class:`Fleet`.
         poison: one trial in so many writes something that the database refuses; 0 for none.
         limit: seconds after which the study must be over.
         most_redone: of all epochs, the part that may be trained once more.
@@ -333,7 +354,7 @@ def chaos(
     Raises:
         AssertionError: something was lost, doubled, stuck or let through.
     """
-    figures = Figures(seed=seed, budget=budget, workers=workers, pgbouncer=pgbouncer, poison=poison)
+    figures = Figures(seed=seed, budget=budget, workers=workers, pgbouncer=pgbouncer, poison=poison, slots=slots)
     with ExitStack() as stack:
         folder, postgres = stack.enter_context(new_folder()), stack.enter_context(own_postgres())
         url = postgres.url
@@ -342,7 +363,7 @@ def chaos(
         PostgresStorage(postgres.url).close()
         watch_writes(postgres)
         parsed = StorageURL.parse(url)
-        fleet = stack.enter_context(Fleet(parsed, folder, epochs=epochs, epoch_seconds=epoch_seconds))
+        fleet = stack.enter_context(Fleet(parsed, folder, epochs=epochs, epoch_seconds=epoch_seconds, slots=slots))
         if poison:
             postgres.execute(_CONSTRAINT)
             fleet.environment["POISON"] = str(poison)

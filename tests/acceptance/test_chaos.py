@@ -18,18 +18,23 @@ SEEDS = [int(seed) for seed in os.environ.get("STUDYHALL_CHAOS_SEEDS", "").split
 
 
 @pytest.mark.parametrize(
-    ("pgbouncer", "poison"), [(False, 0), (True, 0), (False, 10)], ids=["direct", "pgbouncer", "poison"]
+    ("pgbouncer", "poison", "slots"),
+    [(False, 0, 0), (True, 0, 0), (False, 10, 0), (False, 10, 4)],
+    ids=["direct", "pgbouncer", "poison", "slots"],
 )
-def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(pgbouncer: bool, poison: int) -> None:
+def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(
+    pgbouncer: bool, poison: int, slots: int
+) -> None:
     figures = chaos(
         4711,
         budget=40,
         workers=4,
         epochs=10,
-        epoch_seconds=0.3,
+        epoch_seconds=0.3 / max(1, slots),  # slots take turns
         restarts=[6],
         pgbouncer=pgbouncer,
         poison=poison,
+        slots=slots,
         limit=240,
         # In so small a study a handful of epochs is 2 %, to which `make chaos` holds the full one.
         most_redone=0.05,
