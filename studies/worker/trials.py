@@ -126,7 +126,7 @@ class Trials:
         """Up to ``count`` trials, with their parameters; none where there is none now."""
         self._end_if_forked()
         self._tidy()
-        if self.is_over or time.monotonic() < self._ask_at:
+        if count < 1 or self.is_over or time.monotonic() < self._ask_at:
             return []
         runs = [run for claim in self._claim(count) if (run := self._begin(claim))]
         self.end([result for run in runs if (result := self._sample(run))])

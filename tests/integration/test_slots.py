@@ -189,4 +189,4 @@ def test_a_result_that_the_database_refuses_keeps_no_other_out(
     trials = storage.trials(record)
     assert all((trial.state == TrialState.FAIL) == (trial.number % 4 == 1) for trial in trials)
     assert Counter(states(storage, record))[TrialState.COMPLETE] == 10
-    assert all("refuses the attribute poison" in t.user_attrs["error"] for t in trials if t.state == TrialState.FAIL)
+    assert all("refuses the attribute 'poison'" in t.user_attrs["error"] for t in trials if t.state == TrialState.FAIL)

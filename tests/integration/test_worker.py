@@ -22,7 +22,7 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import StorageUnreachable
 from studies.storage.records import Attempt, Claim
 from studies.trial import Interrupted, Trial
-from studies.worker.lease import Courier
+from studies.worker.courier import Courier
 from studies.worker.loop import Worker
 from studies.worker.results import Results
 from studies.worker.served_study import Service
@@ -614,6 +614,7 @@ def test_a_heartbeat_beside_the_result_does_not_lose_the_trial(storage: Postgres
     with Courier(storage, worker_id="w", lease_seconds=0.3, stop=threading.Event()) as courier:
         lease = courier.take(claim, Results(tmp_path, "uid"))
         lease.finish(TrialState.COMPLETE, [1.0])
+        courier.carry([lease])
         for _ in range(2):  # the second heartbeat begins after the result
             before = seen()
             eventually(lambda before=before: seen() != before, "a heartbeat")

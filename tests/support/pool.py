@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Steps = Generator[tuple[float, int, bytes], None, float]
@@ -24,6 +24,7 @@ class Result:
     state: str
     value: float | None = None
     error: BaseException | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 class Pool:

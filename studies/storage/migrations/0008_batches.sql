@@ -78,6 +78,26 @@ begin
     end if;
 end $$;
 
+-- As before, with each trial once: one that was asked for again may have changed as well.
+create or replace function studyhall.changes(p_study_id integer, p_since pg_snapshot, p_again integer[])
+returns table (snapshot text, trial studyhall.contents)
+language plpgsql set plan_cache_mode = force_generic_plan as $$
+declare
+    ids integer[];
+begin
+    perform from studies where study_id = p_study_id;
+    if not found then
+        raise exception 'no study of id %', p_study_id using errcode = 'P0002';
+    end if;
+    snapshot := pg_current_snapshot()::text;  -- before the rest: rather read twice than never
+    ids := array(
+        select l.trial_id from studyhall.leases l
+        where l.study_id = p_study_id and l.changed >= coalesce(pg_snapshot_xmin(p_since), '0')
+            and (p_since is null or not pg_visible_in_snapshot(l.changed, p_since)));
+    return query select snapshot, c from (select unnest(ids) union select unnest(p_again)) as u (id)
+        join studyhall.contents c on c.trial_id = id;
+end $$;
+
 -- Take trials, and read what has changed in the study: one row with the reason where there is none to take, else
 -- the changed trials, the taken ones among them: these have a token, that of their claim, and an epoch.
 create function studyhall.claim(
