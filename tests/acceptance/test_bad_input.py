@@ -124,7 +124,7 @@ def test_an_unreachable_server(shell: Shell) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"postgresql://user:{PASSWORD}@127.0.0.1:{unused.getsockname()[1]}/db"
-        line = refuse(shell, "ls", "--storage", url, status=1, message=": is it running, and do host and port in")
+        line = refuse(shell, "ls", "--storage", url, status=1, message=": start it, or correct postgresql://")
     assert PASSWORD not in line
 
 

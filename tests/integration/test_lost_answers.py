@@ -27,7 +27,7 @@ from studies.storage.budgets import Budgets
 from studies.storage.leases import Leases
 from studies.storage.metrics import Metrics
 from studies.storage.notices import Notices
-from studies.storage.records import Claim, StudyRecord
+from studies.storage.records import Claim, StudyRecord, Update
 from studies.storage.url import StorageURL
 from studies.storage.workers import Workers
 from studies.trial import Trial
@@ -51,6 +51,8 @@ class Stage:
     record: StudyRecord
     claim: Claim
     """Of trial 1, which worker ``w`` runs; it has a report, a parameter and two checkpoints."""
+    done: Claim
+    """Of trial 0, which is complete."""
     plain: int
     """The id of trial 2, which this process runs without a lease."""
     waiting: int
@@ -59,6 +61,11 @@ class Stage:
     @property
     def study_id(self) -> int:
         return self.record.study_id
+
+    @property
+    def claims(self) -> list[Claim]:
+        """One that is held, and one that is over."""
+        return [self.claim, self.done]
 
     def trial(self, number: int) -> FrozenTrial:
         return self.storage.trial(self.record, number)
@@ -133,6 +140,11 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "leases.claim": lambda s: (s.storage.leases.claim(s.record, "w", 30), s.storage.leases.claim(s.record, "w", 30)),
     "leases.write": lambda s: s.storage.leases.write(s.claim, REPORT, step=7),
     "leases.finish": lambda s: s.storage.leases.finish(s.claim, "COMPLETE", [0.5], REPORT),
+    "leases.claim_many": lambda s: [s.storage.leases.claim_many(s.record, "w", 30, count=2) for _ in range(2)],
+    "leases.write_many": lambda s: s.storage.leases.write_many([Update(claim=c, changes=REPORT) for c in s.claims]),
+    "leases.finish_many": lambda s: s.storage.leases.finish_many(
+        [Update(claim=c, changes=REPORT, state="COMPLETE", values=[0.5]) for c in s.claims]
+    ),
     "leases.give_back": lambda s: s.storage.leases.give_back(s.claim, REPORT),
     "workers.of": lambda s: [w.id for w in s.storage.workers.of(s.record)],
     "workers.beat": lambda s: s.storage.workers.beat("w"),
@@ -195,7 +207,7 @@ def set_up(storage: PostgresStorage) -> Stage:
     storage.workers.register([record], worker_id="lost", host="host", pid=2, device="cpu")
     storage.workers.forget("lost", died_of="a signal")
     storage.get_all_trials(record.study_id)
-    return Stage(storage=storage, record=record, claim=held, plain=plain, waiting=waiting)
+    return Stage(storage=storage, record=record, claim=held, done=done, plain=plain, waiting=waiting)
 
 
 def contents(url: StorageURL) -> dict[str, list[str]]:
