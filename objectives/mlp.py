@@ -21,9 +21,10 @@ from objectives.training import Examples, Member, Stack, StateError, Task
 
 __all__ = ["MLP", "Hyperparameters", "Report", "Result", "StateError", "Trial", "Trials", "load_model"]
 
-#: On a CPU the slots of a worker take turns, an epoch each. More of them make fewer and larger reports where epochs
-#: are short; fewer let each trial learn from more finished ones. An epoch's examples over all slots:
-CPU_TICK_EXAMPLES = 20_000
+#: On a CPU the slots of a worker take turns, an epoch each. More of them only make reports fewer and larger, which is
+#: worth something where an epoch takes less than a few milliseconds; with fewer each trial learns from more finished
+#: ones, and is pruned by them. So many examples of all slots are enough for a report:
+CPU_TICK_EXAMPLES = 2_000
 MAX_CPU_SLOTS = 4
 #: On a GPU, as long as its memory lasts.
 GPU_SLOTS = 32
