@@ -190,3 +190,24 @@ def test_a_result_that_the_database_refuses_keeps_no_other_out(
     assert all((trial.state == TrialState.FAIL) == (trial.number % 4 == 1) for trial in trials)
     assert Counter(states(storage, record))[TrialState.COMPLETE] == 10
     assert all("refuses the attribute 'poison'" in t.user_attrs["error"] for t in trials if t.state == TrialState.FAIL)
+
+
+def test_a_dead_worker_counts_on_each_of_its_trials_by_its_part(storage: PostgresStorage, record: StudyRecord) -> None:
+    def die(count: int) -> None:
+        """Whoever has the trials that wait, dies."""
+        claims = storage.leases.claim_many(record, "w", 30, count=count)
+        assert len(claims) == count
+        storage.workers.bury(["w"], died_of="signal 9")
+
+    for _ in range(11):
+        die(4)
+    assert states(storage, record) == [TrialState.WAITING] * 4
+    die(4)
+    assert states(storage, record) == [TrialState.FAIL] * 4
+    error = storage.trials(record)[0].user_attrs["error"]
+    assert error.startswith(
+        "workers died on this trial, and on others beside it, as often as if 3 had died on it alone"
+    )
+    for _ in range(3):
+        die(1)
+    assert storage.trials(record)[4].user_attrs["error"] == "3 workers died on this trial, the last: signal 9"

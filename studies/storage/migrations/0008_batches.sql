@@ -235,3 +235,105 @@ begin
             each.id, each.claim, each.known, each.state, each.values::float8[], each.changes, is_locked);
     end loop;
 end $$;
+
+-- The death of a worker counts on each trial that it had, by equal parts: which of them killed it, if any did, shows
+-- when it kills the next one too, in whatever company.
+alter table studyhall.leases alter lost type real;
+comment on column studyhall.leases.lost is
+    'how many workers died on it since it last got a step further; of one that had several trials each has its part';
+drop function studyhall.requeue(integer, text);
+
+-- Requeue a running trial, whose row is locked: RUNNING → WAITING, same row, same number, same parameters. Where
+-- its worker died, of p_died_of, it counts, unless the trial has got further than any worker before; a trial on
+-- which three died fails, so that it cannot take them all. One that was cancelled fails too. Returns whether
+-- somebody held the trial; else it stays as it is.
+create function studyhall.requeue(p_trial_id integer, p_died_of text, p_part real default 1) returns boolean
+language plpgsql set plan_cache_mode = force_generic_plan as $$
+declare
+    lease studyhall.leases;
+    farthest integer;
+begin
+    select * into lease from studyhall.leases where trial_id = p_trial_id and held for update;
+    if not found then
+        return false;
+    end if;
+    if p_died_of is not null then
+        select max(i.step) into farthest from trial_intermediate_values i where i.trial_id = p_trial_id;
+        lease.lost := case when farthest > coalesce(lease.reached, -1) then p_part else lease.lost + p_part end;
+        lease.reached := greatest(farthest, lease.reached);
+    end if;
+    update studyhall.leases
+        set held = false, expires_at = now(), revision = revision + 1, changed = pg_current_xact_id(),
+            lost = lease.lost, reached = lease.reached
+        where trial_id = p_trial_id;
+    if lease.cancelled then
+        perform studyhall.fail(p_trial_id, 'cancelled');
+    elsif p_died_of is not null and lease.lost > 2.99 then
+        perform studyhall.fail(p_trial_id, format(case when p_part = 1 then '%s workers died on this trial, the last: %s'
+            else 'workers died on this trial, and on others beside it, as often as if %s had died on it alone, the last: %s'
+            end, round(lease.lost), p_died_of));
+    else
+        update trials set state = 'WAITING' where trial_id = p_trial_id and state = 'RUNNING';
+    end if;
+    return true;
+end $$;
+
+-- Requeue the trials of a study whose workers have been silent for longer than their leases; returns how many.
+-- While the server was down no heartbeat could arrive: a lease lasts at least its own time after the server's
+-- start. A trial that somebody is at is not waited for.
+create or replace function studyhall.sweep(p_study_id integer) returns integer
+language plpgsql set plan_cache_mode = force_generic_plan as $$
+declare
+    orphan record;
+    swept integer := 0;
+begin
+    perform set_config('studyhall.own', 'yes', true);
+    for orphan in
+        select t.trial_id, coalesce(w.host, l.worker_id) as host, (
+            select count(*) from studyhall.leases o where o.study_id = p_study_id and o.held and o.worker_id = l.worker_id
+        ) as beside
+        from studyhall.leases l join trials t on t.trial_id = l.trial_id
+            left join studyhall.workers w on w.worker_id = l.worker_id
+        where l.study_id = p_study_id and l.held and l.expires_at < now() and t.state = 'RUNNING'
+            and pg_postmaster_start_time() + make_interval(secs => l.seconds) < now()
+        order by t.trial_id for no key update of t skip locked
+    loop
+        perform from studyhall.leases where trial_id = orphan.trial_id and held and expires_at < now() for update;
+        if found then  -- and not renewed while its row was being locked
+            perform studyhall.requeue(orphan.trial_id, 'no heartbeat from ' || orphan.host, (1.0 / greatest(orphan.beside, 1))::real);
+            swept := swept + 1;
+        end if;
+    end loop;
+    return swept;
+end $$;
+
+-- Requeue the running trials of workers that have ended, where it counts if they died of something; returns how
+-- many. Sent again, it finds what it did by its token.
+create or replace function studyhall.bury(p_token uuid, p_worker_ids text[], p_died_of text) returns integer
+language plpgsql as $$
+declare
+    orphan record;
+    buried integer := 0;
+begin
+    perform set_config('studyhall.own', 'yes', true);
+    insert into studyhall.requests (token, answer) values (p_token, 0) on conflict do nothing;
+    if not found then
+        return (select answer from studyhall.requests where token = p_token);
+    end if;
+    for orphan in
+        select t.trial_id, (
+            select count(*) from studyhall.leases o where o.held and o.worker_id = l.worker_id
+        ) as beside
+        from studyhall.leases l join trials t on t.trial_id = l.trial_id
+        where t.state = 'RUNNING' and l.held and l.worker_id = any(p_worker_ids)
+        order by t.trial_id for no key update of t
+    loop
+        perform from studyhall.leases where trial_id = orphan.trial_id and held and worker_id = any(p_worker_ids) for update;
+        if found then  -- and not another's by now
+            perform studyhall.requeue(orphan.trial_id, p_died_of, (1.0 / greatest(orphan.beside, 1))::real);
+            buried := buried + 1;
+        end if;
+    end loop;
+    update studyhall.requests set answer = buried where token = p_token;
+    return buried;
+end $$;
