@@ -346,7 +346,7 @@ def chaos(
         restarts: when PostgreSQL is killed, in seconds after the first epoch.
         lease: of a trial, in seconds.
         pgbouncer: have all connections go through one, in transaction mode.
-        slots: as of :class:`Fleet`.
+        slots: as of :class:`Fleet`; they share the epoch's seconds, as in a program that trains them in step.
         poison: one trial in so many writes something that the database refuses; 0 for none.
         limit: seconds after which the study must be over.
         most_redone: of all epochs, the part that may be trained once more.
@@ -363,7 +363,9 @@ def chaos(
         PostgresStorage(postgres.url).close()
         watch_writes(postgres)
         parsed = StorageURL.parse(url)
-        fleet = stack.enter_context(Fleet(parsed, folder, epochs=epochs, epoch_seconds=epoch_seconds, slots=slots))
+        fleet = stack.enter_context(
+            Fleet(parsed, folder, epochs=epochs, epoch_seconds=epoch_seconds / max(1, slots), slots=slots)
+        )
         if poison:
             postgres.execute(_CONSTRAINT)
             fleet.environment["POISON"] = str(poison)

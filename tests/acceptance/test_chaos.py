@@ -30,7 +30,7 @@ def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(
         budget=40,
         workers=4,
         epochs=10,
-        epoch_seconds=0.3 / max(1, slots),  # slots take turns
+        epoch_seconds=0.3,
         restarts=[6],
         pgbouncer=pgbouncer,
         poison=poison,
