@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from objectives.data import ROLES, TASKS, Dataset, Part, Role, load
+from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, load
 from objectives.hyperparameters import METRICS, Hyperparameters
 from objectives.model import load_model, save_model
 from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
@@ -47,6 +47,7 @@ class MLP:
         columns: roles of its other columns, ``feature`` or ``ignore``; those without are told by what is
             in them.
         split_seed: of the split into training, validation and test data, and of the folds.
+        validation: the share of the data, without the test data, that is for validation.
         task: ``classification`` or ``regression``; by default classification, unless the target looks like numbers,
             which is refused.
         metric: the trial's value; by default accuracy, or the RMSE in the target's unit.
@@ -69,6 +70,7 @@ class MLP:
         epochs: int = 20,
         target: str | None = None,
         split_seed: int = 0,
+        validation: float = VALIDATION_SHARE,
         columns: Mapping[str, Role] | None = None,
         task: str | None = None,
         metric: str | None = None,
@@ -85,6 +87,8 @@ class MLP:
                 raise ValueError(f"{name} = {count!r}; it must be a whole number above 0")
         if not isinstance(split_seed, int) or not 0 <= split_seed < 2**32:
             raise ValueError(f"split_seed = {split_seed!r}; it must be a whole number from 0 to 2**32 - 1")
+        if not isinstance(validation, float) or not 0 < validation < 1:
+            raise ValueError(f"validation = {validation!r}; it must be a number between 0 and 1, such as 0.2")
         if target is not None and not isinstance(target, str):
             raise ValueError(f"target = {target!r}; it must be the name of a column")
         if task not in (None, *TASKS):
@@ -93,7 +97,13 @@ class MLP:
         self.epochs, self._split_seed, self._folds, self._seeds = epochs, split_seed, folds, seeds
         self._fixed = _checked_fixed(fixed)
         self._data = load(
-            dataset, data_dir=Path(data_dir), target=target, columns=columns, split_seed=split_seed, task=task
+            dataset,
+            data_dir=Path(data_dir),
+            target=target,
+            columns=columns,
+            split_seed=split_seed,
+            validation=validation,
+            task=task,
         )
         legal = METRICS[self._data.task]
         if metric is not None and metric not in legal:

@@ -15,11 +15,11 @@ from pathlib import Path
 from objectives.data.delimited import OPENERS
 from objectives.data.named import NAMES
 from objectives.data.npz import read_npz
-from objectives.data.parts import Dataset, Part, split
+from objectives.data.parts import VALIDATION_SHARE, Dataset, Part, split
 from objectives.data.raw import Raw, Role
 from objectives.data.table import SUFFIXES, is_table, read_table
 
-__all__ = ["ROLES", "TASKS", "DataError", "Dataset", "Part", "Role", "load"]
+__all__ = ["ROLES", "TASKS", "VALIDATION_SHARE", "DataError", "Dataset", "Part", "Role", "load"]
 
 #: What a user may declare; the target has an argument of its own.
 TASKS = ("classification", "regression")
@@ -37,6 +37,7 @@ def load(
     target: str | None = None,
     columns: Mapping[str, Role] | None = None,
     split_seed: int = 0,
+    validation: float = VALIDATION_SHARE,
     task: str | None = None,
 ) -> Dataset:
     """Read, split and standardise a data set.
@@ -48,6 +49,7 @@ def load(
         target: the column of a table that holds the labels.
         columns: roles of other columns of a table, where they are not to be guessed.
         split_seed: of the split; not of the training.
+        validation: the share of the data, without the test data, that is for validation.
         task: one of :data:`TASKS`; ``None`` to ask where the target looks like numbers.
 
     Raises:
@@ -57,7 +59,7 @@ def load(
         raw = _read(dataset, data_dir, target, columns or {})
         labels = raw.labels.judged(f"target {target!r}" if target else "y", task)
         test_labels = raw.test_labels.like(labels) if raw.test_labels else None
-        return split(replace(raw, labels=labels, test_labels=test_labels), split_seed)
+        return split(replace(raw, labels=labels, test_labels=test_labels), split_seed, validation)
     except DataError:
         raise
     except ValueError as error:

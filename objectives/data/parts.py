@@ -25,7 +25,7 @@ from objectives.data.standardize import Scaling, fit
 
 log = logging.getLogger(__name__)
 
-VALIDATION_FRACTION = 0.1
+VALIDATION_SHARE = 0.1
 TEST_FRACTION = 0.2
 
 
@@ -128,13 +128,13 @@ class Dataset:
         )
 
 
-def split(raw: Raw, seed: int) -> Dataset:
+def split(raw: Raw, seed: int, validation: float) -> Dataset:
     """Split and standardise; takes the rows out of ``raw``.
 
     The training rows alone decide what is subtracted and divided by.
     """
     y_N = raw.labels.y_N
-    rows = _rows(raw, seed)
+    rows = _rows(raw, seed, validation)
     mean, std = (0.0, 1.0) if raw.labels.names else (float(y_N[rows["train"]].mean()), float(y_N[rows["train"]].std()))
     is_train_N = np.zeros(len(y_N), dtype=bool)
     is_train_N[rows["train"]] = True
@@ -160,11 +160,11 @@ def _scaled(y_N: np.ndarray, mean: float, std: float) -> np.ndarray:
     return y_N if y_N.dtype.kind == "i" else ((y_N - mean) / (std or 1)).astype(np.float32)
 
 
-def _rows(raw: Raw, seed: int) -> dict[str, np.ndarray]:
+def _rows(raw: Raw, seed: int, validation: float) -> dict[str, np.ndarray]:
     """The rows of each part that ``raw.blocks`` have; stratified by class."""
     y_N = raw.labels.y_N
     rows = {"train": np.arange(len(y_N))}
-    cuts = {"validation": VALIDATION_FRACTION}
+    cuts = {"validation": validation}
     if raw.test_blocks is None:
         cuts = {"test": TEST_FRACTION, **cuts}
     for name, fraction in cuts.items():
