@@ -283,8 +283,16 @@ def _kind(value: Any) -> str:
 
 
 def trains_several(objective: Any) -> bool:
-    """Whether an objective, as it was built, may train several trials at once."""
-    return hasattr(objective, "train")
+    """Whether an objective, as it was built, may train several trials at once.
+
+    Not a subclass of one that may, with a ``__call__`` of its own: that would never be called.
+    """
+    for cls in type(objective).__mro__:
+        if "train" in vars(cls):
+            return True
+        if "__call__" in vars(cls):
+            return False
+    return False
 
 
 def slots_of(objective: Any, device: str, wanted: int | None = None) -> int:

@@ -211,3 +211,13 @@ def test_a_dead_worker_counts_on_each_of_its_trials_by_its_part(storage: Postgre
     for _ in range(3):
         die(1)
     assert storage.trials(record)[4].user_attrs["error"] == "3 workers died on this trial, the last: signal 9"
+
+
+def test_a_subclass_with_a_call_of_its_own_is_called(storage: PostgresStorage, record: StudyRecord, run: Run) -> None:
+    class Own(Pool):
+        def __call__(self, trial: Any) -> float:
+            trial.set_user_attr("own", True)
+            return super().__call__(trial)
+
+    assert run(Own(steps), slots=4) == "complete"
+    assert all(trial.user_attrs == {"own": True} for trial in storage.trials(record))
