@@ -38,6 +38,7 @@ from studies.worker.lease import LINGER
 from studies.worker.loop import Worker
 from studies.worker.served_study import Service
 from tests.conftest import Server
+from tests.support.pool import Pool, Steps
 from tests.support.proxy import Proxy, When
 
 pytestmark = pytest.mark.slow
@@ -87,31 +88,38 @@ class Point:
 # What runs in the process that is killed.
 
 
-def victim(url: str, name: str, dead: str, results: Path) -> None:
+def victim(url: str, name: str, dead: str, results: Path, slots: int) -> None:
     """All that a machine does to a study: a trial is enqueued, those of dead workers are given back, one is left and
     taken up again, the others run to their end."""
     storage = PostgresStorage(url, create=False, patience=0.5)
     record = storage.find_study(name)
     control.enqueue(storage, record, [f"x={ENQUEUED}"])
     storage.workers.bury([dead], died_of="a signal")
-    work(storage, record, results, is_interrupted=True)
-    work(storage, record, results, is_slow=True)
+    work(storage, record, results, slots, is_interrupted=True)
+    work(storage, record, results, slots, is_slow=True)
     storage.close()
 
 
 def work(
-    storage: PostgresStorage, record: StudyRecord, results: Path, *, is_interrupted: bool = False, is_slow: bool = False
+    storage: PostgresStorage,
+    record: StudyRecord,
+    results: Path,
+    slots: int,
+    *,
+    is_interrupted: bool = False,
+    is_slow: bool = False,
 ) -> str:
     """Be a worker, which is interrupted in its third trial, or slow enough for signs of life; returns why it ended."""
     stop = threading.Event()
     worker_id = f"worker-{uuid.uuid4()}"
     interrupt = partial(_interrupt_third, stop, []) if is_interrupted else _go_on
+    pool = Pool(partial(steps, interrupt, is_slow), slots)
     storage.workers.register(
         [record], worker_id=worker_id, host=socket.gethostname(), pid=os.getpid(), device=f"cpu-{os.getpid()}"
     )
     reason = Worker(
         storage,
-        [Service(record=record, objective=partial(objective, interrupt, is_slow))],
+        [Service(record=record, objective=pool if slots > 1 else pool.__call__)],
         worker_id=worker_id,
         device="cpu",
         lease_seconds=LEASE,
@@ -122,7 +130,7 @@ def work(
     return reason
 
 
-def objective(interrupt: Any, is_slow: bool, trial: Trial) -> float:
+def steps(interrupt: Any, is_slow: bool, trial: Trial) -> Steps:
     z = trial.suggest_int("z", 1, 9)
     checkpoint = trial.restore()
     is_slow &= trial.number == TRIALS - 1
@@ -131,13 +139,11 @@ def objective(interrupt: Any, is_slow: bool, trial: Trial) -> float:
         assert checkpoint.state == f"z={z} at {checkpoint.step}".encode(), "the checkpoint of another trial"
         begin = checkpoint.step + 1
     for step in range(begin, STEPS):
-        trial.report(expected(trial.params, step), step, loss=-expected(trial.params, step))
         interrupt(trial, step)
-        trial.checkpoint(step, f"z={z} at {step}".encode())
+        value = expected(trial.params, step)
+        yield value, step, f"z={z} at {step}".encode(), {"loss": -value}
         if is_slow:
             time.sleep(2 * FRESH_SECONDS)  # for the pruner to look at the other trials again
-        if trial.should_prune():
-            raise trial.Pruned
     trial.set_user_attr("z", z)
     if is_slow:
         time.sleep(LINGER + 0.2)  # for the courier to carry what lingers, and to beat
@@ -182,7 +188,7 @@ def database(separate_server: Server) -> Iterator[StorageURL]:
 class Run:
     """A study of its own, and a process that is to be killed over it."""
 
-    def __init__(self, database: StorageURL, fork: Any, results: Path) -> None:
+    def __init__(self, database: StorageURL, fork: Any, results: Path, slots: int) -> None:
         self.name = f"study-{uuid.uuid4()}"
         self.seen: list[str] = []
         """The kinds of the statements that reached the proxy."""
@@ -192,6 +198,7 @@ class Run:
         self._database = database
         self._fork = fork
         self._results = results / self.name
+        self._slots = slots
         self._started = threading.Event()
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -203,7 +210,7 @@ class Run:
             dead = self._leave_trials_of_the_dead(storage, record)
             self._run_victim(point, dead)
             begin = self.died_at or time.monotonic()
-            assert work(storage, record, self._results) == "complete"
+            assert work(storage, record, self._results, self._slots) == "complete"
             taken = time.monotonic() - begin
             self._check(storage, record, was_killed=self.died_at is not None)
             assert taken < RECOVERY, f"recovered after {taken:.1f} s"
@@ -222,7 +229,7 @@ class Run:
     def _run_victim(self, point: Point | None, dead: str) -> None:
         with Proxy(self._database) as proxy:
             process = self._fork(
-                target=victim, args=(proxy.url.sqlalchemy, self.name, dead, self._results), daemon=True
+                target=victim, args=(proxy.url.sqlalchemy, self.name, dead, self._results, self._slots), daemon=True
             )
             proxy.on_query(partial(self._watch, process, point))
             process.start()
@@ -258,9 +265,9 @@ class Run:
         assert trials[0].params == {"x": 0.25, "z": 7, "optimizer": "adamw"}
         enqueued = [trial.params["x"] for trial in trials if "fixed_params" in trial.system_attrs]
         assert enqueued == [ENQUEUED] * self.done["create_trial"]
-        # Each was begun once, but for those of the dead, the one that was given back, and the victim's last.
+        # Each was begun once, but for those of the dead, those that were given back, and the victim's last ones.
         begun = sum(attempt.times for attempt in storage.leases.attempts(record).values())
-        assert begun <= TRIALS + 3 + was_killed
+        assert begun <= TRIALS + 2 + self._slots * (1 + was_killed)
         left = storage.database.execute(
             "select (select count(*) from studyhall.checkpoints join trials using (trial_id) where study_id = %(id)s),"
             " (select count(*) from studyhall.leases where study_id = %(id)s and held)"
@@ -317,17 +324,18 @@ def points(counts: Counter[str], when: When) -> list[Point]:
     ]
 
 
+@pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_worker_killed_at_any_statement_costs_the_study_nothing(
-    when: When, database: StorageURL, fork: Any, tmp_path: Path
+    when: When, slots: int, database: StorageURL, fork: Any, tmp_path: Path
 ) -> None:
-    clean = Run(database, fork, tmp_path)
+    clean = Run(database, fork, tmp_path, slots)
     clean.play(None)
     counts = Counter(clean.seen)
     assert counts.keys() >= KINDS
 
     def sweep(point: Point) -> str | None:
-        run = Run(database, fork, tmp_path)
+        run = Run(database, fork, tmp_path, slots)
         try:
             run.play(point)
         except Exception as error:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-Steps = Generator[tuple[float, int, bytes], None, float]
-"""Yields the value, the step and the state after each step; returns the trial's value."""
+Step = tuple[float, int, bytes] | tuple[float, int, bytes, dict[str, float]]
+Steps = Generator[Step, None, float]
+"""Yields the value, the step, the state and perhaps metrics of each step; returns the trial's value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,10 @@ class Pool:
         steps = self.steps(trial)
         while True:
             try:
-                value, step, state = next(steps)
+                value, step, state, *metrics = next(steps)
             except StopIteration as end:
                 return float(end.value)
-            trial.report(value, step)
+            trial.report(value, step, **(metrics[0] if metrics else {}))
             trial.checkpoint(step, state)
             if trial.should_prune():
                 raise trial.Pruned
@@ -60,7 +61,7 @@ class Pool:
             results: list[Result] = []
             for trial, steps in running:
                 try:
-                    value, step, state = next(steps)
+                    value, step, state, *metrics = next(steps)
                 except StopIteration as end:
                     results.append(Result(trial=trial, state="complete", value=end.value))
                 except trial.Interrupted:
@@ -68,7 +69,7 @@ class Pool:
                 except Exception as error:
                     results.append(Result(trial=trial, state="fail", error=error))
                 else:
-                    reports.append(Report(trial=trial, step=step, value=value, metrics={}))
+                    reports.append(Report(trial=trial, step=step, value=value, metrics=metrics[0] if metrics else {}))
                     states.append((trial, step, state))
             trials.report(reports)
             for trial, step, state in states:
