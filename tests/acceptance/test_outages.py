@@ -115,8 +115,9 @@ in_any_way = pytest.mark.parametrize(
 
 
 @contextmanager
-def fleet_on(server: Server, *, epochs: int) -> Iterator[Fleet]:
-    with new_folder() as folder, Fleet(server.url, folder, epochs=epochs, epoch_seconds=EPOCH) as fleet:
+def fleet_on(server: Server, *, epochs: int, slots: int = 0) -> Iterator[Fleet]:
+    seconds = EPOCH / max(1, slots)  # they share it
+    with new_folder() as folder, Fleet(server.url, folder, epochs=epochs, epoch_seconds=seconds, slots=slots) as fleet:
         yield fleet
 
 
@@ -169,10 +170,11 @@ def require_complete(fleet: Fleet, server: Server, *, trials: int, redone: int =
 
 
 @in_any_way
+@pytest.mark.parametrize("slots", [0, 4])
 @pytest.mark.parametrize("seconds", SECONDS)
-def test_an_outage_shorter_than_the_lease_interrupts_nothing(server: Server, seconds: int) -> None:
-    workers, trials = 2, 4
-    with fleet_on(server, epochs=2 * seconds * 4) as fleet:
+def test_an_outage_shorter_than_the_lease_interrupts_nothing(server: Server, seconds: int, slots: int) -> None:
+    workers, trials = 2, 2 * max(2, slots)
+    with fleet_on(server, epochs=2 * seconds * 4, slots=slots) as fleet:
         begin(fleet, trials=trials, workers=workers, lease=seconds + 10)
         before, began = pids(fleet), time.time()
         server.go_away()
@@ -183,9 +185,8 @@ def test_an_outage_shorter_than_the_lease_interrupts_nothing(server: Server, sec
         eventually(lambda: reports(server) > told + workers, "new reports", seconds=5)
         assert pids(fleet) == before
         during = Counter(e["pid"] for e in fleet.entries("trained") if began < e["at"] < ended)
-        # A report waits for a second, and a checkpoint may, too; then training goes on without.
-        assert min(during.values()) >= max(1, (seconds - 3) / EPOCH * 0.7), during
-        assert len(during) == workers
+        # A report waits for a second, and a checkpoint may, too; then training goes on. In two seconds it may not.
+        assert all(during[pid] >= (seconds - 3) / EPOCH * 0.7 for pid in before), during
         assert fleet.supervisors[0].wait(timeout=GUARD + 4 * seconds) == 0, fleet.output
         assert "| died: " not in fleet.output
         require_complete(fleet, server, trials=trials)
