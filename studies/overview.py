@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.endings import CANCELLED
+from studies.stop_reasons import CANCELLED
 from studies.storage.records import Attempt, Status
 from studies.text import in_one_line
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import uuid4
 
 from studies import checkpoint_stores, objective
-from studies.endings import END_WORDS, failure_of, way_on
 from studies.errors import ObjectiveError, StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.notify.notifier import Notifier
 from studies.spec.script import Script, find, found_as, is_script
+from studies.stop_reasons import STOP_REASONS, failure_of, way_on
 from studies.storage import chosen_home
 from studies.text import counted
 from studies.worker import devices
@@ -240,5 +240,5 @@ def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, 
             f"study {record.name!r} stopped: {counted(now.trials['fail'], 'trial')} failed{last}; "
             f"go on with: {way_on(record.name, now.ended)}"
         )
-    if must_be_over and (now.ended not in END_WORDS or now.ended == "deleted"):
+    if must_be_over and (now.ended not in STOP_REASONS or now.ended == "deleted"):
         raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")

@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from studies import control
+from studies import lifecycle
 from studies.errors import ObjectiveError, StorageUnreachable
 from studies.progress import Progress
 from studies.session import POLL, Session, find_scripts, permissions, require_runnable, require_success
@@ -270,22 +270,22 @@ class Study:
     def pause(self) -> None:
         """Let no trial run for now: the running ones are given back at their next step, and workers wait."""
 
-        control.pause(self.storage, self._record)
+        lifecycle.pause(self.storage, self._record)
 
     def resume(self) -> None:
         """Let trials run again after :meth:`pause` or :meth:`stop`."""
 
-        control.resume(self.storage, self._record)
+        lifecycle.resume(self.storage, self._record)
 
     def stop(self) -> None:
         """End the study's workers on every machine: the running trials are given back at their next step."""
 
-        control.stop(self.storage, self._record)
+        lifecycle.stop(self.storage, self._record)
 
     def cancel(self, number: int) -> None:
         """End a waiting or running trial, which becomes FAIL and counts as neither done nor failed."""
 
-        control.cancel(self.storage, self._record, number)
+        lifecycle.cancel(self.storage, self._record, number)
 
     def enqueue(self, **params: Any) -> int:
         """Let a trial with these parameters run next; what is not given is sampled.
@@ -299,12 +299,12 @@ class Study:
         """
 
         texts = [f"{name}={to_text(value)}" for name, value in params.items()]
-        return control.enqueue(self.storage, self._record, texts).number
+        return lifecycle.enqueue(self.storage, self._record, texts).number
 
     def retry(self, number: int) -> int:
         """Let a trial wait that has the parameters of a failed one; returns its number."""
 
-        return control.retry(self.storage, self._record, number)
+        return lifecycle.retry(self.storage, self._record, number)
 
 
 class Trials(Sequence["FrozenTrial"]):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import click
 
-from studies import control
+from studies import lifecycle
 from studies.cli.common import Common, F, common_options, complete_trials, say, study_argument
 
 
@@ -27,7 +27,7 @@ def cancel(common: Common, name: str, number: int) -> None:
     """
     with common.open() as storage:
         record = storage.find_study(name)
-        has_ended = control.cancel(storage, record, number)
+        has_ended = lifecycle.cancel(storage, record, number)
         workers = [worker for worker in storage.status(record).workers if worker.trial == number]
     if has_ended:
         say(f"trial {number} of study {name!r} is cancelled")

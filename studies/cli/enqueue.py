@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from studies import control
+from studies import lifecycle
 from studies.cli.common import Common, common_options, say, study_argument
 from studies.cli.formats import readable
-from studies.endings import way_on
 from studies.errors import command
+from studies.stop_reasons import way_on
 
 
 @click.command()
@@ -24,7 +24,7 @@ def enqueue(common: Common, name: str, params: tuple[str, ...]) -> None:
     against the trials that have begun.
     """
     with common.open() as storage:
-        enqueued = control.enqueue(storage, storage.find_study(name), params)
+        enqueued = lifecycle.enqueue(storage, storage.find_study(name), params)
     shown = " ".join(f"{key}={readable(value)}" for key, value in enqueued.params.items())
     say(f"trial {enqueued.number} of study {name!r} waits for a worker: {shown}")
     if not enqueued.is_checked:

@@ -247,7 +247,7 @@ def _open_server(common: Common) -> closing[PostgresStorage]:
 
 
 def _goes_on(storage: PostgresStorage, record: StudyRecord) -> bool:
-    from studies.endings import way_on
+    from studies.stop_reasons import way_on
 
     now = storage.status(record)
     if now.ended:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from studies import control
+from studies import lifecycle
 from studies.cli.common import Common, common_options, say, study_argument
 from studies.errors import command
 from studies.text import counted
@@ -20,7 +20,7 @@ def pause(common: Common, name: str) -> None:
     """
     with common.open() as storage:
         record = storage.find_study(name)
-        is_new = control.pause(storage, record)
+        is_new = lifecycle.pause(storage, record)
         running = storage.status(record).trials["running"]
     say_halted(name, "paused", is_new, running)
 

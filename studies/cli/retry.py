@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from studies import control
+from studies import lifecycle
 from studies.cli.cancel import number_argument
 from studies.cli.common import Common, common_options, say, study_argument
 
@@ -19,5 +19,5 @@ def retry(common: Common, name: str, number: int) -> None:
     That is a new trial; the failed one stays, and counts toward budget.max_failures.
     """
     with common.open() as storage:
-        new = control.retry(storage, storage.find_study(name), number)
+        new = lifecycle.retry(storage, storage.find_study(name), number)
     say(f"trial {new} of study {name!r} waits for a worker, with the parameters of trial {number}")

@@ -14,8 +14,8 @@ from studies.cli.common import (
 from studies.cli.mirror import checked
 from studies.cli.target import Target, spec_options
 from studies.cli.workers import conclude, run_workers, worker_options
-from studies.endings import BY_HAND
 from studies.errors import StudyhallError, StudyNotFound, command
+from studies.stop_reasons import BY_HAND
 
 
 @click.command()

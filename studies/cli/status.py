@@ -15,8 +15,8 @@ from studies.cli.formats import (
     print_columns,
     to_json,
 )
-from studies.endings import BY_HAND, END_WORDS
 from studies.errors import command
+from studies.stop_reasons import BY_HAND, STOP_REASONS
 from studies.text import counted, duration, number
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
         if now.trials[key] or key == "complete"
     )
     # That the budget is spent is what "40 of 40" says.
-    halted = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
+    halted = f"; {STOP_REASONS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
     if now.paused and not now.ended:
         halted = "; paused"
     took = f" in {duration(seconds)}" if seconds else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from studies import control
+from studies import lifecycle
 from studies.cli.common import Common, common_options, study_argument
 from studies.cli.pause import say_halted
 
@@ -20,6 +20,6 @@ def stop(common: Common, name: str) -> None:
     """
     with common.open() as storage:
         record = storage.find_study(name)
-        is_new = control.stop(storage, record)
+        is_new = lifecycle.stop(storage, record)
         running = storage.status(record).trials["running"]
     say_halted(name, "stopped", is_new, running)

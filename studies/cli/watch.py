@@ -82,7 +82,7 @@ def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | Plai
 
 
 def _say_next(seen: Overview) -> None:
-    from studies.endings import way_on
+    from studies.stop_reasons import way_on
 
     now = seen.status
     assert now.ended is not None  # else it is still watched

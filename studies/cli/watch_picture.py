@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from studies.cli.formats import readable
-from studies.endings import END_WORDS
 from studies.errors import command
 from studies.objective import work_command
 from studies.overview import share_rows, sparkline
+from studies.stop_reasons import STOP_REASONS
 from studies.text import counted, duration, number, printable, time_left
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def state_of(seen: Overview) -> tuple[str, str]:
     """The study's state in words, and a style for them."""
     now = seen.status
     if now.ended is not None:
-        return END_WORDS.get(now.ended, now.ended), "green" if now.ended in ("complete", "target") else "yellow"
+        return STOP_REASONS.get(now.ended, now.ended), "green" if now.ended in ("complete", "target") else "yellow"
     if now.paused:
         return f"paused; go on with: {command('resume', now.study)}", "yellow"
     if not now.workers and not now.trials["running"]:

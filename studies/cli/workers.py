@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,15 +17,16 @@ from studies.cli.common import (
     together,
 )
 from studies.cli.formats import best_lines, echo
+from studies.cli.interrupts import Interrupts
 from studies.cli.mirror import Mirroring, tracking_option
 from studies.cli.status import status_line
 from studies.cli.target import say_grid
-from studies.endings import BY_HAND
 from studies.errors import StorageUnreachable, StudyhallError, command
+from studies.stop_reasons import BY_HAND
 from studies.text import counted, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from studies.progress import Progress
     from studies.session import Session
@@ -126,8 +125,8 @@ def run_workers(
     )
     began = time.monotonic()
     with ExitStack() as stack:
-        interrupts = stack.enter_context(_Interrupts(storage.stop))
-        with interrupts.held():  # in the middle of starting a worker, nobody would know of it
+        interrupts = stack.enter_context(Interrupts(storage.stop))
+        with interrupts.deferred():  # a worker that is half started would be orphaned
             stack.enter_context(session)
         # Nothing is written before the objective and the place for checkpoints are known to be sound.
         with progress.waiting(f"starting {counted(session.workers, 'worker')}"):
@@ -152,7 +151,7 @@ def run_workers(
     _conclude_all(storage, session.records, time.monotonic() - began, must_be_over=until_idle is None)
 
 
-def _watch(session: Session, progress: Progress, interrupts: _Interrupts, mirrorings: Sequence[Mirroring]) -> None:
+def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrorings: Sequence[Mirroring]) -> None:
     """Show how far the studies are until there are no workers."""
     from studies.session import POLL
 
@@ -217,61 +216,3 @@ def conclude(
         say()
         say(f"it has several objectives, so no best trial; next: {command('best', record.name)}")
     require_success(storage, record, now, must_be_over=must_be_over)
-
-
-class _Interrupts:
-    """Counts SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2: the first stops the workers in order, the second at once.
-
-    Args:
-        stop: set with the first, so that a database that is silent is not waited for.
-    """
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-        self.count = 0
-        #: Whether the first was SIGUSR1 or SIGUSR2: a scheduler's notice, an ordinary event.
-        self.is_preemption = False
-        #: Whether trials may be running, which are to be given back; until then a signal ends the command.
-        self.wait = False
-        self._applied = 0
-        self._is_held = self._came_meanwhile = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let what comes meanwhile end the command afterwards."""
-        self._is_held = True
-        yield
-        self._is_held = False
-        if self._came_meanwhile:
-            raise KeyboardInterrupt
-
-    def apply(self, session: Session, progress: Progress) -> None:
-        """Do what was asked since the last call."""
-        if self.count > self._applied:
-            self._applied = self.count
-            if self.count == 1:
-                progress.print("stopping: running trials are given back at their next step; Ctrl-C again: now")
-                session.stop()
-            else:
-                session.kill()
-
-    def _note(self, number: int, _frame: object) -> None:
-        if self._is_held:
-            self._came_meanwhile = True
-            return
-        if not self.wait:
-            raise KeyboardInterrupt
-        if not self.count:
-            self.is_preemption = number in (signal.SIGUSR1, signal.SIGUSR2)
-        self.count += 1
-        self._stop.set()

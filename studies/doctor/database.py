@@ -9,15 +9,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from studies.doctor import clocks
 from studies.doctor.findings import Finding, KnownStudy
-from studies.endings import BY_HAND
 from studies.errors import EmbeddedServerError, NoTables, NotPermitted, StorageError, StorageUnreachable, command
+from studies.stop_reasons import BY_HAND
 from studies.storage import roles, schema
 from studies.storage.database import Database
 from studies.storage.url import StorageURL
 
 OLDEST_POSTGRESQL: Final = 13
-MAX_CLOCK_SECONDS: Final = 5.0
 MAX_CONNECTIONS_IN_USE: Final = 0.8
 _SHOWN: Final = 5
 """Of trials with the same complaint."""
@@ -76,13 +76,13 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
             what="it is a standby, which cannot be written to",
             fix="name the primary in the URL, or all hosts with ?target_session_attrs=read-write",
         )
-    yield clock(facts["clock"] - (began + ended) / 2, (ended - began) / 2)
+    yield clocks.difference(facts["clock"] - (began + ended) / 2, (ended - began) / 2)
     yield connections(facts["connections"], facts["slots"], is_embedded=embedded_in is not None)
     tables = [*_users(database), *_tables(database, facts)]
     yield from tables
     if not facts["has_studyhall"] or any(finding.level == "error" for finding in tables):
         return
-    yield from _times(database, facts)
+    yield from clocks.stored_times(database, facts)
     rows = database.rows("examined_studies")
     studies += [
         KnownStudy(
@@ -119,24 +119,6 @@ def server(facts: Mapping[str, Any], round_trip: float, name: str) -> Finding:
         )
     what = f"{name + ': ' if name else ''}PostgreSQL {facts['version']}; a round trip takes {round_trip * 1000:.2g} ms"
     return Finding(level="ok", about="server", what=what)
-
-
-def clock(ahead: float, uncertain: float) -> Finding:
-    """Whether the database's clock and this machine's agree.
-
-    Args:
-        ahead: seconds by which the database's is ahead.
-        uncertain: seconds that this may be wrong by.
-    """
-    if abs(ahead) <= MAX_CLOCK_SECONDS + uncertain:
-        return Finding(level="ok", about="clock", what="the database's and this machine's agree")
-    return Finding(
-        level="warning",
-        about="clock",
-        what=f"the database's is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's: "
-        "leases go by the database's alone, but people read both; set the one that is wrong",
-        fix="timedatectl set-ntp true",
-    )
 
 
 def connections(used: int, slots: int, *, is_embedded: bool) -> Finding:
@@ -215,31 +197,6 @@ def _optunas_tables(version: str | None, made_by: str | None) -> Finding:
         what=f"Optuna's are of version {version}, the Optuna installed here knows {known}",
         fix='optuna storage upgrade --storage "$(studyhall db url)"' if version in older else "pip install -U optuna",
     )
-
-
-def _times(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
-    odd = database.rows("odd_times")
-    if odd:
-        named = ", ".join(f"{row['number']} of {row['study']!r}" for row in odd)
-        yield Finding(
-            level="warning",
-            about="times",
-            what=f"some trials begin in the future, or end before they begin: {named}; as Optuna 4 "
-            "writes local times; where a worker has that, upgrade it",
-            fix="pip install -U optuna",
-        )
-    zone = facts["time_zone"]
-    (row,) = database.rows("has_heartbeats")
-    if row["has_heartbeats"] and zone not in ("UTC", "Etc/UTC", "GMT"):
-        yield Finding(
-            level="warning",
-            about="times",
-            what=f"the time zone of sessions is {zone}, by which stock Optuna may take living trials for dead",
-            fix=f'psql "$(studyhall db url)" -c "alter database {facts["database"]} set timezone = \'UTC\'"',
-        )
-    elif not odd:
-        is_utc = "" if zone == "UTC" else f", though sessions have the time zone {zone}"
-        yield Finding(level="ok", about="times", what=f"kept in UTC{is_utc}")
 
 
 def _halted(rows: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -13,8 +13,8 @@ from typing import Final
 
 from studies.checkpoint_stores import PERMISSION, open_store, require_allowed
 from studies.doctor.findings import Finding, KnownStudy
-from studies.endings import way_on
 from studies.errors import CheckpointError, command, one_line
+from studies.stop_reasons import way_on
 from studies.storage.url import StorageURL
 from studies.text import counted
 from studies.worker.devices import cores

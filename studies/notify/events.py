@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from studies.endings import END_WORDS, failure_of
 from studies.overview import is_over
 from studies.spec.study import Event
+from studies.stop_reasons import STOP_REASONS, failure_of
 from studies.text import in_one_line, printable
 from studies.values import finite, strict
 
@@ -153,7 +153,7 @@ class News:
         now = self._status
         assert now.ended is not None  # it is what the event is about
         of = f" of {now.budget.trials}" if now.budget else ""
-        text = f"{END_WORDS.get(now.ended, now.ended)}: {now.finished}{of} trials done, {now.trials['fail']} failed"
+        text = f"{STOP_REASONS.get(now.ended, now.ended)}: {now.finished}{of} trials done, {now.trials['fail']} failed"
         data: dict[str, Any] = {
             "ended": now.ended,
             "trials": dict(now.trials),

@@ -10,8 +10,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.errors import command
+from studies.report.formats import count, moment, param
 from studies.report.snapshot import quiet, snapshot
-from studies.report.words import count, moment, param
 from studies.text import counted, duration, in_one_line, number, printable
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def trials(data: StudyData) -> str:
     head = "".join(f'<th scope="col"><button type="button">{text(name)}</button></th>' for name in columns)
     rows = "".join(_trial(data, trial, params) for trial in data.trials)
     part = ""
-    if data.part:
+    if data.subset:
         csv = text(command("trials", data.name, "--format", "csv"))
         part = (
             f"<p>{count(len(data.trials))} of {counted(len(data.outlines), 'trial')} are listed: the best, the newest, "

@@ -14,8 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.report.kinds import KINDS, varied
-from studies.report.part import is_placed, of_kind
+from studies.report.plots import PLOTS, varied
+from studies.report.subset import is_placed, of_kind
 from studies.spec.space import categorical
 from studies.values import strict, to_text
 
@@ -55,7 +55,7 @@ def snapshot(data: StudyData, kind: str, escape: Escape) -> optuna.Study:
 
     Args:
         data: the study.
-        kind: one of ``KINDS``.
+        kind: one of ``PLOTS``.
         escape: applied to whatever a person has named, since the drawing libraries read markup in text.
     """
     rounding = _rounding(data) if kind == "contour" else {}
@@ -100,7 +100,7 @@ def importances(data: StudyData) -> Mapping[str, float]:
 
     By Optuna's default, PED-ANOVA. Empty where the study has too little to compare.
     """
-    if KINDS["importances"].obstacle(data):
+    if PLOTS["importances"].obstacle(data):
         return {}
     with quiet():
         study = snapshot(data, "importances", str)

@@ -8,7 +8,7 @@ from typing import Any
 
 from studies.errors import LeaseLost
 from studies.storage.database import ANSWER_SECONDS, Database, Forgotten, new_token
-from studies.storage.known import KnownTrials, Writer
+from studies.storage.known_trials import KnownTrials, Writer
 from studies.storage.records import Attempt, Changes, Claim, SavedCheckpoint, StudyRecord, Update, Wishes
 
 

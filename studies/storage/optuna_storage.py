@@ -1,8 +1,8 @@
 """Optuna's contract for storages, on Optuna's own tables: one statement for each call.
 
 What it remembers: the names and directions of studies, which change under no worker, and the trials that it knows
-(:mod:`studies.storage.known`).
-A trial that a worker holds by a lease is written to by its :class:`~studies.storage.known.Writer`.
+(:mod:`studies.storage.known_trials`).
+A trial that a worker holds by a lease is written to by its :class:`~studies.storage.known_trials.Writer`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.storage.database import AlreadyFinished, Database, NotThere, new_token
-from studies.storage.known import KnownTrials
+from studies.storage.known_trials import KnownTrials
 from studies.storage.limits import check_name, check_size, to_json
 from studies.storage.records import Change, Changes
 from studies.storage.trials import copied, read_distribution, to_trial, to_utc

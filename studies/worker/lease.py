@@ -2,7 +2,7 @@
 
 Whatever a trial has to tell goes into its lease, and from there to the database in order, that of all leases in one
 statement. Reports and results are carried at once, by the thread that has them. Whatever else there is
-is the courier's (:mod:`studies.worker.courier`).
+is the courier's (:mod:`studies.worker.lease_keeper`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from optuna.trial import TrialState
 
 from studies.errors import LeaseLost, Refused
 from studies.storage.records import Change, Claim, Update, Wishes
+from studies.worker.pending_results import KeptResult, Results
 from studies.worker.refusals import Refusal
-from studies.worker.results import KeptResult, Results
 
 if TYPE_CHECKING:
-    from studies.worker.courier import Courier
+    from studies.worker.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Parcel:
 
 
 class Lease:
-    """The right to write to a trial (a :class:`studies.storage.known.Writer`).
+    """The right to write to a trial (a :class:`studies.storage.known_trials.Writer`).
 
     Any thread may read the attributes. They change under the courier's lock, in methods of this class alone.
 
@@ -66,7 +66,7 @@ class Lease:
         refusals: what the database does not take of the trial, which FAILs for it.
     """
 
-    def __init__(self, claim: Claim, courier: Courier, results: Results) -> None:
+    def __init__(self, claim: Claim, courier: LeaseKeeper, results: Results) -> None:
         self.claim = claim
         self.lost = False
         self.cancelled = False

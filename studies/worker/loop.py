@@ -10,7 +10,7 @@ from pathlib import Path
 
 from studies.errors import StorageUnreachable
 from studies.storage.postgres import PostgresStorage
-from studies.worker.courier import Courier
+from studies.worker.lease_keeper import LeaseKeeper
 from studies.worker.served_study import ServedStudy, Service
 from studies.worker.trials import LONGEST_POLL, POLL, Trials, one_at_a_time
 
@@ -59,7 +59,7 @@ class Worker:
         self._device = device
         self._slots = slots
         self._studies = [ServedStudy(storage, service, results) for service in services]
-        self._courier = Courier(storage, worker_id=worker_id, lease_seconds=lease_seconds, stop=stop)
+        self._courier = LeaseKeeper(storage, worker_id=worker_id, lease_seconds=lease_seconds, stop=stop)
 
     def run(self) -> str:
         """Run trials until all studies are over or :attr:`stop` is set.

@@ -14,8 +14,8 @@ from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim, StudyRecord
 from studies.trial import Trial
 from studies.worker.checkpoints import delete_ended
-from studies.worker.held_trial import HeldTrial
-from studies.worker.results import Results
+from studies.worker.leased_trial import LeasedTrial
+from studies.worker.pending_results import Results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class ServedStudy:
         if self._grid and not self._grid.left(self._storage.trials(self.record)):
             self._storage.budgets.stop(self.record, "stopped")
 
-    def begin(self, claim: Claim, holder: HeldTrial) -> Trial:
+    def begin(self, claim: Claim, holder: LeasedTrial) -> Trial:
         """The trial that was just claimed. Its sampler knows what others did until then, and the parameters of those
         that this worker began before it."""
         self.optuna._thread_local.cached_all_trials = self._storage.known_trials(claim.study_id)

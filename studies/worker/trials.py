@@ -21,15 +21,15 @@ import optuna
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import TrialState
 
-from studies.endings import CANCELLED
 from studies.errors import LeaseLost, Refused, StorageUnreachable, described
 from studies.spec.script import CHANGED_SCRIPT
+from studies.stop_reasons import CANCELLED
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim
 from studies.trial import Interrupted, Trial, as_values
 from studies.worker.checkpoints import Checkpoints
-from studies.worker.courier import Courier
-from studies.worker.held_trial import HeldTrial
+from studies.worker.lease_keeper import LeaseKeeper
+from studies.worker.leased_trial import LeasedTrial
 from studies.worker.served_study import ServedStudy
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class _Run:
 
     claim: Claim
     trial: Trial
-    held: HeldTrial
+    held: LeasedTrial
 
 
 class Trials:
@@ -89,7 +89,7 @@ class Trials:
         self,
         storage: PostgresStorage,
         study: ServedStudy,
-        courier: Courier,
+        courier: LeaseKeeper,
         *,
         worker_id: str,
         device: str,
@@ -217,7 +217,7 @@ class Trials:
         lease = self._courier.take(claim, study.results)
         self._storage.leases.hold(claim, lease)
         checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
-        held = HeldTrial(
+        held = LeasedTrial(
             self._storage,
             lease,
             checkpoints,

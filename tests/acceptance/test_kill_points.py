@@ -28,9 +28,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from studies import PostgresStorage, StudySpec, control
+from studies import PostgresStorage, StudySpec, lifecycle
 from studies.storage.database import statements
-from studies.storage.known import FRESH_SECONDS
+from studies.storage.known_trials import FRESH_SECONDS
 from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import Trial
@@ -93,7 +93,7 @@ def victim(url: str, name: str, dead: str, results: Path, slots: int) -> None:
     taken up again, the others run to their end."""
     storage = PostgresStorage(url, create=False, patience=0.5)
     record = storage.find_study(name)
-    control.enqueue(storage, record, [f"x={ENQUEUED}"])
+    lifecycle.enqueue(storage, record, [f"x={ENQUEUED}"])
     storage.workers.bury([dead], died_of="a signal")
     work(storage, record, results, slots, is_interrupted=True)
     work(storage, record, results, slots, is_slow=True)

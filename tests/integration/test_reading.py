@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from studies import PostgresStorage
 from studies.report.data import read
 from studies.report.page import report
-from studies.report.part import MOST_TRIALS, SAMPLE
+from studies.report.subset import MOST_TRIALS, SAMPLE
 from studies.storage import pages
 from studies.storage.reader import StudyReader
 from studies.storage.records import StudyRecord

@@ -20,7 +20,7 @@ from studies.storage.records import Claim
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Worker
-from studies.worker.results import KeptResult, Results
+from studies.worker.pending_results import KeptResult, Results
 from studies.worker.served_study import Service
 from tests.integration.test_lost_answers import CASES, contents, lose_reports, set_up, shown
 from tests.support.proxy import Proxy

@@ -17,7 +17,7 @@ import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.report.words import count
+from studies.report.formats import count
 from studies.text import counted
 from studies.trial import is_feasible
 
@@ -53,7 +53,7 @@ _OF_LINES: Final = ("parallel", "rank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Subset:
     """The part of a large study that is shown."""
 
     shown: frozenset[int]
@@ -66,7 +66,7 @@ class Part:
     """Those that every plot of values shows: the records and the extremes."""
 
 
-def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> Part | None:
+def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> Subset | None:
     """The part of a study to show; ``None`` where that is all of it."""
     if len(outlines) <= MOST_TRIALS:
         return None
@@ -79,7 +79,7 @@ def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
     kept = {trial.number for trial in (*_records(valued, directions), *_extremes(valued))}
     reported = {trial.number for trial in evenly([trial for trial in outlines if trial.intermediate_values], LINES)}
     listed = {trial.number for trial in (*outlines[-NEWEST:], *_best(valued, directions[0]))}
-    return Part(
+    return Subset(
         shown=frozenset(sample | reported | kept | listed),
         sample=frozenset(sample),
         reported=frozenset(reported),
@@ -101,22 +101,22 @@ def evenly(items: Sequence[T], most: int) -> Sequence[T]:
 
 def of_kind(data: StudyData, kind: str) -> Sequence[FrozenTrial]:
     """The trials that the plot ``kind`` shows."""
-    if data.part is None:
+    if data.subset is None:
         return data.trials
     if kind == "edf":
         placed = sorted(filter(is_placed, data.outlines), key=lambda trial: trial.values[data.target])
         return evenly(placed, SAMPLE[TrialState.COMPLETE])
     chosen = data.trials
     if kind in _OF_STEPS:
-        numbers = data.part.reported
+        numbers = data.subset.reported
         chosen = [trial for trial in data.trials if trial.intermediate_values]
     else:
-        numbers = data.part.sample
+        numbers = data.subset.sample
         chosen = data.valued if kind in _OF_LINES else chosen
         if kind in (*_OF_LINES, "timeline"):
             numbers = frozenset(evenly([trial.number for trial in chosen if trial.number in numbers], LINES))
     if kind != "importances":
-        numbers |= data.part.kept
+        numbers |= data.subset.kept
     return [trial for trial in chosen if trial.number in numbers]
 
 
@@ -124,7 +124,7 @@ def remark(data: StudyData, kind: str) -> str:
     """On how many trials a plot stands, and which they are of a large study."""
     if kind == "workers":
         slices = ", in slices of time: in each the states stand side by side, as wide as the time that they took"
-        return f"Of {counted(len(data.outlines), 'trial')}{slices if data.part else ''}."
+        return f"Of {counted(len(data.outlines), 'trial')}{slices if data.subset else ''}."
     noun, counts = "complete trial", is_placed
     if kind in _OF_STEPS:
         noun, counts = "reporting trial", _has_reported

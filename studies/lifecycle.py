@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from studies.endings import BY_HAND, CANCELLED, EXTENSIONS, require_open
 from studies.errors import StorageError, command
 from studies.spec.script import OWN_ATTRIBUTES
+from studies.stop_reasons import BY_HAND, CANCELLED, EXTENSIONS, require_open
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

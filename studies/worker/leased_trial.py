@@ -20,7 +20,7 @@ from studies.worker.lease import Changes, Lease
 log = logging.getLogger(__name__)
 
 
-class HeldTrial:
+class LeasedTrial:
     """What :class:`studies.trial.Trial` asks of its worker (a :class:`studies.trial.Holder`).
 
     Args:

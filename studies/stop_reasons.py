@@ -18,7 +18,7 @@ BY_HAND: Final = "by hand"
 CANCELLED: Final = "cancelled"
 
 #: By the reason that the database gives.
-END_WORDS: Final = {
+STOP_REASONS: Final = {
     "complete": "the budget is spent",
     "failures": "stopped after too many failed trials",
     "timeout": "stopped: time limit reached",
@@ -53,5 +53,5 @@ def failure_of(trial: FrozenTrial) -> str | None:
 def require_open(now: Status) -> None:
     """Raise :exc:`StorageError`, with the way on, where the study has ended."""
     if now.ended:
-        words = END_WORDS.get(now.ended, now.ended)
+        words = STOP_REASONS.get(now.ended, now.ended)
         raise StorageError(f"study {now.study!r} has ended: {words}; go on with: {way_on(now.study, now.ended)}")

@@ -20,7 +20,8 @@ from studies.errors import StorageUnreachable
 from studies.storage import pages
 from studies.storage.database import Database
 from studies.storage.records import Change
-from studies.storage.trials import TrialCache, changed
+from studies.storage.trial_cache import TrialCache
+from studies.storage.trials import changed
 
 #: Seconds for which what was read for a worker's trial is not read again. With Hyperband, TPE reads all trials
 #: once for each parameter; and steps as short as this are not pruned by what happened in between.

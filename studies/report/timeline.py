@@ -64,7 +64,7 @@ def rows(data: StudyData) -> list[Row]:
         for place, lanes in sorted(places.items())
         for number, lane in enumerate(lanes, 1)
     ]
-    return _sliced(found) if data.part else found
+    return _sliced(found) if data.subset else found
 
 
 def _sliced(found: list[Row]) -> list[Row]:

@@ -19,8 +19,8 @@ from studies.storage.database import Forgotten
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim, Wishes
 from studies.worker.lease import RETRY, Lease, Parcel
+from studies.worker.pending_results import Results
 from studies.worker.refusals import NO_REFUSALS, Refusal, fail_refused, isolate
-from studies.worker.results import Results
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ Answer = tuple[Parcel, Wishes | LeaseLost | None, Sequence[Refusal]]
 """To a parcel: what a person wants, or that the trial is lost, or nothing to a result; and what was refused."""
 
 
-class Courier:
+class LeaseKeeper:
     """Carries what leases have to tell, and gives heartbeats. A context manager.
 
     Args:
@@ -59,7 +59,7 @@ class Courier:
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
 
-    def __enter__(self) -> Courier:
+    def __enter__(self) -> LeaseKeeper:
         self._beat_at = time.monotonic() + self._within
         self._thread.start()
         return self
