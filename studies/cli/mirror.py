@@ -12,7 +12,7 @@ import click
 from studies.cli.common import Common, common_options, complete_studies, home, say, until_interrupted
 from studies.cli.formats import echo
 from studies.errors import TrackingError, command
-from studies.processes import Kept
+from studies.processes import Restarted
 from studies.text import counted
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _follow(storage: PostgresStorage, process: MirrorProcess, tracking_uri: str 
     for line in news(process, tracking_uri):
         say(line)
     if status:
-        error = process.last_words.get("error")
+        error = process.last_events.get("error")
         raise TrackingError(error["message"] if error else f"the mirror ended with status {status}")
 
 
@@ -166,7 +166,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _PRIVATE}
 
 
-class KeptMirror(Kept):
+class RestartedMirror(Restarted):
     """A mirror of all studies that is started again when it dies, and says what it does."""
 
     child: MirrorProcess
@@ -182,7 +182,7 @@ class KeptMirror(Kept):
         Raises:
             TrackingError: it makes no sense to go on.
         """
-        if self.child.last_words.keys() & {"connected", "waiting"}:
+        if self.child.last_events.keys() & {"connected", "waiting"}:
             return True
         if why := self.cause_of_death:
             raise TrackingError(why)
@@ -224,7 +224,7 @@ class Mirroring:
         if self._process.popen.poll() is not None:
             self._process.wait()
             self._is_over = True
-            error = self._process.last_words.get("error", {"message": "it was ended"})
+            error = self._process.last_events.get("error", {"message": "it was ended"})
             self._output(f"MLflow is left alone: {error['message']}; the study goes on")
 
     def finish(self) -> None:
@@ -234,7 +234,7 @@ class Mirroring:
             seen = "" if self._uri else f"; see it: {command('serve', *self._names[:1])}"
             say(f"mirrored into {_place(self._uri)}{seen}")
             return
-        told = self._process.last_words
+        told = self._process.last_events
         why = told.get("error", told.get("waiting", {"message": "it does not answer"}))["message"]
         say(f"MLflow has not got everything ({why}); later: {command('mirror', *self._names)} --once")
 

@@ -18,7 +18,7 @@ import click
 
 from studies.cli.common import Common, common_options, home, say, until_interrupted
 from studies.cli.formats import echo
-from studies.cli.mirror import POLL, KeptMirror, checked, environment, tracking_option
+from studies.cli.mirror import POLL, RestartedMirror, checked, environment, tracking_option
 from studies.errors import SiteError, StorageUnreachable, StudyNotFound
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _serve(
         for name, listener in listeners.items()
     ]
     notifications = _Notifications(storage, is_on=not (read_only or is_alone))
-    mirrors = [] if is_alone else [KeptMirror(storage, tracking_uri)]
+    mirrors = [] if is_alone else [RestartedMirror(storage, tracking_uri)]
     try:
         for site in sites:
             site.wait_until_ready()

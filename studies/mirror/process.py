@@ -85,7 +85,7 @@ def main() -> int:
         setup = Setup(**json.loads(sys.stdin.readline()))
         Mirror(setup, events).run()
     except Exception as error:
-        events.tell_error(error)
+        events.send_error(error)
         return 1
     return 0
 
@@ -144,9 +144,9 @@ class Mirror:
 
     def _mirror(self) -> None:
         if self._setup.tracking:
-            self._events.tell("asking")
+            self._events.send("asking")
             probe(self._setup.tracking)
-            self._events.tell("loading")
+            self._events.send("loading")
         # Imported here: MLflow and Optuna take two seconds of the processor, for nothing if nobody answers.
         from studies.mirror.server import connect, prepare_database
         from studies.storage.postgres import PostgresStorage
@@ -155,10 +155,10 @@ class Mirror:
         configure()
         import mlflow  # noqa: F401
 
-        self._events.tell("asking")
+        self._events.send("asking")
         location = StorageURL.parse(self._setup.storage)
         client = connect(self._setup.tracking or prepare_database(location))
-        self._events.tell("connected")
+        self._events.send("connected")
         self._said, self._pause = "", MIN_PAUSE
         with closing(PostgresStorage(location, create=False, patience=0.0)) as storage:
             self._mirrors.clear()
@@ -253,29 +253,29 @@ class Mirror:
         else:
             self._refusals.remove(name)
         if name not in self._told:
-            self._events.tell("page", study=name, page=mirror.page)
+            self._events.send("page", study=name, page=mirror.page)
         if self._told.get(name) != mirror.count:
             self._told[name] = mirror.count
-            self._events.tell("mirrored", study=name, trials=mirror.count)
+            self._events.send("mirrored", study=name, trials=mirror.count)
 
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
-            self._events.tell("beat")
+            self._events.send("beat")
 
     def _tell_progress(self, study: str, done: int, trials: int) -> None:
         if done < trials and time.monotonic() - self._told_progress > PROGRESS:
             self._told_progress = time.monotonic()
-            self._events.tell("writing", study=study, done=done, trials=trials)
+            self._events.send("writing", study=study, done=done, trials=trials)
 
     def _say(self, event: str, message: str) -> None:
         if message != self._said:
             self._said = message
-            self._events.tell(event, message=message)
+            self._events.send(event, message=message)
 
     def _say_refused(self, message: str) -> None:
         if not (self._setup.once and len(self._names) == 1):  # else it is the error that this ends with
-            self._events.tell("refused", message=message)
+            self._events.send("refused", message=message)
 
     def _listen(self) -> None:
         if os.read(sys.stdin.fileno(), 4096):

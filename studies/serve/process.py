@@ -55,7 +55,7 @@ def main() -> int:
         access = Access(**{**setup.access, "hosts": tuple(setup.access["hosts"])})
         serve(dashboard(setup, access) if setup.site == DASHBOARD else mlflow(setup, access), setup.descriptor)
     except Exception as error:
-        events.tell_error(error)
+        events.send_error(error)
         return 1
     return 0
 

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 from studies.errors import SiteError
-from studies.processes import Child, Kept
+from studies.processes import Child, Restarted
 from studies.serve.guard import Access
 from studies.serve.pages import STUDY
 from studies.serve.process import DASHBOARD, MLFLOW, Setup
@@ -71,7 +71,7 @@ def listen(host: str, port: int | None, usual: int, option: str) -> socket.socke
     )
 
 
-class Site(Kept):
+class Site(Restarted):
     """One site: its process, and its socket, which stays where it is.
 
     Args:

@@ -67,7 +67,7 @@ class KnownTrials:
         """Who writes to this trial, if this process holds it by a lease."""
         return self._writers.get(trial_id)
 
-    def keep(self, study_id: int, trial: FrozenTrial) -> None:
+    def put(self, study_id: int, trial: FrozenTrial) -> None:
         """This process runs ``trial``, which is like this now."""
         with self._lock:
             self._own[trial._trial_id], self._study_of[trial._trial_id] = trial, study_id
@@ -79,14 +79,14 @@ class KnownTrials:
         """``field[key]`` of an own trial was written to be ``value``."""
         with self._lock:
             if trial := self._own.get(trial_id):
-                self.keep(self._study_of[trial_id], changed(trial, field, key, value))
+                self.put(self._study_of[trial_id], changed(trial, field, key, value))
 
-    def hold(self, study_id: int, trial_id: int, writer: Writer) -> None:
+    def attach(self, study_id: int, trial_id: int, writer: Writer) -> None:
         """From now on ``writer`` writes to this trial, which was read when it was claimed."""
         with self._lock:
             trial = self._cache(study_id).get(trial_id)
             assert trial is not None
-            self.keep(study_id, trial)
+            self.put(study_id, trial)
             self._writers[trial_id] = writer
             self._note_fresh(study_id)
 

@@ -9,7 +9,7 @@ from typing import Any
 from studies.errors import LeaseLost
 from studies.storage.database import ANSWER_SECONDS, Database, Forgotten, new_token
 from studies.storage.known_trials import KnownTrials, Writer
-from studies.storage.records import Attempt, Changes, Claim, SavedCheckpoint, StudyRecord, Update, Wishes
+from studies.storage.records import Acknowledgement, Attempt, Changes, Claim, SavedCheckpoint, StudyRecord, Update
 
 
 class Leases:
@@ -76,7 +76,7 @@ class Leases:
         step: int | None,
         revision: int = 0,
         within: float = ANSWER_SECONDS,
-    ) -> Wishes:
+    ) -> Acknowledgement:
         """One trial's, as :meth:`write_many` takes several.
 
         Raises:
@@ -91,7 +91,7 @@ class Leases:
 
     def write_many(
         self, updates: Sequence[Update], *, within: float = ANSWER_SECONDS
-    ) -> list[Wishes | LeaseLost | Forgotten]:
+    ) -> list[Acknowledgement | LeaseLost | Forgotten]:
         """Write to trials that are held, which keeps their leases. Tried once: who holds a lease tries again.
 
         Args:
@@ -109,7 +109,7 @@ class Leases:
         )
         return [
             _failure(row["failure"], update)
-            or Wishes(cancelled=row["cancelled"], interrupted=row["interrupted"], revision=row["revision"])
+            or Acknowledgement(cancelled=row["cancelled"], interrupted=row["interrupted"], revision=row["revision"])
             for update, row in _answers(updates, rows)
         ]
 
@@ -148,21 +148,21 @@ class Leases:
         )
         return [_failure(row["failure"], update) for update, row in _answers(updates, rows)]
 
-    def give_back(self, claim: Claim, changes: Changes) -> None:
+    def requeue(self, claim: Claim, changes: Changes) -> None:
         """Return a trial that is held to those that wait; one that no longer is stays as it is."""
-        self._database.rows("give_back", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes))
+        self._database.rows("requeue", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes))
 
-    def hold(self, claim: Claim, writer: Writer) -> None:
+    def attach(self, claim: Claim, writer: Writer) -> None:
         """From now on ``writer`` writes to the trial of ``claim``, which was read when it was claimed."""
-        self._known.hold(claim.study_id, claim.trial_id, writer)
+        self._known.attach(claim.study_id, claim.trial_id, writer)
 
     def release(self, claim: Claim) -> None:
         """This process holds the trial of ``claim`` no longer."""
         self._known.release(claim.trial_id)
 
-    def sweep(self, record: StudyRecord) -> None:
+    def requeue_expired(self, record: StudyRecord) -> None:
         """Requeue the trials of a study whose workers have been silent for longer than their leases."""
-        self._database.rows("sweep", study_id=record.study_id)
+        self._database.rows("requeue_expired", study_id=record.study_id)
 
     def attempts(self, record: StudyRecord) -> dict[int, Attempt]:
         """Who ran each trial last, and how often it was begun: ``{number: attempt}``."""

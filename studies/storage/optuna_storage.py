@@ -152,7 +152,7 @@ class OptunaContract(BaseStorage):
             )
         trial = to_trial(row)
         if trial.state == TrialState.RUNNING:
-            self._known.keep(study_id, trial)
+            self._known.put(study_id, trial)
         return trial._trial_id
 
     def set_trial_param(

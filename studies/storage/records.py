@@ -131,7 +131,7 @@ class Update:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class Acknowledgement:
     """What a person wants of a running trial."""
 
     cancelled: bool

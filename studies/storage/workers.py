@@ -29,13 +29,13 @@ class Workers:
         """A worker has ended, in order unless it ``died_of`` something."""
         self._database.rows("forget_worker", worker_id=worker_id, died_of=died_of)
 
-    def beat(self, worker_id: str, *, within: float = ANSWER_SECONDS) -> None:
+    def heartbeat(self, worker_id: str, *, within: float = ANSWER_SECONDS) -> None:
         """A worker is alive; the trials of its studies whose workers are not are given back."""
-        (row,) = self._database.rows("beat", worker_id=worker_id, within=within, patience=0.0)
+        (row,) = self._database.rows("heartbeat", worker_id=worker_id, within=within, patience=0.0)
         if row["is_crowded"]:
             self._database.spare_connections()
 
-    def bury(self, worker_ids: Sequence[str], *, died_of: str | None) -> int:
+    def reap(self, worker_ids: Sequence[str], *, died_of: str | None) -> int:
         """Return the running trials of workers that have ended to those that wait.
 
         Args:
@@ -45,8 +45,8 @@ class Workers:
         Returns:
             How many trials there were.
         """
-        (row,) = self._database.rows("bury", token=new_token(), worker_ids=list(worker_ids), died_of=died_of)
-        return int(row["buried"])
+        (row,) = self._database.rows("reap", token=new_token(), worker_ids=list(worker_ids), died_of=died_of)
+        return int(row["requeued"])
 
     def of(self, record: StudyRecord) -> list[Worker]:
         """The workers of a study that were seen in the last two minutes."""

@@ -145,15 +145,15 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "leases.finish_many": lambda s: s.storage.leases.finish_many(
         [Update(claim=c, changes=REPORT, state="COMPLETE", values=[0.5]) for c in s.claims]
     ),
-    "leases.give_back": lambda s: s.storage.leases.give_back(s.claim, REPORT),
+    "leases.requeue": lambda s: s.storage.leases.requeue(s.claim, REPORT),
     "workers.of": lambda s: [w.id for w in s.storage.workers.of(s.record)],
-    "workers.beat": lambda s: s.storage.workers.beat("w"),
-    "workers.bury": lambda s: s.storage.workers.bury(["w"], died_of="a signal"),
+    "workers.heartbeat": lambda s: s.storage.workers.heartbeat("w"),
+    "workers.reap": lambda s: s.storage.workers.reap(["w"], died_of="a signal"),
     # The names it returns are files that nothing needs: after a lost answer they lie there until the trial ends.
     "leases.save_checkpoint": lambda s: bool(
         s.storage.leases.save_checkpoint(s.claim, sequence=3, name="1/1-3", step=3, sha256=b"3", data=b"3") and False
     ),
-    "leases.sweep": lambda s: s.storage.leases.sweep(s.record),
+    "leases.sweep": lambda s: s.storage.leases.requeue_expired(s.record),
     "leases.checkpoints": lambda s: s.storage.leases.checkpoints(s.claim.trial_id),
     # Notices
     "notices.of": lambda s: s.storage.notices.of(s.record, "address"),

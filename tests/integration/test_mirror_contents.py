@@ -342,7 +342,7 @@ def test_a_study_that_is_refused_keeps_no_other_one_out(
         f"study {second!r}",
     ]
     assert not any("\n" in message for message in refused)
-    assert process.last_words["error"]["message"] == (
+    assert process.last_events["error"]["message"] == (
         f"3 of 4 studies not in MLflow as they are: {first!r}, {partly!r}, {second!r}; the reasons are above"
     )
     assert len(runs_of(client, whole)[1]) == 2

@@ -23,16 +23,16 @@ from studyhall.finish(
     %(values)s::text[], %(changes)s::jsonb[]
 )
 
--- name: give_back
+-- name: requeue
 -- A worker's trial, unfinished.
 select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
 
--- name: sweep
+-- name: requeue_expired
 -- Requeue the trials of a study whose leases have expired; returns how many. Here a lease ends: studyhall.sweep
 -- (migrations/0005_changes.sql) finds held leases whose expires_at has passed, and studyhall.requeue (same file) turns
 -- each trial from RUNNING to WAITING, or to FAIL after its third death. Every claim and every heartbeat (studyhall.beat)
 -- call studyhall.sweep as well; no timer runs in the server.
-select studyhall.sweep(%(study_id)s) as swept
+select studyhall.sweep(%(study_id)s) as requeued
 
 -- name: save_checkpoint
 -- A checkpoint of a worker's trial; returns the names of those that nothing needs any more.

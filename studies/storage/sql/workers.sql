@@ -31,13 +31,13 @@ where %(study_id)s = any(w.study_ids) and w.ended_at is null
     and greatest(w.seen_at, l.expires_at - make_interval(secs => l.seconds)) > now() - interval '2 minutes'
 order by w.host, w.device, w.pid
 
--- name: beat
+-- name: heartbeat
 -- A worker is alive; gives back the trials of silent ones. Whether connections are scarce.
 select is_crowded from studyhall.beat(%(worker_id)s)
 
--- name: bury
+-- name: reap
 -- Give back the running trials of these workers, which have ended; where they died of something, it counts.
-select studyhall.bury(%(token)s, %(worker_ids)s, %(died_of)s) as buried
+select studyhall.bury(%(token)s, %(worker_ids)s, %(died_of)s) as requeued
 
 -- name: lost_workers
 -- The workers of a study that were lost in the last hour: found dead by their supervisor, or silent for a minute and
