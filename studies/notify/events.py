@@ -66,7 +66,7 @@ class News:
         past = [name for name, n in notices.items() if n.free and name not in names]
         past += [name for name in self._told if name in notices and not notices[name].told]
         if past:
-            self._storage.notices.note_told(self._record, self._address, past)
+            self._storage.notices.mark_sent(self._record, self._address, past)
         new = [
             name
             for name in names
@@ -81,10 +81,10 @@ class News:
         """Those of ``names`` that nobody else tells."""
         return self._storage.notices.take(self._record, self._address, names, self._taker)
 
-    def note_told(self, names: Sequence[str]) -> None:
+    def mark_sent(self, names: Sequence[str]) -> None:
         self._told |= set(names)
         if names:
-            self._storage.notices.note_told(self._record, self._address, names)
+            self._storage.notices.mark_sent(self._record, self._address, names)
 
     def message(self, event: Event, names: Sequence[str]) -> dict[str, Any]:
         """What is told: ``text`` for people, the rest for programs."""

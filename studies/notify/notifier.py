@@ -137,7 +137,7 @@ class _Address(threading.Thread):
             taken = study.take(names)
             if taken and not self._send(study.message(event, taken)):
                 return False
-            study.note_told(taken)
+            study.mark_sent(taken)
         return True
 
     def _send(self, message: Mapping[str, Any]) -> bool:

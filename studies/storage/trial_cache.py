@@ -13,10 +13,10 @@ from studies.storage.trials import to_trial
 
 
 class LentList:
-    """A copy of a list for a caller who may do with it as they like, used again once nobody holds it.
+    """A copy of a list that the caller may change. The copy is reused once no caller refers to it.
 
-    To copy 50,000 trials, and to free the copy, touches each of them and takes longer than to ask the database
-    what has changed. To compare two lists of the same objects touches none.
+    Copying 50,000 trials, and freeing the copy, touches each one's reference count and takes longer than asking the
+    database for changes. Comparing two lists of the same objects touches none.
     """
 
     def __init__(self) -> None:
@@ -24,41 +24,39 @@ class LentList:
 
     def of(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """A list equal to ``trials``."""
-        copy, holders = _take(self._copies)
-        if holders > _NOBODY or copy != trials:
+        copy, references = _take(self._copies)
+        if references > _UNREFERENCED or copy != trials:
             copy = list(trials)
         self._copies.append(copy)
         return copy
 
     def replace(self, position: int, trial: FrozenTrial) -> None:
-        """Change the copy as the list itself was changed, unless somebody holds it."""
-        copy, holders = _take(self._copies)
-        if holders <= _NOBODY and position < len(copy):
+        """Apply a change of the list to the copy as well, unless a caller refers to the copy."""
+        copy, references = _take(self._copies)
+        if references <= _UNREFERENCED and position < len(copy):
             copy[position] = trial
             self._copies.append(copy)
 
 
 def _take(copies: list[list[FrozenTrial]]) -> tuple[list[FrozenTrial], int]:
-    """The list in ``copies``, and how many hold it, this function's own ways of holding it included."""
+    """The list in ``copies``, and its reference count, this function's own references included."""
     copy = copies.pop() if copies else []
     return copy, getrefcount(copy)
 
 
-_NOBODY: Final = _take([[]])[1]
-"""What :func:`_take` counts where nobody else holds the list. Differs between versions of Python."""
+_UNREFERENCED: Final = _take([[]])[1]
+"""The count of :func:`_take` without other references. It differs between versions of Python."""
 
 
 class TrialCache:
-    """The trials of one study, as far as they were read.
-
-    It knows the snapshot of its last read, and asks only for what that snapshot does not show. It is guarded by
-    whoever owns it.
+    """The trials of one study, as of the last read. Not thread-safe: its owner locks.
 
     Args:
-        losses: of connections, when it was begun. After another one it is not to be trusted: a server that
-            crashed may have lost changes that were read here, and may give their transactions' ids to others.
-        snapshot: of the last read, as PostgreSQL writes it; ``None`` before the first.
-        is_read: whether the study's size is known, so that a small one needs no reading a page at a time.
+        losses: of connections, at its creation. After a further loss the cache is discarded: a server that crashed may
+            have lost changes that were read here, and may reuse their transaction ids.
+        snapshot: of the last read, as PostgreSQL writes it; ``None`` before the first. Only transactions that it does
+            not show are asked for.
+        is_read: whether the study's size is known: a small study needs no reading by pages.
     """
 
     def __init__(self, losses: int = 0, *, snapshot: str | None = None, is_read: bool = False) -> None:
@@ -66,10 +64,10 @@ class TrialCache:
         self.snapshot = snapshot
         self.is_read = is_read
         self.distributions: dict[str, BaseDistribution] = {}
-        """Of each parameter, as the first trial that was read has it."""
+        """Of each parameter, from the first trial that was read with it."""
         self._trials: list[FrozenTrial] = []  # by id, which within a study is by number
         self._position: dict[int, int] = {}
-        self._stale: set[int] = set()  # to be read again, whatever the snapshot shows
+        self._stale: set[int] = set()  # to be read again, even if the snapshot shows no change
         self._versions = dict.fromkeys(TrialState, 0)  # how often the trials of each state have changed
         self._selected: dict[frozenset[TrialState], tuple[int, list[FrozenTrial]]] = {}
         self._lent: dict[frozenset[TrialState] | None, LentList] = {}
@@ -78,23 +76,23 @@ class TrialCache:
         return len(self._trials)
 
     def question(self, own: Collection[int]) -> dict[str, Any]:
-        """What the database needs to know to tell what has changed; ``own`` trials are not asked for."""
+        """The parameters of a statement that returns changed trials; ``own`` trials are not asked for."""
         return {"since": self.snapshot, "again": [trial_id for trial_id in self._stale if trial_id not in own]}
 
     def learn(self, rows: Iterable[Mapping[str, Any]], own: Mapping[int, FrozenTrial]) -> None:
-        """Take in new and changed trials; ``own`` ones are known better than from the rows."""
+        """Store new and changed trials. ``own`` trials win over their rows, which lack buffered writes."""
         for row in sorted(rows, key=lambda row: int(row["trial_id"])):
             self.snapshot = row["snapshot"]
             self._stale.discard(row["trial_id"])
             self.put(own.get(row["trial_id"]) or to_trial(row))
 
     def load(self, trials: Iterable[FrozenTrial], own: Mapping[int, FrozenTrial]) -> None:
-        """Take in a page of a study that is read for the first time."""
+        """Store a page of the first read."""
         for trial in trials:
             self.put(own.get(trial._trial_id, trial))
 
     def put(self, trial: FrozenTrial) -> None:
-        """Take in one trial. A new one has a higher id than all that are known."""
+        """Store one trial. A new one must have a higher id than all others."""
         position = self._position.get(trial._trial_id)
         if position is None:
             self._position[trial._trial_id] = len(self._trials)
@@ -109,15 +107,15 @@ class TrialCache:
             self.distributions.setdefault(name, distribution)
 
     def get(self, trial_id: int) -> FrozenTrial | None:
-        """The trial as it was last read."""
+        """The trial as last read."""
         position = self._position.get(trial_id)
         return None if position is None else self._trials[position]
 
     def select(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
-        """The trials in these states, by number; all for ``None``. The list is the caller's.
+        """The trials in these states, by number; all for ``None``. The caller may change the list.
 
-        With many trials a walk over all of them costs more than a step of training, and at most steps nothing has
-        changed but the trials that run.
+        The selection is cached: filtering 50,000 trials costs more than a step of training, and at most steps only
+        running trials have changed.
         """
         if states is None:
             return self._lend(None, self._trials)
@@ -132,6 +130,6 @@ class TrialCache:
         return self._lent.setdefault(key, LentList()).of(trials)
 
     def forget(self, trial_id: int) -> None:
-        """Read this trial again next time."""
+        """Mark a trial as stale, to be read again."""
         if trial_id in self._position:
             self._stale.add(trial_id)

@@ -17,21 +17,21 @@ from studies.spec.space import categorical
 
 @lru_cache(maxsize=4096)
 def read_distribution(text: str) -> BaseDistribution:
-    """The distribution in a JSON text. One is one object, however many trials have it: they are never changed."""
+    """The distribution in a JSON text. All trials share one object of it, as it is immutable."""
     data = json.loads(text)
     if data.get("name") == CategoricalDistribution.__name__ and data["attributes"]["choices"]:
         return categorical(data["attributes"]["choices"])
     return json_to_distribution(text)
 
 
-#: Likewise the name of a parameter.
+#: Shared likewise: the names of parameters.
 _read_name = lru_cache(maxsize=4096)(json.loads)
 
 _STATES = {state.name: state for state in TrialState}
 
 
 def to_trial(row: Mapping[str, Any]) -> FrozenTrial:
-    """The trial in a row of ``studyhall.contents``. Studies are large: this takes a few microseconds."""
+    """The trial in a row of ``studyhall.contents``. Optimized, for studies of 50,000 trials: a few microseconds."""
     params: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
     parts = iter(row["params"].split("\x1f") if row["params"] else ())
@@ -58,7 +58,7 @@ def to_trial(row: Mapping[str, Any]) -> FrozenTrial:
 
 
 def known_params(state: TrialState, params: Mapping[str, Any], system_attrs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters of a trial; of one that waits also those that it was enqueued with, which it will have."""
+    """The parameters of a trial; of a WAITING one also those that it was enqueued with."""
     fixed = system_attrs.get("fixed_params")
     return {**params, **fixed} if state == TrialState.WAITING and isinstance(fixed, dict) else params
 
@@ -70,9 +70,9 @@ def to_local(utc: datetime | None) -> datetime | None:
 
 @lru_cache(maxsize=65536)
 def offset(quarter: datetime) -> timedelta:
-    """What local time is ahead of UTC in a quarter of an hour, at whose ends alone clocks are changed."""
+    """How far local time is ahead of UTC in a quarter of an hour: clocks change only at the full quarter."""
     if not datetime.min.year < quarter.year < datetime.max.year:
-        return timedelta()  # these years have no local time; stock Optuna stores what it is given
+        return timedelta()  # Python can't convert these years, which a template trial may have
     local = quarter.replace(tzinfo=UTC).astimezone().utcoffset()
     assert local is not None
     return local
@@ -84,14 +84,14 @@ def to_utc(local: datetime | None) -> datetime | None:
 
 
 def changed(trial: FrozenTrial, field: str, key: Any, value: Any) -> FrozenTrial:
-    """A trial in which ``field[key]`` is ``value``; the one that was handed out stays as it is."""
+    """A copy of ``trial`` in which ``field[key]`` is ``value``; a caller may still refer to ``trial``."""
     new = _shallow(trial)
     setattr(new, field, {**getattr(trial, field), key: value})
     return new
 
 
 def copied(trial: FrozenTrial) -> FrozenTrial:
-    """A trial whose dicts may be written to, as :class:`optuna.trial.Trial` does to its own."""
+    """A copy with dicts of its own: :class:`optuna.trial.Trial` writes into them."""
     new = _shallow(trial)
     new.params = dict(trial.params)
     new.distributions = dict(trial.distributions)
@@ -102,7 +102,7 @@ def copied(trial: FrozenTrial) -> FrozenTrial:
 
 
 def _shallow(trial: FrozenTrial) -> FrozenTrial:
-    # As copy.copy, which takes five times as long: this is done for every value that is written.
+    # Like copy.copy at a fifth of the time; every written value makes a copy.
     new = FrozenTrial.__new__(FrozenTrial)
     new.__dict__.update(trial.__dict__)
     return new

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
-from studies.storage.database import Forgotten
+from studies.storage.database import WritesLost
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Acknowledgement, Claim
 from studies.worker.lease import RETRY, Lease, LeaseUpdate
@@ -154,7 +154,7 @@ class LeaseKeeper:
         updates = [sent.update for sent in batch]
         leases = self._storage.leases
         try:
-            answers: Sequence[Acknowledgement | LeaseLost | Forgotten | None]
+            answers: Sequence[Acknowledgement | LeaseLost | WritesLost | None]
             if updates[0].state is None:
                 answers = leases.write_many(updates, within=within)
             else:
@@ -169,7 +169,7 @@ class LeaseKeeper:
                 yield self._send_in_parts(batch[0], error, within)
             return
         for sent, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Forgotten):
+            if isinstance(answer, WritesLost):
                 # The server crashed and lost recent commits: send everything of the last minute again.
                 yield from self._send([sent.lease.repack(sent)], within)
             else:
@@ -187,7 +187,7 @@ class LeaseKeeper:
             return sent, write({}), refusals
         except LeaseLost as lost:
             return sent, lost, ()
-        except Forgotten:
+        except WritesLost:
             (answer,) = self._send([sent.lease.repack(sent)], within)
             return answer
         except StorageUnreachable:

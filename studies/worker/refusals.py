@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
-from studies.storage.database import Forgotten
+from studies.storage.database import WritesLost
 from studies.storage.limits import shortened
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Change, Claim
@@ -16,7 +16,7 @@ from studies.storage.records import Change, Claim
 Changes = Mapping[str, Sequence[Change]]
 
 #: Errors of the connection or the lease, which say nothing about the content.
-NO_REFUSALS = (Forgotten, LeaseLost, StorageUnreachable)
+NO_REFUSALS = (WritesLost, LeaseLost, StorageUnreachable)
 
 #: The word for each kind of change in messages, and the field that names the change.
 _WORDS = {
@@ -56,7 +56,7 @@ def isolate(changes: Changes, write: Callable[[Changes], object], first: Storage
         first: why all of them together were refused.
 
     Raises:
-        Forgotten: the server crashed meanwhile, if ``write`` says which revision is known.
+        WritesLost: the server crashed meanwhile, if ``write`` says which revision is known.
         LeaseLost: another worker has the trial by now.
         StorageUnreachable: the database became unreachable meanwhile.
     """
@@ -83,7 +83,7 @@ def fail_refused(
     """FAIL a trial whose result came with a change that the database refuses; write all other changes.
 
     Raises:
-        Forgotten: a crash of the server has lost writes up to ``revision``.
+        WritesLost: a crash of the server has lost writes up to ``revision``.
         LeaseLost: another worker has the trial by now.
         StorageUnreachable: the database became unreachable meanwhile.
         StorageError: the database refuses the FAIL as well.

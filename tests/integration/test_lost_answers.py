@@ -158,7 +158,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     # Notices
     "notices.of": lambda s: s.storage.notices.of(s.record, "address"),
     "notices.take": lambda s: s.storage.notices.take(s.record, "address", ["best 0", "finished"], "taker"),
-    "notices.note_told": lambda s: s.storage.notices.note_told(s.record, "address", ["old"]),
+    "notices.mark_sent": lambda s: s.storage.notices.mark_sent(s.record, "address", ["old"]),
     "workers.lost": lambda s: [(w.worker, w.died_of) for w in s.storage.workers.lost(s.record)],
 }
 #: What sends nothing.

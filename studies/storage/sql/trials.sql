@@ -11,11 +11,11 @@ select * from studyhall.create_trial(
 select studyhall.set_param(%(trial_id)s, %(name)s, %(value)s, %(distribution)s) as previous
 
 -- name: set_trial
--- Reports, attributes and parameters of a trial that nobody holds.
+-- Reports, attributes and parameters of a trial without a lease.
 select studyhall.set(%(trial_id)s, %(changes)s)
 
 -- name: set_state
--- A trial's state and values; false where it should run and cannot be had.
+-- A trial's state and values; false if it should run and another worker has it, or the budget has no room.
 select studyhall.set_state(%(token)s, %(trial_id)s, %(state)s, %(values)s::float8[]) as done
 
 -- name: cancel
