@@ -268,7 +268,7 @@ class Study:
         return Running(self, session, shown if progress else None)
 
     def pause(self) -> None:
-        """Let no trial run for now: the running ones are given back at their next step, and workers wait."""
+        """Let no trial run for now: the running ones are requeued at their next step, and workers wait."""
 
         lifecycle.pause(self.storage, self._record)
 
@@ -278,7 +278,7 @@ class Study:
         lifecycle.resume(self.storage, self._record)
 
     def stop(self) -> None:
-        """End the study's workers on every machine: the running trials are given back at their next step."""
+        """End the study's workers on every machine: the running trials are requeued at their next step."""
 
         lifecycle.stop(self.storage, self._record)
 

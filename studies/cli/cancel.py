@@ -1,4 +1,4 @@
-"""The command cancel: one trial ends."""
+"""The command cancel: end one trial."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from studies.cli.common import Common, F, common_options, complete_trials, say, 
 
 
 def number_argument(*states: str) -> Callable[[F], F]:
-    """The argument NUMBER, a trial, which Tab completes with the trials in ``states``."""
+    """The argument NUMBER of a trial. Tab completes it among the trials in ``states``."""
     return click.argument("number", metavar="NUMBER", type=int, shell_complete=complete_trials(*states))
 
 

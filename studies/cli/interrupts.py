@@ -59,7 +59,7 @@ class Interrupts:
         if self.count > self._applied:
             self._applied = self.count
             if self.count == 1:
-                progress.print("stopping: running trials are given back at their next step; Ctrl-C again: now")
+                progress.print("stopping: running trials are requeued at their next step; Ctrl-C again: now")
                 session.stop()
             else:
                 session.kill()

@@ -84,7 +84,7 @@ def runnable_study(common: Common, name: str, check: Callable[[StudyRecord], Stu
         raise StudyNotFound(f"{error}; if the workers have another database, name it with --storage") from None
     if ended:
         raise StudyhallError(
-            f"study {name!r} has ended ({STOP_REASONS.get(ended, ended)}), and so would its workers; "
+            f"study {name!r} has ended ({STOP_REASONS.get(ended, ended)}) and its workers would exit at once; "
             f"go on with: {way_on(name, ended)}"
         )
     if location is None:

@@ -131,7 +131,7 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="How long a trial stays with a worker that is silent.",
+    help="How long a trial waits for its worker's next heartbeat.",
 )
 @allow_option
 @objective_options
@@ -221,7 +221,7 @@ def slurm(
 def cancel_jobs(common: Common, name: str) -> None:
     """End a study's Slurm jobs, and nothing else.
 
-    Those that you have launched, with the tasks that wait. Running trials are given back;
+    Those that you have launched, with the tasks that wait. Running trials are requeued;
     `studyhall launch slurm` goes on.
     """
     with _open_server(common) as storage:
@@ -233,7 +233,7 @@ def cancel_jobs(common: Common, name: str) -> None:
     jobs = sorted(set(tasks), key=int)
     launcher.cancel(jobs)
     named = f"{'jobs' if len(jobs) > 1 else 'job'} {', '.join(jobs)} of study {name!r} ({counted(len(tasks), 'task')})"
-    say(f"cancelled {named}; running trials are given back")
+    say(f"cancelled {named}; running trials are requeued")
 
 
 def _open_server(common: Common) -> closing[PostgresStorage]:

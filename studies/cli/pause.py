@@ -1,4 +1,4 @@
-"""The command pause: no trial runs for now."""
+"""The command pause; :func:`studies.lifecycle.pause` says what happens to running trials."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from studies.text import counted
 @study_argument
 @common_options
 def pause(common: Common, name: str) -> None:
-    """Let no trial run for now; workers wait.
+    """Pause a study: workers stay and wait.
 
-    Running trials are given back at their next step, on every machine.
+    Running trials are requeued at their next step, on every machine.
     """
     with common.open() as storage:
         record = storage.find_study(name)
@@ -26,6 +26,6 @@ def pause(common: Common, name: str) -> None:
 
 
 def say_halted(name: str, word: str, is_new: bool, running: int) -> None:
-    """Say that a study is paused or stopped, what becomes of its running trials, and how it goes on."""
-    given_back = f"; {counted(running, 'running trial')} will be given back at the next step" if running else ""
-    say(f"study {name!r} is {word}{'' if is_new else ' already'}{given_back}; go on with: {command('resume', name)}")
+    """Print that a study is paused or stopped, what happens to running trials, and how to resume."""
+    requeued = f"; {counted(running, 'running trial')} will be requeued at the next step" if running else ""
+    say(f"study {name!r} is {word}{'' if is_new else ' already'}{requeued}; go on with: {command('resume', name)}")

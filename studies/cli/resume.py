@@ -1,4 +1,4 @@
-"""The command resume: a paused or stopped study goes on."""
+"""The command resume: continue a paused or stopped study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from studies.stop_reasons import way_on
 @study_argument
 @common_options
 def resume(common: Common, name: str) -> None:
-    """Let a paused or stopped study go on."""
+    """Continue a paused or stopped study."""
     with common.open() as storage:
         record = storage.find_study(name)
         is_new = lifecycle.resume(storage, record)

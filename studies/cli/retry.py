@@ -1,4 +1,4 @@
-"""The command retry: the parameters of a failed trial once more."""
+"""The command retry: run the parameters of a failed trial again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from studies.cli.common import Common, common_options, say, study_argument
 @number_argument("FAIL")
 @common_options
 def retry(common: Common, name: str, number: int) -> None:
-    """Run a failed trial's parameters once more.
+    """Run the parameters of a failed trial again.
 
     That is a new trial; the failed one stays, and counts toward budget.max_failures.
     """

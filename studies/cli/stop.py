@@ -1,4 +1,4 @@
-"""The command stop: a study ends its workers until it is resumed."""
+"""The command stop; :func:`studies.lifecycle.stop` says what happens to running trials."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from studies.cli.pause import say_halted
 @study_argument
 @common_options
 def stop(common: Common, name: str) -> None:
-    """End a study's workers until it is resumed.
+    """Stop a study: its workers exit until it is resumed.
 
-    Running trials are given back at their next step, on every machine. `studyhall resume` or
-    `studyhall extend` lets the study go on.
+    Running trials are requeued at their next step, on every machine. `studyhall resume` or
+    `studyhall extend` continues the study.
     """
     with common.open() as storage:
         record = storage.find_study(name)

@@ -61,7 +61,7 @@ def state_of(seen: Overview) -> tuple[str, str]:
     if now.paused:
         return f"paused; go on with: {command('resume', now.study)}", "yellow"
     if not now.workers and not now.trials["running"]:
-        return "no worker is at work", "yellow"
+        return "no worker is running", "yellow"
     return f"{counted(len(now.workers), 'worker')} at work" if now.workers else "running", "cyan"
 
 

@@ -1,4 +1,4 @@
-"""Workers in the terminal, for run and work: their options, progress, signals, and how a study ended."""
+"""Workers in the terminal, for run and work: options, progress, and the lines at the end."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ LEASE = (3.0, 86_400.0)
 def _lease(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
     if not LEASE[0] <= value <= LEASE[1]:  # nan, too
         raise click.BadParameter(
-            f"a lease of {value:g} s: a worker gives a sign of life three times a lease, and the network must have "
-            f"time for it; legal are {LEASE[0]:g} to {LEASE[1]:g} seconds"
+            f"a lease of {value:g} s: a worker sends three heartbeats per lease, and the network needs time "
+            f"for each; legal are {LEASE[0]:g} to {LEASE[1]:g} seconds"
         )
     return value
 
@@ -73,7 +73,7 @@ worker_options = together(
         default=30,
         show_default=True,
         metavar="SECONDS",
-        help="How long a trial stays with a worker that is silent.",
+        help="How long a trial waits for its worker's next heartbeat.",
     ),
     click.option(
         "--notify",
@@ -128,7 +128,7 @@ def run_workers(
         interrupts = stack.enter_context(Interrupts(storage.stop))
         with interrupts.deferred():  # a worker that is half started would be orphaned
             stack.enter_context(session)
-        # Nothing is written before the objective and the place for checkpoints are known to be sound.
+        # Before anything is written: an objective that fails to import must not leave a study behind.
         with progress.waiting(f"starting {counted(session.workers, 'worker')}"):
             session.prepare()
         for (record, is_new), (spec, _) in zip(session.join(), specs, strict=True):
@@ -152,7 +152,7 @@ def run_workers(
 
 
 def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrorings: Sequence[Mirroring]) -> None:
-    """Show how far the studies are until there are no workers."""
+    """Show the progress of the studies until all workers have ended."""
     from studies.session import POLL
 
     while session.workers:
@@ -170,12 +170,12 @@ def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrori
 
 
 def last_line(storage: PostgresStorage, record: StudyRecord) -> str:
-    """Where a study stands whose run was interrupted, and how it goes on."""
+    """The status of a study whose run was interrupted, and how to continue."""
     try:
         now = storage.status(record)
     except StorageUnreachable:
         return (
-            f"{record.name}: the database is unreachable; results that it has not got are kept on this machine; "
+            f"{record.name}: the database is unreachable; pending results are on this machine's disk; "
             "go on with the same command"
         )
     line = status_line(now, record)
@@ -203,7 +203,7 @@ def _conclude_all(
 def conclude(
     storage: PostgresStorage, record: StudyRecord, seconds: float | None, *, must_be_over: bool = True
 ) -> None:
-    """Print how the study ended, the best trial, and what to type next."""
+    """Print how the study ended, its best trial, and the next commands."""
     from studies.session import require_success
 
     now = storage.status(record)

@@ -170,7 +170,7 @@ def _checkpoints(store: str, users: Sequence[KnownStudy], data_dir: Path, allow:
         return Finding(
             level="warning" if going_on else "ok",
             about="checkpoints",
-            what=f"{whose} lie in {store}, which this machine does not allow by itself; if you trust that place:",
+            what=f"{whose} lie in {store}, which this machine does not allow; if you trust that place:",
             fix="; ".join([examine, *(study.work for study in going_on)]),
         )
     try:

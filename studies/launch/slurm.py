@@ -42,7 +42,7 @@ task=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
 say() { echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }
 STORAGE
 PREPARE
-# Slurm's warning before the time limit. Running trials are given back, and the task is queued again: by force if
+# Slurm's warning before the time limit. Running trials are requeued, and the task is queued again: by force if
 # a step takes longer than the grace, since Slurm would not queue again what it ends at the limit.
 again=
 warned() {

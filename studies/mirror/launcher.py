@@ -72,7 +72,7 @@ class MirrorProcess(Child):
             inherit=[storage.server.fileno()] if storage.server else [],
         )
 
-    def news(self) -> Iterator[dict[str, Any]]:
+    def new_events(self) -> Iterator[dict[str, Any]]:
         """The events since the last call, but for mere signs of life; see :mod:`studies.mirror.process`."""
         with suppress(Empty):
             while True:
@@ -92,7 +92,7 @@ class MirrorProcess(Child):
         while time.monotonic() - (began if self._is_loading else self._heard) < self._silence:
             with suppress(subprocess.TimeoutExpired):
                 return self.wait(timeout=0.05) == 0
-            for _ in self.news():
+            for _ in self.new_events():
                 pass  # it counts that there is any
         self.kill()
         return False

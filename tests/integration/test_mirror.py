@@ -183,7 +183,7 @@ def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
     written: list[int] = []
     for number in range(10):
         (process,) = processes(storage, tracking, record, home, 1, once=False)
-        while not any(event["event"] == "connected" for event in process.news()):
+        while not any(event["event"] == "connected" for event in process.new_events()):
             assert process.popen.poll() is None
             time.sleep(0.01)
         # Every other one while it writes, however slow the machine is.

@@ -335,7 +335,7 @@ def test_a_study_that_is_refused_keeps_no_other_one_out(
         storage, tracking=client.tracking_uri, home=home, once=True, environment=dict(os.environ), output=print
     )
     assert process.wait(600) == 1
-    refused = [event["message"] for event in process.news() if event["event"] == "refused"]
+    refused = [event["message"] for event in process.new_events() if event["event"] == "refused"]
     assert [message.partition(": ")[0] for message in refused] == [
         f"study {first!r}",
         f"study {partly!r}, trial 0",
