@@ -1,4 +1,4 @@
-"""The checks of a database: server, clock, connections, tables, trials."""
+"""The checks of a database: server, connections, users, tables, trials."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from studies.storage.url import StorageURL
 OLDEST_POSTGRESQL: Final = 13
 MAX_CONNECTIONS_IN_USE: Final = 0.8
 _SHOWN: Final = 5
-"""Of trials with the same complaint."""
+"""The most trials that are listed with the same problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What the checks of a database found."""
+    """The findings about a database, and its studies."""
 
     findings: list[Finding] = field(default_factory=list)
     studies: list[KnownStudy] = field(default_factory=list)
 
 
 def examine_database(url: StorageURL, *, embedded_in: Path | None) -> Examination:
-    """The server, its clock and connections, the tables, and what lies still in them.
+    """Check the server, its clock and connections, the tables, and stuck trials.
 
     Args:
-        url: where it is.
-        embedded_in: the home of the embedded server, if it is that one.
+        url: of the database.
+        embedded_in: the home of the embedded server; ``None`` for another server.
     """
     database = Database(url)
     examination = Examination()
@@ -99,7 +99,7 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
 
 
 def _round_trip(database: Database) -> float:
-    """Seconds for a statement and its answer: the quickest of three."""
+    """The seconds of a round trip: the fastest of three, as the first one opens the connection."""
     times = []
     for _ in range(3):
         began = time.perf_counter()
@@ -109,7 +109,7 @@ def _round_trip(database: Database) -> float:
 
 
 def server(facts: Mapping[str, Any], round_trip: float, name: str) -> Finding:
-    """Its version, and how far away it is."""
+    """The server's version and round trip."""
     if facts["version_number"] < OLDEST_POSTGRESQL * 10_000:
         return Finding(
             level="error",
@@ -122,7 +122,7 @@ def server(facts: Mapping[str, Any], round_trip: float, name: str) -> Finding:
 
 
 def connections(used: int, slots: int, *, is_embedded: bool) -> Finding:
-    """Whether there is room for more workers."""
+    """Whether the server has connections left for more workers."""
     what = f"{used} of {slots} in use; a worker takes up to two"
     if used <= MAX_CONNECTIONS_IN_USE * slots:
         return Finding(level="ok", about="connections", what=what)
@@ -136,7 +136,7 @@ def connections(used: int, slots: int, *, is_embedded: bool) -> Finding:
 
 
 def _users(database: Database) -> Iterator[Finding]:
-    """Whether each user has the rights that its kind has."""
+    """Whether each database user has all rights of its kind."""
     for role, kind in roles.lost(database).items():
         is_owner = kind == "owner"
         yield Finding(
@@ -185,7 +185,7 @@ def _tables(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
 def _optunas_tables(version: str | None, made_by: str | None) -> Finding:
     from optuna.storages import RDBStorage
 
-    # Any database will do to ask the installed Optuna what it knows.
+    # Only to ask the installed Optuna for its version of the tables.
     ours = RDBStorage("sqlite://")
     known, older = ours.get_head_version(), ours.get_all_versions()
     ours.engine.dispose()
@@ -214,10 +214,10 @@ def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[F
         cancel = command("cancel", row["study"], row["number"])
         if row["is_held"]:
             what = (
-                f"{trial} runs, but its worker{' on ' + row['host'] if row['host'] else ''} has been silent for "
-                f"{_time(row['seconds'])} longer than its lease, and no other is there to take the trial over"
+                f"{trial} runs, but its worker{' on ' + row['host'] if row['host'] else ''} has sent no heartbeat "
+                f"since its lease expired {_time(row['seconds'])} ago, and no other worker is there to requeue the trial"
             )
-            # On a study that is over no worker would look.
+            # Workers of a study that has ended exit before they requeue anything.
             study = studies.get(row["study"])
             fix = study.work if study and not study.ended else cancel
         else:
@@ -225,7 +225,7 @@ def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[F
             fix = cancel
         yield Finding(level="warning", about="trials", what=what, fix=fix)
     if len(stuck) > _SHOWN:
-        what = f"and {len(stuck) - _SHOWN} more like these; look again after that"
+        what = f"and {len(stuck) - _SHOWN} more like these; check again after that"
         yield Finding(level="warning", about="trials", what=what, fix="studyhall doctor")
     for row in silent[:_SHOWN]:
         yield Finding(

@@ -1,4 +1,4 @@
-"""Where MLflow's pages show a study: its trials without their parent, by their values, with their curves beside them.
+"""The page of a study in MLflow: its trials without their parent, sorted by value, beside their curves.
 
 MLflow reads all of that from the address: by itself it opens its pages for language models, with one run that is to be
 unfolded. The query is kept with the experiment, for whoever knows only that.

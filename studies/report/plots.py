@@ -1,4 +1,4 @@
-"""The plots by name, and why a study can't have one."""
+"""The plots by name, and the reason why a study can't have one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A plot."""
+    """A plot of a study."""
 
     title: str
     obstacle: Callable[[StudyData], str | None]
-    """Why a study can't have it; ``None`` where it can."""
+    """Returns the reason why a study can't have the plot; ``None`` if it can."""
     of_objective: bool = False
-    """Whether it shows one objective, which may be chosen."""
+    """Whether the plot shows one objective, which `--objective` chooses."""
     least_params: int | None = None
-    """How many parameters it shows at least, where they may be chosen."""
+    """The least number of parameters for `--params`; ``None`` if the plot has no such choice."""
 
 
 def _no_value(data: StudyData) -> str | None:
@@ -77,7 +77,7 @@ def _no_front(data: StudyData) -> str | None:
     return f"it has {count} objectives, and Optuna draws fronts of two or three" if count > 3 else _one_objective(data)
 
 
-#: In the order of a report. Optuna's words, but for curves and workers, which are ours.
+#: In the order of a report. The names are Optuna's, apart from curves and workers.
 PLOTS: Final[Mapping[str, Plot]] = {
     "history": Plot(title="Optimization history", obstacle=_no_value, of_objective=True),
     "pareto": Plot(title="Pareto front", obstacle=_no_front),
@@ -101,7 +101,11 @@ def varied(data: StudyData) -> list[str]:
 
 
 def require(data: StudyData, kind: str) -> None:
-    """Raise :exc:`StudyhallError` with the reason and the plots that are possible, unless ``kind`` is one of them."""
+    """Check that a study can have a plot.
+
+    Raises:
+        StudyhallError: it can't, with the reason and the possible plots.
+    """
     reason = PLOTS[kind].obstacle(data)
     if reason:
         possible = ", ".join(name for name, other in PLOTS.items() if not other.obstacle(data)) or "none yet"
@@ -109,7 +113,7 @@ def require(data: StudyData, kind: str) -> None:
 
 
 def choose_objective(data: StudyData, kind: str, given: str) -> int:
-    """The objective that ``given`` names, or counts from 0.
+    """The index of the objective ``given`` by name or number.
 
     Raises:
         StudyhallError: the study has no such objective, or the plot shows none or all of them.
@@ -124,11 +128,11 @@ def choose_objective(data: StudyData, kind: str, given: str) -> int:
 
 
 def choose_params(data: StudyData, kind: str, given: Sequence[str]) -> list[str]:
-    """The parameters of these names.
+    """Check the parameters to plot; returns them without repetitions.
 
     Raises:
-        StudyhallError: the study has no such parameter; or the plot shows none, or compares more of them, or values
-            of which one has only one.
+        StudyhallError: the study has no such parameter; the plot shows none; it compares several, and one is given;
+            or it compares values, and a parameter has only one.
     """
     _require_choice(kind, "params", [name for name, other in PLOTS.items() if other.least_params])
     least = PLOTS[kind].least_params or 1

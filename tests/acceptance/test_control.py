@@ -320,7 +320,7 @@ def test_a_trial_for_which_the_budget_has_no_room_is_remarked_on(shell: Shell, l
     look().create_study(StudySpec.from_dict({**SPEC, "budget": {"trials": 1}}))
     assert "no room" not in say(shell, "enqueue", "s", "lr=1e-3")
     said = say(shell, "enqueue", "s", "lr=2e-3").splitlines()
-    assert said[1].startswith("the budget has no room for it")
+    assert said[1].startswith("the budget has no room for another trial")
     assert said[1].endswith("studyhall extend s --trials +1")
 
 

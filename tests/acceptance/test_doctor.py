@@ -288,7 +288,9 @@ def test_a_trial_whose_worker_died_waits_for_another(patient: Shell, look: Look)
     hold(storage, record, lease=0.05)
     storage.database.execute("update studyhall.leases set expires_at = now() - interval '10 minutes'")
     what, fix = one(doctor(patient, status=0), "trials", "warning")
-    assert what.startswith("trial 0 of study 's' runs, but its worker on node7 has been silent for 0:10:0")
+    assert what.startswith(
+        "trial 0 of study 's' runs, but its worker on node7 has sent no heartbeat since its lease expired 0:10:0"
+    )
     assert fix == "studyhall work s --allow script:objective"
     storage.budgets.stop(record, "by hand")
     about = doctor(patient, status=0)

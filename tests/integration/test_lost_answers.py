@@ -153,7 +153,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "leases.save_checkpoint": lambda s: bool(
         s.storage.leases.save_checkpoint(s.claim, sequence=3, name="1/1-3", step=3, sha256=b"3", data=b"3") and False
     ),
-    "leases.sweep": lambda s: s.storage.leases.requeue_expired(s.record),
+    "leases.requeue_expired": lambda s: s.storage.leases.requeue_expired(s.record),
     "leases.checkpoints": lambda s: s.storage.leases.checkpoints(s.claim.trial_id),
     # Notices
     "notices.of": lambda s: s.storage.notices.of(s.record, "address"),

@@ -93,9 +93,9 @@ def test_few_are_shown_and_the_best_the_worst_and_the_newest_are_among_them(
     order = sorted(range(COUNT), key=lambda n: (values[n] * (1 if direction == MINIMIZE else -1), n))
     assert subset.shown >= set(order[:BEST])
     assert subset.shown >= set(range(COUNT - NEWEST, COUNT))
-    assert {values[n] for n in subset.kept} >= {min(values), max(values)}
+    assert {values[n] for n in subset.always} >= {min(values), max(values)}
     assert len(subset.sample) == SAMPLE[TrialState.COMPLETE]
-    assert len(subset.kept) <= RECORDS + 3
+    assert len(subset.always) <= RECORDS + 3
 
 
 def test_a_study_that_is_not_large_is_shown_whole() -> None:
@@ -134,7 +134,7 @@ def test_the_whole_front_is_shown(directions: tuple[StudyDirection, ...]) -> Non
         n for n, value in enumerate(values) if not ((values <= value).all(axis=1) & (values < value).any(axis=1)).any()
     }
     assert front
-    assert chosen(trials, *directions).kept >= front
+    assert chosen(trials, *directions).always >= front
 
 
 def test_the_distribution_of_the_values_is_that_of_all_trials() -> None:
@@ -156,7 +156,7 @@ def test_each_state_has_a_sample_of_its_own() -> None:
 @pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING])
 def test_a_study_without_a_value_has_a_subset_too(state: TrialState) -> None:
     subset = chosen([trial(n, state=state) for n in range(COUNT)], MINIMIZE)
-    assert not subset.kept
+    assert not subset.always
     assert 0 < len(subset.shown) < MOST_TRIALS
 
 
