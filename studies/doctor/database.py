@@ -215,7 +215,7 @@ def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[F
         if row["is_held"]:
             what = (
                 f"{trial} runs, but its worker{' on ' + row['host'] if row['host'] else ''} has sent no heartbeat "
-                f"since its lease expired {_time(row['seconds'])} ago, and no other worker is there to requeue the trial"
+                f"since its lease expired {_time(row['seconds'])} ago, and no worker is left to requeue the trial"
             )
             # Workers of a study that has ended exit before they requeue anything.
             study = studies.get(row["study"])

@@ -166,7 +166,7 @@ SILENT = {
     "check_trial_is_updatable",
     "close",
     "known_trials",
-    "leases.hold",
+    "leases.attach",
     "leases.release",
     "remove_session",
     "require_same",
