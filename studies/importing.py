@@ -56,7 +56,7 @@ def import_file(file: Path, sha256: str | None = None) -> ModuleType:
     # The modules beside the script are importable, but a copy.py there must not take the place of Python's.
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
-    sys.modules[name] = module  # where pickle looks for what the script defines
+    sys.modules[name] = module  # pickle finds the script's classes there
     try:
         exec(loader.source_to_code(source, file), module.__dict__)  # what was hashed, and no bytecode of before
     except (Exception, SystemExit) as error:
