@@ -197,7 +197,7 @@ def test_a_dead_worker_counts_on_each_of_its_trials_by_its_part(storage: Postgre
         """Whoever has the trials that wait, dies."""
         claims = storage.leases.claim_many(record, "w", 30, count=count)
         assert len(claims) == count
-        storage.workers.bury(["w"], died_of="signal 9")
+        storage.workers.reap(["w"], died_of="signal 9")
 
     for _ in range(11):
         die(4)

@@ -30,7 +30,7 @@ select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
 
 -- name: requeue_expired
 -- Requeue the trials of a study whose leases have expired; returns how many. Here a lease ends: studyhall.sweep
--- (migrations/0005_changes.sql) finds held leases whose expires_at has passed, and studyhall.requeue (same file) turns
+-- (migrations/0008_batches.sql) finds held leases whose expires_at has passed, and studyhall.requeue (same file) turns
 -- each trial from RUNNING to WAITING, or to FAIL after its third death. Every claim and every heartbeat (studyhall.beat)
 -- call studyhall.sweep as well; no timer runs in the server.
 select studyhall.sweep(%(study_id)s) as requeued
