@@ -23,7 +23,7 @@ def import_module(name: str) -> ModuleType:
     """The module of that name; raises :exc:`ObjectiveError` where there is none, or it does not import."""
     try:
         # As for `python script.py`, modules beside the user are importable, but after Python's and the installed
-        # ones; and only where one is meant, so that nobody's optional import ends in a strange folder.
+        # ones; and only for this module: an optional import elsewhere must not find a file of this folder.
         if importlib.util.find_spec(name.partition(".")[0]) is None and str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
         return importlib.import_module(name)

@@ -152,7 +152,7 @@ class Session:
 
         Raises:
             WorkerError: workers keep dying.
-            StorageUnreachable: the database is away. That ends nothing: the workers wait for it, too.
+            StorageUnreachable: the database is unreachable. That ends nothing: the workers wait for it, too.
         """
         try:
             self.supervisor.poll()

@@ -222,7 +222,7 @@ def cancel_jobs(common: Common, name: str) -> None:
     """End a study's Slurm jobs, and nothing else.
 
     Those that you have launched, with the tasks that wait. Running trials are requeued;
-    `studyhall launch slurm` goes on.
+    `studyhall launch slurm` starts new workers.
     """
     with _open_server(common) as storage:
         record = storage.find_study(name)

@@ -66,7 +66,7 @@ def state_of(seen: Overview) -> tuple[str, str]:
 
 
 def way_to_join(seen: Overview) -> str | None:
-    """The command that works on a study on which nobody does, if workers can."""
+    """The `work` command of a study without workers, if it can have any."""
     now = seen.status
     if now.objective is None or now.ended is not None or now.paused or now.workers or now.trials["running"]:
         return None

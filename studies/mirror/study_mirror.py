@@ -1,6 +1,6 @@
 """Follow studies, and write what changes to MLflow.
 
-What MLflow has, MLflow is asked: at the start, and after every error, since nobody knows then what it took.
+MLflow itself is asked for what it has: at the start, and after every error, which leaves open what was written.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ class StudyMirror:
 
         Raises:
             StudyNotFound: the study was deleted.
-            StorageUnreachable: the database is away.
+            StorageUnreachable: the database is unreachable.
             TrackingError: the experiment was deleted in MLflow.
-            TrackingUnreachable: MLflow is away.
-            MlflowException: MLflow is away, or refuses the study as a whole, or another mirror deleted a run.
+            TrackingUnreachable: MLflow is unreachable.
+            MlflowException: MLflow is unreachable, or refuses the study as a whole, or another mirror deleted a run.
         """
         experiment, self._experiment = self._experiment or self._look(), None
         try:
@@ -222,7 +222,7 @@ class StudyMirror:
 
     def _unless_refused(self, experiment: Experiment, run: str, action: Callable[[], T]) -> T | None:
         """The result of ``action`` for one run; ``None`` where MLflow refuses it twice, which is kept for others to
-        tell. It is no refusal where MLflow is away, or where the run was deleted meanwhile."""
+        tell. It is no refusal where MLflow is unreachable, or where the run was deleted meanwhile."""
         for is_last in (False, True):
             try:
                 result = action()

@@ -46,7 +46,7 @@ async def whole(receive: Receive, limits: Limits, declared: str) -> Receive:
 
     Raises:
         BodyRefused: it is too slow or too large.
-        Gone: nobody is left to answer.
+        Gone: the client has disconnected.
     """
     too_large = BodyRefused(413, f"the body of a request may have {limits.largest} bytes here")
     if declared.isdecimal() and int(declared) > limits.largest:

@@ -103,7 +103,7 @@ class Guard:
         application: which one.
         access: who may do what.
         reads: paths that a viewer may POST to: they change nothing.
-        closed: paths that nobody may ask for.
+        closed: paths that are refused for every role.
         streams: paths whose bodies the application reads piece by piece.
         limits: of the bodies.
     """

@@ -45,7 +45,7 @@ class _Bucket:
 class Failures:
     """Counts failed logins, by address and in all, in bounded memory.
 
-    Nobody is locked out: whoever knows the password or the token is not asked how often others failed.
+    Nobody is locked out: correct credentials are accepted at once, however many attempts failed.
 
     Args:
         clock: in seconds.

@@ -149,7 +149,7 @@ class Site(Restarted):
             time.sleep(0.05)
 
     def close(self, within: float) -> None:
-        """As of any process that is kept; and nobody listens there any more."""
+        """Stop the process for good, and close the socket."""
         super().close(within)
         self._listener.close()
 
