@@ -52,9 +52,9 @@ def finalize(
 ) -> None:
     """Retrain the best trial, and test it once.
 
-    Trains on all but the test data, writes weights, configuration and metrics to a folder, and
-    stores the metrics in the study. Test data answer honestly once: a second look is refused
-    without --again.
+    Trains on training and validation data, writes weights, configuration and metrics to a folder,
+    and stores the metrics in the study. Reusing test data biases the result: a second test is
+    refused without --again.
     """
     from studies import finalize as final
     from studies.objective import build, require_allowed
@@ -66,6 +66,7 @@ def finalize(
         record = storage.find_study(name)
         trial = choose_trial(storage, record, trial_number)
         spec = record.require_spec("its objective is not known")
+        # All checks come before the training, which may take hours.
         final.require_complete(record, trial)
         before = final.stored(storage, record)
         if before and not again:

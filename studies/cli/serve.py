@@ -137,6 +137,7 @@ def _serve(
             access=access,
             environment=environment(),
             output=say,
+            # The embedded server stops with its last user, which may be a site.
             inherit=[storage.server.fileno()] if storage.server else [],
         )
         for name, listener in listeners.items()
@@ -144,23 +145,25 @@ def _serve(
     notifications = _Notifications(storage, is_on=not (read_only or is_alone))
     mirrors = [] if is_alone else [RestartedMirror(storage, tracking_uri)]
     try:
+        # The sites start in parallel, each with its listening socket: early requests wait instead of failing.
         for site in sites:
             site.wait_until_ready()
-        _tell_addresses(storage, sites, access, tracking_uri, shown.study)
+        _print_addresses(storage, sites, access, tracking_uri, shown.study)
         is_ready = False
         while True:
             if not is_ready and (is_ready := all(mirror.is_ready() for mirror in mirrors)) and shown.in_browser:
                 for site in sites:  # only now: MLflow has no studies before the mirror is connected
                     webbrowser.open(site.entrance(shown.study))
-            for kept in (*sites, *(mirrors if is_ready else ())):
-                kept.poll()
+            for process in (*sites, *(mirrors if is_ready else ())):
+                process.poll()
             notifications.poll()
             time.sleep(POLL)
     finally:
-        for kept in (*sites, *mirrors):
-            kept.stop()
-        for kept in (*sites, *mirrors):
-            kept.close(GRACE)
+        # First ask all of them to exit, then wait: they end in parallel.
+        for process in (*sites, *mirrors):
+            process.stop()
+        for process in (*sites, *mirrors):
+            process.close(GRACE)
         notifications.stop()
 
 
@@ -169,7 +172,7 @@ class _Notifications:
 
     Args:
         storage: where the studies are.
-        is_on: whether anything is told; it is noted in the database.
+        is_on: whether to send any. Sending writes to the database, which `--read-only` must not.
     """
 
     EVERY = 10.0
@@ -203,7 +206,7 @@ class _Notifications:
             self._notifier = None
 
 
-def _tell_addresses(
+def _print_addresses(
     storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None, study: str | None
 ) -> None:
     from studies.mirror.server import display

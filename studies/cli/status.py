@@ -78,6 +78,7 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
     if now.paused and not now.ended:
         halted = "; paused"
     took = f" in {duration(seconds)}" if seconds else ""
+    # "time limit reached after 2:00:00" reads as one fact.
     if took and now.ended == "timeout":
         halted, took = f"{halted} after {duration(seconds or 0)}", ""
     if halted and now.ended in (None, BY_HAND):

@@ -137,7 +137,9 @@ def run_workers(
             if is_new:
                 say_grid(spec)
         names = tuple(record.name for record in session.records)
+        # After the studies exist: a mirror of a study that is not there would end at once.
         mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]
+        # From here on trials may be running: signals stop the workers in order, instead of raising.
         interrupts.wait = True
         session.begin()
         with progress:
@@ -145,6 +147,7 @@ def run_workers(
     if interrupts.count:
         for record in session.records:
             say(f"interrupted: {last_line(storage, record)}")
+        # 130 is the shell's status for SIGINT. A preempted job is no failure: schedulers must not count it as one.
         raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
     if until_idle is not None:
         say(f"no trial for {duration(until_idle)}: the workers ended")
@@ -164,6 +167,7 @@ def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrori
         for mirroring in mirrorings:
             mirroring.poll()
         time.sleep(POLL)
+    # After Ctrl-C nobody waits for MLflow; `mirror --once` catches up later.
     if not interrupts.count:
         for mirroring in mirrorings:
             mirroring.finish()

@@ -41,6 +41,7 @@ def examine_database(url: StorageURL, *, embedded_in: Path | None) -> Examinatio
     database = Database(url)
     examination = Examination()
     try:
+        # One by one: the findings before an error are kept.
         for finding in _database(database, examination.studies, embedded_in):
             examination.findings.append(finding)
     except StorageError as error:
@@ -76,10 +77,12 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
             what="it is a standby, which cannot be written to",
             fix="name the primary in the URL, or all hosts with ?target_session_attrs=read-write",
         )
+    # The server read its clock some time between the two of ours: take the middle, and half the distance as the error.
     yield clocks.difference(facts["clock"] - (began + ended) / 2, (ended - began) / 2)
     yield connections(facts["connections"], facts["slots"], is_embedded=embedded_in is not None)
     tables = [*_users(database), *_tables(database, facts)]
     yield from tables
+    # The statements below need our tables, in the version that this program knows.
     if not facts["has_studyhall"] or any(finding.level == "error" for finding in tables):
         return
     yield from clocks.stored_times(database, facts)

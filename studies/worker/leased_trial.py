@@ -131,6 +131,7 @@ class LeasedTrial:
             try:
                 return self.checkpoints.restore()
             except StorageUnreachable:
+                # Starting afresh would throw away hours of training for an outage of seconds.
                 if self._stop.wait(1.0):
                     raise Interrupted from None
 

@@ -97,6 +97,7 @@ class Worker:
         Raises:
             StorageUnreachable: no study gave a trial, and the database did not answer.
         """
+        # Pending results first: they may spend the budget, and their trials must not run again.
         for study in self._studies:
             study.clean_up()
         for study in sorted(self._studies, key=lambda study: study.taken / study.share):
@@ -111,6 +112,7 @@ class Worker:
                 return trials.reason
             if trials.taken:
                 return trials.taken
+            # Every study is in the same database: asking for the others would only wait again.
             if trials.unreachable:
                 raise trials.unreachable
         return 0

@@ -181,6 +181,7 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
 def _end_with_supervisor(stop: threading.Event, lease_seconds: float) -> None:
     wait_for_end_of_input()
     stop.set()
+    # By then others have the trial: a longer step would be in vain.
     time.sleep(lease_seconds)
     os._exit(1)  # no supervisor is left to kill it; the trial is requeued when its lease expires
 

@@ -127,6 +127,7 @@ class Supervisor:
             ObjectiveError: the objective does not import, or refuses its arguments or data.
             WorkerError: the worker died without a reason.
         """
+        # One worker is enough: all of them build the same objectives, and a message per worker would repeat itself.
         first = self._processes[0]
         while True:
             try:
@@ -164,6 +165,7 @@ class Supervisor:
             status = process.wait()
             if "over" not in process.last_events and not self._stopping:
                 self._reap(process, status)
+            # After reaping: if the storage is unreachable, the next call reaps this process again.
             self._processes.remove(process)
 
     def stop(self) -> None:
@@ -227,6 +229,7 @@ class Supervisor:
         had_trial = self._storage.workers.reap([process.id], died_of=None if error else why)
         self._storage.workers.forget(process.id, died_of=why)
         is_outage = error is not None and error["kind"] == StorageUnreachable.__name__
+        # An outage kills starting workers in vain again and again; only deaths by other reasons end the supervisor.
         deaths = 0 if had_trial or is_outage else self._deaths[process.slot] + 1
         if deaths >= MAX_DEATHS:
             raise WorkerError(f"worker {process.slot} died {deaths} times in a row, last: {why}")

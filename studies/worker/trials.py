@@ -140,6 +140,7 @@ class Trials:
         for run, report in zip(runs, reports, strict=True):
             with run.leased.capturing_errors():
                 run.trial.report(report.value, report.step, **report.metrics)
+        # One statement for all of them; only then each waits for its own acknowledgement, if its lease is at risk.
         self._keeper.flush([run.leased.lease for run in runs])
         for run in runs:
             with run.leased.capturing_errors():
@@ -158,6 +159,7 @@ class Trials:
             else:
                 self._left.append(run)
         self._keeper.flush([run.leased.lease for run in finished])
+        # Only results that did not get through are written to the disk: usually none.
         for run in finished:
             run.leased.lease.save_result()
         self._ended += finished
@@ -214,6 +216,7 @@ class Trials:
     def _begin(self, claim: Claim) -> _Run | None:
         """Start to train a claimed trial; ``None`` if its sampler failed, and with it the trial."""
         study = self._study
+        # The lease is kept alive from here on: sampling may take longer than it lasts.
         lease = self._keeper.add(claim, study.results)
         self._storage.leases.attach(claim, lease)
         checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
