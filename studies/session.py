@@ -122,9 +122,9 @@ class Session:
         """Check the objectives and the checkpoint stores, before anything is written.
 
         Raises:
-            CheckpointError: checkpoints cannot be kept where a study says.
+            CheckpointError: a study's checkpoint store fails.
             ObjectiveError: an objective does not import, or refuses its arguments or data.
-            WorkerError: the workers die before they can say why.
+            WorkerError: a worker died without a reason.
         """
         for spec in self._specs:
             if spec.checkpoints.store != "postgresql":
@@ -148,11 +148,11 @@ class Session:
         """Reap and restart workers.
 
         Returns:
-            Where each study stands; nothing once one was deleted, of which its workers end.
+            The status of each study; empty once one was deleted, after which its workers exit.
 
         Raises:
             WorkerError: workers keep dying.
-            StorageUnreachable: the database is unreachable. That ends nothing: the workers wait for it, too.
+            StorageUnreachable: the database is unreachable. Call again: the workers wait as well.
         """
         try:
             self.supervisor.poll()
