@@ -18,7 +18,7 @@ from studies.text import in_one_line
 
 #: The pace is that of the last trials: this many, and at least four for each running one.
 PACE_TRIALS: Final = 50
-#: Longer breaks between two trials, in seconds, don't count as time spent: no worker was running.
+#: Longer breaks between two trials don't count as time spent: no worker was running.
 BREAK: Final = timedelta(seconds=10)
 
 _FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED)

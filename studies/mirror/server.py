@@ -41,8 +41,8 @@ _HTTP: Final = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-#: How the errors of MLflow's client, and of the libraries below it, begin where nothing is wrong but the moment,
-#: and where something else answers.
+#: Texts in errors of MLflow's client and the libraries below it: of outages, which are retried; and of answers of
+#: something that is not MLflow.
 _UNREACHABLE: Final = re.compile(
     r"Max retries exceeded|timed out|Connection|error code (429|50[0234])|OperationalError"
 )
