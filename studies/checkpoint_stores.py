@@ -70,20 +70,20 @@ class CheckpointStore(Protocol):
         """Store all of ``data``, or change nothing; durable when it returns."""
 
     def read(self, name: str) -> bytes | None:
-        """What was written, or None where there is none."""
+        """The bytes of a checkpoint; ``None`` if there is none."""
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete these; one that is not there is no error."""
+        """Delete checkpoints. Idempotent."""
 
     def names(self) -> list[str]:
-        """All that are there and complete, sorted as text. Removes what killed writers left an hour ago."""
+        """The names of all complete checkpoints, sorted. Deletes files that killed writers left an hour ago."""
 
     def clear(self) -> None:
-        """Delete everything of the study, half-written or not: when nobody works on it any more."""
+        """Delete everything of the study. No worker may be running."""
         self.delete(self.names())
 
     def check(self) -> None:
-        """Raise unless something can be written, read back and deleted; leaves nothing behind."""
+        """Write, read and delete a test object; raise if that fails."""
         name, data = f"{secrets.randbits(60)}/0-0", secrets.token_bytes(64)  # no lease has epoch 0
         self.write(name, data)
         try:
@@ -100,7 +100,7 @@ def open_store(location: str, study: str) -> CheckpointStore:
     Raises:
         CheckpointError: the directory is not there and cannot be made, or boto3 is not there.
     """
-    study = str(uuid.UUID(study))  # part of a path: never anybody's free choice
+    study = str(uuid.UUID(study))  # part of a path: only a UUID is safe
     location = validate_location(location)
     if location == "postgresql":
         raise ValueError("PostgreSQL holds its checkpoints without a store")
@@ -139,7 +139,7 @@ class DirectoryStore(CheckpointStore):
                     self._remove_empty(trial)
                     if not tries_left or exc.errno not in (errno.ENOENT, errno.ESTALE):
                         raise
-                    time.sleep(random.uniform(0, 0.01))  # another process has tidied up around us
+                    time.sleep(random.uniform(0, 0.01))  # another process has just deleted the empty folder
 
     def read(self, name: str) -> bytes | None:
         trial, file = _split(name)
@@ -156,7 +156,7 @@ class DirectoryStore(CheckpointStore):
                     for _, file in group:
                         with suppress(FileNotFoundError):
                             os.unlink(file, dir_fd=directory)
-                    # With a trial's last checkpoint goes what its killed writers left; a living one tries again.
+                    # With the last checkpoint of a trial, delete the files of killed writers; a live one retries.
                     _tidied(directory, trial, 0) or _tidied(directory, trial, math.inf)
                 self._remove_empty(trial)
 
@@ -178,7 +178,11 @@ class DirectoryStore(CheckpointStore):
 
     @contextmanager
     def _open(self, *path: str, make: bool = False) -> Iterator[int]:
-        """A descriptor of the directory ``path`` below the root; FileNotFoundError if it is not there."""
+        """A descriptor of the directory ``path`` below the root.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
         with ExitStack() as stack:
             try:
                 here = stack.enter_context(_opened(self.location))
@@ -193,8 +197,8 @@ class DirectoryStore(CheckpointStore):
             yield here
 
     def _refuse_link(self, directory: int, *path: str) -> None:
-        """For its message; that no link is followed, however late it is made, is up to O_NOFOLLOW."""
-        with suppress(OSError):  # it is no link
+        """Explain a refused link. The protection itself is O_NOFOLLOW, as a link may be made at any time."""
+        with suppress(OSError):  # not a link
             target = os.readlink(path[-1], dir_fd=directory)
             link = "/".join((self.location, *path))
             raise CheckpointError(f"{link} is a link to {target}, and no link is followed there: remove it")
@@ -203,7 +207,7 @@ class DirectoryStore(CheckpointStore):
         with suppress(OSError), self._open() as root:
             with suppress(OSError), self._open(self._study) as study:
                 for trial in trials:
-                    with suppress(OSError):  # it is not empty, or gone, or not ours
+                    with suppress(OSError):  # not empty, already deleted, or another user's
                         os.rmdir(trial, dir_fd=study)
             os.rmdir(self._study, dir_fd=root)
 
@@ -237,7 +241,7 @@ class S3Store(CheckpointStore):
         bucket, _, prefix = location.removeprefix("s3://").partition("/")
         self._bucket = {"Bucket": bucket}
         self._prefix = f"{prefix}/{study}/".removeprefix("/")
-        # Many compatible servers do not know S3's new checksums, and the index has its own.
+        # Many compatible servers lack S3's new checksums; the database has a SHA-256 anyway.
         checksums = dict.fromkeys(("request_checksum_calculation", "response_checksum_validation"), "when_required")
         config = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard"}, **checksums)
         with self._explained():
@@ -259,7 +263,7 @@ class S3Store(CheckpointStore):
 
         keys = [{"Key": self._key(name)} for name in names]
         with self._explained():
-            for start in range(0, len(keys), 1000):  # as many as S3 takes at once
+            for start in range(0, len(keys), 1000):  # S3's limit
                 batch = {"Objects": keys[start : start + 1000], "Quiet": True}
                 for error in self._s3.delete_objects(**self._bucket, Delete=batch).get("Errors", ()):
                     raise ClientError({"Error": error}, "DeleteObjects")
@@ -308,7 +312,7 @@ def _opened(path: str | Path, above: int | None = None) -> Iterator[int]:
 def _make(name: str, above: int) -> None:
     with suppress(FileExistsError):
         os.mkdir(name, 0o770, dir_fd=above)
-    os.fsync(above)  # also where another process made it, and was killed before this
+    os.fsync(above)  # also if another process created it: it may have been killed before its fsync
 
 
 def _replace(file: str, data: bytes, directory: int) -> None:
@@ -328,11 +332,11 @@ def _replace(file: str, data: bytes, directory: int) -> None:
 
 
 def _tidied(directory: int, trial: str, litter_before: float) -> list[str]:
-    """The names of what is complete. Removes half-written files of before that time, in seconds of the epoch."""
+    """The names of complete files. Deletes half-written ones from before a time, in seconds since 1970."""
     files = [entry.name for entry in os.scandir(directory)]
     for file in files:
         if file.startswith(".") and file.endswith(".part"):
-            with suppress(OSError):  # gone meanwhile, or not ours
+            with suppress(OSError):  # deleted meanwhile, or another user's
                 if os.stat(file, dir_fd=directory, follow_symlinks=False).st_mtime < litter_before:
                     os.unlink(file, dir_fd=directory)
     return [name for file in files if _NAME.fullmatch(name := f"{trial}/{file}")]

@@ -17,7 +17,7 @@ StudyhallError
 ├── StudyNotFound           no study of that name in this storage
 ├── TrialNotFound           the study has no trial of that number
 ├── NothingFinished         the study has no finished trial to choose from
-├── StudyBusy               workers are at work on the study
+├── StudyBusy               workers are running trials of the study
 ├── CheckpointError         checkpoints cannot be kept where the study says
 ├── WorkerError             the workers cannot start, or keep dying
 ├── TrackingError           MLflow cannot take a study
@@ -79,7 +79,7 @@ class StorageURLError(StorageError):
 
 
 class StorageUnreachable(StorageError):
-    """No answer from the server, or it refused us."""
+    """No answer from the server, or it refused the connection."""
 
 
 class TooManyConnections(StorageUnreachable):
@@ -87,7 +87,7 @@ class TooManyConnections(StorageUnreachable):
 
 
 class Refused(StorageError):
-    """The database will never take a value, for what it is; sending it again would not help."""
+    """The database refuses a value for its content. A retry is useless."""
 
 
 class NoTables(StorageError):
@@ -99,7 +99,7 @@ class NotPermitted(StorageError):
 
 
 class LeaseLost(StorageError):
-    """A trial is no longer the worker's that writes to it; nothing was written."""
+    """The writer of a trial has lost its lease (a stale fencing token). Nothing was written."""
 
 
 class BudgetSpent(StorageError):
@@ -123,11 +123,11 @@ class NothingFinished(StudyhallError):
 
 
 class StudyBusy(StudyhallError):
-    """Workers are at work on the study."""
+    """Workers are running trials of the study."""
 
 
 class CheckpointError(StudyhallError):
-    """Checkpoints cannot be kept where the study says."""
+    """The study's checkpoint store fails."""
 
 
 class WorkerError(StudyhallError):
@@ -147,22 +147,22 @@ class SiteError(StudyhallError):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of ``error`` without line breaks; its type's name where it has none."""
+    """The message of ``error`` in one line; without a message the name of its type."""
     try:
         text = str(error)
-    except Exception as broken:  # whose own text is not asked for
+    except Exception as broken:  # an exception of an objective, whose __str__ fails
         text = f"{type(error).__name__} (its text cannot be read: {type(broken).__name__})"
     return in_one_line(text) or type(error).__name__
 
 
 def described(error: BaseException) -> str:
-    """``ValueError: its message`` in one line; only what Studyhall raises on purpose speaks for itself."""
+    """``ValueError: its message`` in one line; for Studyhall's own errors the message alone."""
     text = one_line(error)
     return text if isinstance(error, StudyhallError) else f"{type(error).__name__}: {text}"
 
 
 def command(*words: str | int) -> str:
-    """A command of ours as a person can paste it: ``command("best", "my study")``."""
+    """A command line to paste, quoted for the shell: ``command("best", "my study")``."""
     return "studyhall " + shlex.join(map(str, words))
 
 

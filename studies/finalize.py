@@ -1,10 +1,10 @@
-"""The honest last word: the best parameters retrained on all but the test data, tested once.
+"""Finalize: retrain the best parameters on training and validation data, and test the model once.
 
 An objective that can do so has a method::
 
     finalize(params, *, seed, device, directory, progress) -> dict[str, float]
 
-which trains with ``params`` on training and validation data, looks at the test data once, writes its
+which trains with ``params`` on training and validation data, uses the test data once, writes its
 weights into ``directory``, calls ``progress(done, total)`` now and then, and returns its metrics.
 """
 
@@ -27,7 +27,7 @@ from studies.storage.postgres import PostgresStorage
 from studies.storage.records import StudyRecord
 from studies.values import to_json
 
-#: The study's attribute under which the last word is stored.
+#: The study attribute with the result.
 ATTRIBUTE = "final"
 
 
@@ -101,16 +101,20 @@ def finalize(
         _write(beside / "metrics.json", {"study": record.name, **_value(trial), **final})
         beside.chmod(0o755)
         if directory.is_symlink():
-            directory.unlink()  # what it leads to is not ours
+            directory.unlink()  # a link: its target is not ours to delete
         beside.rename(directory)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
+        shutil.rmtree(beside, ignore_errors=True)  # already renamed on success
     storage.set_study_user_attr(record.study_id, ATTRIBUTE, final)
     return metrics
 
 
 def require_complete(record: StudyRecord, trial: FrozenTrial) -> None:
-    """Raise :exc:`StudyhallError` unless ``trial`` is COMPLETE: the parameters of others are not measured."""
+    """Check that ``trial`` is COMPLETE: other trials have no final value.
+
+    Raises:
+        StudyhallError: it is not.
+    """
     if trial.state != TrialState.COMPLETE:
         raise StudyhallError(
             f"trial {trial.number} of study {record.name!r} is {trial.state.name}; only COMPLETE trials can be "
@@ -119,7 +123,11 @@ def require_complete(record: StudyRecord, trial: FrozenTrial) -> None:
 
 
 def require_new(directory: Path) -> None:
-    """Raise :exc:`StudyhallError` if ``directory`` exists, or cannot be looked at; a link is replaced."""
+    """Check that ``directory`` can be written. A link is replaced.
+
+    Raises:
+        StudyhallError: it exists, or is not accessible.
+    """
     try:
         exists = directory.exists() and not directory.is_symlink()
     except OSError as error:

@@ -23,7 +23,7 @@ def import_module(name: str) -> ModuleType:
     """The module of that name; raises :exc:`ObjectiveError` where there is none, or it does not import."""
     try:
         # As for `python script.py`, modules beside the user are importable, but after Python's and the installed
-        # ones; and only where one is meant, so that nobody's optional import ends in a strange folder.
+        # ones; and only for this module: an optional import elsewhere must not find a file of this folder.
         if importlib.util.find_spec(name.partition(".")[0]) is None and str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
         return importlib.import_module(name)
@@ -56,7 +56,7 @@ def import_file(file: Path, sha256: str | None = None) -> ModuleType:
     # The modules beside the script are importable, but a copy.py there must not take the place of Python's.
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
-    sys.modules[name] = module  # where pickle looks for what the script defines
+    sys.modules[name] = module  # pickle finds the script's classes there
     try:
         exec(loader.source_to_code(source, file), module.__dict__)  # what was hashed, and no bytecode of before
     except (Exception, SystemExit) as error:

@@ -32,7 +32,7 @@ from studies.spec import script
 
 Objective = Callable[[Any], Any]
 
-#: What a worker may import without being told: the objectives that ship with Studyhall.
+#: The prefix that is always allowed: the objectives that ship with Studyhall.
 BUILT_IN_PREFIX = "objectives."
 
 
@@ -52,7 +52,7 @@ def is_allowed(path: str, prefixes: Sequence[str]) -> bool:
 def require_allowed(path: str, prefixes: Sequence[str], study: str) -> None:
     """Raise :exc:`ObjectiveError` unless the operator lets ``study`` choose the objective ``path``.
 
-    It only looks at the path; which object that leads to is for :func:`build` to judge.
+    Checks the path only; :func:`build` checks the object.
     """
     if script.lies_anywhere(path):
         raise ObjectiveError(
@@ -66,7 +66,7 @@ def require_allowed(path: str, prefixes: Sequence[str], study: str) -> None:
 
 
 def work_command(study: str, path: str | None, store: str | None, *, at: str | None = None) -> str:
-    """The command that works on a study, for people to type, with what it must name and allow.
+    """The `work` command of a study, to paste, with the options that it needs.
 
     Args:
         study: its name.
@@ -85,7 +85,7 @@ def work_command(study: str, path: str | None, store: str | None, *, at: str | N
 
 
 def way_to_allow(path: str) -> list[str]:
-    """The words that allow ``path``; none where no operator needs to, or could: `work` says what is wrong with it."""
+    """The options that allow ``path``; none if it needs none, or is illegal, which `work` reports."""
     try:
         return [] if is_allowed(path, ()) else ["--allow", path]
     except ObjectiveError:

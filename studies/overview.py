@@ -1,4 +1,4 @@
-"""What a person who watches a study wants to know, computed from its trials and workers."""
+"""The figures of the live view and the report: pace, time left, pruning, failures, workers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.endings import CANCELLED
+from studies.stop_reasons import CANCELLED
 from studies.storage.records import Attempt, Status
 from studies.text import in_one_line
 
-#: The pace is that of so many trials, the last ones, and of at least four for each that runs.
+#: The pace is that of the last trials: this many, and at least four for each running one.
 PACE_TRIALS: Final = 50
-#: Between two trials it takes a worker so long at most to begin the next; longer breaks don't count as time spent.
+#: Longer breaks between two trials don't count as time spent: no worker was running.
 BREAK: Final = timedelta(seconds=10)
 
 _FINISHED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -29,25 +29,25 @@ Span = tuple[datetime, datetime]
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A trial that runs."""
+    """A running trial."""
 
     number: int
     step: int | None
-    """The last one it reported; so its value."""
+    """The last reported step; likewise its value."""
     value: float | None
     curve: Sequence[float]
-    """Every value that it reported, by step."""
+    """All reported values, by step."""
     params: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What a worker has done."""
+    """The work of one worker."""
 
     done: int
     """COMPLETE and PRUNED trials."""
     per_hour: float | None
-    """By its last trials; ``None`` until it has done one."""
+    """By its last trials; ``None`` until one has finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +56,34 @@ class Failures:
 
     count: int
     reason: str
-    """The newest one's."""
+    """Of the newest of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What the pruner has done."""
+    """The effect of the pruner."""
 
     at_step: Mapping[int | None, int]
     """How many trials were pruned at each step; ``None``: before the first."""
     saved: int | None
-    """Steps that the pruned trials did not run, if complete ones are a measure; ``None`` where there is none."""
+    """Steps that pruned trials did not run, estimated by complete ones; ``None`` without a complete one."""
     share: float | None
-    """What part that is of all steps that would have been run."""
+    """The fraction of all steps that would have run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """A study at one moment, with what follows from its trials."""
+    """A study at one moment, with the figures computed from its trials."""
 
     status: Status
     objectives: int
     seconds_left: float | None
-    """Until the budget is spent, by the pace so far; ``None`` where there is no budget, or no pace yet."""
+    """Seconds until the budget is spent, by the pace so far; ``None`` without a budget or a pace."""
     running: Sequence[Running]
     throughput: Mapping[str, Throughput]
     """By the worker's id."""
     failures: Sequence[Failures]
-    """The most frequent first; without what was cancelled."""
+    """The most frequent first; without cancelled trials."""
     cancelled: int
     pruning: Pruning
 
@@ -94,7 +94,7 @@ class Overview:
 
 
 def is_over(status: Status) -> bool:
-    """Whether a study has ended, and its last trials too. Those that run without a worker end nevermore."""
+    """Whether a study and its last trials have ended. Running trials without a worker never finish: ignored."""
     return status.ended is not None and not (status.trials["running"] and status.workers)
 
 
@@ -106,7 +106,7 @@ def overview(
     objectives: int,
     now: datetime,
 ) -> Overview:
-    """Compute what there is to see.
+    """Compute the figures.
 
     Args:
         status: of the study.
@@ -132,18 +132,18 @@ def overview(
 def seconds_left(
     status: Status, trials: Sequence[FrozenTrial], attempts: Mapping[int, Attempt], now: datetime
 ) -> float | None:
-    """How long the study still takes, by the pace of its last trials; never longer than its timeout."""
+    """Seconds left, from the pace of the last trials; at most until the timeout."""
     running = status.trials["running"]
     if status.budget is None or status.paused or status.ended or not (running or status.workers):
         return None
     remaining = status.budget.trials - status.finished
     finished = sorted(_ended(trial) for trial in trials if trial.state in _FINISHED and trial.datetime_complete)
-    # Before each worker has been through a trial, the short ones alone have come to an end.
+    # No estimate before each worker has finished a trial: until then only the shortest have, which biases it.
     if remaining <= 0 or len(finished) < max(2, running):
         return None
     count, last = max(PACE_TRIALS, 4 * running), finished[-1]
     spans = _spans(trials, attempts, last)
-    # Of many, those after the first of them; of few, all since the study began.
+    # Of many trials, the time since the first of the last ones; of few, since the start of the study.
     if len(finished) > count:
         since = finished[-count - 1]
     else:
@@ -151,13 +151,13 @@ def seconds_left(
     pace = _busy((max(begin, since), end) for begin, end in spans if end > since) / count
     if not pace:
         return None
-    # What runs now has been paid for in part. The two clocks may differ: it is never more than those trials.
+    # Subtract the time already spent on running trials. Clocks may differ: never more than those trials take.
     spent = min(max(0.0, (now - last).total_seconds()), pace * running)
     left = remaining * pace - spent
     if status.budget.timeout is not None:
         began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=now)
         left = min(left, status.budget.timeout - (now - began).total_seconds())
-    return left if left > 0 else None  # it takes longer than it should: nobody knows
+    return left if left > 0 else None  # overdue: no estimate
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -180,7 +180,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def share_rows(rows: int, wanted: Sequence[int]) -> list[int]:
-    """Share ``rows`` among tables that want so many each: what one doesn't need the others get."""
+    """Share ``rows`` among tables by their wishes: whatever one does not need, the others get."""
     given = [0] * len(wanted)
     open_, left = [i for i, want in enumerate(wanted) if want], max(0, rows)
     while open_ and left >= len(open_):
@@ -194,12 +194,12 @@ def share_rows(rows: int, wanted: Sequence[int]) -> list[int]:
 
 
 def _ended(trial: FrozenTrial) -> datetime:
-    assert trial.datetime_complete is not None  # the caller has looked
+    assert trial.datetime_complete is not None  # checked by the caller
     return trial.datetime_complete
 
 
 def _spans(trials: Iterable[FrozenTrial], attempts: Mapping[int, Attempt], end: datetime) -> list[Span]:
-    """When the trials ran, up to ``end``. Without those that were begun more than once: in between they waited."""
+    """When the trials ran, up to ``end``; without those of several attempts, which waited in between."""
     return [
         (trial.datetime_start, min(end, trial.datetime_complete or end))
         for trial in trials
@@ -214,7 +214,7 @@ def _times(trial: FrozenTrial, attempts: Mapping[int, Attempt]) -> int:
 
 
 def _busy(spans: Iterable[Span]) -> float:
-    """Seconds in which at least one of ``spans`` lies, with short breaks between them."""
+    """Seconds covered by at least one of ``spans``, including short breaks."""
     total, until = timedelta(), None
     for begin, end in sorted(spans):
         if until is None or begin > until + BREAK:
@@ -237,7 +237,7 @@ def _running(trial: FrozenTrial) -> Running:
 
 
 def _by_worker(trials: Iterable[FrozenTrial], attempts: Mapping[int, Attempt]) -> dict[str, list[FrozenTrial]]:
-    """The finished trials that each worker ran last."""
+    """The finished trials of each worker, by their last attempt."""
     done: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         if trial.state in _FINISHED and (attempt := attempts.get(trial.number)):
@@ -253,7 +253,7 @@ def _throughput(done: Sequence[FrozenTrial], attempts: Mapping[int, Attempt]) ->
 
 
 def _failures(trials: Iterable[FrozenTrial]) -> tuple[int, list[Failures]]:
-    """How many were cancelled, and the others by the kind of their errors."""
+    """The number of cancelled trials, and the failed ones grouped by error."""
     counts: Counter[str] = Counter()
     newest: dict[str, str] = {}
     for trial in trials:

@@ -1,6 +1,6 @@
-"""Processes of ours that we start: they read lines of JSON, and tell events in lines of JSON.
+"""Child processes: JSON lines in, JSON events out, restarted with backoff when they die.
 
-What they need they read from their standard input, never from their arguments: it may hold passwords.
+Settings go through standard input, never through arguments or the environment: they may hold passwords.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """A process, with a thread for each of its two pipes.
+    """A child process, with a reader thread for each of its two pipes.
 
     Args:
         module: run as ``python -m module``.
-        setup: the first line it reads.
-        environment: all of it.
-        output: is given each line that the process writes to standard error, from another thread.
-        inherit: open files for it to hold, such as the embedded server's lock.
+        setup: sent as the first line.
+        environment: the whole environment of the child.
+        output: called with each line of its standard error, from another thread.
+        inherit: file descriptors for the child, such as the embedded server's lock.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class Child:
         inherit: Sequence[int] = (),
     ) -> None:
         self.events: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        self.last_words: dict[str, dict[str, Any]] = {}
-        """The last event of each name; all are there once :meth:`wait` has returned."""
+        self.last_events: dict[str, dict[str, Any]] = {}
+        """The last event of each name; complete once :meth:`wait` has returned."""
         self.popen = subprocess.Popen(
-            # -P: no module of the current folder takes the place of ours or Python's. By a flag and not by the
-            # environment, which what they start themselves would inherit.
+            # -P: a module in the current folder must not shadow ours or Python's. A flag, as an environment variable
+            # would be inherited by whatever the child starts.
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
             pass_fds=inherit,
-            # Out of the terminal's reach: Ctrl-C goes to the parent alone, which stops them in order.
+            # Its own session: the terminal sends Ctrl-C to the parent alone, which stops its children in order.
             start_new_session=True,
             text=True,
             errors="replace",
@@ -72,36 +72,40 @@ class Child:
         self.send(setup)
 
     def send(self, message: DataclassInstance) -> None:
-        """Let it read one more line."""
+        """Send one more line of JSON."""
         assert self.popen.stdin is not None  # it is a pipe
-        with suppress(BrokenPipeError):  # it died; whoever polls it learns why
+        with suppress(BrokenPipeError):  # the child died; poll() reports why
             self.popen.stdin.write(json.dumps(asdict(message)) + "\n")
             self.popen.stdin.flush()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal; does nothing where it has ended."""
+        """Send a signal; does nothing to a child that has ended."""
         self.popen.send_signal(number)
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill the child and wait for its end."""
         self.popen.kill()
         self.wait()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and for the last it had to say; raises :exc:`subprocess.TimeoutExpired`."""
+        """Wait for its end and its last output; returns the exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs longer than ``timeout`` seconds.
+        """
         status = self.popen.wait(timeout)
         for reader in self._readers:
             reader.join(timeout=1)  # a grandchild may hold the pipe open
         for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # the line it never read
+            with suppress(BrokenPipeError):  # a line is still buffered that the child never read
                 pipe.close()
         return status
 
     def _read_events(self, pipe: IO[str]) -> None:
         for line in pipe:
             event = json.loads(line)
-            self.last_words[event["event"]] = event
+            self.last_events[event["event"]] = event
             self.events.put(event)
 
     def _read_output(self, pipe: IO[str]) -> None:
@@ -109,15 +113,16 @@ class Child:
             self._output(line.rstrip())
 
 
-class Kept:
-    """A process that is started again when it dies: at once if it ran for a while, else less and less often.
+class Restarted:
+    """A child process that is restarted when it dies, with exponential backoff.
 
     Args:
-        name: of what it does, for people.
-        start: makes one.
-        output: is told of deaths.
+        name: shown to people.
+        start: starts a process.
+        output: called with a line for each death.
     """
 
+    #: Seconds of the longest backoff; a process that ran for longer starts again without one.
     MAX_PAUSE = 30.0
 
     def __init__(self, name: str, start: Callable[[], Child], output: Callable[[str], None]) -> None:
@@ -135,11 +140,11 @@ class Kept:
         if self.child.popen.poll() is None:
             return None
         status = self.child.wait()
-        error = self.child.last_words.get("error")
+        error = self.child.last_events.get("error")
         return str(error["message"]) if error else f"exit status {status}"
 
     def poll(self) -> None:
-        """Start it again if it is time; call it about twice a second."""
+        """Restart the process when its backoff has passed. To be called about twice a second."""
         if self._due is None and (why := self.cause_of_death):
             self._deaths = 0 if time.monotonic() - self._began > self.MAX_PAUSE else self._deaths + 1
             self._due = time.monotonic() + min(self.MAX_PAUSE, 0.25 * 2**self._deaths)
@@ -148,12 +153,12 @@ class Kept:
             self._due, self._began, self.child = None, time.monotonic(), self._start()
 
     def stop(self) -> None:
-        """Ask it to end, for good."""
+        """Ask the process to exit, and never restart it."""
         self._due = math.inf
         self.child.signal(signal.SIGTERM)
 
     def close(self, within: float) -> None:
-        """After :meth:`stop`: wait, at most ``within`` seconds, then end it at once."""
+        """After :meth:`stop`: wait ``within`` seconds at most, then kill it."""
         try:
             self.child.wait(within)
         except subprocess.TimeoutExpired:
@@ -161,20 +166,20 @@ class Kept:
 
 
 class Events:
-    """In the child: takes standard output for events; what is printed goes to standard error."""
+    """The child's side of the events. It takes over standard output: whatever is printed goes to standard error."""
 
     def __init__(self) -> None:
         self._descriptor = os.dup(1)
         os.dup2(2, 1)
 
-    def tell(self, event: str, **facts: Any) -> None:
-        """Tell an event; from any thread."""
-        with suppress(BrokenPipeError):  # nobody is left to read it
+    def send(self, event: str, **facts: Any) -> None:
+        """Send an event; from any thread."""
+        with suppress(BrokenPipeError):  # the parent died
             os.write(self._descriptor, (json.dumps({"event": event, **facts}) + "\n").encode())
 
-    def tell_error(self, error: Exception, **facts: Any) -> None:
-        """Tell what ends the process."""
-        self.tell("error", message=described(error), **facts)
+    def send_error(self, error: Exception, **facts: Any) -> None:
+        """Send the error that ends the process."""
+        self.send("error", message=described(error), **facts)
 
 
 def wait_for_end_of_input() -> None:

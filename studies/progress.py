@@ -1,4 +1,4 @@
-"""A study's progress on standard error: two live lines in a terminal, else plain lines now and then."""
+"""A study's progress on standard error: two live lines in a terminal, else a plain line from time to time."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ PLAIN_EVERY = 5.0
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Whoever read standard error has gone; the work goes on."""
+        """Ignore a closed standard error: it must not end a run."""
 
 
 class Progress:
-    """Shows a :class:`Status` after another. A context manager: its end leaves the terminal as it was."""
+    """Shows the status of studies. A context manager, which restores the terminal."""
 
     def __init__(self) -> None:
         self._console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live: Live | None = None
         self._began = time.monotonic()
-        self._finished_before: dict[str, int] = {}  # by study, when this command began
+        self._finished_before: dict[str, int] = {}  # by study, at the start of this command
         self._paused: set[str] = set()
         self._printed: dict[str, tuple[int, float]] = {}
         self._reminded = 0.0
@@ -56,7 +56,7 @@ class Progress:
             self._live = None
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
-        """Show in a terminal that the command is busy with ``what``, and leave no trace of it."""
+        """Show in a terminal, during the block only, that the command is busy with ``what``."""
         return self._console.status(what) if self._console.is_terminal else nullcontext()
 
     def print(self, line: str) -> None:
@@ -64,17 +64,17 @@ class Progress:
         self._console.print(printable(line), style="dim")
 
     def relay(self, line: str) -> None:
-        """As :meth:`print`, of what a worker writes, whose colours stay."""
+        """Print a line of a worker, with its colours."""
         self._console.print(Text.from_ansi(coloured(line), style="dim"))
 
     def unreachable(self, error: StorageUnreachable) -> None:
-        """Say that the database is waited for, and again now and then, until the next :meth:`update`."""
+        """Print that the database is unreachable, repeatedly until the next :meth:`update`."""
         if time.monotonic() - self._reminded > REMIND:
             self.print(f"waiting for the database: {error}")
             self._reminded = time.monotonic()
 
     def update(self, studies: Sequence[tuple[Status, StudyRecord]]) -> None:
-        """Show where the studies stand."""
+        """Show the status of the studies."""
         self._reminded = 0.0
         for now, record in studies:
             self._finished_before.setdefault(record.name, now.finished)
@@ -126,7 +126,7 @@ class Progress:
         return ", ".join(facts)
 
     def _seconds_left(self, now: Status) -> float | None:
-        """By the pace since this command began; ``None`` until a trial has finished."""
+        """Seconds left, from the pace since the start of this command; ``None`` until a trial has finished."""
         done = now.finished - self._finished_before[now.study]
         if now.budget is None or done <= 0 or now.finished >= now.budget.trials:
             return None

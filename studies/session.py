@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import uuid4
 
 from studies import checkpoint_stores, objective
-from studies.endings import END_WORDS, failure_of, way_on
 from studies.errors import ObjectiveError, StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.notify.notifier import Notifier
 from studies.spec.script import Script, find, found_as, is_script
+from studies.stop_reasons import STOP_REASONS, failure_of, way_on
 from studies.storage import chosen_home
 from studies.text import counted
 from studies.worker import devices
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 #: Seconds between two calls of :meth:`Session.poll`.
 POLL: Final = 0.5
 
-#: What workers need not know: the storage's URL, which may hold a password, is told over a pipe.
+#: Variables that workers don't get: the storage's URL may hold a password, and goes through a pipe.
 _SECRETS = ("STUDYHALL_STORAGE", "STUDYHALL_NOTIFY")
 
 
 class Joined(NamedTuple):
-    """A study that the session works on."""
+    """A study of the session."""
 
     record: StudyRecord
     is_new: bool
@@ -44,7 +44,7 @@ class Joined(NamedTuple):
 
 
 class Session:
-    """Workers of this machine: started, checked, let loose, watched, and stopped in order.
+    """The workers of this machine, from their start to their end.
 
     A context manager: its start begins the processes, its end leaves none. Call in this order :meth:`prepare`,
     :meth:`join`, :meth:`begin`, then :meth:`poll` every :data:`POLL` seconds while :attr:`workers` is above 0.
@@ -109,22 +109,22 @@ class Session:
 
     @property
     def workers(self) -> int:
-        """How many there are."""
+        """How many workers are alive or about to restart."""
         return self.supervisor.alive
 
     @property
     def size(self) -> str:
-        """How many workers there are, for people, with how many trials each trains at once."""
+        """The number of workers and of their slots, in words."""
         workers = counted(self.workers, "worker")
         return f"{workers} of {self.supervisor.slots} slots" if self.supervisor.slots > 1 else workers
 
     def prepare(self) -> None:
-        """Wait until the objectives and the places for checkpoints are known to be sound. Writes nothing.
+        """Check the objectives and the checkpoint stores, before anything is written.
 
         Raises:
-            CheckpointError: checkpoints cannot be kept where a study says.
+            CheckpointError: a study's checkpoint store fails.
             ObjectiveError: an objective does not import, or refuses its arguments or data.
-            WorkerError: the workers die before they can say why.
+            WorkerError: a worker died without a reason.
         """
         for spec in self._specs:
             if spec.checkpoints.store != "postgresql":
@@ -132,7 +132,7 @@ class Session:
         self.supervisor.wait_until_ready()
 
     def join(self) -> list[Joined]:
-        """Create the studies, or join those that exist."""
+        """Create the studies, or join existing ones."""
         joined = [Joined(*self._storage.create_study(spec)) for spec in self._specs]
         self.records = [record for record, _ in joined]
         return joined
@@ -145,14 +145,14 @@ class Session:
         self.supervisor.assign(self._storage, self._lease_seconds)
 
     def poll(self) -> list[tuple[Status, StudyRecord]]:
-        """Look after the workers.
+        """Reap and restart workers.
 
         Returns:
-            Where each study stands; nothing once one was deleted, of which its workers end.
+            The status of each study; empty once one was deleted, after which its workers exit.
 
         Raises:
             WorkerError: workers keep dying.
-            StorageUnreachable: the database is away. That ends nothing: the workers wait for it, too.
+            StorageUnreachable: the database is unreachable. Call again: the workers wait as well.
         """
         try:
             self.supervisor.poll()
@@ -165,11 +165,11 @@ class Session:
             raise
 
     def stop(self) -> None:
-        """Ask the workers to give their trials back at the next step, and to end."""
+        """Ask the workers to requeue their trials at the next step, and to exit."""
         self.supervisor.stop()
 
     def kill(self) -> None:
-        """End the workers now, and give their trials back."""
+        """Kill the workers, and requeue their trials."""
         self.supervisor.kill()
 
 
@@ -196,7 +196,7 @@ def find_scripts(
 
 
 def _own_objective(record: StudyRecord, given: Script) -> str:
-    """What a study runs instead of the script that was ``given``, and the option that lets it."""
+    """What a study runs instead of the ``given`` script, and the option for that."""
 
     path = record.require_spec("it runs no script").objective.path
     if not is_script(path):
@@ -209,12 +209,12 @@ def _own_objective(record: StudyRecord, given: Script) -> str:
 
 
 def permissions(spec: StudySpec, script: Script | None) -> list[str]:
-    """What whoever names an objective has allowed by that, as ``work --allow`` says it."""
+    """The values of ``work --allow`` that naming an objective implies."""
     return [*([] if script else [spec.objective.path]), checkpoint_stores.PERMISSION + spec.checkpoints.store]
 
 
 def require_runnable(record: StudyRecord, allow: Sequence[str], data_dir: Path, *, has_script: bool) -> StudySpec:
-    """The spec of a study, by which workers know what it runs.
+    """The spec of a study that workers may run.
 
     Raises:
         StorageError: stock Optuna made it.
@@ -229,7 +229,11 @@ def require_runnable(record: StudyRecord, allow: Sequence[str], data_dir: Path, 
 
 
 def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, *, must_be_over: bool = True) -> None:
-    """Raise :exc:`StudyhallError` where a study ended of its failures, or did not end though its workers did."""
+    """Check how a study ended.
+
+    Raises:
+        StudyhallError: too many trials failed; or its workers ended before the study did.
+    """
     if now.ended == "failures":
         failed = [(trial.number, error) for trial in storage.trials(record) if (error := failure_of(trial))]
         last = "".join(
@@ -240,5 +244,5 @@ def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, 
             f"study {record.name!r} stopped: {counted(now.trials['fail'], 'trial')} failed{last}; "
             f"go on with: {way_on(record.name, now.ended)}"
         )
-    if must_be_over and (now.ended not in END_WORDS or now.ended == "deleted"):
+    if must_be_over and (now.ended not in STOP_REASONS or now.ended == "deleted"):
         raise StudyhallError(f"study {record.name!r} did not end: its workers are gone; go on with the same command")

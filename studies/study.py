@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from studies import control
+from studies import lifecycle
 from studies.errors import ObjectiveError, StorageUnreachable
 from studies.progress import Progress
 from studies.session import POLL, Session, find_scripts, permissions, require_runnable, require_success
@@ -49,7 +49,7 @@ class Study:
         self._record = record
         self._script = script
         self._owns = owns
-        # Who names an objective in Python has chosen it, as who types it after `studyhall run`.
+        # Naming an objective in Python allows it, like typing it after `studyhall run`.
         self._chosen: tuple[str, ...] = ()
 
     @classmethod
@@ -75,7 +75,7 @@ class Study:
     def create(
         cls, source: str | Path | Mapping[str, Any], storage: PostgresStorage | str | None = None, **overrides: Any
     ) -> Self:
-        """The study of a spec; one that exists with the same spec is joined.
+        """Create the study of a spec, or join an existing one with the same spec.
 
         Args:
             source: a study file (``my.toml``), a preset, a callable (``train.py:objective``), or what a study file
@@ -96,7 +96,7 @@ class Study:
             overrides["budget"] = {**overrides.get("budget", {}), "trials": overrides.pop("trials")}
         for key, value in overrides.items():
             if isinstance(value, Mapping) and isinstance(data.get(key), dict):
-                for part in sorted(value, key=lambda part: part != "name"):  # a new name drops the old options
+                for part in sorted(value, key=lambda part: part != "name"):  # name first: it resets the options
                     put(data[key], (key, part), value[part])
             else:
                 put(data, (key,), value)
@@ -161,17 +161,17 @@ class Study:
 
     @property
     def spec(self) -> StudySpec | None:
-        """What a study file says; ``None`` of a study that stock Optuna made."""
+        """The spec; ``None`` if stock Optuna made the study."""
         return self._record.spec
 
     @property
     def status(self) -> Status:
-        """Where the study stands now."""
+        """The current status."""
         return self.storage.status(self._record)
 
     @property
     def optuna(self) -> optuna.Study:
-        """The same study as Optuna's own object, for its visualizations and importances."""
+        """The study as an Optuna object, for Optuna's visualizations and importances."""
         import optuna
 
         return optuna.load_study(study_name=self.name, storage=self.storage)
@@ -188,11 +188,11 @@ class Study:
 
     @property
     def trials(self) -> Trials:
-        """All trials as they are now, by number."""
+        """All current trials, by number."""
         return Trials(self.storage, self._record)
 
     def curves(self, *, points: int = 1000) -> pd.DataFrame:
-        """What the trials reported: a row for each step and metric.
+        """The reports and metrics of all trials: a row for each step and metric.
 
         Args:
             points: at most so many of each line; of longer ones some are left out evenly.
@@ -208,7 +208,7 @@ class Study:
         return pd.DataFrame(rows, columns=["trial", "step", "metric", "value"])
 
     def run(self, *, progress: bool = True, **how: Any) -> Self:
-        """Run workers on this machine until the budget is spent; Ctrl-C gives the running trials back.
+        """Run workers on this machine until the budget is spent; Ctrl-C requeues the running trials.
 
         Args:
             progress: show it on standard error.
@@ -268,27 +268,27 @@ class Study:
         return Running(self, session, shown if progress else None)
 
     def pause(self) -> None:
-        """Let no trial run for now: the running ones are given back at their next step, and workers wait."""
+        """Pause: running trials are requeued at their next step, and workers wait."""
 
-        control.pause(self.storage, self._record)
+        lifecycle.pause(self.storage, self._record)
 
     def resume(self) -> None:
-        """Let trials run again after :meth:`pause` or :meth:`stop`."""
+        """Continue after :meth:`pause` or :meth:`stop`."""
 
-        control.resume(self.storage, self._record)
+        lifecycle.resume(self.storage, self._record)
 
     def stop(self) -> None:
-        """End the study's workers on every machine: the running trials are given back at their next step."""
+        """Stop: running trials are requeued at their next step, and the workers exit on every machine."""
 
-        control.stop(self.storage, self._record)
+        lifecycle.stop(self.storage, self._record)
 
     def cancel(self, number: int) -> None:
-        """End a waiting or running trial, which becomes FAIL and counts as neither done nor failed."""
+        """End a waiting or running trial: it becomes FAIL, and counts neither as finished nor as a failure."""
 
-        control.cancel(self.storage, self._record, number)
+        lifecycle.cancel(self.storage, self._record, number)
 
     def enqueue(self, **params: Any) -> int:
-        """Let a trial with these parameters run next; what is not given is sampled.
+        """Run a trial with these parameters next; missing ones are sampled.
 
         Returns:
             Its number.
@@ -299,16 +299,16 @@ class Study:
         """
 
         texts = [f"{name}={to_text(value)}" for name, value in params.items()]
-        return control.enqueue(self.storage, self._record, texts).number
+        return lifecycle.enqueue(self.storage, self._record, texts).number
 
     def retry(self, number: int) -> int:
-        """Let a trial wait that has the parameters of a failed one; returns its number."""
+        """Enqueue the parameters of a failed trial again; returns the new number."""
 
-        return control.retry(self.storage, self._record, number)
+        return lifecycle.retry(self.storage, self._record, number)
 
 
 class Trials(Sequence["FrozenTrial"]):
-    """The trials of a study as they were when this was made, by number."""
+    """The trials of a study at one moment, by number."""
 
     def __init__(self, storage: PostgresStorage, record: StudyRecord) -> None:
         self._storage = storage
@@ -360,11 +360,11 @@ class Running:
 
     @property
     def is_alive(self) -> bool:
-        """Whether workers run."""
+        """Whether workers are running."""
         return self._thread.is_alive()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the study is over; Ctrl-C stops the workers in order and is passed on.
+        """Wait until the study is over. Ctrl-C stops the workers in order, and is raised again.
 
         Args:
             timeout: seconds to wait at most.
@@ -389,7 +389,7 @@ class Running:
         return True
 
     def stop(self) -> None:
-        """Ask the workers to give their trials back at the next step, and wait until they have ended."""
+        """Ask the workers to requeue their trials at the next step, and wait for their exit."""
         self._stop.set()
         self._thread.join()
 
@@ -415,7 +415,7 @@ class Running:
 
 
 def _open(storage: PostgresStorage | str | None) -> tuple[PostgresStorage, bool]:
-    """The storage, and whether it was opened here."""
+    """The storage, and whether this call opened it, and the study must close it."""
 
     return (open_storage(storage), True) if storage is None or isinstance(storage, str) else (storage, False)
 

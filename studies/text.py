@@ -1,4 +1,4 @@
-"""Text from the database, as it may reach a terminal or a log: it steers nothing, and ends no line.
+"""Text for terminals and logs. Text from the database is escaped: it controls no terminal, and ends no line.
 
 Whoever prints, prints by this: ``say`` and ``echo`` of the command line, its tables and pictures, its log.
 """
@@ -54,7 +54,7 @@ def duration(seconds: float, *, is_live: bool = False) -> str:
 
 
 def time_left(seconds: float | None) -> str:
-    """``3:20 left``; ``– left`` where nobody knows."""
+    """``3:20 left``; ``– left`` for ``None``."""
     return f"{'–' if seconds is None else duration(max(1.0, seconds), is_live=True)} left"
 
 
@@ -64,5 +64,5 @@ def number(value: float | None) -> str:
 
 
 def _is_visible(character: str) -> bool:
-    # In some languages words are parted by other spaces than ASCII's.
+    # Some languages separate words by spaces outside of ASCII.
     return character.isprintable() or unicodedata.category(character) == "Zs"

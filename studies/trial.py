@@ -1,4 +1,4 @@
-"""The trial that an objective gets: Optuna's, and what a worker adds to it."""
+"""The trial that an objective gets: Optuna's, with metrics, checkpoints and interruption."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ from studies.values import as_stored, key_of
 
 #: The largest step: Optuna's tables hold 32 bits.
 MAX_STEP: Final = 2**31 - 1
-#: What float() may read, but Optuna takes for no value.
+#: float() reads these, but Optuna refuses them as values.
 _TEXT: Final = (str, bytes, bytearray)
 
 
 class Interrupted(BaseException):
-    """The worker is being stopped, or the trial is no longer its own: leave the trial as it is.
+    """The worker is being stopped, or has lost the trial's lease. The trial is requeued as it is.
 
-    Not an :exc:`Exception`: an objective that catches those and returns a value must not turn an
-    interrupted trial into a result.
+    Not an :exc:`Exception`: an objective that catches those and returns a value must not turn an interrupted trial
+    into a result.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What an objective saved of its work."""
+    """The state that an objective saved."""
 
     step: int
     """Of :meth:`Trial.checkpoint`."""
     state: bytes
-    """As it was saved: its SHA-256 has been checked."""
+    """The saved bytes, with their SHA-256 checked."""
 
 
-class Holder(Protocol):
-    """What a trial needs from the worker that holds it."""
+class LeaseHolder(Protocol):
+    """What a trial needs from the worker that has its lease."""
 
     device: str
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the trial should be left at the next chance."""
+        """Whether to stop training at the next step."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody wants the trial's result from here: it was cancelled, or its lease is lost."""
+        """Whether a result would be refused: the trial was cancelled, or its lease is lost."""
 
     def agree(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
-        """The distribution under which the study stores a parameter: that of the first trial to ask."""
+        """The distribution under which the study stores a parameter: the first trial's."""
 
     def put_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Have the metrics of a step written with what is told next."""
+        """Buffer the metrics of a step, to be sent with its report."""
 
-    def tell(self, step: int) -> None:
-        """Tell the database of a step, which renews the lease. Does not wait for a database that is away."""
+    def flush(self, step: int) -> None:
+        """Send the report of a step, which renews the lease. Does not wait for an unreachable database."""
 
     def save(self, step: int, state: Callable[[], bytes]) -> None:
-        """Keep a checkpoint, if one is due."""
+        """Save a checkpoint, if one is due."""
 
     def restore(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole."""
+        """The newest intact checkpoint."""
 
 
 class Trial(optuna.trial.Trial):
@@ -75,12 +75,12 @@ class Trial(optuna.trial.Trial):
     Pruned = optuna.TrialPruned
     Interrupted = Interrupted
 
-    def __init__(self, study: optuna.Study, trial_id: int, *, holder: Holder, seed: Callable[[int], int]) -> None:
+    def __init__(self, study: optuna.Study, trial_id: int, *, holder: LeaseHolder, seed: Callable[[int], int]) -> None:
         super().__init__(study, trial_id)
         self._holder = holder
         self._reported: dict[int, set[str]] = {}  # the metrics of each step that this attempt reported
-        self._chosen: dict[str, Any] = {}  # what the objective itself gave as a choice, where a list may be stored
-        self._overheard = False
+        self._chosen: dict[str, Any] = {}  # the objective's own objects: a tuple is stored as a list
+        self._stop_was_requested = False
         #: A seed of 32 bits, from (study seed, trial number): the same on any worker.
         self.seed = seed(self.number)
 
@@ -91,7 +91,7 @@ class Trial(optuna.trial.Trial):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the trial should be left: save a checkpoint and raise :attr:`Interrupted` at the next chance."""
+        """Whether to stop: save a checkpoint and raise :attr:`Interrupted` at the next step."""
         return self._holder.stop_requested
 
     @property
@@ -100,15 +100,15 @@ class Trial(optuna.trial.Trial):
         return {**super().params, **copy.deepcopy(self._chosen)}
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """As Optuna's, for choices in any order and of any type that JSON can say.
+        """As Optuna's, for choices in any order and of any type that JSON has.
 
-        A study has one list of choices, that of the first trial. Choices from a set have another order in each
-        process, and a tuple is stored as a list: both are found again by their stored values, and the objective
-        gets back what it gave.
+        A study has one list of choices, the first trial's. Choices from a set have another order in each process, and a
+        tuple is stored as a list. Therefore choices are compared by their stored values, and the objective gets its own
+        object back.
 
         Raises:
-            TypeError: a choice that JSON cannot say.
-            ValueError: other choices than the study's.
+            TypeError: JSON cannot represent a choice.
+            ValueError: the choices differ from the study's.
         """
         own = tuple(choices)
         if not own:
@@ -139,12 +139,12 @@ class Trial(optuna.trial.Trial):
     def report(self, value: float, step: int, **metrics: float) -> None:
         """Report the value to prune on, and any further metrics of that step.
 
-        A step that was reported before keeps its value, and each of its metrics the first one, as in Optuna; so
-        does a step that an earlier attempt of this trial reported.
+        The first report of a step counts, as in Optuna, for the value and for each metric. It may come from an earlier
+        attempt of this trial.
 
         Args:
             value: the intermediate value: anything that float() takes; it may be infinite or nan.
-            step: from 0 or 1, ever growing; a real number is cut to a whole one.
+            step: increasing, from 0 or 1; a fraction is cut off.
             metrics: named numbers, for example ``val_loss=0.3``; these may be infinite or nan.
 
         Raises:
@@ -152,14 +152,14 @@ class Trial(optuna.trial.Trial):
             ValueError: a negative step, or one above :data:`MAX_STEP`.
             OverflowError: a whole number that no float can hold.
             NotImplementedError: the study has several objectives.
-            Interrupted: the trial should be left since the report before, and was not.
+            Interrupted: a stop was requested at the previous report.
         """
-        if self._overheard:
+        if self._stop_was_requested:
             raise Interrupted
         if len(self.study.directions) > 1:
             raise NotImplementedError("Trial.report is not supported for multi-objective optimization.")
         number, step = _as_number(value, "trial.report: value"), _as_step(step)
-        # First the named ones: a step that Optuna's tables show is complete.
+        # The metrics before the value: a step in Optuna's tables is then complete.
         named = self._reported.get(step, set())
         self._holder.put_metrics(
             step,
@@ -172,16 +172,15 @@ class Trial(optuna.trial.Trial):
         if step in self._reported or step not in self._cached_frozen_trial.intermediate_values:
             super().report(number, step)  # which warns of a step that was reported before
         self._reported[step] = named | set(metrics)
-        self._holder.tell(step)
-        # An objective that never looks is interrupted at its next report: it has had its chance by then.
-        self._overheard = self._holder.stop_requested
+        self._holder.flush(step)
+        # An objective that ignores stop_requested is interrupted at its next report, after a step to save its state in.
+        self._stop_was_requested = self._holder.stop_requested
 
     def should_prune(self) -> bool:
-        """Whether the pruner gives this trial up; true, too, where nobody wants its result any more.
+        """Whether to prune this trial; also true when it was cancelled or its lease is lost.
 
         Raises:
-            Interrupted: the worker is being stopped. An objective that looks at
-                :attr:`stop_requested` itself never sees it here.
+            Interrupted: the worker is being stopped. Never raised to an objective that checks :attr:`stop_requested`.
         """
         if self._holder.is_over:
             return True
@@ -190,15 +189,14 @@ class Trial(optuna.trial.Trial):
         return super().should_prune()
 
     def checkpoint(self, step: int, state: bytes | Callable[[], bytes]) -> None:
-        """Offer a checkpoint of the work so far: call it as often as you like.
+        """Save a checkpoint if one is due. Cheap: call it at every step.
 
-        One is kept when it is due by the time of the spec's ``checkpoints.every``, or when the trial
-        is about to be left. What goes wrong with keeping it is logged, and stops no training.
+        One is due every ``checkpoints.every`` seconds of the spec, and when a stop is requested. A failing store is
+        logged, and training continues.
 
         Args:
-            step: how far the work is, for people to see.
-            state: everything that :meth:`restore` is to give back; or a function that makes it,
-                called only when it is needed.
+            step: the step of the state, shown to people.
+            state: the bytes that :meth:`restore` returns; or a function that makes them, called only when one is due.
 
         Raises:
             TypeError: the state is neither bytes nor a function that returns them.
@@ -221,12 +219,12 @@ def _as_bytes(state: object) -> bytes:
 
 
 def is_feasible(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether ``trial`` keeps its constraints, as Optuna counts: each is at most 0."""
+    """Whether ``trial`` satisfies its constraints as Optuna defines them: each is at most 0."""
     return all(value <= 0 for value in trial.constraints.values())
 
 
 def as_values(returned: Any, count: int) -> list[float] | str:
-    """What an objective returned as one number per direction, or the reason why it is not; as Optuna judges."""
+    """The returned value as one number per direction, by Optuna's rules; or an error message."""
     is_many = isinstance(returned, Sequence) and not isinstance(returned, _TEXT)
     values = list(returned) if is_many else [returned]
     if len(values) != count:
@@ -240,7 +238,7 @@ def as_values(returned: Any, count: int) -> list[float] | str:
             if isinstance(value, _TEXT):
                 raise TypeError
             numbers.append(float(value))
-        except Exception:  # of an object's own __float__, as a tensor's of several elements
+        except Exception:  # __float__ may raise anything, such as that of a tensor with several elements
             return f"the objective returned {_shown(value)}, which is not a number; return one, such as loss.item()"
         if math.isnan(numbers[-1]):
             return "the objective returned nan"
@@ -248,7 +246,11 @@ def as_values(returned: Any, count: int) -> list[float] | str:
 
 
 def _places(agreed: BaseDistribution, given: CategoricalDistribution) -> Sequence[int]:
-    """Where each choice of ``agreed`` stands in ``given``; raises :exc:`ValueError` unless both have the same."""
+    """The index in ``given`` of each choice of ``agreed``.
+
+    Raises:
+        ValueError: they have different choices.
+    """
     if isinstance(agreed, CategoricalDistribution) and agreed != given:
         keys = list(map(key_of, given.choices))
         wanted = list(map(key_of, agreed.choices))
@@ -282,5 +284,5 @@ def _as_step(step: Any) -> int:
 def _shown(value: Any) -> str:
     try:
         return f"{value!r:.80}"
-    except Exception:  # of an object's own __repr__, or of an integer of more than 4300 digits
+    except Exception:  # __repr__ may raise anything; so does that of an integer of more than 4300 digits
         return f"an object of type {type(value).__name__}"

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def strict(value: Any) -> Any:
-    """``value`` with every infinity and NaN in it, at any depth, as text; tuples become lists."""
+    """``value`` with infinities and NaN replaced by text at any depth, which strict JSON lacks; tuples become lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, list | tuple):
@@ -24,12 +24,12 @@ def strict(value: Any) -> Any:
 
 
 def finite(value: float | None) -> float | None:
-    """A measurement, or ``None`` where JSON has no number for it."""
+    """A measurement; ``None`` for infinities and NaN, which JSON lacks."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def to_json(value: Any, **how: Any) -> str:
-    """``value`` as JSON that every reader takes; ``how`` as :func:`json.dumps` takes it."""
+    """``value`` as strict JSON. ``how``: keyword arguments of :func:`json.dumps`."""
     return json.dumps(strict(value), ensure_ascii=False, allow_nan=False, **how)
 
 
@@ -49,12 +49,12 @@ def as_stored(value: Any) -> Any:
 
 
 def key_of(value: Any) -> str:
-    """A text that equal stored values share: unlike ``==`` it tells 1, 1.0 and true apart, and knows NaN."""
+    """A key for comparing stored values. Unlike ``==`` it distinguishes 1, 1.0 and true, and equates NaN with NaN."""
     return json.dumps(value, sort_keys=True, default=_scalar)
 
 
 def _scalar(value: Any) -> Any:
-    """What :mod:`json` does not know: a NumPy or PyTorch scalar is the number in it."""
+    """For :func:`json.dumps`: the number in a NumPy or PyTorch scalar."""
     if callable(item := getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
         return item()
     raise TypeError(f"{value!r:.80} is of type {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""The command cancel: one trial ends."""
+"""The command cancel: end one trial."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import click
 
-from studies import control
+from studies import lifecycle
 from studies.cli.common import Common, F, common_options, complete_trials, say, study_argument
 
 
 def number_argument(*states: str) -> Callable[[F], F]:
-    """The argument NUMBER, a trial, which Tab completes with the trials in ``states``."""
+    """The argument NUMBER of a trial. Tab completes it among the trials in ``states``."""
     return click.argument("number", metavar="NUMBER", type=int, shell_complete=complete_trials(*states))
 
 
@@ -27,7 +27,7 @@ def cancel(common: Common, name: str, number: int) -> None:
     """
     with common.open() as storage:
         record = storage.find_study(name)
-        has_ended = control.cancel(storage, record, number)
+        has_ended = lifecycle.cancel(storage, record, number)
         workers = [worker for worker in storage.status(record).workers if worker.trial == number]
     if has_ended:
         say(f"trial {number} of study {name!r} is cancelled")

@@ -1,4 +1,4 @@
-"""What the commands share: their common options, the storage they open, how they print and fail."""
+"""Shared by all commands: options, opening the storage, printing, reporting errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Seconds that Tab waits for a database.
 QUICK = 2.0
-#: What Studyhall keeps on this machine.
+#: The folder of Studyhall on this machine.
 home = chosen_home
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,14 +46,14 @@ class Common:
 
     storage_url: str | None
     wait: float
-    """Seconds for which a database is waited for that is away, or has no tables yet."""
+    """Seconds to wait for a database that is unreachable or has no tables yet."""
     debug: bool
 
     def open(self, *, create: bool = False) -> closing[PostgresStorage]:
         """The storage of this command, as a context manager.
 
         Args:
-            create: make the tables where they are missing.
+            create: create missing tables.
         """
         from studies.storage import open_storage
 
@@ -61,17 +61,17 @@ class Common:
         return closing(self.patiently(lambda: open_storage(self.storage_url, home=where, create=create, patience=0.0)))
 
     def patiently(self, action: Callable[[], T]) -> T:
-        """Do it; where the database is away or has no tables yet, again, for as long as ``--wait`` says."""
-        deadline, told = time.monotonic() + self.wait, -math.inf
+        """Call ``action``; retry for ``--wait`` seconds while the database is unreachable or has no tables."""
+        deadline, reminded = time.monotonic() + self.wait, -math.inf
         while True:
             try:
                 return action()
             except (StorageUnreachable, NoTables) as error:
                 if time.monotonic() > deadline:
                     raise
-                if time.monotonic() - told > REMIND:
+                if time.monotonic() - reminded > REMIND:
                     say(f"waiting for the database: {error}")
-                    told = time.monotonic()
+                    reminded = time.monotonic()
             time.sleep(1.0)
 
 
@@ -91,7 +91,7 @@ def common_options(command: F) -> F:
         type=click.FloatRange(0),
         default=0.0,
         metavar="SECONDS",
-        help="How long to wait for a database that is away. [env: STUDYHALL_WAIT]",
+        help="How long to wait for an unreachable database. [env: STUDYHALL_WAIT]",
     )
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(command)
@@ -126,7 +126,7 @@ def _log_to_stderr(level: int) -> None:
 
 
 def drop_output() -> None:
-    """The reader of a pipe (head, less) has enough: nothing more may be written, not even at exit."""
+    """Discard standard output after the reader of a pipe (head, less) has closed it: Python flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -200,13 +200,12 @@ def direction_option(text: str) -> Callable[[F], F]:
 
 
 def has_embedded_database() -> bool:
-    """Whether this machine has one already; asking it makes none."""
+    """Whether this machine has one. Does not create one."""
     return (home() / "postgresql").is_dir()
 
 
 def ask_quickly(ctx: click.Context, ask: Callable[[Database], list[str]]) -> list[str]:
-    """What ``ask`` finds in the storage of a command line, for the shell; nothing where that does not answer quickly,
-    or has none of it."""
+    """Ask the storage of an unfinished command line, for completion; nothing if it does not answer quickly."""
     from studies.storage.database import Database
     from studies.storage.embedded.server import EmbeddedServer
     from studies.storage.url import StorageURL
@@ -215,7 +214,7 @@ def ask_quickly(ctx: click.Context, ask: Callable[[Database], list[str]]) -> lis
         url = ctx.params.get("storage_url")
         if url:
             location = StorageURL.parse(url)
-        elif has_embedded_database():  # else Tab would make an empty one
+        elif has_embedded_database():  # pressing Tab must not create one
             server = stack.enter_context(closing(EmbeddedServer(home())))
             location = server.start()
         else:
@@ -232,13 +231,13 @@ def study_in(ctx: click.Context) -> str | None:
 
 
 def complete_studies(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
-    """The studies whose names begin so, for the shell."""
+    """Complete the name of a study."""
     names = ask_quickly(ctx, lambda database: [row["name"] for row in database.rows("study_names", within=QUICK)])
     return [name for name in names if name.startswith(begun)]
 
 
 def complete_trials(*states: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """The completion of trial numbers of the study that was named: of trials in ``states``, or of all."""
+    """Complete the number of a trial of the named study, among those in ``states``, or all."""
 
     def complete(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
         def ask(database: Database) -> list[str]:
@@ -252,7 +251,7 @@ def complete_trials(*states: str) -> Callable[[click.Context, click.Parameter, s
 
 
 def complete_targets(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
-    """The presets whose names begin so, and files, for the shell."""
+    """Complete TARGET: presets and files."""
     from studies.spec.source import preset_names
 
     presets = [CompletionItem(name) for name in preset_names() if name.startswith(begun)]
@@ -275,14 +274,14 @@ def choose_trial(storage: PostgresStorage, record: StudyRecord, number: int | No
 
     Raises:
         TrialNotFound: there is no such trial.
-        NothingFinished: no trial is the best yet.
-        StorageError: the study has several objectives, so that no trial is the best.
+        NothingFinished: no trial is complete yet.
+        StorageError: the study has several objectives, and no single best trial.
     """
     return storage.best(record) if number is None else storage.trial(record, number)
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator, in their order."""
+    """One decorator for several options, in their order in the help."""
 
     def decorate(command: F) -> F:
         for option in reversed(options):
@@ -299,7 +298,7 @@ def data_dir_or_default(data_dir: Path | None) -> Path:
 
 @contextmanager
 def until_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does: with what it started."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C inside the block, to end child processes in order."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -313,8 +312,10 @@ def until_interrupted() -> Iterator[None]:
 
 
 def goal(spec: StudySpec, *, is_new: bool, runs: bool = False) -> str:
-    """What a study minimizes and maximizes; where that is assumed for a new one, how to change it: not while the
-    command ``runs`` it."""
+    """A study's direction, in words. If a new study has it by default: how to change it.
+
+    ``runs``: whether this command runs the study, and must be interrupted first.
+    """
     if spec.says_direction or not is_new:
         return f"it {spec.goal}"
     change = command("extend", spec.name, "--direction", "maximize")
@@ -323,7 +324,7 @@ def goal(spec: StudySpec, *, is_new: bool, runs: bool = False) -> str:
 
 
 def way_to_work(record: StudyRecord) -> str:
-    """The end of a line about a study that nobody runs: how to run it, if workers can."""
+    """The end of a line about a study without workers: how to run it."""
     from studies.objective import work_command
 
     spec = record.spec
@@ -331,7 +332,7 @@ def way_to_work(record: StudyRecord) -> str:
 
 
 def who_goes_on(now: Status, record: StudyRecord) -> str:
-    """The end of a line about a study that goes on: who works on it, else how to run it."""
+    """The end of a line about a study that continues: how many workers it has, or how to run it."""
     return f"; {counted(len(now.workers), 'worker')} seen" if now.workers else way_to_work(record)
 
 
@@ -357,5 +358,5 @@ def report_usage_error(error: click.ClickException) -> int:
 
 def say(line: str = "") -> None:
     """Print a line to standard error: everything that is not data."""
-    with suppress(BrokenPipeError):  # whoever read it has gone; the work goes on
+    with suppress(BrokenPipeError):  # the reader of standard error has closed it; that must not end a run
         click.echo(printable(line), err=True)

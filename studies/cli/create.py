@@ -1,4 +1,4 @@
-"""The command create: a study that others run."""
+"""The command create: create a study without running it."""
 
 from __future__ import annotations
 

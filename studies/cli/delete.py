@@ -1,4 +1,4 @@
-"""The command delete: a study with all that belongs to it."""
+"""The command delete: a study with its trials and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @study_argument
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Even while workers are at work on it, which then drop their trials.")
+@click.option("--force", is_flag=True, help="Even while workers run its trials, which they then drop.")
 @common_options
 def delete(common: Common, name: str, yes: bool, force: bool) -> None:
     """Delete a study with all its trials."""
@@ -48,7 +48,7 @@ def delete(common: Common, name: str, yes: bool, force: bool) -> None:
 
 
 def _delete_checkpoints(record: StudyRecord) -> None:
-    """Delete what of a deleted study lies outside of the database."""
+    """Delete the checkpoints of a deleted study that are outside of the database."""
     from studies.checkpoint_stores import open_store
 
     if record.spec is None or record.uid is None or record.spec.checkpoints.store == "postgresql":
@@ -60,7 +60,11 @@ def _delete_checkpoints(record: StudyRecord) -> None:
 
 
 def _confirm(question: str) -> None:
-    """Return if the person says yes; else raise :exc:`StudyhallError`."""
+    """Ask for confirmation.
+
+    Raises:
+        StudyhallError: the answer is no, or there is no terminal.
+    """
     if sys.stdin is None or not sys.stdin.isatty():
         raise StudyhallError("nothing deleted: there is no terminal to ask at; give --yes")
     if not click.confirm(question, err=True):

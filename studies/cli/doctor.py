@@ -1,4 +1,4 @@
-"""The command doctor."""
+"""The command doctor: print the findings of :mod:`studies.doctor`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 @allow_option
 @common_options
 def doctor(common: Common, kind: str, data_dir: Path | None, allow: tuple[str, ...]) -> None:
-    """Look for what is wrong, and say what mends it.
+    """Find problems, and print the command that fixes each.
 
     Looks at the server, its clock, connections and tables, at stuck trials, and at this machine:
     GPUs, disks, passwords. Exits with 1 if something does not work.
@@ -71,7 +71,7 @@ def _examine(common: Common, data_dir: Path, allow: tuple[str, ...]) -> list[Fin
 
 
 def _lines(findings: Sequence[Finding], width: int) -> list[str]:
-    """Each finding, with its fix below it."""
+    """Each finding with its fix on the next line."""
     lines = []
     for finding in findings:
         level, about = f"{finding.level:<9}", f"{printable(finding.about):<13}"
@@ -85,6 +85,6 @@ def _lines(findings: Sequence[Finding], width: int) -> list[str]:
 
 
 def _wrapped(text: str, margin: str, width: int) -> list[str]:
-    # No path and no command is broken within a word.
+    # Words are never broken: paths and commands must stay copyable.
     shown = textwrap.TextWrapper(width, margin, margin, break_long_words=False, break_on_hyphens=False)
     return shown.wrap(printable(text))

@@ -1,14 +1,14 @@
-"""The command enqueue: a trial with chosen parameters runs next."""
+"""The command enqueue: run a trial with given parameters next."""
 
 from __future__ import annotations
 
 import click
 
-from studies import control
+from studies import lifecycle
 from studies.cli.common import Common, common_options, say, study_argument
 from studies.cli.formats import readable
-from studies.endings import way_on
 from studies.errors import command
+from studies.stop_reasons import way_on
 
 
 @click.command()
@@ -24,18 +24,15 @@ def enqueue(common: Common, name: str, params: tuple[str, ...]) -> None:
     against the trials that have begun.
     """
     with common.open() as storage:
-        enqueued = control.enqueue(storage, storage.find_study(name), params)
+        enqueued = lifecycle.enqueue(storage, storage.find_study(name), params)
     shown = " ".join(f"{key}={readable(value)}" for key, value in enqueued.params.items())
     say(f"trial {enqueued.number} of study {name!r} waits for a worker: {shown}")
     if not enqueued.is_checked:
         say(
-            "names and values are not checked: no trial has begun, and the objective suggests for itself; "
-            f"take it back with: {command('cancel', name, enqueued.number)}"
+            "names and values are not checked: the study has no [space], and no trial has started; "
+            f"undo it with: {command('cancel', name, enqueued.number)}"
         )
     for param, condition in enqueued.conditions.items():
         say(f"{param} is used only if {condition}; set that too, or the sampler decides")
     if not enqueued.has_room:
-        say(
-            "the budget has no room for it beside the trials that run and wait; "
-            f"make some with: {way_on(name, 'complete')}"
-        )
+        say(f"the budget has no room for another trial; raise it with: {way_on(name, 'complete')}")

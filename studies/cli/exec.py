@@ -62,8 +62,8 @@ def exec_(
 
 def _become(words: list[str], environment: Mapping[str, str]) -> None:
     """Run a program in the place of this process: its terminal, its signals and its exit status are the program's."""
-    sys.stdout.flush()
-    # Python ignores these, and what it starts would ignore them as well.
+    sys.stdout.flush()  # exec would discard the buffer
+    # Python ignores these signals, and a program would inherit that: `program | head` would not end.
     ignored = [getattr(signal, name) for name in ("SIGPIPE", "SIGXFSZ") if hasattr(signal, name)]
     before = {number: signal.signal(number, signal.SIG_DFL) for number in ignored}
     try:

@@ -40,7 +40,7 @@ def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
 @click.option("--timeout", metavar="TIME", callback=time_value, help="Time in which trials may begin: 90s, 30m, 2h.")
 @click.option("--target", type=float, help="Stop when a trial reaches this value.")
 @click.option("--max-failures", metavar="N|+N", callback=_count, help="FAILed trials before the study stops.")
-@direction_option("By itself, while no trial has finished and no worker is at work; once for each objective.")
+@direction_option("By itself, while no trial has finished and no worker is running; once for each objective.")
 @common_options
 def extend(
     common: Common,
@@ -83,7 +83,7 @@ def extend(
 
 
 def _say_extended(storage: PostgresStorage, before: StudyRecord) -> None:
-    """Say what the budget of a study is now, what becomes of trials for which it is too small, and who goes on."""
+    """Print the new budget, the trials that have no room in it, and whether workers continue."""
     record = storage.find_study(before.name)
     now = storage.status(record)
     assert before.budget is not None  # else it could not be extended

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @study_argument
 @trial_option
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to make; default: NAME-final.")
-@click.option("--again", is_flag=True, help="Look at the test data once more; the number of looks is stored.")
+@click.option("--again", is_flag=True, help="Use the test data again; how often is stored.")
 @data_dir_option
 @allow_option
 @objective_options
@@ -52,9 +52,9 @@ def finalize(
 ) -> None:
     """Retrain the best trial, and test it once.
 
-    Trains on all but the test data, writes weights, configuration and metrics to a folder, and
-    stores the metrics in the study. Test data answer honestly once: a second look is refused
-    without --again.
+    Trains on training and validation data, writes weights, configuration and metrics to a folder,
+    and stores the metrics in the study. Reusing test data biases the result: a second test is
+    refused without --again.
     """
     from studies import finalize as final
     from studies.objective import build, require_allowed
@@ -66,15 +66,16 @@ def finalize(
         record = storage.find_study(name)
         trial = choose_trial(storage, record, trial_number)
         spec = record.require_spec("its objective is not known")
+        # All checks come before the training, which may take hours.
         final.require_complete(record, trial)
         before = final.stored(storage, record)
         if before and not again:
             shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())
             raise StudyhallError(
                 f"study {name!r} was finalized with trial {before['trial']} ({shown}); "
-                "test data that choose become training data; if you must: --again"
+                "reusing test data biases the result; pass --again to do it anyway"
             )
-        storage.require("worker")  # not after hours of training
+        storage.require("worker")  # before hours of training, whose result a viewer could not store
         script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
         if script is None:
             require_allowed(spec.objective.path, allow, name)
@@ -95,10 +96,10 @@ def finalize(
             device=device.torch, directory=directory, begin=lambda: say(retraining), progress=_show,
         )  # fmt: skip
     echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
-    say(f"wrote {directory}" + (f"; this was look {before['looks'] + 1} at the test data" if before else ""))
+    say(f"wrote {directory}" + (f"; this was test {before['looks'] + 1} on the same test data" if before else ""))
 
 
 def _show(done: int, total: int) -> None:
-    """A line that counts in a terminal, and is silent elsewhere."""
+    """Show a counter in a terminal, and nothing in a file."""
     if sys.stderr.isatty():
         click.echo(f"\r{done} of {total}" + ("\n" if done == total else ""), err=True, nl=False)

@@ -226,7 +226,7 @@ def echo(*lines: str, styled: bool = False) -> None:
 
 
 def echo_data(data: str, end: str = "\n") -> None:
-    """Print data for programs to standard output: as they are, but where a person looks at them."""
+    """Print data to standard output: unchanged for programs, escaped in a terminal."""
     if sys.stdout.isatty():
         data = "\n".join(map(printable, data.split("\n")))
     click.echo(data + end, nl=False, color=True)

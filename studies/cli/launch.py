@@ -23,9 +23,9 @@ from studies.cli.common import (
     study_argument,
 )
 from studies.cli.formats import echo_data
-from studies.endings import END_WORDS, way_on
 from studies.errors import EmbeddedServerError, NoTables, StorageUnreachable, StudyhallError, StudyNotFound
 from studies.launch import cpus_per_worker
+from studies.stop_reasons import STOP_REASONS, way_on
 
 if TYPE_CHECKING:
     from studies.launch.kubernetes import Volume
@@ -84,7 +84,7 @@ def runnable_study(common: Common, name: str, check: Callable[[StudyRecord], Stu
         raise StudyNotFound(f"{error}; if the workers have another database, name it with --storage") from None
     if ended:
         raise StudyhallError(
-            f"study {name!r} has ended ({END_WORDS.get(ended, ended)}), and so would its workers; "
+            f"study {name!r} has ended ({STOP_REASONS.get(ended, ended)}) and its workers would exit at once; "
             f"go on with: {way_on(name, ended)}"
         )
     if location is None:

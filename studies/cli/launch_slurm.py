@@ -131,7 +131,7 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="How long a trial stays with a worker that is silent.",
+    help="How long a trial waits for its worker's next heartbeat.",
 )
 @allow_option
 @objective_options
@@ -221,8 +221,8 @@ def slurm(
 def cancel_jobs(common: Common, name: str) -> None:
     """End a study's Slurm jobs, and nothing else.
 
-    Those that you have launched, with the tasks that wait. Running trials are given back;
-    `studyhall launch slurm` goes on.
+    Those that you have launched, with the tasks that wait. Running trials are requeued;
+    `studyhall launch slurm` starts new workers.
     """
     with _open_server(common) as storage:
         record = storage.find_study(name)
@@ -233,7 +233,7 @@ def cancel_jobs(common: Common, name: str) -> None:
     jobs = sorted(set(tasks), key=int)
     launcher.cancel(jobs)
     named = f"{'jobs' if len(jobs) > 1 else 'job'} {', '.join(jobs)} of study {name!r} ({counted(len(tasks), 'task')})"
-    say(f"cancelled {named}; running trials are given back")
+    say(f"cancelled {named}; running trials are requeued")
 
 
 def _open_server(common: Common) -> closing[PostgresStorage]:
@@ -247,7 +247,7 @@ def _open_server(common: Common) -> closing[PostgresStorage]:
 
 
 def _goes_on(storage: PostgresStorage, record: StudyRecord) -> bool:
-    from studies.endings import way_on
+    from studies.stop_reasons import way_on
 
     now = storage.status(record)
     if now.ended:

@@ -13,8 +13,8 @@ from studies.cli.formats import (
     print_columns,
     to_json,
 )
-from studies.endings import BY_HAND
 from studies.errors import NoTables
+from studies.stop_reasons import BY_HAND
 from studies.text import duration, number
 from studies.values import finite
 

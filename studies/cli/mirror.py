@@ -1,4 +1,4 @@
-"""The command that keeps studies in MLflow up to date, and what serve and run take of it."""
+"""The command mirror, and the mirrors beside serve and run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import click
 from studies.cli.common import Common, common_options, complete_studies, home, say, until_interrupted
 from studies.cli.formats import echo
 from studies.errors import TrackingError, command
-from studies.processes import Kept
+from studies.processes import Restarted
 from studies.text import counted
 
 if TYPE_CHECKING:
     from studies.mirror.launcher import MirrorProcess
     from studies.storage.postgres import PostgresStorage
 
-#: Seconds between two looks at the processes.
+#: Seconds between two polls of the processes.
 POLL: Final = 0.25
-#: What a process that we start has no need to know.
+#: Variables with passwords, which child processes do not need.
 _PRIVATE: Final = ("STUDYHALL_STORAGE", "STUDYHALL_PASSWORD", "STUDYHALL_ADMIN_PASSWORD")
 
 
@@ -97,7 +97,7 @@ def start_mirror(
     *,
     once: bool = False,
 ) -> MirrorProcess:
-    """Start the mirror of the studies ``names``; none: of all."""
+    """Start a mirror of the studies ``names``; without names, of all."""
     from studies.mirror.launcher import MirrorProcess
 
     return MirrorProcess(
@@ -111,10 +111,10 @@ def start_mirror(
     )
 
 
-def news(process: MirrorProcess, tracking_uri: str | None, *, but: Collection[str] = ()) -> Iterator[str]:
-    """What a mirror had to say since the last call, for people, but for events of these kinds."""
-    for event in process.news():
-        line = None if event["event"] in but else _line(event, tracking_uri)
+def event_lines(process: MirrorProcess, tracking_uri: str | None, *, skip: Collection[str] = ()) -> Iterator[str]:
+    """Lines for people about a mirror's events since the last call, without those of the kinds ``skip``."""
+    for event in process.new_events():
+        line = None if event["event"] in skip else _line(event, tracking_uri)
         if line:
             yield line
 
@@ -140,34 +140,34 @@ def _place(tracking_uri: str | None) -> str:
     return f"MLflow at {display(tracking_uri)}" if tracking_uri else "the MLflow database"
 
 
-def heal(storage: PostgresStorage, process: MirrorProcess) -> None:
-    """Start the embedded server again where it may have died: the mirror waits for something."""
+def restart_server(storage: PostgresStorage, process: MirrorProcess) -> None:
+    """Restart the embedded server if the mirror waits: the server may have been killed."""
     if storage.server and process.is_waiting:
         storage.server.start()
 
 
 def _follow(storage: PostgresStorage, process: MirrorProcess, tracking_uri: str | None) -> None:
-    """Tell what the mirror does until it ends."""
+    """Print a mirror's events until it ends."""
     while process.popen.poll() is None:
-        for line in news(process, tracking_uri):
+        for line in event_lines(process, tracking_uri):
             say(line)
-        heal(storage, process)
+        restart_server(storage, process)
         time.sleep(POLL)
     status = process.wait()
-    for line in news(process, tracking_uri):
+    for line in event_lines(process, tracking_uri):
         say(line)
     if status:
-        error = process.last_words.get("error")
+        error = process.last_events.get("error")
         raise TrackingError(error["message"] if error else f"the mirror ended with status {status}")
 
 
 def environment() -> dict[str, str]:
-    """The environment of a process that we start."""
+    """The environment of a child process: ours without passwords."""
     return {name: value for name, value in os.environ.items() if name not in _PRIVATE}
 
 
-class KeptMirror(Kept):
-    """A mirror of all studies that is started again when it dies, and says what it does."""
+class RestartedMirror(Restarted):
+    """A mirror of all studies that is restarted when it dies. Prints its events."""
 
     child: MirrorProcess
 
@@ -177,33 +177,33 @@ class KeptMirror(Kept):
         super().__init__("the mirror", lambda: start_mirror(storage, tracking_uri, say), say)
 
     def is_ready(self) -> bool:
-        """Whether it has found MLflow, or waits for something itself.
+        """Whether the mirror is connected to MLflow, or waits for it.
 
         Raises:
-            TrackingError: it makes no sense to go on.
+            TrackingError: the mirror died.
         """
-        if self.child.last_words.keys() & {"connected", "waiting"}:
+        if self.child.last_events.keys() & {"connected", "waiting"}:
             return True
         if why := self.cause_of_death:
             raise TrackingError(why)
         return False
 
     def poll(self) -> None:
-        """Start it again if it is time, and pass on what it says."""
+        """Restart a dead mirror after its backoff, and print new events."""
         super().poll()
-        for line in news(self.child, self._uri):
+        for line in event_lines(self.child, self._uri):
             say(line)
-        heal(self._storage, self.child)
+        restart_server(self._storage, self.child)
 
 
 class Mirroring:
-    """The mirror beside a run, for which no trial ever waits.
+    """The mirror beside a run. No trial ever waits for it.
 
     Args:
         storage: where the studies are.
         tracking_uri: MLflow's; ``None``: its database beside the studies.
         names: of the studies.
-        output: is given what it has to say.
+        output: called with each line.
     """
 
     def __init__(
@@ -216,32 +216,34 @@ class Mirroring:
         self._is_over = False
 
     def poll(self) -> None:
-        """Pass on what it says; call it about twice a second."""
+        """Print new events. To be called about twice a second."""
         if self._is_over:
             return
-        for line in news(self._process, self._uri, but=("writing", "mirrored")):  # the study's progress is shown anyway
+        for line in event_lines(
+            self._process, self._uri, skip=("writing", "mirrored")
+        ):  # the study's progress is shown anyway
             self._output(line)
         if self._process.popen.poll() is not None:
             self._process.wait()
             self._is_over = True
-            error = self._process.last_words.get("error", {"message": "it was ended"})
-            self._output(f"MLflow is left alone: {error['message']}; the study goes on")
+            error = self._process.last_events.get("error", {"message": "it was ended"})
+            self._output(f"the mirror ended: {error['message']}; the study continues")
 
     def finish(self) -> None:
-        """The study is over: let MLflow have the rest, if it answers."""
+        """Let the mirror catch up after the end of the studies, if MLflow answers."""
         self.poll()
         if not self._is_over and self._process.finish():
             seen = "" if self._uri else f"; see it: {command('serve', *self._names[:1])}"
             say(f"mirrored into {_place(self._uri)}{seen}")
             return
-        told = self._process.last_words
-        why = told.get("error", told.get("waiting", {"message": "it does not answer"}))["message"]
-        say(f"MLflow has not got everything ({why}); later: {command('mirror', *self._names)} --once")
+        events = self._process.last_events
+        why = events.get("error", events.get("waiting", {"message": "it does not answer"}))["message"]
+        say(f"MLflow is incomplete ({why}); catch up with: {command('mirror', *self._names)} --once")
 
     def __enter__(self) -> Mirroring:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Whatever it is about, the next one finds it.
+        # Killing it is safe: the next mirror continues from what is in MLflow.
         if self._process.popen.poll() is None:
             self._process.kill()

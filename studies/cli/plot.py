@@ -11,7 +11,7 @@ from studies.cli.common import Common, common_options, study_argument
 from studies.cli.formats import split_names
 from studies.cli.report import OutputFile, read_data, write_output
 from studies.report.files import require_writable
-from studies.report.kinds import KINDS, choose_objective, choose_params, require
+from studies.report.plots import PLOTS, choose_objective, choose_params, require
 
 IMAGES = (".png", ".svg")
 
@@ -19,14 +19,14 @@ IMAGES = (".png", ".svg")
 @click.command(
     help=f"""Draw one plot of a study.
 
-    KIND is one of {", ".join(KINDS)}.
+    KIND is one of {", ".join(PLOTS)}.
 
     The file's ending says what is written: .png, .svg or .html. A file that is there already is
     replaced.
     """
 )
 @study_argument
-@click.argument("kind", metavar="KIND", type=click.Choice(list(KINDS)))
+@click.argument("kind", metavar="KIND", type=click.Choice(list(PLOTS)))
 @click.option(
     "-o", "--output", type=OutputFile(*IMAGES, ".html"), metavar="FILE", required=True, help="The file to write."
 )

@@ -1,4 +1,4 @@
-"""The command report: all that there is to see of a study, in one HTML file."""
+"""The command report: a study in one HTML file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OutputFile(click.Path):
-    """A file to write, whose ending says what it is."""
+    """An option for a file to write, with a legal suffix."""
 
     def __init__(self, *endings: str) -> None:
         super().__init__(path_type=Path)

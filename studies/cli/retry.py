@@ -1,10 +1,10 @@
-"""The command retry: the parameters of a failed trial once more."""
+"""The command retry: run the parameters of a failed trial again."""
 
 from __future__ import annotations
 
 import click
 
-from studies import control
+from studies import lifecycle
 from studies.cli.cancel import number_argument
 from studies.cli.common import Common, common_options, say, study_argument
 
@@ -14,10 +14,10 @@ from studies.cli.common import Common, common_options, say, study_argument
 @number_argument("FAIL")
 @common_options
 def retry(common: Common, name: str, number: int) -> None:
-    """Run a failed trial's parameters once more.
+    """Run the parameters of a failed trial again.
 
     That is a new trial; the failed one stays, and counts toward budget.max_failures.
     """
     with common.open() as storage:
-        new = control.retry(storage, storage.find_study(name), number)
+        new = lifecycle.retry(storage, storage.find_study(name), number)
     say(f"trial {new} of study {name!r} waits for a worker, with the parameters of trial {number}")

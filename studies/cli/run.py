@@ -14,8 +14,8 @@ from studies.cli.common import (
 from studies.cli.mirror import checked
 from studies.cli.target import Target, spec_options
 from studies.cli.workers import conclude, run_workers, worker_options
-from studies.endings import BY_HAND
 from studies.errors import StudyhallError, StudyNotFound, command
+from studies.stop_reasons import BY_HAND
 
 
 @click.command()
@@ -38,14 +38,15 @@ def run(
     """Run a study on this machine until its budget is spent.
 
     TARGET is a preset (digits, mnist, fashion-mnist), a study file (my.toml), or any Optuna
-    objective (script.py:objective, package.module:objective). A study of that name that exists is
-    joined. Ctrl-C gives the running trials back; the same command goes on.
+    objective (script.py:objective, package.module:objective). An existing study of that name is
+    joined. Ctrl-C requeues the running trials; the same command continues.
     """
     from studies.session import permissions
 
     mirrors = [checked(tracking_uri)] if mlflow else []
     spec, script = target.read()
     with common.open(create=True) as storage:
+        # Before the workers start, which takes seconds: most studies that can't run are refused here.
         try:
             record = storage.find_study(spec.name)
         except StudyNotFound:
@@ -55,6 +56,7 @@ def run(
                 spec = spec.with_script_of(record.spec)
             storage.require_same(record, spec)
             ended = storage.status(record).ended
+            # An error, and no quiet end: a script that runs this must not take an unfinished study for a finished one.
             if ended == BY_HAND:
                 raise StudyhallError(
                     f"study {record.name!r} was stopped by hand, and no trial is run; "
@@ -67,7 +69,7 @@ def run(
         run_workers(
             storage,
             [(spec, 1.0)],
-            # Whoever types TARGET has chosen all of these.
+            # Typing TARGET allows its script, its objective and its checkpoint store.
             scripts={spec.name: script} if script else {},
             allow=permissions(spec, script),
             workers=workers,

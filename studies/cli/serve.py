@@ -18,7 +18,7 @@ import click
 
 from studies.cli.common import Common, common_options, home, say, until_interrupted
 from studies.cli.formats import echo
-from studies.cli.mirror import POLL, KeptMirror, checked, environment, tracking_option
+from studies.cli.mirror import POLL, RestartedMirror, checked, environment, tracking_option
 from studies.errors import SiteError, StorageUnreachable, StudyNotFound
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from studies.serve.sites import Site
     from studies.storage.postgres import PostgresStorage
 
-#: Seconds that the processes have to end in order.
+#: Seconds to wait for the processes to exit before they are killed.
 GRACE: Final = 3.0
 _PORT: Final = click.IntRange(1, 65535)
 
@@ -57,8 +57,10 @@ _PORT: Final = click.IntRange(1, 65535)
     type=click.Choice(["dashboard", "mlflow"]),
     help="One of the sites, and no mirror: for containers, where each is one.",
 )
-@click.option("--no-token", is_flag=True, help="Let every user and program on this machine in.")
-@click.option("--read-only", is_flag=True, help="Let nobody write, and read the studies as a user who can't.")
+@click.option("--no-token", is_flag=True, help="Give every user and program on this machine access.")
+@click.option(
+    "--read-only", is_flag=True, help="Refuse all writes; read the studies as a database user without rights to write."
+)
 @tracking_option
 @common_options
 def serve(
@@ -79,8 +81,8 @@ def serve(
 
     Starts what is missing, the mirror into MLflow too, prints the addresses, starts again what dies, and
     stops all with Ctrl-C. With NAME the addresses lead to that study: its trials with their curves. They
-    hold a token, new with each start, without which nobody gets in. With --host the sites are for others,
-    too, by passwords instead of the token.
+    hold a token, new with each start, without which access is refused. With --host the sites are for other
+    machines, with passwords instead of the token.
     """
     from studies.serve.sites import DASHBOARD, MLFLOW, listen
 
@@ -105,10 +107,10 @@ def serve(
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """What is opened of the sites."""
+    """The pages that `serve` prints and opens."""
 
     study: str | None
-    """``None``: their first pages."""
+    """The study whose pages these are; ``None`` for the sites' first pages."""
     in_browser: bool
 
 
@@ -135,39 +137,42 @@ def _serve(
             access=access,
             environment=environment(),
             output=say,
+            # The embedded server stops with its last user, which may be a site.
             inherit=[storage.server.fileno()] if storage.server else [],
         )
         for name, listener in listeners.items()
     ]
     notifications = _Notifications(storage, is_on=not (read_only or is_alone))
-    mirrors = [] if is_alone else [KeptMirror(storage, tracking_uri)]
+    mirrors = [] if is_alone else [RestartedMirror(storage, tracking_uri)]
     try:
+        # The sites start in parallel, each with its listening socket: early requests wait instead of failing.
         for site in sites:
             site.wait_until_ready()
-        _tell_addresses(storage, sites, access, tracking_uri, shown.study)
+        _print_addresses(storage, sites, access, tracking_uri, shown.study)
         is_ready = False
         while True:
             if not is_ready and (is_ready := all(mirror.is_ready() for mirror in mirrors)) and shown.in_browser:
-                for site in sites:  # not before, so that whoever opens MLflow finds the studies there
+                for site in sites:  # only now: MLflow has no studies before the mirror is connected
                     webbrowser.open(site.entrance(shown.study))
-            for kept in (*sites, *(mirrors if is_ready else ())):
-                kept.poll()
+            for process in (*sites, *(mirrors if is_ready else ())):
+                process.poll()
             notifications.poll()
             time.sleep(POLL)
     finally:
-        for kept in (*sites, *mirrors):
-            kept.stop()
-        for kept in (*sites, *mirrors):
-            kept.close(GRACE)
+        # First ask all of them to exit, then wait: they end in parallel.
+        for process in (*sites, *mirrors):
+            process.stop()
+        for process in (*sites, *mirrors):
+            process.close(GRACE)
         notifications.stop()
 
 
 class _Notifications:
-    """Those of all studies; the machines that run them may all be gone, and nobody else be left to say so.
+    """Notifications of all studies: the machines that run a study may all be dead, and only `serve` left to report it.
 
     Args:
         storage: where the studies are.
-        is_on: whether anything is told; it is noted in the database.
+        is_on: whether to send any. Sending writes to the database, which `--read-only` must not.
     """
 
     EVERY = 10.0
@@ -179,13 +184,13 @@ class _Notifications:
         self._due = 0.0 if is_on else math.inf
 
     def poll(self) -> None:
-        """Look whether there are other studies than before; call it about twice a second."""
+        """Watch new studies as well. To be called about twice a second."""
         from studies.notify.notifier import Notifier
 
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + self.EVERY
-        with suppress(StorageUnreachable, StudyNotFound):  # next time, then
+        with suppress(StorageUnreachable, StudyNotFound):  # the next poll tries again
             names = self._storage.study_names()
             if names != self._names:
                 self.stop()
@@ -195,13 +200,13 @@ class _Notifications:
                 self._names = names
 
     def stop(self) -> None:
-        """Tell what is there to tell, and end."""
+        """Send pending notifications, and end."""
         if self._notifier:
             self._notifier.stop(1.0)
             self._notifier = None
 
 
-def _tell_addresses(
+def _print_addresses(
     storage: PostgresStorage, sites: Sequence[Site], access: Access, tracking_uri: str | None, study: str | None
 ) -> None:
     from studies.mirror.server import display
@@ -214,7 +219,7 @@ def _tell_addresses(
     for name, where in rows.items():
         echo(f"{name:<{width}}  {where}")
     if access.token:
-        say("whoever knows an address gets in; programs send its token as: Authorization: Bearer TOKEN")
+        say("an address gives access to its site; programs send its token as: Authorization: Bearer TOKEN")
     elif access.anybody:
         may = "read" if access.role == VIEWER else "read and change"
         say(f"--no-token: every user and program on this machine can {may} all studies and all that MLflow holds")

@@ -1,4 +1,4 @@
-"""The command show: a study or one of its trials, whole."""
+"""The command show: everything about a study or a trial."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _attempt(attempt: Attempt | None) -> str:
 def _took(trial: FrozenTrial, attempt: Attempt | None) -> str:
     if trial.duration is None:
         return "–"
-    # How long each attempt took is not stored.
+    # The database has no times of single attempts.
     pauses = ", with the pauses between its attempts" if attempt and attempt.times > 1 else ""
     return f"{duration(trial.duration.total_seconds())}{pauses}"
 

@@ -1,4 +1,4 @@
-"""The command status: where a study stands, in a few lines; and the line that other commands end with."""
+"""The command status; and the status line with which other commands end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from studies.cli.formats import (
     print_columns,
     to_json,
 )
-from studies.endings import BY_HAND, END_WORDS
 from studies.errors import command
+from studies.stop_reasons import BY_HAND, STOP_REASONS
 from studies.text import counted, duration, number
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--format", "kind", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @common_options
 def status(common: Common, name: str, kind: str) -> None:
-    """Show how far a study is, and who works on it."""
+    """Show a study's progress and its workers."""
     with common.open() as storage:
         record = storage.find_study(name)
         now = storage.status(record)
@@ -66,18 +66,19 @@ def status(common: Common, name: str, kind: str) -> None:
 
 
 def status_line(now: Status, record: StudyRecord, seconds: float | None = None) -> str:
-    """The state of a study in one line; with the seconds that a command took to bring it there."""
+    """The status of a study in one line. ``seconds``: how long the command ran."""
     of = f" of {now.budget.trials:,}" if now.budget else ""
     counts = ", ".join(
         f"{now.trials[key]:,} {'failed' if key == 'fail' else key}"
         for key in ("complete", "pruned", "running", "waiting", "fail")
         if now.trials[key] or key == "complete"
     )
-    # That the budget is spent is what "40 of 40" says.
-    halted = f"; {END_WORDS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
+    # "40 of 40" already says that the budget is spent.
+    halted = f"; {STOP_REASONS.get(now.ended, now.ended)}" if now.ended not in (None, "complete") else ""
     if now.paused and not now.ended:
         halted = "; paused"
     took = f" in {duration(seconds)}" if seconds else ""
+    # "time limit reached after 2:00:00" reads as one fact.
     if took and now.ended == "timeout":
         halted, took = f"{halted} after {duration(seconds or 0)}", ""
     if halted and now.ended in (None, BY_HAND):
@@ -86,7 +87,7 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
 
 
 def budget_line(budget: BudgetSpec) -> str:
-    """What ends a study, in one line."""
+    """The limits of a study, in one line."""
     limits = [counted(budget.trials, "trial"), counted(budget.max_failures, "failure")]
     if budget.timeout is not None:
         limits.append(f"{duration(budget.timeout)} from the first trial")

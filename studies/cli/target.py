@@ -1,4 +1,4 @@
-"""What TARGET and the options beside it define: the study of run and create."""
+"""TARGET and its options: the study of run and create."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """TARGET and the options beside it, as they were typed."""
+    """TARGET and its options, as typed."""
 
     target: str
     name: str | None
@@ -35,7 +35,7 @@ class Target:
     settings: tuple[str, ...]
 
     def read(self) -> tuple[StudySpec, Script | None]:
-        """The study that they define, and the script of its objective, if it is one.
+        """The spec that they define, and the script of its objective, if any.
 
         Raises:
             SpecError: something in it is not legal.
@@ -80,9 +80,7 @@ def spec_options(command: F) -> F:
 
 
 def say_grid(spec: StudySpec) -> None:
-    """Say that a grid ends before the budget that was given."""
+    """Warn that a grid has fewer combinations than the given budget."""
     size = spec.combinations
     if size is not None and size < spec.budget.trials:
-        say(
-            f"its grid has {counted(size, 'combination')}: it ends with them, and not after {spec.budget.trials} trials"
-        )
+        say(f"its grid has {counted(size, 'combination')}: the study ends then, not after {spec.budget.trials} trials")

@@ -238,7 +238,7 @@ def _echo_csv(pages: Iterable[Sequence[TrialRow]], columns: Sequence[Column]) ->
             echo_data(to_csv(zip(*(_csv_cells(column, page) for column in columns), strict=True)))
 
 
-#: Written to CSV as they are; to look at a column's types once is faster than to treat each of its cells.
+#: Types that CSV takes unchanged. Checking a column's types once is faster than converting each cell.
 _PLAIN: Final = frozenset([int, str, type(None)])
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import Attempt, StudyRecord
 
-#: Seconds between two looks at the study.
+#: Seconds between two reads of the study.
 POLL = 1.0
-#: After so many seconds without an answer the picture says that it is old.
+#: Seconds without an answer after which the picture says so.
 OLD = 4.0
 
 
@@ -43,8 +43,8 @@ def watch(common: Common, name: str, every: float) -> None:
     """Watch a study until it ends.
 
     In a terminal it is a live picture: how far it is and how long it still takes, the best trial,
-    the running trials and the workers. Else a line whenever something has changed. It only looks:
-    Ctrl-C ends nothing but the command itself.
+    the running trials and the workers. Else a line whenever something has changed. It changes
+    nothing: Ctrl-C ends only the command itself.
     """
     with common.open() as storage:
         record = storage.find_study(name)
@@ -56,7 +56,7 @@ def watch(common: Common, name: str, every: float) -> None:
 
 
 def _end_in_order() -> None:
-    """Let SIGTERM and SIGHUP do as Ctrl-C does, so that the terminal is left as it was."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C, to restore the terminal."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -66,11 +66,11 @@ def _end_in_order() -> None:
 
 
 def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | PlainView) -> Overview:
-    """Look again and again until the study has ended; returns the last that was seen."""
-    looker = _Looker(storage, record)
+    """Show the study until it has ended; returns the last overview."""
+    reader = _OverviewReader(storage, record)
     while True:
         try:
-            seen = looker.look()
+            seen = reader.read()
             view.show(seen)
             if seen.is_over:
                 return seen
@@ -82,7 +82,7 @@ def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | Plai
 
 
 def _say_next(seen: Overview) -> None:
-    from studies.endings import way_on
+    from studies.stop_reasons import way_on
 
     now = seen.status
     assert now.ended is not None  # else it is still watched
@@ -92,8 +92,8 @@ def _say_next(seen: Overview) -> None:
     say(f"next: {look}; go on with: {way_on(now.study, now.ended)}")
 
 
-class _Looker:
-    """Reads of a study what has changed."""
+class _OverviewReader:
+    """Reads overviews of a study, and only what has changed since the last one."""
 
     def __init__(self, storage: PostgresStorage, record: StudyRecord) -> None:
         self._storage = storage
@@ -101,8 +101,12 @@ class _Looker:
         self._attempts: tuple[int, dict[int, Attempt]] = (-1, {})
         self._objectives = len(storage.get_study_directions(record.study_id))
 
-    def look(self) -> Overview:
-        """How the study stands; raises :exc:`StudyNotFound` where it was deleted."""
+    def read(self) -> Overview:
+        """The current overview.
+
+        Raises:
+            StudyNotFound: the study was deleted.
+        """
         from datetime import datetime
 
         from studies.overview import overview
@@ -110,13 +114,13 @@ class _Looker:
         try:
             found = self._storage.find_study(self._record.name)
             if found.study_id != self._record.study_id:
-                raise KeyError(found.name)  # another one of that name
+                raise KeyError(found.name)  # deleted, and another study created with its name
             status, trials = self._storage.status(self._record), self._storage.trials(self._record)
         except (StudyNotFound, KeyError):
             raise StudyNotFound(
                 f"study {self._record.name!r} was deleted while it was watched; see: {command('ls')}"
             ) from None
-        # A row for each trial: read again when another one has ended.
+        # A row for each trial is expensive: read only when a trial has ended since.
         ended = status.finished + status.trials["fail"]
         if self._attempts[0] != ended:
             self._attempts = ended, self._storage.leases.attempts(self._record)
@@ -127,14 +131,14 @@ def _view(metric: str, every: float) -> LiveView | PlainView:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    # FORCE_COLOR makes a terminal of a file in rich's eyes, and TERM=dumb can't go up a line.
+    # rich takes a file for a terminal with FORCE_COLOR; and TERM=dumb can't move the cursor up.
     if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
         return LiveView(metric, console)
     return PlainView(every)
 
 
 class LiveView:
-    """A picture on the terminal's other screen, which at the end is left on the usual one. A context manager."""
+    """A live picture on the terminal's alternate screen. A context manager; at its end the last picture stays."""
 
     def __init__(self, metric: str, console: Console) -> None:
         self._metric = metric
@@ -154,17 +158,17 @@ class LiveView:
             self._console.print(self._picture())
 
     def show(self, seen: Overview) -> None:
-        """Show how the study stands."""
+        """Show an overview."""
         from rich.live import Live
 
         self._seen, self._trouble, self._heard = seen, None, time.monotonic()
         if self._live is None:
-            # Its own thread draws, also while the database is silent and when the window changes.
+            # rich draws in a thread: also while a statement hangs, and when the window is resized.
             self._live = Live(console=self._console, screen=True, refresh_per_second=2, get_renderable=self._picture)
             self._live.start(refresh=True)
 
     def wait(self, reason: str) -> None:
-        """Say that the database is away."""
+        """Show that the database is unreachable."""
         self._trouble = reason
 
     def _picture(self) -> RenderableType:
@@ -199,9 +203,9 @@ class PlainView:
         pass
 
     def show(self, seen: Overview) -> None:
-        """Print how the study stands, if that is news. Its end is printed at once."""
+        """Print an overview if it has changed. The end of the study is printed at once."""
         now = seen.status
-        news = (
+        facts = (
             now.trials,
             now.budget,
             now.paused,
@@ -210,12 +214,12 @@ class PlainView:
             [w.id for w in now.workers],
         )
         due = self._is_waiting or seen.is_over or time.monotonic() - self._at >= self._every
-        if due and (news != self._said or self._is_waiting):
-            self._said, self._at, self._is_waiting = news, time.monotonic(), False
+        if due and (facts != self._said or self._is_waiting):
+            self._said, self._at, self._is_waiting = facts, time.monotonic(), False
             _print_line(_facts(seen))
 
     def wait(self, reason: str) -> None:
-        """Say once that the database is away."""
+        """Print once that the database is unreachable."""
         if not self._is_waiting:
             self._is_waiting = True
             _print_line(f"waiting for the database: {reason}")

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from studies.cli.formats import readable
-from studies.endings import END_WORDS
 from studies.errors import command
 from studies.objective import work_command
 from studies.overview import share_rows, sparkline
+from studies.stop_reasons import STOP_REASONS
 from studies.text import counted, duration, number, printable, time_left
 
 if TYPE_CHECKING:
@@ -57,16 +57,16 @@ def state_of(seen: Overview) -> tuple[str, str]:
     """The study's state in words, and a style for them."""
     now = seen.status
     if now.ended is not None:
-        return END_WORDS.get(now.ended, now.ended), "green" if now.ended in ("complete", "target") else "yellow"
+        return STOP_REASONS.get(now.ended, now.ended), "green" if now.ended in ("complete", "target") else "yellow"
     if now.paused:
         return f"paused; go on with: {command('resume', now.study)}", "yellow"
     if not now.workers and not now.trials["running"]:
-        return "no worker is at work", "yellow"
+        return "no worker is running", "yellow"
     return f"{counted(len(now.workers), 'worker')} at work" if now.workers else "running", "cyan"
 
 
 def way_to_join(seen: Overview) -> str | None:
-    """The command that works on a study on which nobody does, if workers can."""
+    """The `work` command of a study without workers, if it can have any."""
     now = seen.status
     if now.objective is None or now.ended is not None or now.paused or now.workers or now.trials["running"]:
         return None

@@ -76,9 +76,9 @@ def work(
 ) -> None:
     """Join existing studies with this machine's workers.
 
-    The study says which objective is run, by its name; the code must be on this machine. So that a
-    database can't choose any code, only objectives.* is imported unless --allow says more, and a
-    script is run only where --objective names it, with the content that the study was made with.
+    The study names its objective; the code must be on this machine. The database must not choose
+    code: only objectives.* is imported, unless --allow permits more, and a script runs only if
+    --objective names it and its content is that of the study.
     """
     if len(set(names)) < len(names):
         raise click.UsageError(f"a study is named twice: {' '.join(names)}")
@@ -96,6 +96,7 @@ def work(
         for record, share in zip(records, shares or [1.0] * len(names), strict=True):
             has_script = record.name in found
             spec = require_runnable(record, allow, data_dir_or_default(data_dir), has_script=has_script)
+            # With --until-idle workers stay for a study that has ended: a person may extend it.
             if until_idle is None and storage.status(record).ended:
                 conclude(storage, record, None)
             else:

@@ -1,13 +1,11 @@
-"""Workers in the terminal, for run and work: their options, progress, signals, and how a study ended."""
+"""Workers in the terminal, for run and work: options, progress, and the lines at the end."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,15 +17,16 @@ from studies.cli.common import (
     together,
 )
 from studies.cli.formats import best_lines, echo
+from studies.cli.interrupts import Interrupts
 from studies.cli.mirror import Mirroring, tracking_option
 from studies.cli.status import status_line
 from studies.cli.target import say_grid
-from studies.endings import BY_HAND
 from studies.errors import StorageUnreachable, StudyhallError, command
+from studies.stop_reasons import BY_HAND
 from studies.text import counted, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from studies.progress import Progress
     from studies.session import Session
@@ -43,8 +42,8 @@ LEASE = (3.0, 86_400.0)
 def _lease(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
     if not LEASE[0] <= value <= LEASE[1]:  # nan, too
         raise click.BadParameter(
-            f"a lease of {value:g} s: a worker gives a sign of life three times a lease, and the network must have "
-            f"time for it; legal are {LEASE[0]:g} to {LEASE[1]:g} seconds"
+            f"a lease of {value:g} s: a worker sends three heartbeats per lease, and the network needs time "
+            f"for each; legal are {LEASE[0]:g} to {LEASE[1]:g} seconds"
         )
     return value
 
@@ -74,7 +73,7 @@ worker_options = together(
         default=30,
         show_default=True,
         metavar="SECONDS",
-        help="How long a trial stays with a worker that is silent.",
+        help="How long a trial waits for its worker's next heartbeat.",
     ),
     click.option(
         "--notify",
@@ -126,10 +125,10 @@ def run_workers(
     )
     began = time.monotonic()
     with ExitStack() as stack:
-        interrupts = stack.enter_context(_Interrupts(storage.stop))
-        with interrupts.held():  # in the middle of starting a worker, nobody would know of it
+        interrupts = stack.enter_context(Interrupts(storage.stop))
+        with interrupts.deferred():  # a worker that is half started would be orphaned
             stack.enter_context(session)
-        # Nothing is written before the objective and the place for checkpoints are known to be sound.
+        # Before anything is written: an objective that fails to import must not leave a study behind.
         with progress.waiting(f"starting {counted(session.workers, 'worker')}"):
             session.prepare()
         for (record, is_new), (spec, _) in zip(session.join(), specs, strict=True):
@@ -138,7 +137,9 @@ def run_workers(
             if is_new:
                 say_grid(spec)
         names = tuple(record.name for record in session.records)
+        # After the studies exist: a mirror of a study that is not there would end at once.
         mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]
+        # From here on trials may be running: signals stop the workers in order, instead of raising.
         interrupts.wait = True
         session.begin()
         with progress:
@@ -146,14 +147,15 @@ def run_workers(
     if interrupts.count:
         for record in session.records:
             say(f"interrupted: {last_line(storage, record)}")
+        # 130 is the shell's status for SIGINT. A preempted job is no failure: schedulers must not count it as one.
         raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
     if until_idle is not None:
         say(f"no trial for {duration(until_idle)}: the workers ended")
     _conclude_all(storage, session.records, time.monotonic() - began, must_be_over=until_idle is None)
 
 
-def _watch(session: Session, progress: Progress, interrupts: _Interrupts, mirrorings: Sequence[Mirroring]) -> None:
-    """Show how far the studies are until there are no workers."""
+def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrorings: Sequence[Mirroring]) -> None:
+    """Show the progress of the studies until all workers have ended."""
     from studies.session import POLL
 
     while session.workers:
@@ -165,18 +167,19 @@ def _watch(session: Session, progress: Progress, interrupts: _Interrupts, mirror
         for mirroring in mirrorings:
             mirroring.poll()
         time.sleep(POLL)
+    # After Ctrl-C nobody waits for MLflow; `mirror --once` catches up later.
     if not interrupts.count:
         for mirroring in mirrorings:
             mirroring.finish()
 
 
 def last_line(storage: PostgresStorage, record: StudyRecord) -> str:
-    """Where a study stands whose run was interrupted, and how it goes on."""
+    """The status of a study whose run was interrupted, and how to continue."""
     try:
         now = storage.status(record)
     except StorageUnreachable:
         return (
-            f"{record.name}: the database is unreachable; results that it has not got are kept on this machine; "
+            f"{record.name}: the database is unreachable; pending results are on this machine's disk; "
             "go on with the same command"
         )
     line = status_line(now, record)
@@ -204,7 +207,7 @@ def _conclude_all(
 def conclude(
     storage: PostgresStorage, record: StudyRecord, seconds: float | None, *, must_be_over: bool = True
 ) -> None:
-    """Print how the study ended, the best trial, and what to type next."""
+    """Print how the study ended, its best trial, and the next commands."""
     from studies.session import require_success
 
     now = storage.status(record)
@@ -217,61 +220,3 @@ def conclude(
         say()
         say(f"it has several objectives, so no best trial; next: {command('best', record.name)}")
     require_success(storage, record, now, must_be_over=must_be_over)
-
-
-class _Interrupts:
-    """Counts SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2: the first stops the workers in order, the second at once.
-
-    Args:
-        stop: set with the first, so that a database that is silent is not waited for.
-    """
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-        self.count = 0
-        #: Whether the first was SIGUSR1 or SIGUSR2: a scheduler's notice, an ordinary event.
-        self.is_preemption = False
-        #: Whether trials may be running, which are to be given back; until then a signal ends the command.
-        self.wait = False
-        self._applied = 0
-        self._is_held = self._came_meanwhile = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let what comes meanwhile end the command afterwards."""
-        self._is_held = True
-        yield
-        self._is_held = False
-        if self._came_meanwhile:
-            raise KeyboardInterrupt
-
-    def apply(self, session: Session, progress: Progress) -> None:
-        """Do what was asked since the last call."""
-        if self.count > self._applied:
-            self._applied = self.count
-            if self.count == 1:
-                progress.print("stopping: running trials are given back at their next step; Ctrl-C again: now")
-                session.stop()
-            else:
-                session.kill()
-
-    def _note(self, number: int, _frame: object) -> None:
-        if self._is_held:
-            self._came_meanwhile = True
-            return
-        if not self.wait:
-            raise KeyboardInterrupt
-        if not self.count:
-            self.is_preemption = number in (signal.SIGUSR1, signal.SIGUSR2)
-        self.count += 1
-        self._stop.set()

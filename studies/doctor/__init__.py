@@ -1,6 +1,6 @@
-"""What may be wrong with a storage or a machine, and the command that mends it. Only looks; changes nothing.
+"""Checks of a storage and a machine, each with the command that fixes the problem. They change nothing.
 
-Each check returns :class:`Finding` objects and raises nothing: what is broken is what they are to tell.
+Each check returns :class:`Finding` objects and raises nothing: an error is a finding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The checks of a database: server, clock, connections, tables, trials."""
+"""The checks of a database: server, connections, users, tables, trials."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from studies.doctor import clocks
 from studies.doctor.findings import Finding, KnownStudy
-from studies.endings import BY_HAND
 from studies.errors import EmbeddedServerError, NoTables, NotPermitted, StorageError, StorageUnreachable, command
+from studies.stop_reasons import BY_HAND
 from studies.storage import roles, schema
 from studies.storage.database import Database
 from studies.storage.url import StorageURL
 
 OLDEST_POSTGRESQL: Final = 13
-MAX_CLOCK_SECONDS: Final = 5.0
 MAX_CONNECTIONS_IN_USE: Final = 0.8
 _SHOWN: Final = 5
-"""Of trials with the same complaint."""
+"""The most trials that are listed with the same problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What the checks of a database found."""
+    """The findings about a database, and its studies."""
 
     findings: list[Finding] = field(default_factory=list)
     studies: list[KnownStudy] = field(default_factory=list)
 
 
 def examine_database(url: StorageURL, *, embedded_in: Path | None) -> Examination:
-    """The server, its clock and connections, the tables, and what lies still in them.
+    """Check the server, its clock and connections, the tables, and stuck trials.
 
     Args:
-        url: where it is.
-        embedded_in: the home of the embedded server, if it is that one.
+        url: of the database.
+        embedded_in: the home of the embedded server; ``None`` for another server.
     """
     database = Database(url)
     examination = Examination()
     try:
+        # One by one: the findings before an error are kept.
         for finding in _database(database, examination.studies, embedded_in):
             examination.findings.append(finding)
     except StorageError as error:
@@ -76,13 +77,15 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
             what="it is a standby, which cannot be written to",
             fix="name the primary in the URL, or all hosts with ?target_session_attrs=read-write",
         )
-    yield clock(facts["clock"] - (began + ended) / 2, (ended - began) / 2)
+    # The server read its clock some time between the two of ours: take the middle, and half the distance as the error.
+    yield clocks.difference(facts["clock"] - (began + ended) / 2, (ended - began) / 2)
     yield connections(facts["connections"], facts["slots"], is_embedded=embedded_in is not None)
     tables = [*_users(database), *_tables(database, facts)]
     yield from tables
+    # The statements below need our tables, in the version that this program knows.
     if not facts["has_studyhall"] or any(finding.level == "error" for finding in tables):
         return
-    yield from _times(database, facts)
+    yield from clocks.stored_times(database, facts)
     rows = database.rows("examined_studies")
     studies += [
         KnownStudy(
@@ -99,7 +102,7 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
 
 
 def _round_trip(database: Database) -> float:
-    """Seconds for a statement and its answer: the quickest of three."""
+    """The seconds of a round trip: the fastest of three, as the first one opens the connection."""
     times = []
     for _ in range(3):
         began = time.perf_counter()
@@ -109,7 +112,7 @@ def _round_trip(database: Database) -> float:
 
 
 def server(facts: Mapping[str, Any], round_trip: float, name: str) -> Finding:
-    """Its version, and how far away it is."""
+    """The server's version and round trip."""
     if facts["version_number"] < OLDEST_POSTGRESQL * 10_000:
         return Finding(
             level="error",
@@ -121,26 +124,8 @@ def server(facts: Mapping[str, Any], round_trip: float, name: str) -> Finding:
     return Finding(level="ok", about="server", what=what)
 
 
-def clock(ahead: float, uncertain: float) -> Finding:
-    """Whether the database's clock and this machine's agree.
-
-    Args:
-        ahead: seconds by which the database's is ahead.
-        uncertain: seconds that this may be wrong by.
-    """
-    if abs(ahead) <= MAX_CLOCK_SECONDS + uncertain:
-        return Finding(level="ok", about="clock", what="the database's and this machine's agree")
-    return Finding(
-        level="warning",
-        about="clock",
-        what=f"the database's is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's: "
-        "leases go by the database's alone, but people read both; set the one that is wrong",
-        fix="timedatectl set-ntp true",
-    )
-
-
 def connections(used: int, slots: int, *, is_embedded: bool) -> Finding:
-    """Whether there is room for more workers."""
+    """Whether the server has connections left for more workers."""
     what = f"{used} of {slots} in use; a worker takes up to two"
     if used <= MAX_CONNECTIONS_IN_USE * slots:
         return Finding(level="ok", about="connections", what=what)
@@ -154,7 +139,7 @@ def connections(used: int, slots: int, *, is_embedded: bool) -> Finding:
 
 
 def _users(database: Database) -> Iterator[Finding]:
-    """Whether each user has the rights that its kind has."""
+    """Whether each database user has all rights of its kind."""
     for role, kind in roles.lost(database).items():
         is_owner = kind == "owner"
         yield Finding(
@@ -203,7 +188,7 @@ def _tables(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
 def _optunas_tables(version: str | None, made_by: str | None) -> Finding:
     from optuna.storages import RDBStorage
 
-    # Any database will do to ask the installed Optuna what it knows.
+    # Only to ask the installed Optuna for its version of the tables.
     ours = RDBStorage("sqlite://")
     known, older = ours.get_head_version(), ours.get_all_versions()
     ours.engine.dispose()
@@ -215,31 +200,6 @@ def _optunas_tables(version: str | None, made_by: str | None) -> Finding:
         what=f"Optuna's are of version {version}, the Optuna installed here knows {known}",
         fix='optuna storage upgrade --storage "$(studyhall db url)"' if version in older else "pip install -U optuna",
     )
-
-
-def _times(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
-    odd = database.rows("odd_times")
-    if odd:
-        named = ", ".join(f"{row['number']} of {row['study']!r}" for row in odd)
-        yield Finding(
-            level="warning",
-            about="times",
-            what=f"some trials begin in the future, or end before they begin: {named}; as Optuna 4 "
-            "writes local times; where a worker has that, upgrade it",
-            fix="pip install -U optuna",
-        )
-    zone = facts["time_zone"]
-    (row,) = database.rows("has_heartbeats")
-    if row["has_heartbeats"] and zone not in ("UTC", "Etc/UTC", "GMT"):
-        yield Finding(
-            level="warning",
-            about="times",
-            what=f"the time zone of sessions is {zone}, by which stock Optuna may take living trials for dead",
-            fix=f'psql "$(studyhall db url)" -c "alter database {facts["database"]} set timezone = \'UTC\'"',
-        )
-    elif not odd:
-        is_utc = "" if zone == "UTC" else f", though sessions have the time zone {zone}"
-        yield Finding(level="ok", about="times", what=f"kept in UTC{is_utc}")
 
 
 def _halted(rows: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -257,10 +217,10 @@ def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[F
         cancel = command("cancel", row["study"], row["number"])
         if row["is_held"]:
             what = (
-                f"{trial} runs, but its worker{' on ' + row['host'] if row['host'] else ''} has been silent for "
-                f"{_time(row['seconds'])} longer than its lease, and no other is there to take the trial over"
+                f"{trial} runs, but its worker{' on ' + row['host'] if row['host'] else ''} has sent no heartbeat "
+                f"since its lease expired {_time(row['seconds'])} ago, and no worker is left to requeue the trial"
             )
-            # On a study that is over no worker would look.
+            # Workers of a study that has ended exit before they requeue anything.
             study = studies.get(row["study"])
             fix = study.work if study and not study.ended else cancel
         else:
@@ -268,7 +228,7 @@ def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[F
             fix = cancel
         yield Finding(level="warning", about="trials", what=what, fix=fix)
     if len(stuck) > _SHOWN:
-        what = f"and {len(stuck) - _SHOWN} more like these; look again after that"
+        what = f"and {len(stuck) - _SHOWN} more like these; check again after that"
         yield Finding(level="warning", about="trials", what=what, fix="studyhall doctor")
     for row in silent[:_SHOWN]:
         yield Finding(

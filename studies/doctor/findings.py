@@ -1,4 +1,4 @@
-"""What the checks tell."""
+"""The results of checks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from studies.objective import work_command
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a check found."""
+    """The result of one check."""
 
     level: Literal["ok", "warning", "error"]
-    """Of an error, something does not work; of a warning, it may not for long."""
+    """``error``: something does not work; ``warning``: it may stop to work."""
     about: str
-    """What was looked at, in a word or two."""
+    """The subject of the check, in a word or two."""
     what: str
-    """What is so."""
+    """The result, in words."""
     fix: str | None = None
-    """What to type to mend it, or to see more; several commands have semicolons between them. Always there unless
-    the level is ``ok``."""
+    """The command that fixes the problem or shows more; several are separated by semicolons. ``None`` only with the
+    level ``ok``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownStudy:
-    """A study that studyhall made."""
+    """A study with a spec."""
 
     name: str
     uid: str
     store: str
-    """Where its checkpoints lie."""
+    """The checkpoint store."""
     objective: str | None
-    """The path of what it runs, as it is stored."""
+    """The stored path of the objective."""
     ended: str | None
-    """Why it begins no more trials; ``None`` where it does."""
+    """The stop reason; ``None`` while trials may start."""
 
     @property
     def work(self) -> str:
-        """The command that runs it."""
+        """The command that runs workers of the study."""
         return work_command(self.name, self.objective, self.store)

@@ -1,4 +1,4 @@
-"""The checks of a machine: passwords, GPUs, disks, and what waits there for the database."""
+"""The checks of a machine: passwords, GPUs, disks, pending results, checkpoint stores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Final
 
 from studies.checkpoint_stores import PERMISSION, open_store, require_allowed
 from studies.doctor.findings import Finding, KnownStudy
-from studies.endings import way_on
 from studies.errors import CheckpointError, command, one_line
+from studies.stop_reasons import way_on
 from studies.storage.url import StorageURL
 from studies.text import counted
 from studies.worker.devices import cores
@@ -51,7 +51,7 @@ def examine_url(url: StorageURL, given_by: str, pgpass: Path) -> list[Finding]:
             Finding(
                 level="warning" if is_open else "ok",
                 about="password",
-                what=f"{pgpass} is open to others, so that PostgreSQL ignores it"
+                what=f"{pgpass} is open to others, and PostgreSQL ignores it"
                 if is_open
                 else f"{pgpass} is yours alone",
                 fix=f"chmod 600 {shlex.quote(str(pgpass))}" if is_open else None,
@@ -67,7 +67,7 @@ def examine_machine(
     studies: Sequence[KnownStudy],
     allow: Sequence[str],
 ) -> list[Finding]:
-    """Its GPUs, its disks, and what waits on them for the database.
+    """Check its GPUs, disks, pending results and checkpoint stores.
 
     Args:
         home: what Studyhall keeps on this machine.
@@ -89,7 +89,7 @@ def examine_machine(
 
 
 def gpus(visible: str | None) -> Finding:
-    """Whether workers would find the GPUs that there are. Asks the driver, and does not import PyTorch."""
+    """Whether workers would find the GPUs. Asks the driver: importing PyTorch takes seconds."""
     hidden = visible is not None and visible.strip() in ("", "-1")
     named = [] if visible is None or hidden else [part.strip() for part in visible.split(",")]
     on_cores = f"workers run on {cores()} CPU core{'s' if cores() > 1 else ''}"
@@ -101,7 +101,7 @@ def gpus(visible: str | None) -> Finding:
         return Finding(level="ok", about="GPUs", what=f"none here (no nvidia-smi): {on_cores}")
     found = _nvidia_smi()
     if isinstance(found, str):
-        what = f"nvidia-smi fails: {found}; mend the driver, or reboot"
+        what = f"nvidia-smi fails: {found}; fix the driver, or reboot"
         return Finding(level="warning", about="GPUs", what=what, fix="nvidia-smi")
     if hidden and found:
         what = f"{len(found)} here, hidden by CUDA_VISIBLE_DEVICES={visible!r}: {on_cores}"
@@ -128,7 +128,7 @@ def _torch_version() -> str:
 
 
 def _nvidia_smi() -> list[str] | str:
-    """The names of the GPUs; or what goes wrong."""
+    """The names of the GPUs; or an error message."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError) as error:
@@ -150,12 +150,12 @@ def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding
                 fix = f"{way_on(study.name, study.ended)}; {fix}"
             yield Finding(level="warning", about="results", what=what, fix=fix)
         elif waiting:
-            held = f"{counted(len(waiting), 'result')} in {folder}"
-            what = f"{held} for a study of another database; if that was deleted, remove the folder"
+            pending = f"{counted(len(waiting), 'result')} in {folder}"
+            what = f"{pending} for a study of another database; if that was deleted, remove the folder"
             fix = f"rm -r {shlex.quote(str(folder))}"
             yield Finding(level="warning", about="results", what=what, fix=fix)
         if refused:
-            what = f"{counted(len(refused), 'refusal')} of the database in {folder}; look at them, then remove them"
+            what = f"{counted(len(refused), 'refusal')} of the database in {folder}; read them, then remove them"
             fix = f"rm {shlex.quote(str(folder))}/*.refused"
             yield Finding(level="warning", about="results", what=what, fix=fix)
 
@@ -165,16 +165,16 @@ def _checkpoints(store: str, users: Sequence[KnownStudy], data_dir: Path, allow:
     whose = f"of {', '.join(repr(study.name) for study in going_on) or 'studies that have ended'}"
     try:
         require_allowed(store, allow, data_dir, users[0].name)
-    except CheckpointError:  # a study chose the place, and a machine touches no other than its operator's
+    except CheckpointError:  # a study must not make a machine write where its operator did not allow it
         examine = command("doctor", "--allow", PERMISSION + store)
         return Finding(
             level="warning" if going_on else "ok",
             about="checkpoints",
-            what=f"{whose} lie in {store}, which this machine does not allow by itself; if you trust that place:",
+            what=f"{whose} lie in {store}, which this machine does not allow; if you trust that place:",
             fix="; ".join([examine, *(study.work for study in going_on)]),
         )
     try:
-        if not Path(store).exists():  # the check would make it, in the place of a share that is not mounted
+        if not Path(store).exists():  # the check would create it, in place of a share that is not mounted
             raise CheckpointError(f"there is no {store} on this machine: mount its share, or make it")
         open_store(store, users[0].uid).check()
     except CheckpointError as error:
@@ -188,7 +188,7 @@ def _checkpoints(store: str, users: Sequence[KnownStudy], data_dir: Path, allow:
 
 
 def disks(directories: Mapping[str, Path]) -> Iterator[Finding]:
-    """Whether there is room in these directories, or where they would be made; once for each file system."""
+    """Whether the file systems of these directories have free space; one finding for each file system."""
     seen: dict[int, tuple[Path, list[str]]] = {}
     for name, path in directories.items():
         existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
@@ -199,7 +199,14 @@ def disks(directories: Mapping[str, Path]) -> Iterator[Finding]:
 
 
 def disk(names: str, path: Path, free: int, total: int) -> Finding:
-    """Whether there is room at ``path`` (bytes)."""
+    """Whether ``path`` has free space.
+
+    Args:
+        names: of the directories there.
+        path: on the file system.
+        free: bytes.
+        total: bytes.
+    """
     what = f"{free / 1e9:.1f} GB of {total / 1e9:.0f} GB free for {names}"
     if free >= MIN_FREE_BYTES and free >= MIN_FREE * total:
         return Finding(level="ok", about="disk", what=what)

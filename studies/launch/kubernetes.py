@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-#: Of a Job, so that a pod's name, six letters longer, still is a host's.
+#: The longest name of a Job: a pod's name has six letters more, and must be a host name.
 LONGEST_NAME: Final = 57
 #: Of a worker's pod.
 DATA_DIR: Final = Path("/data")
@@ -35,7 +35,7 @@ class Volume:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
-    """What is asked for."""
+    """The settings of a Job."""
 
     study: str
     workers: int
@@ -126,7 +126,7 @@ def dns_label(text: str, longest: int = 63) -> str:
 
 
 def _read(name: str) -> Any:
-    # Read anew each time: the caller changes it, and YAML's aliases would share what it changes.
+    # Parsed at each call: the caller changes the result, and YAML aliases share objects.
     return _without_aliases(_load(name))
 
 

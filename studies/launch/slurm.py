@@ -15,7 +15,7 @@ from typing import Final
 
 from studies.errors import StudyhallError
 
-#: What the launcher says by itself in the script, and the option of ours that changes it.
+#: Options of sbatch that the launcher sets itself → our option for each.
 RESERVED: Final[Mapping[str, str | None]] = {
     "array": "--workers",
     "comment": None,
@@ -30,10 +30,10 @@ RESERVED: Final[Mapping[str, str | None]] = {
     "time": "--time",
     "wrap": None,
 }
-#: The most seconds of warning that Slurm gives.
+#: The longest warning of Slurm in seconds.
 MAX_GRACE: Final = 65_535
 _DEFAULT_GRACE: Final = 120
-# Why a job may wait for ever, though sbatch took it: what it asks for is nowhere to be had.
+# Reasons why a submitted job never starts: it asks for resources that no node has.
 _NEVER: Final = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
 _TIME: Final = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?", re.ASCII)
 
@@ -42,7 +42,7 @@ task=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
 say() { echo "$(date '+%F %T') task $task on $SLURMD_NODENAME: $*"; }
 STORAGE
 PREPARE
-# Slurm's warning before the time limit. Running trials are given back, and the task is queued again: by force if
+# Slurm's warning before the time limit. Running trials are requeued, and the task is queued again: by force if
 # a step takes longer than the grace, since Slurm would not queue again what it ends at the limit.
 again=
 warned() {
@@ -55,7 +55,7 @@ trap warned USR1
 trap 'again=' TERM
 
 say "begins${SLURM_RESTART_COUNT:+, restart $SLURM_RESTART_COUNT}"
-# A database that is away is waited for.
+# An unreachable database is waited for.
 export STUDYHALL_WAIT="${STUDYHALL_WAIT:-3600}"
 WORK &
 work=$!
@@ -95,7 +95,7 @@ class WorkerArray:
     time: str | None = None
     """As Slurm writes it; ``None`` for the partition's limit."""
     grace: int = _DEFAULT_GRACE
-    """Seconds before the time limit at which trials are given back; up to 60 s more, as Slurm looks now and then."""
+    """Seconds before the time limit at which trials are requeued; up to 60 s more, as Slurm checks once a minute."""
     logs: Path | None
     """A directory, absolute; ``None`` for files where ``sbatch`` is called."""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -185,7 +185,7 @@ class WorkerArray:
         Raises:
             StudyhallError: Slurm is not here, or refuses it.
         """
-        # A variable counts more than the script: SBATCH_TIMELIMIT would overrule --time.
+        # Environment variables win over the script: SBATCH_TIMELIMIT would override --time.
         names = {"array": "ARRAY_INX", "time": "TIMELIMIT"}
         overruling = {f"SBATCH_{names.get(key, key.upper().replace('-', '_'))}" for key in self.directives}
         kept = {name: value for name, value in environment.items() if name not in overruling | {"SBATCH_NO_REQUEUE"}}
@@ -254,13 +254,13 @@ def find_tasks(uid: str) -> list[str]:
 
 
 def why_never(job_id: str) -> str | None:
-    """Slurm's word for why a job will not start as it is; ``None`` where it may."""
+    """Slurm's reason why a job will never start; ``None`` if it may."""
     told = _run(["squeue", "--noheader", f"--jobs={job_id}", "--format=%r"]).stdout.split()
     return next((reason for reason in told if reason in _NEVER), None)
 
 
 def cancel(job_ids: Sequence[str]) -> None:
-    """End jobs; their workers give their trials back.
+    """Cancel jobs; their workers requeue their trials.
 
     Raises:
         StudyhallError: Slurm refuses.
@@ -283,13 +283,13 @@ def _run(
 
 
 def _told(stderr: str) -> str:
-    """What one of Slurm's commands said, as one line."""
+    """The output of one of Slurm's commands, in one line."""
     lines = [re.sub(r"^(sbatch|squeue|scancel): (error: )?", "", line).strip() for line in stderr.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "it does not say why"
 
 
 def _advice(stderr: str, *, has_gpu: bool) -> str:
-    """What a person needs to know after that: what there is instead."""
+    """The end of an error message: the partitions or nodes that exist."""
     if "partition" in stderr:
         known = _run(["sinfo", "--noheader", "--format=%R"]).stdout.split()
         return f"; the partitions here are: {', '.join(dict.fromkeys(known)) or 'none'}"

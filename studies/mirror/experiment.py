@@ -24,15 +24,15 @@ from studies.mirror.runs import KNOWN_BY, OVER, STUDY_TAG, TRIAL_TAG, Contents, 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-#: Runs in an answer of MLflow's.
+#: Runs per page of a search.
 PAGE: Final = 1000
-#: So MLflow shows training runs, and not what it has for language models.
+#: Makes MLflow show its pages for training, not those for language models.
 KIND: Final = "custom_model_development"
 log = logging.getLogger(__name__)
 
 
 class Experiment:
-    """The experiment of one study, made when it is missing. For several threads, each with runs of its own.
+    """The experiment of one study, created if missing. Thread-safe if each thread writes its own runs.
 
     Every method may raise MLflow's own errors.
 
@@ -66,7 +66,7 @@ class Experiment:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self._client.get_experiment_by_name(name)  # another mirror was faster
+                found = self._client.get_experiment_by_name(name)  # another mirror created it meanwhile
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
@@ -79,7 +79,7 @@ class Experiment:
         return str(found.experiment_id)
 
     def runs(self, where: str = "") -> dict[str, Known]:
-        """Its runs by trial, and one for the whole study; without twins.
+        """The runs by trial, and the one of the study itself. Duplicates are deleted.
 
         Args:
             where: a further condition, in MLflow's language.
@@ -87,7 +87,7 @@ class Experiment:
         found: dict[str, list[Run]] = {}
         for run in self._search(where):
             if run.data.tags.get(STUDY_TAG) != self._tag:
-                continue  # of another study: sorted out here, since a filter cannot quote every name
+                continue  # of another study: checked here, as MLflow's filter cannot quote every name
             found.setdefault(run.data.tags.get(TRIAL_TAG, ""), []).append(run)
         kept: dict[str, Known] = {}
         for trial, runs in found.items():
@@ -124,19 +124,19 @@ class Experiment:
         )
 
     def create(self, contents: Contents) -> Known:
-        """Make a run, which begins; its contents come by :meth:`write`."""
+        """Create a RUNNING run without contents; see :meth:`write`."""
         tags = {key: contents.tags[key] for key in KNOWN_BY if key in contents.tags}
         run = self._client.create_run(self.id, contents.start_time, tags, contents.name)
         self._beat()
         return self._known(run)
 
     def without_twins(self, created: Sequence[Known]) -> dict[str, Known]:
-        """The runs of the trials for which ``created`` were made, where another mirror may have made some, too."""
+        """The runs of the trials of ``created``, without duplicates: another mirror may have created some as well."""
         times = [known.start_time for known in created]
         return self.runs(f"attributes.start_time >= {min(times)} and attributes.start_time <= {max(times)}")
 
     def is_there(self, known: Known | None) -> bool:
-        """Whether a run, or with ``None`` the experiment itself, has not been deleted by another mirror or a person."""
+        """Whether a run, or for ``None`` the experiment, still exists: another mirror may have deleted it."""
         try:
             if known:
                 stage = self._client.get_run(known.run_id).info.lifecycle_stage
@@ -150,7 +150,7 @@ class Experiment:
         return bool(stage == "active")
 
     def write(self, known: Known, contents: Contents) -> None:
-        """Write what a run lacks of its contents, its status last."""
+        """Write the missing contents of a run. The status comes last: a run that is finished is complete."""
         there = {digest_in(value) for value in (*known.tags.values(), *known.params.values())}
         for sha256, text in contents.texts.items():
             if sha256 not in there:
@@ -170,7 +170,7 @@ class Experiment:
             known.status, known.end_time = contents.status, contents.end_time
 
     def tag(self, known: Known, key: str, value: str) -> None:
-        """Set a tag, whatever the run's status."""
+        """Set a tag, also of a finished run."""
         self._client.set_tag(known.run_id, key, value)
         self._beat()
         known.tags[key] = value
@@ -182,20 +182,19 @@ class Experiment:
         del known.tags[key]
 
     def attach(self, known: Known, name: str, text: str) -> None:
-        """Keep ``text`` with a run as the file ``name``, which may lie in a folder. What is wrong with the place for
-        artifacts is said, and is no reason to hold up the curves."""
+        """Store ``text`` as the artifact ``name`` of a run. A failing artifact store is logged: the curves go on."""
         inside, _, filename = name.rpartition("/")
         with tempfile.TemporaryDirectory() as outside:
             file = Path(outside, filename)
             file.write_bytes(as_bytes(text))
             try:
                 self._client.log_artifact(known.run_id, str(file), inside or None)
-            except Exception as error:  # by whichever library stores them
+            except Exception as error:  # of any library that stores artifacts
                 log.warning("MLflow does not take %s as an artifact: %s", name, one_line(error)[:200])
         self._beat()
 
     def delete(self, run_id: str) -> None:
-        """Delete a run; one that another mirror has deleted meanwhile is no error."""
+        """Delete a run. Idempotent: another mirror may have deleted it."""
         try:
             self._client.delete_run(run_id)
         except MlflowException as error:

@@ -1,4 +1,4 @@
-"""Start the mirror's process, hear of it, and end it without waiting for an MLflow that is away."""
+"""Start the mirror's process, read its events, and end it without waiting for an unreachable MLflow."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from studies.processes import Child
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
 
-#: Seconds for which MLflow may be silent before a command that is about to end waits for it no longer: a server,
-#: and a database beside the studies, which answers as they do, but may have to be made first.
+#: Seconds without an answer of MLflow after which a command that is about to exit stops waiting: for a server, and for
+#: the database beside the studies, which may have to be created first.
 SILENCE: Final = 5.0
 SILENCE_OF_DATABASE: Final = 60.0
 
@@ -53,7 +53,7 @@ class MirrorProcess(Child):
         environment: Mapping[str, str],
         output: Callable[[str], None],
     ) -> None:
-        #: Whether MLflow, or the database, was away when it was heard of last.
+        #: Whether MLflow or the database was unreachable at the last event.
         self.is_waiting = False
         self._heard = time.monotonic()
         self._is_loading = True
@@ -72,8 +72,8 @@ class MirrorProcess(Child):
             inherit=[storage.server.fileno()] if storage.server else [],
         )
 
-    def news(self) -> Iterator[dict[str, Any]]:
-        """The events since the last call, but for mere signs of life; see :mod:`studies.mirror.process`."""
+    def new_events(self) -> Iterator[dict[str, Any]]:
+        """The events since the last call, without mere heartbeats; see :mod:`studies.mirror.process`."""
         with suppress(Empty):
             while True:
                 event = self.events.get_nowait()
@@ -85,19 +85,19 @@ class MirrorProcess(Child):
                     yield event
 
     def finish(self) -> bool:
-        """Let it catch up a last time, as long as MLflow answers, and end it. Returns whether it caught up."""
+        """Let the mirror catch up while MLflow answers, then end it. Returns whether it caught up."""
         self.send(_Finish())
         began = time.monotonic()
-        # One that was still loading, beside workers that have the processor, has not been silent.
+        # Loading takes long beside busy workers, and sends no heartbeat.
         while time.monotonic() - (began if self._is_loading else self._heard) < self._silence:
             with suppress(subprocess.TimeoutExpired):
                 return self.wait(timeout=0.05) == 0
-            for _ in self.news():
-                pass  # it counts that there is any
+            for _ in self.new_events():
+                pass  # any event shows that MLflow answers
         self.kill()
         return False
 
 
 def artifacts_of(home: Path) -> str:
-    """Where artifacts lie of an MLflow that is a database and no server."""
+    """The artifact folder for an MLflow that is a database without a server."""
     return (folder_of(home) / "artifacts").as_uri()

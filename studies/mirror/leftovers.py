@@ -1,4 +1,4 @@
-"""The runs of studies that were deleted. They go as well, so that another study of that name begins anew in MLflow."""
+"""The runs of deleted studies. They are deleted as well: a new study of the same name must start with none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sweep(storage: PostgresStorage, client: MlflowClient, beat: Callable[[], Non
     """
     condition = f"tags.`{TRIAL_TAG}` = '{WHOLE_STUDY}' and tags.`{DATABASE_TAG}` = '{storage.identity}'"
     parents = list(_search(client, _experiments(client), condition, beat))
-    # Asked afterwards: a study is in the database before it is in MLflow.
+    # The database after MLflow: a study is in the database first, so a new one is never taken for deleted.
     there = {Legal().value(study_tag(name, uid)) for name, uid in storage.study_uids().items()}
     gone = [run for run in parents if run.data.tags[STUDY_TAG] not in there]
     for parent in gone:
@@ -36,7 +36,7 @@ def sweep(storage: PostgresStorage, client: MlflowClient, beat: Callable[[], Non
             for run in _search(client, [parent.info.experiment_id], "", beat)
             if run.data.tags.get(STUDY_TAG) == parent.data.tags[STUDY_TAG]
         ]
-        # The parent last: by it the rest is found, should this be interrupted.
+        # The parent last: an interrupted deletion finds the others by it.
         for run in sorted(runs, key=lambda run: run.info.run_id == parent.info.run_id):
             client.delete_run(run.info.run_id)
             beat()

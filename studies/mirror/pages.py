@@ -1,7 +1,7 @@
-"""Where MLflow's pages show a study: its trials without their parent, by their values, with their curves beside them.
+"""The page of a study in MLflow: its trials without their parent, sorted by value, beside their curves.
 
 MLflow reads all of that from the address: by itself it opens its pages for language models, with one run that is to be
-unfolded. The query is kept with the experiment, for whoever knows only that.
+unfolded. The query is a tag of the experiment, for pages that know only that.
 """
 
 from __future__ import annotations

@@ -1,21 +1,19 @@
 """The mirror's process: ``python -m studies.mirror.process``, started by :mod:`studies.mirror.launcher`.
 
-By itself, so that nothing that MLflow does, or fails to do, takes a worker's time; it gives way to the workers
-where both want the processor. It reads a line of JSON from its standard input, a :class:`Setup`, and writes
-events, one line of JSON each, to its standard output:
+A process of its own, with a lower priority: whatever MLflow does costs no worker any time. It reads a line of JSON
+from its standard input, a :class:`Setup`, and writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "asking"}`` when it is about to speak with MLflow, and ``{"event": "loading"}`` when its programs are
-  still to be loaded for that;
+- ``{"event": "asking"}`` before a request to MLflow, and ``{"event": "loading"}`` before MLflow's client is imported;
 - ``{"event": "beat"}`` now and then while MLflow answers;
 - ``{"event": "connected"}`` when MLflow has answered for the first time, or again;
-- ``{"event": "waiting", "message": …}`` when MLflow or the database is away;
-- ``{"event": "refused", "message": …}`` when MLflow does not take a study, or a part of one; once until it does;
+- ``{"event": "waiting", "message": …}`` when MLflow or the database is unreachable;
+- ``{"event": "refused", "message": …}`` when MLflow refuses a study, or a part of one; once;
 - ``{"event": "writing", "study": …, "done": …, "trials": …}`` every few seconds while many trials are written;
-- ``{"event": "mirrored", "study": …, "trials": …}`` when a study is in MLflow as it is;
+- ``{"event": "mirrored", "study": …, "trials": …}`` when a study is complete in MLflow;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
-A second line tells it to finish: to catch up once more, and to end. The end of its standard input ends it at
-once, as any signal does: whatever it was about, the next one finds it.
+A second line asks it to finish: to catch up once more, and to exit. The end of its standard input, or any signal, ends
+it at once; the next mirror continues from what is in MLflow.
 """
 
 from __future__ import annotations
@@ -48,62 +46,62 @@ if TYPE_CHECKING:
     from studies.mirror.study_mirror import StudyMirror
     from studies.storage.postgres import PostgresStorage
 
-#: Seconds between two looks at a study that is running, and at one that is not.
+#: Seconds between two reads of a study that is running, and of one that is not.
 POLL, POLL_IDLE = 1.0, 3.0
-#: The pauses, in seconds, until something that is away is asked again; each is twice the one before.
+#: Backoff in seconds while MLflow or the database is unreachable: the first pause, doubled up to the last.
 MIN_PAUSE, MAX_PAUSE = 0.25, 5.0
 BEAT: Final = 0.2
-#: Seconds between two words about how far it is.
+#: Seconds between two progress events.
 PROGRESS: Final = 5.0
 RETRIES: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a mirror needs. Given on standard input: both addresses may hold passwords."""
+    """The settings of a mirror, sent to its standard input: both addresses may hold passwords."""
 
     storage: str
     tracking: str | None
-    """MLflow's address; ``None`` for its database beside the studies, which is made if need be."""
+    """MLflow's address; ``None`` for its database beside the studies, created if missing."""
     artifacts: str | None
-    """Where artifacts go; ``None``: where the server says."""
+    """The artifact location; ``None`` for the server's default."""
     studies: tuple[str, ...]
-    """By name; none: all there are, and those to come."""
+    """Names; empty for all studies, and new ones."""
     once: bool
-    """Catch up, make sure, and end."""
+    """Catch up, verify, and exit."""
 
 
 def main() -> int:
-    """Be a mirror. Returns the exit status."""
+    """Run a mirror. Returns the exit status."""
     events = Events()
     _give_way()
-    os.umask(0o077)  # its artifacts are for nobody else to read
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
+    os.umask(0o077)  # artifacts may hold secrets of an objective
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends this process in order
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore")
     try:
         setup = Setup(**json.loads(sys.stdin.readline()))
         Mirror(setup, events).run()
     except Exception as error:
-        events.tell_error(error)
+        events.send_error(error)
         return 1
     return 0
 
 
 def _give_way() -> None:
-    """Let the workers have the processor.
+    """Yield the CPU to the workers.
 
     At the lowest priority, 19, a mirror beside busy workers gets 1.5 % of a core, by which MLflow's tables take
     minutes to make; at 10 it gets a tenth.
     """
     os.nice(10)
-    # Linux may give each session, as this process is one, the same share whatever its niceness is.
+    # With autogroups Linux gives each session the same share, whatever the niceness of its processes.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("10")
 
 
 class Mirror:
-    """Mirrors studies until it is told to finish."""
+    """Mirrors studies until it is told to finish, or its standard input ends."""
 
     def __init__(self, setup: Setup, events: Events) -> None:
         self._setup = setup
@@ -119,7 +117,7 @@ class Mirror:
         self._pause = MIN_PAUSE
         self._names: Sequence[str] = setup.studies
         self._names_due = 0.0
-        self._is_swept = False
+        self._has_deleted_leftovers = False
 
     def run(self) -> None:
         """Mirror.
@@ -144,10 +142,10 @@ class Mirror:
 
     def _mirror(self) -> None:
         if self._setup.tracking:
-            self._events.tell("asking")
+            self._events.send("asking")
             probe(self._setup.tracking)
-            self._events.tell("loading")
-        # Imported here: MLflow and Optuna take two seconds of the processor, for nothing if nobody answers.
+            self._events.send("loading")
+        # Imported here: MLflow and Optuna cost two seconds of CPU, in vain if nothing answers.
         from studies.mirror.server import connect, prepare_database
         from studies.storage.postgres import PostgresStorage
         from studies.storage.url import StorageURL
@@ -155,10 +153,10 @@ class Mirror:
         configure()
         import mlflow  # noqa: F401
 
-        self._events.tell("asking")
+        self._events.send("asking")
         location = StorageURL.parse(self._setup.storage)
         client = connect(self._setup.tracking or prepare_database(location))
-        self._events.tell("connected")
+        self._events.send("connected")
         self._said, self._pause = "", MIN_PAUSE
         with closing(PostgresStorage(location, create=False, patience=0.0)) as storage:
             self._mirrors.clear()
@@ -171,7 +169,7 @@ class Mirror:
                 self._finish.wait(0.2)
 
     def _round(self, storage: PostgresStorage, client: MlflowClient, *, every: bool) -> None:
-        """Look at each study that is due, or at ``every`` one."""
+        """Mirror each study that is due, or ``every`` one."""
         self._sweep(storage, client)
         if not self._setup.studies and (every or self._names_due < time.monotonic()):
             self._names, self._names_due = storage.study_names(), time.monotonic() + POLL_IDLE
@@ -180,8 +178,8 @@ class Mirror:
                 self._due[name] = self._mirror_study(storage, client, name)
 
     def _sweep(self, storage: PostgresStorage, client: MlflowClient) -> None:
-        """Delete the runs of deleted studies: at the start, and when one is missed."""
-        if self._is_swept:
+        """Delete the runs of deleted studies: at the start, and when a study disappears."""
+        if self._has_deleted_leftovers:
             return
         from mlflow.exceptions import MlflowException
 
@@ -190,15 +188,15 @@ class Mirror:
 
         try:
             sweep(storage, client, self._beat)
-        except MlflowException as error:  # as where another mirror sweeps as well
+        except MlflowException as error:  # another mirror may delete the same runs
             told = trouble(client, error)
             if isinstance(told, TrackingUnreachable):
                 raise told from error
             logging.getLogger(__name__).warning("the runs of deleted studies may be left in MLflow: %s", told)
-        self._is_swept = True
+        self._has_deleted_leftovers = True
 
     def _mirror_study(self, storage: PostgresStorage, client: MlflowClient, name: str) -> float:
-        """Look at one study. Returns when to look again, by the monotonic clock."""
+        """Mirror one study. Returns when it is due again (monotonic clock)."""
         from studies.mirror.study_mirror import StudyMirror
 
         try:
@@ -216,15 +214,15 @@ class Mirror:
             self._catch_up(mirror, client)
             return time.monotonic() + (POLL if mirror.is_active else POLL_IDLE)
         except StudyNotFound:
-            self._mirrors.pop(name, None)  # deleted; there may be another of that name one day
+            self._mirrors.pop(name, None)  # deleted; a later study may have its name
             self._refusals.remove(name)
-            self._is_swept = False
+            self._has_deleted_leftovers = False
             if self._setup.once and self._setup.studies:
                 raise
             return time.monotonic() + POLL_IDLE
         except (TrackingUnreachable, StorageUnreachable):
             raise
-        except Exception as error:  # whatever this study holds: the others go on
+        except Exception as error:  # one study must not stop the others
             self._refusals.add(name, f"study {name!r}: {described(error)}")
             return self._refusals.retry_at(name) or 0.0
 
@@ -236,8 +234,8 @@ class Mirror:
         name = mirror.record.name
         if (self._refusals.retry_at(name) or math.inf) <= time.monotonic():
             mirror.retry()
-        # Where another mirror, or a person, has deleted a run meanwhile, MLflow is asked anew. Of several mirrors
-        # that meet in a study, each may lose some runs to the others before all have the same.
+        # Retried: another mirror or a person may delete a run meanwhile. Several mirrors of one study delete each
+        # other's duplicates until all of them know the same runs.
         for is_last in [False] * RETRIES + [True]:
             try:
                 mirror.catch_up()
@@ -253,39 +251,39 @@ class Mirror:
         else:
             self._refusals.remove(name)
         if name not in self._told:
-            self._events.tell("page", study=name, page=mirror.page)
+            self._events.send("page", study=name, page=mirror.page)
         if self._told.get(name) != mirror.count:
             self._told[name] = mirror.count
-            self._events.tell("mirrored", study=name, trials=mirror.count)
+            self._events.send("mirrored", study=name, trials=mirror.count)
 
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
-            self._events.tell("beat")
+            self._events.send("beat")
 
     def _tell_progress(self, study: str, done: int, trials: int) -> None:
         if done < trials and time.monotonic() - self._told_progress > PROGRESS:
             self._told_progress = time.monotonic()
-            self._events.tell("writing", study=study, done=done, trials=trials)
+            self._events.send("writing", study=study, done=done, trials=trials)
 
     def _say(self, event: str, message: str) -> None:
         if message != self._said:
             self._said = message
-            self._events.tell(event, message=message)
+            self._events.send(event, message=message)
 
     def _say_refused(self, message: str) -> None:
-        if not (self._setup.once and len(self._names) == 1):  # else it is the error that this ends with
-            self._events.tell("refused", message=message)
+        if not (self._setup.once and len(self._names) == 1):  # otherwise this error ends the process, and is shown then
+            self._events.send("refused", message=message)
 
     def _listen(self) -> None:
         if os.read(sys.stdin.fileno(), 4096):
             self._finish.set()
             wait_for_end_of_input()
-        os._exit(0)  # whoever started it is gone, or has no more patience
+        os._exit(0)  # the parent died or stopped waiting: MLflow may hang for minutes
 
 
 def _of_refused(mirror: StudyMirror) -> str:
-    """What MLflow does not take of a study, in one line."""
+    """What MLflow refuses of a study, in one line."""
     numbers = mirror.refused_trials
     if not numbers:
         (reason,) = mirror.refused.values()

@@ -1,4 +1,4 @@
-"""What MLflow does not take of the studies: said once, tried again ever more rarely."""
+"""What MLflow refuses of the studies: reported once, retried with backoff."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-#: Seconds until what MLflow does not take is tried again; each pause is twice the one before.
+#: Backoff in seconds until a refused study is retried: the first pause, doubled up to the last.
 MIN_PAUSE: Final = 30.0
 MAX_PAUSE: Final = 600.0
 
@@ -20,7 +20,7 @@ class _Refusal:
 
 
 class Refusals:
-    """The studies that are not in MLflow as they are.
+    """The studies of which MLflow refuses something.
 
     Args:
         say: is given each reason, once until the study is there.
@@ -31,7 +31,7 @@ class Refusals:
         self._refusals: dict[str, _Refusal] = {}
 
     def add(self, study: str, message: str) -> None:
-        """MLflow does not take the study, or a part of it, for this reason."""
+        """Note that MLflow refuses a study, or a part of it."""
         now, before = time.monotonic(), self._refusals.get(study)
         pause, until = (before.pause, before.until) if before else (MIN_PAUSE / 2, now)
         if until <= now:
@@ -42,16 +42,16 @@ class Refusals:
             self._say(message)
 
     def remove(self, study: str) -> None:
-        """MLflow has it now, or it was deleted."""
+        """Forget the refusal of a study that is complete in MLflow, or was deleted."""
         self._refusals.pop(study, None)
 
     def retry_at(self, study: str) -> float | None:
-        """When to try it again, by the monotonic clock; ``None`` where nothing was refused."""
+        """When to retry a study (monotonic clock); ``None`` if nothing is refused."""
         found = self._refusals.get(study)
         return found.until if found else None
 
     def summary(self, studies: int) -> str | None:
-        """What is missing of so many studies, in one line; ``None`` where all are there."""
+        """The missing studies, in one line; ``None`` if all are complete."""
         if not self._refusals:
             return None
         if studies == 1:

@@ -1,4 +1,4 @@
-"""What MLflow is told of a study and of a trial. Pure: the same study gives the same runs."""
+"""The contents of the runs of a study and of its trials. Pure: the same study gives the same runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from studies.values import to_json, to_text
 #: The tags by which the mirror knows its runs.
 STUDY_TAG: Final = "studyhall.study"
 TRIAL_TAG: Final = "studyhall.trial"
-#: In the study's run: which database has the study.
+#: In the study's run: the identity of the database.
 DATABASE_TAG: Final = "studyhall.database"
-#: MLflow's own, by which it shows one run under another.
+#: MLflow's own tag, which nests one run under another.
 PARENT_TAG: Final = "mlflow.parentRunId"
-#: What a run is made with, so that its mirrors, and MLflow's pages, know it at once.
+#: Tags set at creation: other mirrors and MLflow's pages recognize the run from its first moment.
 KNOWN_BY: Final = (STUDY_TAG, TRIAL_TAG, DATABASE_TAG, PARENT_TAG, "mlflow.source.name", "mlflow.user")
 #: In the study's run: the trials that MLflow refuses, by number.
 REFUSED_TAG: Final = "studyhall.refused"
@@ -53,7 +53,7 @@ OVER: Final = ("FINISHED", "KILLED", "FAILED")
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a run shall hold."""
+    """The contents that a run should have."""
 
     name: str
     status: str
@@ -64,7 +64,7 @@ class Contents:
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[Metric] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
-    """The wholes of values that were cut, by SHA-256."""
+    """The full texts of values that were cut, by SHA-256."""
 
 
 def study_tag(name: str, uid: str | None) -> str:
@@ -74,7 +74,7 @@ def study_tag(name: str, uid: str | None) -> str:
 
 @dataclass(kw_only=True)
 class Known:
-    """What MLflow has of a run."""
+    """The contents that a run has in MLflow."""
 
     run_id: str
     status: str
@@ -260,12 +260,12 @@ def _best_so_far(
 
 
 def public_spec(record: StudyRecord, now: Status) -> dict[str, Any] | None:
-    """The study file, with the budget as it stands, for everybody to see; ``None`` of a study of Optuna's."""
+    """The study file without secrets, with the current budget; ``None`` for a study of stock Optuna."""
     return record.spec.to_public_file(now.budget) if record.spec else None
 
 
 def batches(contents: Contents, known: Known) -> Iterator[Batch]:
-    """What a run lacks of its contents, in pieces that MLflow takes."""
+    """The missing contents of a run, in batches within MLflow's limits."""
     batch, size = Batch(), 0
     for item in _lacking(contents, known):
         more = _size(item)
@@ -290,17 +290,17 @@ def _lacking(contents: Contents, known: Known) -> Iterator[Metric | Param | RunT
 
 
 def milliseconds(local: datetime) -> int:
-    """MLflow's time of one of Optuna's. Never 0, for which MLflow's client writes the present."""
+    """A time in MLflow's milliseconds. Never 0, which MLflow's client replaces by the current time."""
     return round(local.timestamp() * 1000) or 1
 
 
 def _of_metric(local: datetime) -> int:
-    """The same for a metric: MLflow takes none before 1970, from which it counts."""
+    """The same for a metric, for which MLflow refuses times before 1970."""
     return max(0, milliseconds(local))
 
 
 def _tags(legal: Legal, tags: Mapping[str, str]) -> dict[str, str]:
-    """``tags`` with legal values, and those that keep what was too long."""
+    """``tags`` with legal values, and further ones for the texts that were too long."""
     values = {key: legal.value(value) for key, value in tags.items()}
     return values | legal.tags()
 

@@ -1,4 +1,4 @@
-"""Where MLflow is: a server, or a database of its own beside the studies, which is made when needed."""
+"""MLflow's location: a server, or a database of its own beside the studies, created when needed."""
 
 from __future__ import annotations
 
@@ -30,26 +30,28 @@ _LOCK: Final = 0x6D6C_666C_6F77
 _SUFFIX: Final = "_mlflow"
 #: Bytes in the name of a database.
 MAX_IDENTIFIER: Final = 63
-#: Seconds for which MLflow may be silent, and how often a request is sent again: those who call know better.
+#: MLflow's own timeout and retries. Low: the callers retry with a backoff of their own.
 _HTTP: Final = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # Nobody is told what is done here.
+    # No telemetry.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-#: How the errors of MLflow's client, and of the libraries below it, begin where nothing is wrong but the moment,
-#: and where something else answers.
-_AWAY: Final = re.compile(r"Max retries exceeded|timed out|Connection|error code (429|50[0234])|OperationalError")
+#: Texts in errors of MLflow's client and the libraries below it: of outages, which are retried; and of answers of
+#: something that is not MLflow.
+_UNREACHABLE: Final = re.compile(
+    r"Max retries exceeded|timed out|Connection|error code (429|50[0234])|OperationalError"
+)
 _DENIED: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _FOREIGN: Final = re.compile(r"error code (400|404|405|501)|valid JSON|JSONDecode")
 
 
 def configure() -> None:
-    """Set MLflow's own settings for this process, where nobody else has. Before it is imported."""
+    """Set environment variables of MLflow that the user has not set. Must run before its import."""
     for name, value in _HTTP.items():
         os.environ.setdefault(name, value)
 
@@ -69,12 +71,14 @@ def database_of(storage: StorageURL) -> StorageURL:
 
 
 def folder_of(home: Path) -> Path:
-    """The folder of all of MLflow's artifacts, which nobody but its owner may enter; made if need be."""
+    """The folder of MLflow's artifacts, created if missing. Only its owner may enter it."""
     folder = home / "mlflow"
     home.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.stat()
-    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != 0o700:  # an earlier version made it
+    if (
+        status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != 0o700
+    ):  # an earlier version created it open to others
         folder.chmod(0o700)
     return folder
 
@@ -93,7 +97,7 @@ def check_uri(uri: str) -> str:
 
 
 def display(uri: str) -> str:
-    """A tracking URI without what may be a password."""
+    """A tracking URI without its password."""
     scheme, separator, rest = uri.partition("://")
     login, at, address = rest.rpartition("@")
     address = address.partition("?")[0]
@@ -101,7 +105,7 @@ def display(uri: str) -> str:
 
 
 def prepare_database(storage: StorageURL) -> str:
-    """Make MLflow's database beside the studies, where it is missing, with its tables.
+    """Create MLflow's database beside the studies with its tables, if missing.
 
     Returns:
         Its tracking URI, password included.
@@ -116,7 +120,7 @@ def prepare_database(storage: StorageURL) -> str:
             if not is_there(url.database):
                 _create_database(storage, url)
             _create_schema(storage, url)
-            # Under the lock: MLflow's own making of tables is not for two at a time.
+            # Under the lock: MLflow can't create its tables in two processes at once.
             _open_store(url.sqlalchemy)
     except psycopg2.OperationalError as error:
         raise TrackingUnreachable(str(connection_error(storage, error))) from error
@@ -131,7 +135,7 @@ def probe(uri: str) -> None:
         with urllib.request.urlopen(f"{uri}/health", timeout=float(_HTTP["MLFLOW_HTTP_REQUEST_TIMEOUT"])):
             pass
     except urllib.error.HTTPError:
-        pass  # something does; what it is, MLflow's client finds out
+        pass  # something answers; MLflow's client checks what it is
     except (OSError, http.client.HTTPException) as error:
         raise _no_answer(uri) from error
 
@@ -165,13 +169,13 @@ def trouble(client: MlflowClient, error: Exception) -> TrackingError:
         return explained(client.tracking_uri, error)
     try:
         client.search_experiments(max_results=1)
-    except Exception as now:  # of MLflow, or of a library below it
+    except Exception as now:  # of MLflow or any library below it
         return explained(client.tracking_uri, now)
     return _refusal(client.tracking_uri, error)
 
 
 def explained(uri: str, error: Exception) -> TrackingError:
-    """An error of MLflow's client as one of ours, which says whether to try again."""
+    """Our error for one of MLflow's client; its class says whether to retry."""
     text = one_line(error)
     code = getattr(error, "error_code", "")
     where = f"MLflow at {display(uri)}"
@@ -185,7 +189,7 @@ def explained(uri: str, error: Exception) -> TrackingError:
             f"{where} refuses us: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, "
             "of somebody who may write"
         )
-    if _AWAY.search(text) or code == "TEMPORARILY_UNAVAILABLE":
+    if _UNREACHABLE.search(text) or code == "TEMPORARILY_UNAVAILABLE":
         return _no_answer(uri)
     if uri.startswith("http") and _is_foreign(error, text):
         return TrackingError(f"what answers at {display(uri)} is not MLflow: give the address of an MLflow server")
@@ -194,7 +198,7 @@ def explained(uri: str, error: Exception) -> TrackingError:
 
 def _refusal(uri: str, error: Exception) -> TrackingError:
     text = one_line(error)
-    return TrackingError(f"MLflow at {display(uri)} refuses what it was told: {_without(uri, text)[:300]}")
+    return TrackingError(f"MLflow at {display(uri)} refuses a request: {_without(uri, text)[:300]}")
 
 
 def _no_answer(uri: str) -> TrackingUnreachable:
@@ -226,9 +230,9 @@ def _open_store(uri: str) -> None:
 
 @contextmanager
 def _locked(storage: StorageURL) -> Iterator[Callable[[str | None], bool]]:
-    """Hold MLflow's lock; gives a function that tells whether a database is there."""
+    """Hold MLflow's advisory lock; yields a function that says whether a database exists."""
     with closing(psycopg2.connect(**storage.libpq)) as connection, connection, connection.cursor() as cursor:
-        # To the end of the transaction, so that it works behind PgBouncer, too.
+        # A lock of the transaction, not of the session: behind PgBouncer a session is not ours.
         cursor.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
 
         def is_there(name: str | None) -> bool:

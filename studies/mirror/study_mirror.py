@@ -1,6 +1,6 @@
 """Follow studies, and write what changes to MLflow.
 
-What MLflow has, MLflow is asked: at the start, and after every error, since nobody knows then what it took.
+MLflow itself is asked for what it has: at the start, and after every error, which leaves open what was written.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import StudyRecord
 
-#: Trials that are written side by side, and looked after for twins, at a time.
+#: Trials that are created at a time, and then checked for duplicates.
 CHUNK: Final = 100
-#: Requests at a time: an answer of MLflow's is mostly waiting for its database.
+#: Parallel requests: MLflow mostly waits for its database.
 THREADS: Final = 4
-#: A step before all that there are.
+#: A step before all legal ones.
 BEFORE_ALL: Final = -(2**31)
 SPEC_FILE: Final = "study.toml"
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class StudyMirror:
     ) -> None:
         self.record = record
         self.refused: dict[str, TrackingError] = {}
-        """What MLflow does not take, by trial, or under :data:`WHOLE_STUDY`; the rest of the study is there."""
+        """What MLflow refuses, by trial, or under :data:`WHOLE_STUDY`; everything else is written."""
         self._storage = storage
         self._client = client
         self._progress = progress
@@ -86,14 +86,14 @@ class StudyMirror:
             client, record.name, Legal().value(self._tag), self._query, artifacts, beat
         )
         self.page: str | None = None
-        """Where MLflow shows the study, below its address; ``None`` before it has it."""
+        """The study's page, below MLflow's address; ``None`` before it has one."""
         self._experiment: Experiment | None = None
         self._runs: dict[str, Known] = {}  # by trial
         self._seen: dict[int, FrozenTrial] = {}
 
     @property
     def is_active(self) -> bool:
-        """Whether a trial was unfinished when it was looked at last."""
+        """Whether a trial was unfinished at the last read."""
         return any(not trial.state.is_finished() for trial in self._seen.values())
 
     @property
@@ -103,11 +103,11 @@ class StudyMirror:
 
     @property
     def refused_trials(self) -> list[int]:
-        """The numbers of the trials that MLflow does not have as they are, because it refuses something of them."""
+        """The numbers of the trials of which MLflow refuses something."""
         return sorted(int(trial) for trial in self.refused if trial != WHOLE_STUDY)
 
     def retry(self) -> None:
-        """Let the next :meth:`catch_up` try again what MLflow has refused, even where it has not changed."""
+        """Let the next :meth:`catch_up` retry what MLflow refused, even if it has not changed."""
         for number in self.refused_trials:
             self._seen.pop(number, None)
 
@@ -120,10 +120,10 @@ class StudyMirror:
 
         Raises:
             StudyNotFound: the study was deleted.
-            StorageUnreachable: the database is away.
+            StorageUnreachable: the database is unreachable.
             TrackingError: the experiment was deleted in MLflow.
-            TrackingUnreachable: MLflow is away.
-            MlflowException: MLflow is away, or refuses the study as a whole, or another mirror deleted a run.
+            TrackingUnreachable: MLflow is unreachable.
+            MlflowException: MLflow is unreachable, or refuses the study as a whole, or another mirror deleted a run.
         """
         experiment, self._experiment = self._experiment or self._look(), None
         try:
@@ -138,11 +138,13 @@ class StudyMirror:
                 self._write_trials(experiment, pool, changed[start : start + CHUNK])
                 self._progress(min(start + CHUNK, len(changed)), len(changed))
         self._tag_refused(experiment)
-        self._experiment = experiment  # not reached after an error: then MLflow is asked anew
+        self._experiment = (
+            experiment  # not reached after an error: the next call then reads everything from MLflow again
+        )
         return len(changed)
 
     def is_settled(self) -> bool:
-        """Whether MLflow, asked anew, has the very runs that were written: another mirror may have been at it."""
+        """Whether MLflow has exactly the runs that were written: another mirror may have deleted or added some."""
         written = {trial: known.run_id for trial, known in self._runs.items()}
         self._experiment = self._look()
         return written == {trial: known.run_id for trial, known in self._runs.items()}
@@ -157,7 +159,7 @@ class StudyMirror:
             if known is None or trial.datetime_start is None:
                 continue
             if known.start_time != milliseconds(trial.datetime_start):
-                # Of another trial of that number: the database was restored from a backup.
+                # Of another trial with this number: the database was restored from a backup.
                 experiment.delete(known.run_id)
                 del self._runs[str(trial.number)]
             elif known.status in OVER and trial.state.is_finished():
@@ -209,7 +211,7 @@ class StudyMirror:
                 self._runs |= {trial: found[trial] for trial in missing if trial in found}
         there = [trial for trial in contents if trial in self._runs]
         for _ in pool.map(lambda trial: self._write(experiment, trial, contents[trial]), there):
-            pass  # the first error comes out here
+            pass  # raises the first error
         self._seen |= {trial.number: trial for trial in trials}
 
     def _create(self, experiment: Experiment, trial: str, contents: Contents) -> Known | None:
@@ -220,11 +222,11 @@ class StudyMirror:
 
     def _unless_refused(self, experiment: Experiment, run: str, action: Callable[[], T]) -> T | None:
         """The result of ``action`` for one run; ``None`` where MLflow refuses it twice, which is kept for others to
-        tell. It is no refusal where MLflow is away, or where the run was deleted meanwhile."""
+        tell. It is no refusal where MLflow is unreachable, or where the run was deleted meanwhile."""
         for is_last in (False, True):
             try:
                 result = action()
-            except Exception as error:  # of MLflow, or of a library below it
+            except Exception as error:  # of MLflow or any library below it
                 told = trouble(self._client, error)
                 if isinstance(told, TrackingUnreachable):
                     raise told from error
@@ -238,7 +240,7 @@ class StudyMirror:
         return None
 
     def _tag_refused(self, experiment: Experiment) -> None:
-        """Say in the study's run which trials are not there as they are."""
+        """List in the study's run the trials of which MLflow refuses something."""
         study, numbers = self._runs[WHOLE_STUDY], self.refused_trials
         text = ", ".join(map(str, numbers[:100])) + (f" and {len(numbers) - 100} more" if len(numbers) > 100 else "")
         if numbers and study.tags.get(REFUSED_TAG) != text:
@@ -247,7 +249,7 @@ class StudyMirror:
             experiment.untag(study, REFUSED_TAG)
 
     def _last_step(self, trial: FrozenTrial) -> int:
-        """The steps of a running trial that need not be read again; a finished one is read as a whole, once."""
+        """The steps of running trials that need not be read again. A finished trial is read once more as a whole."""
         before = self._seen.get(trial.number)
         if before is None or trial.state.is_finished() or str(trial.number) in self.refused:
             return BEFORE_ALL

@@ -1,4 +1,4 @@
-"""What of a study is news, and how it is told to people and to programs."""
+"""The events of a study that notifications report, and their messages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from studies.endings import END_WORDS, failure_of
 from studies.overview import is_over
 from studies.spec.study import Event
+from studies.stop_reasons import STOP_REASONS, failure_of
 from studies.text import in_one_line, printable
 from studies.values import finite, strict
 
@@ -20,106 +20,108 @@ if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import LostWorker, Notice, Status, StudyRecord
 
-#: Seconds between two messages about bests, or about lost workers.
+#: Seconds between two messages about new bests, or about lost workers: an early study improves every second.
 QUIET: Final = 10.0
-#: Seconds from the first lost worker to the message, for others that were lost with it.
+#: Seconds to wait after the first lost worker: a machine that dies loses all its workers, in one message.
 GATHER: Final = 3.0
-#: Silence counts only where this process has itself heard from the database for so many seconds.
-IN_TOUCH: Final = 60.0
-#: The most parameters or workers that a text names.
+#: A worker counts as lost by a missing heartbeat only if this process was connected for so many seconds: after an
+#: outage every heartbeat is late.
+CONNECTED_SECONDS: Final = 60.0
+#: Parameters or workers that a text names, at most.
 NAMED: Final = 8
-#: In the order in which they are told.
+#: In the order of sending.
 _KINDS: Final[tuple[Event, ...]] = ("best", "worker_lost", "finished", "failures")
 
 
-class News:
-    """A study as one address is told of it."""
+class StudyEvents:
+    """The events of one study for one address."""
 
     def __init__(self, storage: PostgresStorage, record: StudyRecord, address: str) -> None:
         self._storage = storage
         self._record = record
         self._address = address
-        self._taker = str(uuid.uuid4())
+        self._sender = str(uuid.uuid4())
         self.name = record.name
         self._wanted = (record.spec.notify.events if record.spec else None) or list(_KINDS)
         self._metric = storage.objective_names(record)[0]
         self._old: set[str] = set()
-        self._told: set[str] = set()
+        self._sent: set[str] = set()
         self._gathering: float | None = None
-        self._looked = self._in_touch_since = time.time()
+        self._read_at = self._connected_since = time.time()
 
     def begin(self) -> None:
-        """What is there now is no news."""
-        self._look()
+        """Ignore everything that already happened."""
+        self._read()
         self._old = set(self._names())
 
-    def lose_touch(self) -> None:
-        """The database could not be reached; the workers may have been as cut off as we were."""
-        self._in_touch_since = time.time()
+    def connection_lost(self) -> None:
+        """Note an outage: heartbeats of workers may have been cut off as well."""
+        self._connected_since = time.time()
 
-    def news(self, *, is_last: bool) -> list[tuple[Event, list[str]]]:
-        """What is to be told now: the events by their names in the table. ``is_last``: there is no later."""
-        self._look()
+    def pending(self, *, is_last: bool) -> list[tuple[Event, list[str]]]:
+        """The events to send now, by their names in the table. ``is_last``: do not wait for more of a kind."""
+        self._read()
         notices = self._storage.notices.of(self._record, self._address)
         names = self._names()
-        # What others took and did not tell is ours, if it still stands; so is what we told and could not note.
+        # Events that another process leased and did not send are obsolete if they no longer hold. Events that we
+        # sent during an outage are not marked yet.
         past = [name for name, n in notices.items() if n.free and name not in names]
-        past += [name for name in self._told if name in notices and not notices[name].told]
+        past += [name for name in self._sent if name in notices and not notices[name].told]
         if past:
-            self._storage.notices.note_told(self._record, self._address, past)
+            self._storage.notices.mark_sent(self._record, self._address, past)
         new = [
             name
             for name in names
-            if name not in self._told
+            if name not in self._sent
             and (not notices[name].told if name in notices else name not in self._old)
-            and self._is_certain(name)
+            and self._is_confirmed(name)
         ]
         found = [(event, [name for name in new if _kind(name) == event]) for event in _KINDS]
         return [(event, of_kind) for event, of_kind in found if of_kind and (is_last or self._is_due(event, notices))]
 
-    def take(self, names: Sequence[str]) -> list[str]:
-        """Those of ``names`` that nobody else tells."""
-        return self._storage.notices.take(self._record, self._address, names, self._taker)
+    def lease(self, names: Sequence[str]) -> list[str]:
+        """Lease events for a minute; returns those that no other process sends."""
+        return self._storage.notices.take(self._record, self._address, names, self._sender)
 
-    def note_told(self, names: Sequence[str]) -> None:
-        self._told |= set(names)
+    def mark_sent(self, names: Sequence[str]) -> None:
+        self._sent |= set(names)
         if names:
-            self._storage.notices.note_told(self._record, self._address, names)
+            self._storage.notices.mark_sent(self._record, self._address, names)
 
     def message(self, event: Event, names: Sequence[str]) -> dict[str, Any]:
-        """What is told: ``text`` for people, the rest for programs."""
+        """The message: ``text`` for people, the rest for programs."""
         details = {"best": self._best, "finished": self._end, "failures": self._end, "worker_lost": self._losses}
         text, data = details[event](names)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         text = printable(in_one_line(f"{self.name}: {text}"))
         return {"event": event, "study": self.name, "text": text, "time": now, **data}
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         now = time.time()
-        if now - self._looked > IN_TOUCH / 2:  # this machine slept, or hung
-            self._in_touch_since = now
-        self._looked = now
+        if now - self._read_at > CONNECTED_SECONDS / 2:  # this machine was suspended: all heartbeats look late
+            self._connected_since = now
+        self._read_at = now
         self._status: Status = self._storage.status(self._record)
         self._lost = self._storage.workers.lost(self._record) if "worker_lost" in self._wanted else []
 
     def _names(self) -> list[str]:
-        """What could be told now, as the table names it."""
+        """The events that hold now, by their names in the table."""
         now = self._status
         names = [f"best {now.best.number}"] if now.best else []
         names += [f"worker_lost {worker.worker}" for worker in self._lost]
         if is_over(now):
-            # Extended or resumed, it may end once more.
+            # The count of trials makes the name unique: a study that is extended ends again.
             event = "failures" if now.ended == "failures" else "finished"
             names.append(f"{event} {now.ended} {now.finished + now.trials['fail']}")
         return [name for name in names if _kind(name) in self._wanted]
 
-    def _is_certain(self, name: str) -> bool:
-        """Whether a worker that is silent is so to others than us."""
+    def _is_confirmed(self, name: str) -> bool:
+        """Whether a missing heartbeat is the worker's fault, and not that of our own connection."""
         silent = {f"worker_lost {worker.worker}" for worker in self._lost if worker.died_of is None}
-        return name not in silent or time.time() - self._in_touch_since >= IN_TOUCH
+        return name not in silent or time.time() - self._connected_since >= CONNECTED_SECONDS
 
     def _is_due(self, event: Event, notices: Mapping[str, Notice]) -> bool:
-        """Whether the time has come for an event of which there may be many."""
+        """Whether an event may be sent now: frequent ones are throttled."""
         if event not in ("best", "worker_lost"):
             return True
         if event == "worker_lost":
@@ -128,7 +130,7 @@ class News:
                 return False
         for name, notice in notices.items():
             if _kind(name) == event:
-                others = not notice.told and not notice.free and notice.taker != self._taker
+                others = not notice.told and not notice.free and notice.taker != self._sender
                 if others or (notice.told_seconds_ago is not None and notice.told_seconds_ago < QUIET):
                     return False
         return True
@@ -153,7 +155,7 @@ class News:
         now = self._status
         assert now.ended is not None  # it is what the event is about
         of = f" of {now.budget.trials}" if now.budget else ""
-        text = f"{END_WORDS.get(now.ended, now.ended)}: {now.finished}{of} trials done, {now.trials['fail']} failed"
+        text = f"{STOP_REASONS.get(now.ended, now.ended)}: {now.finished}{of} trials done, {now.trials['fail']} failed"
         data: dict[str, Any] = {
             "ended": now.ended,
             "trials": dict(now.trials),
@@ -193,7 +195,7 @@ def _loss(worker: LostWorker) -> dict[str, Any]:
     seen = round(worker.seen_seconds_ago, 1)
     return {
         **{key: getattr(worker, key) for key in ("worker", "host", "pid", "device")},
-        "reason": worker.died_of or f"no sign of life for {seen:.0f} s",
+        "reason": worker.died_of or f"no heartbeat for {seen:.0f} s",
         "seen_seconds_ago": seen,
     }
 

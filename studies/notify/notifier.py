@@ -1,11 +1,11 @@
-"""Tells web addresses what happens to studies: a new best, the end, too many failures, workers that were lost.
+"""Notifications to web addresses: a new best, the end, too many failures, lost workers.
 
-Each event is told once to each address, however many processes look at the study: they share the table
-``studyhall.notices``. Whoever takes an event has a minute to tell it, then it is anybody's again; so one that
-dies in between delays it, and one that dies between the answer and its note tells it twice.
-
-What a study is like when a process begins to look is no news to it, unless another process took it and has not
-told it. There is one thread for each address, so that one which hangs holds up nothing else.
+- Each event is sent once to each address, however many processes watch the study: they share the table
+  ``studyhall.notices``. A process leases an event for a minute, sends it, and marks it as sent.
+- A process that dies before it sends delays the event by a minute. One that dies after it sends, and before it marks,
+  causes a second message.
+- Events from before the start of a process are ignored, unless another process leased one and did not send it.
+- Each address has a thread of its own: one that hangs delays no other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from studies.errors import StorageError, StorageUnreachable, StudyNotFound, described
-from studies.notify.events import News
+from studies.notify.events import StudyEvents
 from studies.notify.webhook import Undelivered, post
 from studies.spec.locations import mask_url
 
@@ -26,25 +26,22 @@ if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import StudyRecord
 
-#: Seconds between two looks at the studies.
-LOOK: Final = 2.0
-#: Seconds between two tries to reach an address: the first, doubled each time; the longest; and when all is to end.
+#: Seconds between two reads of the studies.
+POLL: Final = 2.0
+#: Backoff of an address in seconds: the first pause, which is doubled each time; the longest; and while stopping.
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 600.0
 LAST_PAUSE: Final = 0.5
 
 
 class Notifier:
-    """Looks at studies and tells what happens.
-
-    It uses the given storage, from threads of its own: its connections are shared, and its statements are as
-    short as those of the progress that a command shows.
+    """Watches studies and sends notifications, from threads of its own over the connections of ``storage``.
 
     Args:
         storage: where the studies are.
-        records: the studies; each one's own [notify] says whom to tell.
-        url: an address to tell as well, for all of them.
-        warn: is given a line when an address can't be reached, from any thread.
+        records: the studies, each with the address of its [notify].
+        url: a further address, for all studies.
+        warn: called with a line when an address can't be reached, from any thread.
     """
 
     def __init__(
@@ -64,12 +61,12 @@ class Notifier:
         self._addresses = [_Address(storage, url, records, warn) for url, records in studies.items()]
 
     def start(self) -> None:
-        """Look at what is there by now, which is no news; then tell what happens from here on."""
+        """Start to watch. Everything that already happened is ignored."""
         for address in self._addresses:
             address.begin()
 
     def stop(self, seconds: float = 3.0) -> None:
-        """Tell what there is to tell, for so many seconds at most, and end."""
+        """Send pending events, for ``seconds`` at most, and end."""
         deadline = time.monotonic() + seconds
         for address in self._addresses:
             address.end(deadline)
@@ -78,7 +75,7 @@ class Notifier:
 
 
 class _Address(threading.Thread):
-    """One address, and what it is to be told."""
+    """The thread of one address."""
 
     def __init__(
         self, storage: PostgresStorage, url: str, records: Sequence[StudyRecord], warn: Callable[[str], None]
@@ -87,7 +84,7 @@ class _Address(threading.Thread):
         self._url = url
         self._id = hashlib.sha256(url.encode()).hexdigest()[:32]
         self._warn = warn
-        self._studies = [News(storage, record, self._id) for record in records]
+        self._studies = [StudyEvents(storage, record, self._id) for record in records]
         self._stopping = threading.Event()
         self._deadline = math.inf
         self._failures = 0
@@ -105,24 +102,24 @@ class _Address(threading.Thread):
 
     def run(self) -> None:
         try:
-            while self._studies and not self._stopping.wait(LOOK):
+            while self._studies and not self._stopping.wait(POLL):
                 self._round()
             while self._studies and not self._round() and time.monotonic() < self._deadline:
                 time.sleep(0.2)
-        except Exception as error:  # whatever it is, the work beside it goes on
+        except Exception as error:  # a notification must never end the run beside it
             self._warn(f"notifications end: {described(error)}")
 
     def _round(self) -> bool:
-        """Look at each study and tell what is new; whether nothing is left to be told."""
+        """Send the pending events of each study; returns whether nothing is pending."""
         done = True
         for study in list(self._studies):
             if not self._studies:
                 break  # the address refuses them
             try:
-                done = self._tell(study) and done
+                done = self._send_pending(study) and done
             except StorageUnreachable:
-                study.lose_touch()
-                return self._stopping.is_set()  # nobody waits for the database on account of a message
+                study.connection_lost()
+                return self._stopping.is_set()  # the end of a run must not wait for an outage
             except (StudyNotFound, KeyError):
                 self._studies.remove(study)  # deleted
             except StorageError as error:
@@ -130,18 +127,18 @@ class _Address(threading.Thread):
                 self._warn(f"notifications of {study.name} end: {error}")
         return done
 
-    def _tell(self, study: News) -> bool:
-        for event, names in study.news(is_last=self._stopping.is_set()):
+    def _send_pending(self, study: StudyEvents) -> bool:
+        for event, names in study.pending(is_last=self._stopping.is_set()):
             if time.monotonic() < self._next_try:
                 return False
-            taken = study.take(names)
+            taken = study.lease(names)
             if taken and not self._send(study.message(event, taken)):
                 return False
-            study.note_told(taken)
+            study.mark_sent(taken)
         return True
 
     def _send(self, message: Mapping[str, Any]) -> bool:
-        """Whether the message is dealt with: it was taken, or refused for good."""
+        """Send a message; returns whether it needs no retry: it was accepted, or refused for good."""
         try:
             post(self._url, message)
         except Undelivered as error:
@@ -150,7 +147,7 @@ class _Address(threading.Thread):
                 self._warn(f"notifications: {mask_url(self._url)}: {error}; nothing more is sent there")
                 return True
             if not self._failures:
-                self._warn(f"notifications: {mask_url(self._url)}: {error}; it is tried again")
+                self._warn(f"notifications: {mask_url(self._url)}: {error}; it is sent again later")
             self._failures += 1
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures - 1, 20))
             self._next_try = time.monotonic() + (LAST_PAUSE if self._stopping.is_set() else pause)

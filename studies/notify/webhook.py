@@ -1,8 +1,9 @@
-"""Web addresses that take messages: what is legal, what of it may be seen, and the POST itself.
+"""The POST of a notification.
 
-A study names its address, and every machine that looks at the study calls it. So a message goes out by HTTP alone,
-as a POST of our own JSON whose answer nobody reads; redirects are not followed; and no link-local address is called,
-where clouds hand out the machine's credentials. Private networks are legal: that is where chat servers stand.
+A study names its address, and every machine that watches the study posts to it: whoever can write a study could make
+machines send requests (SSRF). Therefore only our own JSON is sent, by HTTP POST; the answer is not read; redirects are
+not followed; and link-local addresses are refused, where clouds hand out a machine's credentials. Private networks are
+legal, as chat servers are there.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from urllib.parse import urlsplit
 from studies.spec.locations import mask_url
 from studies.text import in_one_line
 
-#: Seconds that an address may be silent.
+#: Seconds to wait for an address.
 ANSWER_SECONDS: Final = 5.0
-#: Of clouds, beyond link-local addresses: Alibaba's, Azure's, Oracle's, and Amazon's by IPv6.
+#: Metadata services of clouds that are not link-local: Alibaba's, Azure's, Oracle's, and Amazon's by IPv6.
 _METADATA: Final = frozenset(
     map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254"))
 )
@@ -31,11 +32,11 @@ _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Undelivered(Exception):
-    """A message was not taken.
+    """A message was not accepted.
 
     Args:
-        reason: in words, without the address.
-        is_final: sending it again would not help.
+        reason: without the address, which may hold a secret.
+        is_final: whether a retry is useless.
     """
 
     def __init__(self, reason: str, *, is_final: bool) -> None:
@@ -47,7 +48,7 @@ def post(url: str, message: Mapping[str, Any]) -> None:
     """Send ``message`` as JSON.
 
     Raises:
-        Undelivered: it was not answered by a 2xx.
+        Undelivered: the answer was no 2xx, or there was none.
     """
     request = urllib.request.Request(
         url,
@@ -55,10 +56,10 @@ def post(url: str, message: Mapping[str, Any]) -> None:
         headers={"Content-Type": "application/json", "User-Agent": "studyhall"},
     )
     host = urlsplit(url).hostname or ""
-    if ":" in host or host.replace(".", "").isdecimal():  # a name is looked up, and judged, when it is connected to
+    if ":" in host or host.replace(".", "").isdecimal():  # a name is resolved and checked by _connect
         _require_callable(host)
     try:
-        # The standard library's: requests would be one more dependency, for one POST.
+        # The standard library: one POST is not worth a dependency on requests.
         with _opener.open(request, timeout=ANSWER_SECONDS):
             return
     except urllib.error.HTTPError as error:
@@ -76,15 +77,19 @@ def post(url: str, message: Mapping[str, Any]) -> None:
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """A redirected POST would become a GET."""
+        """Follow no redirect: the POST would become a GET, to an unchecked address."""
 
 
 def _require_callable(address: str) -> None:
-    """Raise :exc:`Undelivered` for an address that no study may make a machine call."""
+    """Refuse an address that only the machine itself may call.
+
+    Raises:
+        Undelivered: it is link-local, multicast, unspecified, or a metadata service.
+    """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return  # an old spelling, such as 2852039166; it is judged once it is resolved
+        return  # an old spelling, such as 2852039166, which getaddrinfo resolves: checked after that
     inner = (ip.ipv4_mapped or ip.sixtofour) if isinstance(ip, ipaddress.IPv6Address) else None
     if ip in _NAT64:
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
@@ -95,7 +100,7 @@ def _require_callable(address: str) -> None:
 
 
 def _connect(address: tuple[str, int], timeout: float, _source: object = None) -> socket.socket:
-    """As :func:`socket.create_connection`, to an address that was judged: the name is not looked up again."""
+    """Like :func:`socket.create_connection`, to checked addresses: a second lookup may differ (DNS rebinding)."""
     found = [where[4] for where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM)]
     for host, *_ in found:
         _require_callable(str(host))

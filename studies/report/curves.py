@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from studies.report.part import of_kind
+from studies.report.subset import of_kind
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData

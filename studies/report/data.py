@@ -11,10 +11,10 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.endings import END_WORDS
 from studies.overview import Overview, overview
 from studies.report.curves import points_of_line
-from studies.report.part import Part, choose, is_placed, of_kind
+from studies.report.subset import Subset, choose, is_placed, of_kind
+from studies.stop_reasons import STOP_REASONS
 from studies.storage.postgres import PostgresStorage
 from studies.storage.reader import StudyReader
 from studies.storage.records import Attempt, Point, Status, StudyRecord
@@ -27,7 +27,7 @@ class StudyData:
     name: str
     directions: Sequence[StudyDirection]
     trials: Sequence[FrozenTrial]
-    """All of it, by number; of a large study the ``part`` that is shown."""
+    """All of it, by number; of a large study the :attr:`subset` that is shown."""
     status: Status
     metric_names: Sequence[str]
     """What the objective returns, one name for each direction."""
@@ -39,7 +39,7 @@ class StudyData:
     """The study file, without secrets; ``None`` where stock Optuna made the study."""
     now: datetime = field(default_factory=datetime.now)
     """When it was read: local time without a zone, as Optuna's trials have it."""
-    part: Part | None = None
+    subset: Subset | None = None
     """What is shown of a large study."""
     in_short: Sequence[FrozenTrial] = ()
     """Every trial of a large study, by number: see :meth:`StudyReader.outlines`."""
@@ -54,7 +54,7 @@ class StudyData:
     @property
     def outlines(self) -> Sequence[FrozenTrial]:
         """Every trial by number, whole or in short."""
-        return self.trials if self.part is None else self.in_short
+        return self.trials if self.subset is None else self.in_short
 
     @cached_property
     def overview(self) -> Overview:
@@ -106,7 +106,7 @@ class StudyData:
         """How the study stands, in words."""
         now = self.status
         if now.ended:
-            return END_WORDS.get(now.ended, now.ended)
+            return STOP_REASONS.get(now.ended, now.ended)
         if now.paused:
             return "paused"
         return "running" if now.trials["running"] else "no trial is running"
@@ -124,17 +124,17 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
     directions = storage.get_study_directions(record.study_id)
     reader = StudyReader(storage, record)
     outlines = reader.outlines()
-    part = choose(outlines, directions)
+    subset = choose(outlines, directions)
     data = StudyData(
         name=record.name,
         directions=directions,
-        trials=reader.whole(outlines if part is None else [t for t in outlines if t.number in part.shown]),
+        trials=reader.whole(outlines if subset is None else [t for t in outlines if t.number in subset.shown]),
         status=status,
         metric_names=storage.objective_names(record),
         attempts=storage.leases.attempts(record),
         spec=_study_file(record),
-        part=part,
-        in_short=() if part is None else outlines,
+        subset=subset,
+        in_short=() if subset is None else outlines,
     )
     shown = of_kind(data, "curves")
     return replace(data, curves=reader.curves(shown, points_of_line(len(shown))))

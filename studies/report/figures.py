@@ -15,9 +15,9 @@ from plotly.subplots import make_subplots
 
 from studies.report.curves import Line, Panel, is_pair, panels
 from studies.report.drawing import COLORS, STATES, optuna_plot
-from studies.report.kinds import require
-from studies.report.lanes import Bar, Row, rows
+from studies.report.plots import require
 from studies.report.snapshot import quiet
+from studies.report.timeline import Bar, Row, rows
 from studies.text import printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def figure(data: StudyData, kind: str, params: Sequence[str] | None = None) -> g
 
     Args:
         data: the study.
-        kind: one of ``KINDS``.
+        kind: one of ``PLOTS``.
         params: those to show, in a plot of parameters; by default all, or those that matter most.
 
     Raises:

@@ -42,9 +42,9 @@ def require_writable(path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``: beside it first, so that nobody finds a half of it.
+    """Write ``data`` to ``path``: to a temporary file first, then renamed: no reader sees a part of it.
 
-    It takes the place of what has that name; of a link, not of what the link leads to.
+    An existing file is replaced; of a link the link itself, not its target.
 
     Raises:
         StudyhallError: it can't be written.

@@ -13,10 +13,10 @@ import optuna.visualization.matplotlib
 
 from studies.report.curves import Line, Panel, is_pair, panels
 from studies.report.drawing import COLORS, STATES, optuna_plot
-from studies.report.kinds import KINDS, require, varied
-from studies.report.lanes import Row, rows
-from studies.report.part import remark
+from studies.report.plots import PLOTS, require, varied
 from studies.report.snapshot import MOST_COMPARED, quiet
+from studies.report.subset import remark
+from studies.report.timeline import Row, rows
 from studies.text import printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def image(data: StudyData, kind: str, format_: str, params: Sequence[str] | None
     with quiet(), plt.rc_context():
         try:
             drawn = _draw(data, kind, params)
-            drawn.suptitle(f"{_escape(data.name)}: {KINDS[kind].title.lower()}")
+            drawn.suptitle(f"{_escape(data.name)}: {PLOTS[kind].title.lower()}")
             words = f"{drawn.get_suptitle()}\n{textwrap.fill(remark(data, kind), 80)}"
             drawn.suptitle(words, y=1.0, va="bottom", fontsize="medium")
             written = io.BytesIO()

@@ -12,9 +12,9 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Final
 
-from studies.report import part, sections
+from studies.report import sections, subset
 from studies.report.figures import figure
-from studies.report.kinds import KINDS
+from studies.report.plots import PLOTS
 from studies.report.snapshot import compared, importances
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def report(data: StudyData) -> bytes:
         sections.header(data),
         sections.tiles(data),
         _section("best", "Best parameters" if len(data.directions) == 1 else "Best trials", sections.best(data)),
-        *(_section(kind, KINDS[kind].title, plots[kind]) for kind in (*first, *rest)),
+        *(_section(kind, PLOTS[kind].title, plots[kind]) for kind in (*first, *rest)),
         sections.failures(data),
         _section("all", "Trials", sections.trials(data)),
         _section("spec", "Study file", sections.spec(data)),
@@ -72,23 +72,23 @@ def single(data: StudyData, kind: str, params: Sequence[str] | None = None) -> b
     """One plot, of these ``params``, as an HTML file; raises :exc:`StudyhallError` where the study can't have it."""
     figures = _Figures()
     place = figures.add(kind, figure(data, kind, params))
-    content = _paragraph(part.remark(data, kind)) + place
-    body = [f"<header><h1>{sections.text(data.name)}</h1></header>", _section(kind, KINDS[kind].title, content)]
-    return _page(f"{data.name}: {KINDS[kind].title.lower()}", body, figures.json)
+    content = _paragraph(subset.remark(data, kind)) + place
+    body = [f"<header><h1>{sections.text(data.name)}</h1></header>", _section(kind, PLOTS[kind].title, content)]
+    return _page(f"{data.name}: {PLOTS[kind].title.lower()}", body, figures.json)
 
 
 def _plots_of(data: StudyData) -> list[str]:
     """The plots of a report, whether the study can have them or not."""
     several = ["pareto", "hypervolume"] if len(data.directions) > 1 else []
-    workers = "workers" if data.attempts or KINDS["timeline"].obstacle(data) else "timeline"
+    workers = "workers" if data.attempts or PLOTS["timeline"].obstacle(data) else "timeline"
     return ["history", *several, "curves", "importances", "slice", "parallel", "contour", workers]
 
 
 def _plot(data: StudyData, kind: str, figures: _Figures) -> str:
-    reason = KINDS[kind].obstacle(data)
+    reason = PLOTS[kind].obstacle(data)
     if reason:
         return sections.reason(reason)
-    remark = _paragraph(_REMARKS.get(kind)) + _paragraph(part.remark(data, kind))
+    remark = _paragraph(_REMARKS.get(kind)) + _paragraph(subset.remark(data, kind))
     if kind == "slice":
         order = [*importances(data), *data.params]
         names = sorted(data.params, key=order.index)

@@ -1,4 +1,4 @@
-"""The parts of a report that are text and tables. Whatever comes from the database is escaped here."""
+"""The text and tables of a report. Everything from the database is escaped here."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.errors import command
+from studies.report.formats import count, moment, param
 from studies.report.snapshot import quiet, snapshot
-from studies.report.words import count, moment, param
 from studies.text import counted, duration, in_one_line, number, printable
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
 
-#: Of several objectives' best trials, so many are shown.
+#: The most trials of a Pareto front that are listed.
 _MOST_OF_FRONT = 20
 
 
 def text(value: object) -> str:
-    """``value`` as HTML, of the same lines, in visible characters."""
+    """``value`` as HTML: escaped, with its lines kept and invisible characters shown."""
     return html.escape("\n".join(map(printable, str(value).split("\n"))))
 
 
@@ -38,7 +38,7 @@ def header(data: StudyData) -> str:
 
 
 def tiles(data: StudyData) -> str:
-    """The study in a few numbers."""
+    """The key figures."""
     now = data.status
     of = f" of {count(now.budget.trials)}" if now.budget else ""
     words = {"complete": "complete", "pruned": "pruned", "fail": "failed", "running": "running", "waiting": "waiting"}
@@ -72,7 +72,7 @@ def _tile(label: str, value: str, remark: str) -> str:
 
 
 def best(data: StudyData) -> str:
-    """The best parameters; of several objectives, the trials that no other one beats in all of them."""
+    """The best parameters; of several objectives, the Pareto front."""
     if len(data.directions) > 1:
         return _front(data)
     trial = data.best
@@ -117,7 +117,7 @@ def _front(data: StudyData) -> str:
 
 
 def failures(data: StudyData) -> str:
-    """Why trials failed, the most frequent reason first; nothing where none did."""
+    """The errors of failed trials, the most frequent first; empty without any."""
     seen = data.overview
     rows = [[count(failed.count), failed.reason] for failed in seen.failures]
     if seen.cancelled:
@@ -129,13 +129,13 @@ def failures(data: StudyData) -> str:
 
 
 def trials(data: StudyData) -> str:
-    """The table of the trials; what sorts otherwise than it reads has its number beside it."""
+    """The table of the trials. A cell whose text does not sort as its value has the value as an attribute."""
     params = list(dict.fromkeys(name for trial in data.trials for name in trial.params))
     columns = ["trial", "state", *data.metric_names, *params, "steps", "duration", "worker", "attempts", "error"]
     head = "".join(f'<th scope="col"><button type="button">{text(name)}</button></th>' for name in columns)
     rows = "".join(_trial(data, trial, params) for trial in data.trials)
     part = ""
-    if data.part:
+    if data.subset:
         csv = text(command("trials", data.name, "--format", "csv"))
         part = (
             f"<p>{count(len(data.trials))} of {counted(len(data.outlines), 'trial')} are listed: the best, the newest, "
@@ -162,7 +162,7 @@ def _trial(data: StudyData, trial: FrozenTrial, params: Iterable[str]) -> str:
         *(_cell(number(value), value) for value in values),
         *(_cell(_param(trial, name), trial.params.get(name)) for name in params),
         f"<td>{len(trial.intermediate_values)}</td>",
-        # Of several attempts it is not stored how long each took: the pauses between them are in it.
+        # The database has no times of single attempts: the time includes the pauses between them.
         _cell("–" if seconds is None else f"{'≤ ' if is_repeated else ''}{duration(seconds)}", seconds),
         f'<td title="{text(attempt.worker if attempt else "")}">{text(worker)}</td>',
         f"<td>{attempt.times if attempt else '–'}</td>",

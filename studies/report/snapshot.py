@@ -1,4 +1,4 @@
-"""The study that Optuna's plots are drawn of: a copy in memory, without what they must not show."""
+"""The study that Optuna's plots draw: a copy in memory, with only the trials and values that a plot may show."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.report.kinds import KINDS, varied
-from studies.report.part import is_placed, of_kind
+from studies.report.plots import PLOTS, varied
+from studies.report.subset import is_placed, of_kind
 from studies.spec.space import categorical
 from studies.values import strict, to_text
 
 if TYPE_CHECKING:
     from studies.report.data import StudyData
 
-#: So many parameters are compared with each other at most.
+#: The most parameters that are compared with each other.
 MOST_COMPARED: Final = 4
-#: Optuna's contours have a column for each different value, so that a thousand trials would make a million cells.
-#: Numbers with more values than this are rounded to so many.
+#: The most different values of a parameter in a contour; others are rounded. Optuna draws a column for each value: a
+#: thousand trials would make a million cells.
 CONTOUR_CELLS: Final = 24
-#: Kinds that show trials without a finite value, too.
+#: Plots that also show trials without a finite value.
 _OF_ALL: Final = ("timeline", "intermediate")
 
 Escape = Callable[[str], str]
@@ -36,7 +36,7 @@ Rounding = Callable[[float], float]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna's remarks on experimental functions and trials left out from whoever looks at a plot."""
+    """Silence Optuna's warnings about experimental functions and skipped trials, which are for programmers."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -55,13 +55,13 @@ def snapshot(data: StudyData, kind: str, escape: Escape) -> optuna.Study:
 
     Args:
         data: the study.
-        kind: one of ``KINDS``.
+        kind: one of ``PLOTS``.
         escape: applied to whatever a person has named, since the drawing libraries read markup in text.
     """
     rounding = _rounding(data) if kind == "contour" else {}
     shown = of_kind(data, kind)
     numbers = {trial.number for trial in shown if _is_shown(trial, kind)}
-    # Optuna's history for matplotlib looks values up by the trials' numbers, so no number may be missing.
+    # Optuna's history for matplotlib indexes values by trial number: no number may be missing.
     trials = data.outlines if kind == "history" else shown
     odd = {name for trial in shown for name, of in trial.distributions.items() if _is_odd(of)}
     storage = _Copies([_copy(trial, escape, rounding, odd, is_shown=trial.number in numbers) for trial in trials])
@@ -72,14 +72,16 @@ def snapshot(data: StudyData, kind: str, escape: Escape) -> optuna.Study:
 
 
 class _Copies(optuna.storages.InMemoryStorage):
-    """A study of trials that keep their numbers, where Optuna's own storage would count them anew; and their
-    parameters, where ``Study.add_trial`` refuses what was enqueued outside of its distribution."""
+    """A storage of one study, whose trials keep their numbers and parameters.
+
+    Optuna's storage would renumber them, and ``Study.add_trial`` refuses enqueued values outside of the distribution.
+    """
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         super().__init__()
         self._copies = trials
 
-    def get_all_trials(  # the one study's, whoever asks; nobody writes to a plot's copies
+    def get_all_trials(  # no deep copies: plots don't change trials
         self,
         study_id: int,  # noqa: ARG002
         deepcopy: bool = True,  # noqa: ARG002
@@ -96,11 +98,11 @@ def _is_shown(trial: FrozenTrial, kind: str) -> bool:
 
 
 def importances(data: StudyData) -> Mapping[str, float]:
-    """How much each parameter matters, the most important first; of several objectives, for ``data.target``.
+    """The importance of each parameter, the highest first; of several objectives, for ``data.target``.
 
     By Optuna's default, PED-ANOVA. Empty where the study has too little to compare.
     """
-    if KINDS["importances"].obstacle(data):
+    if PLOTS["importances"].obstacle(data):
         return {}
     with quiet():
         study = snapshot(data, "importances", str)
@@ -108,19 +110,19 @@ def importances(data: StudyData) -> Mapping[str, float]:
 
 
 def compared(data: StudyData) -> list[str]:
-    """The parameters to compare with each other: the most important ones that have more than one value."""
+    """The parameters to compare: the most important ones with more than one value."""
     order = [*importances(data), *data.params]
     return sorted(varied(data), key=order.index)[:MOST_COMPARED]
 
 
 def target_of(data: StudyData, escape: Escape) -> dict[str, Any]:
-    """The objective that a plot shows, as its keywords."""
+    """Keyword arguments that select the objective of a plot."""
     name = {"target_name": escape(data.metric_names[data.target])}
     return name if len(data.directions) == 1 else {"target": _value(data.target), **name}
 
 
 def lower_is_better(data: StudyData) -> Callable[[FrozenTrial], float] | None:
-    """One of several objectives as PED-ANOVA wants it; ``None`` where there is only one, which Optuna knows."""
+    """The target function of one of several objectives, for PED-ANOVA; ``None`` for a single one."""
     if len(data.directions) == 1:
         return None
     sign = 1 if data.directions[data.target] == StudyDirection.MINIMIZE else -1
@@ -173,14 +175,14 @@ def _shown(distribution: BaseDistribution, shown: Callable[[Any], Any]) -> BaseD
 
 
 def _is_odd(distribution: BaseDistribution) -> bool:
-    """Whether its choices are shown as text: lists, dicts and infinities have no place on an axis."""
+    """Whether the choices are shown as text: lists, dicts and infinities have no place on an axis."""
     return isinstance(distribution, CategoricalDistribution) and any(
         isinstance(choice, list | tuple | dict) or strict(choice) != choice for choice in distribution.choices
     )
 
 
 def _rounding(data: StudyData) -> dict[str, Rounding]:
-    """How the values of each parameter are rounded that has too many for a contour."""
+    """The rounding of each parameter with too many values for a contour."""
     return {
         name: _grid(min(values), max(values), log=name in data.log_params)
         for name, values in data.numbers.items()

@@ -28,7 +28,7 @@ from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlLoggedModel,
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION
 
-#: What MLflow's database says about where artifacts lie.
+#: The columns of MLflow's database that hold artifact locations.
 LOCATIONS = {
     SqlExperiment: ("artifact_location",),
     SqlRun: ("artifact_uri",),
@@ -41,7 +41,7 @@ _TRACE_TAGS = (MLFLOW_ARTIFACT_LOCATION, "mlflow.trace.archiveLocation")
 
 
 def confine(root: Path) -> None:
-    """Let MLflow, in this process, keep artifacts below ``root`` alone.
+    """Confine the artifacts of MLflow in this process to ``root``.
 
     Args:
         root: absolute; only its owner may write in it, so what is checked here stays as it was.
@@ -58,7 +58,7 @@ def confine(root: Path) -> None:
         if isinstance(row, SqlTraceTag) and row.key not in _TRACE_TAGS:
             return
         for name in LOCATIONS[type(row)]:
-            # A location of earlier may stay, so that its row can be renamed or deleted; nothing is served from it.
+            # An old location may stay, as its row must be renamed or deleted; nothing is served from it.
             location = getattr(row, name)
             if sqlalchemy.inspect(row).attrs[name].history.added and not is_own(location, Own.roots):
                 _refuse(
@@ -72,12 +72,12 @@ def confine(root: Path) -> None:
 
 
 def is_own(location: str | None, roots: tuple[Path, ...]) -> bool:
-    """Whether a location is one that the server chose, or refers to one."""
+    """Whether a location was chosen by the server, or refers to such a one."""
     if not location or location in _PROMPT_SOURCE_PLACEHOLDERS:
         return True
     parts = urlsplit(location)
     if parts.scheme in ("mlflow-artifacts", "runs", "models"):
-        # The latter two are names; MLflow looks their locations up.
+        # The last two are names, whose locations MLflow resolves.
         return not parts.netloc and ".." not in _decoded(parts.path).split("/")
     if parts.scheme not in ("", "file") or parts.netloc or not parts.path.startswith("/"):
         return False
@@ -93,7 +93,7 @@ class OwnArtifacts(LocalArtifactRepository):
     """
 
     roots: tuple[Path, ...]
-    """The folder, as it is called and as it is."""
+    """The folder's path as configured, and resolved."""
 
     def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
         super().__init__(artifact_uri, tracking_uri, registry_uri)
@@ -141,7 +141,7 @@ class OwnArtifacts(LocalArtifactRepository):
     def _get_destination_artifact_path(
         self, artifact_file_name: str, artifact_path: str | None = None
     ) -> tuple[str, str]:
-        # Before MLflow makes the directories.
+        # Checked before MLflow creates directories.
         self._checked(str(Path(artifact_path or "", Path(artifact_file_name).name)))
         destination: tuple[str, str] = super()._get_destination_artifact_path(artifact_file_name, artifact_path)
         return destination
@@ -150,7 +150,11 @@ class OwnArtifacts(LocalArtifactRepository):
         shutil.copyfile(self.get_local_path(remote_file_path), local_path)
 
     def _checked(self, artifact_path: str) -> str:
-        """The path of an artifact, which may be missing; raises where it leads out of its folder."""
+        """The path of an artifact, which may not exist.
+
+        Raises:
+            MlflowException: it is outside of its folder, or a link.
+        """
         place = Path(os.path.normpath(self._artifact_dir))
         path = Path(os.path.normpath(place / artifact_path))
         root = next((root for root in self.roots if place.is_relative_to(root)), None)

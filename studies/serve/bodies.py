@@ -1,4 +1,4 @@
-"""The bodies of requests: how long and how large they may be, decided before any thread is given to them."""
+"""Limits of request bodies, in time and size, enforced before a body occupies a thread."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Receive = Callable[[], Awaitable[Message]]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one request's body."""
+    """The limits of a request's body."""
 
     seconds: float = 60.0
-    """Until a whole body has arrived; of a streamed one, until its next piece has."""
+    """For a whole body to arrive; for the next chunk of a streamed one."""
     largest: int = 32 * 2**20
-    """Bytes of a whole body. MLflow limits what it takes by these, but for artifacts, which are streamed."""
+    """Bytes of a whole body. Artifacts are streamed, and have no limit."""
 
 
 class BodyRefused(Exception):
@@ -30,11 +30,11 @@ class BodyRefused(Exception):
 
 
 class Gone(Exception):
-    """The client left in the middle of its body."""
+    """The client disconnected in the middle of its body."""
 
 
 async def whole(receive: Receive, limits: Limits, declared: str) -> Receive:
-    """Read a body to its end, for an application that would wait for it in a thread.
+    """Read a whole body, for an application that would otherwise wait for it in a thread.
 
     Args:
         receive: of ASGI.
@@ -46,7 +46,7 @@ async def whole(receive: Receive, limits: Limits, declared: str) -> Receive:
 
     Raises:
         BodyRefused: it is too slow or too large.
-        Gone: nobody is left to answer.
+        Gone: the client has disconnected.
     """
     too_large = BodyRefused(413, f"the body of a request may have {limits.largest} bytes here")
     if declared.isdecimal() and int(declared) > limits.largest:
@@ -70,14 +70,17 @@ async def whole(receive: Receive, limits: Limits, declared: str) -> Receive:
     async def replay() -> Message:
         if pieces:
             return {"type": "http.request", "body": pieces.pop(), "more_body": False}
-        return await receive()  # which tells when the client leaves
+        return await receive()  # which returns when the client disconnects
 
     return replay
 
 
 def streamed(receive: Receive, limits: Limits, refuse: Callable[[int, str], Awaitable[None]]) -> Receive:
-    """A body of any size, piece by piece. Where none comes for too long, ``refuse`` is told before the application
-    is, which would answer that something in it broke; then :exc:`BodyRefused` is raised in it."""
+    """A body of any size, chunk by chunk.
+
+    When none comes in time, ``refuse`` is called first, to answer 408; then the application gets a
+    :exc:`BodyRefused`, for which alone it would answer 500.
+    """
     is_complete = False
 
     async def receiving() -> Message:

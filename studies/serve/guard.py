@@ -1,4 +1,4 @@
-"""The guard before both sites: who may come in, what they may do there, and for how long they may take to say it.
+"""The guard in front of both sites: authentication, what a role may do, and limits of requests.
 
 An admin may do everything, a viewer look. Whoever started the sites has a token, or gave passwords to others.
 The requests of other pages in the same browser are refused: they would be sent with its owner's cookie or password.
@@ -38,36 +38,36 @@ _SEARCHES = "|".join(
         r"traces/(metrics|batchGetInfos|calculate-filter-correlation)",
     )
 )
-#: What MLflow is asked by POST and changes nothing; its pages need most of these.
+#: Routes of MLflow that read by POST, which a viewer may use; its pages need most of them.
 MLFLOW_READS: Final = re.compile(rf"/(?:ajax-)?api/[23]\.0/mlflow/(?:{_SEARCHES})|/graphql")
-#: What nobody is served: MLflow's assistant, which runs programs on this machine for whoever asks; its gateway to
-#: language models; and a list that is made by being looked at. ``DOTALL``: its router takes line breaks, too.
+#: Routes that are closed for everybody: MLflow's assistant, which runs programs on this machine; its gateway to
+#: language models; and a list that reading creates. ``DOTALL``, as its router accepts line breaks.
 MLFLOW_CLOSED: Final = re.compile(
     r"/(?:ajax-)?api/[23]\.0/mlflow/(?:assistant|label-schemas/list)(?:[/\s].*)?|/gateway(?:[/\s].*)?",
     re.DOTALL,
 )
-#: MLflow's artifacts: of any size, and written to the disk as they come.
+#: MLflow's artifacts: of any size, streamed to the disk.
 MLFLOW_STREAMS: Final = re.compile(r"/(?:ajax-)?api/2\.0/mlflow-artifacts/artifacts/.*", re.DOTALL)
 _HOST: Final = re.compile(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::(\d+))?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may do what."""
+    """Who has access, and with which role."""
 
     viewer_password: str | None = field(default=None, repr=False)
     admin_password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
-    """Lets its bearer in as :attr:`role`."""
+    """Gives its bearer the :attr:`role`."""
     anybody: bool = False
-    """Whether everybody is let in, as :attr:`role`."""
+    """Whether everybody has the :attr:`role`."""
     role: str = ADMIN
     hosts: tuple[str, ...] = ()
-    """The names by which the sites may be called; none: any. Prevents DNS rebinding: a foreign page whose name
-    points to this machine. It has neither our cookie nor a password, so with passwords any name will do."""
+    """The legal host names; empty for any. Prevents DNS rebinding: a foreign page whose name resolves to this machine.
+    With passwords any name is safe, as such a page has none."""
 
     def login(self, authorization: str) -> str | None:
-        """The role of whoever sends this header; ``None``: it is wrong."""
+        """The role of an Authorization header; ``None`` for wrong credentials."""
         kind, _, word = authorization.partition(" ")
         if kind.lower() == "bearer":
             return self.role if self.is_token(word.strip()) else None
@@ -83,27 +83,27 @@ class Access:
         return None
 
     def is_token(self, word: str) -> bool:
-        """Whether ``word`` is the token."""
+        """Whether ``word`` is the token, compared in constant time."""
         return self.token is not None and _is_same(word, self.token)
 
     @property
     def cookie(self) -> str:
-        """What a browser keeps instead of the token. It sends it to every port of this host, so it is not the token."""
+        """The cookie for a browser. Derived from the token, as browsers send cookies to every port of a host."""
         return hmac.digest((self.token or "").encode(), b"cookie", hashlib.sha256).hex()
 
     def has_cookie(self, cookies: Mapping[str, str], name: str) -> bool:
-        """Whether a browser has exchanged the token for a cookie."""
+        """Whether a browser has our cookie."""
         return self.token is not None and _is_same(cookies.get(name, ""), self.cookie)
 
 
 class Guard:
-    """An ASGI application before another.
+    """ASGI middleware.
 
     Args:
         application: which one.
         access: who may do what.
         reads: paths that a viewer may POST to: they change nothing.
-        closed: paths that nobody may ask for.
+        closed: paths that are refused for every role.
         streams: paths whose bodies the application reads piece by piece.
         limits: of the bodies.
     """
@@ -127,7 +127,7 @@ class Guard:
         self._failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or refuse it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._application(scope, receive, send)
         elif scope["type"] != "http":
@@ -139,7 +139,7 @@ class Guard:
                 await self._pass(scope, receive, headers, answer)
 
     async def _admits(self, scope: Scope, headers: Mapping[str, str], answer: _Answer) -> bool:
-        """Whether a request may go on; else it is answered."""
+        """Check a request; returns whether it may pass. A refused one has been answered."""
         method, path = scope["method"], scope["path"]
         host = headers.get("host", "")
         called = _HOST.fullmatch(host)
@@ -167,7 +167,7 @@ class Guard:
 
     async def _refuse_login(self, scope: Scope, *, is_attempt: bool, answer: _Answer) -> None:
         if is_attempt and (seconds := self._failures.count((scope.get("client") or ("",))[0])):
-            if self._access.token is None:  # which nobody can guess, as he may a password
+            if self._access.token is None:  # a token is too long to guess, a password is not
                 await self._failures.wait(seconds)
             again = (b"retry-after", str(retry_after(seconds)).encode())
             await answer.refuse(429, "too many failed logins: wait, then try again", [again])
@@ -191,7 +191,7 @@ class Guard:
         return None
 
     async def _pass(self, scope: Scope, receive: Receive, headers: Mapping[str, str], answer: _Answer) -> None:
-        """Ask the application, which gets neither a password nor more body than there may be."""
+        """Call the application, without credentials in the headers and with a limited body."""
         scope["headers"] = _without_login(scope["headers"])
         try:
             if scope["method"] == "PUT" and self._streams and self._streams.fullmatch(scope["path"]):
@@ -206,21 +206,21 @@ class Guard:
             try:
                 await self._application(scope, receive, answer.send)
             except Exception:
-                if not answer.is_ours:  # else it is what became of a body that was refused
+                if not answer.is_ours:  # otherwise it comes from the body that was refused
                     raise
 
 
 class _Answer:
-    """One answer to a request: the application's or ours, whichever begins first."""
+    """The one answer to a request: the application's or the guard's, whichever starts first."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._has_begun = False
         self.is_ours = False
-        """Whether the guard has answered; what the application says is ignored then."""
+        """Whether the guard has answered; the application's answer is then dropped."""
 
     async def send(self, message: Message) -> None:
-        """Send what the application says."""
+        """Send a message of the application."""
         if self.is_ours:
             return
         if message["type"] == "http.response.start":
@@ -229,12 +229,12 @@ class _Answer:
         await self._send(message)
 
     async def refuse(self, status: int, why: str, headers: Headers = ()) -> None:
-        """Say no, as the pages of either site read an error."""
+        """Refuse, in the error formats that the pages of both sites read."""
         body = json.dumps({"reason": why, "error_code": "PERMISSION_DENIED", "message": why}).encode()
         await self._answer(status, [(b"content-type", b"application/json"), *headers], body)
 
     async def redirect(self, location: str, cookie: str) -> None:
-        """Send a browser on, with a cookie that it sends to the pages of this site alone."""
+        """Redirect a browser, with a cookie that it sends to this site only."""
         cookie = f"{cookie}; Path=/; HttpOnly; SameSite=Lax"
         await self._answer(303, [(b"location", location.encode()), (b"set-cookie", cookie.encode())], b"")
 
@@ -248,7 +248,7 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body})
 
 
-#: Of every answer. The referrer of another site is told nothing.
+#: Headers of every answer. Another site gets no referrer, which may hold the token.
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"SAMEORIGIN"),
@@ -261,7 +261,7 @@ def _is_same(given: str, right: str) -> bool:
 
 
 def _is_same_site(host: str, method: str, headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from no page, or from one of this site. A link to us may be anywhere."""
+    """Whether a request comes from this site, or from no page. A plain link may come from anywhere."""
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
         return False
@@ -275,7 +275,7 @@ def _cookies(header: str) -> dict[str, str]:
 
 
 def _without_login(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The headers without passwords and cookies of ours: the application has no use for them."""
+    """The headers without our credentials and cookies, which the application must not log or store."""
     kept = []
     for name, value in headers:
         if name.lower() == b"cookie":
@@ -286,7 +286,7 @@ def _without_login(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def _without_token(scope: Scope) -> str:
-    """Where a browser goes on that has shown its token: to the same page of this host, and no other."""
+    """Where a browser with the right token is redirected: to the same page of this host (no open redirect)."""
     path = quote("/" + scope["path"].lstrip("/"), safe="/:@!$&'()*+,;=~")
     rest = [(name, value) for name, value in parse_qsl(scope["query_string"].decode("latin-1"), True) if name != TOKEN]
     return f"{path}?{urlencode(rest)}" if rest else path

@@ -1,4 +1,4 @@
-"""Failed logins: each one from the same address waits longer for its answer. The right one never waits."""
+"""Failed logins: each further one from an address is answered later. A correct one never waits."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-#: Failures that are answered at once: of one address, and of all together.
+#: Failures that are answered at once: from one address, and in all.
 FREE: Final = 5.0
 FREE_IN_ALL: Final = 50.0
 #: Seconds until one failure is forgotten.
 FORGET: Final = 10.0
-#: Seconds that an answer waits at most.
+#: The longest delay of an answer in seconds.
 LONGEST: Final = 8.0
-#: Doublings that are remembered, so that a long attack is forgotten soon after it ends.
+#: Doublings of the delay, at most: the effect of a long attack ends soon after it.
 DOUBLINGS: Final = 6.0
-#: Addresses that are remembered; the one that failed longest ago goes first.
+#: Addresses to remember, which bounds the memory; the oldest failure is forgotten first.
 ADDRESSES: Final = 1024
-#: Answers that wait at the same time. More are refused at once: waiting costs an open connection.
+#: Delayed answers at a time. Further ones are refused at once: each costs an open connection.
 WAITING: Final = 128
 
 
 @dataclass
 class _Bucket:
-    """Fills by one with each failure and leaks over time."""
+    """A leaky bucket: each failure adds one, time drains it."""
 
     free: float
     level: float = 0.0
     since: float = 0.0
 
     def add(self, now: float) -> float:
-        """Count a failure. Returns by how much there are too many."""
+        """Count a failure. Returns the excess over the limit."""
         self.level = max(0.0, self.level - (now - self.since) / FORGET) + 1.0
         self.level = min(self.level, self.free + DOUBLINGS)
         self.since = now
@@ -45,7 +45,7 @@ class _Bucket:
 class Failures:
     """Counts failed logins, by address and in all, in bounded memory.
 
-    Nobody is locked out: whoever knows the password or the token is not asked how often others failed.
+    Nobody is locked out: correct credentials are accepted at once, however many attempts failed.
 
     Args:
         clock: in seconds.
@@ -58,7 +58,7 @@ class Failures:
         self._waiting = 0
 
     def count(self, address: str) -> float:
-        """Count a failure of ``address``. Returns for how many seconds its answer waits; 0: not at all."""
+        """Count a failure of ``address``. Returns the delay of its answer in seconds."""
         key = _network(address)
         bucket = self._addresses.setdefault(key, _Bucket(FREE))
         self._addresses.move_to_end(key)
@@ -69,7 +69,7 @@ class Failures:
         return min(LONGEST, 2.0 ** (excess - 3.0)) if excess > 0 else 0.0
 
     async def wait(self, seconds: float) -> None:
-        """Hold an answer back, unless too many are already."""
+        """Delay an answer, unless too many are delayed."""
         if self._waiting >= WAITING:
             return
         self._waiting += 1
@@ -80,12 +80,12 @@ class Failures:
 
 
 def retry_after(seconds: float) -> int:
-    """Whole seconds, for the header of that name."""
+    """Whole seconds, for the header Retry-After."""
     return max(1, math.ceil(seconds))
 
 
 def _network(address: str) -> str:
-    """What one client can choose freely: of IPv6 the lower half."""
+    """The part of an address that a client can't choose: of IPv6 the upper half."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Before the pages of both sites: a study by its name, at ``/study/NAME``, and how MLflow's first page opens."""
+"""Redirects from ``/study/NAME`` to a study's page of either site, and the defaults of MLflow's first page."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ if TYPE_CHECKING:
     from studies.serve.guard import Application, Scope, Send
 
 STUDY: Final = "/study/"
-#: What a browser keeps of MLflow, unless it keeps something else already: its pages for the training of models, without
-#: its assistant, which is not served here, and without its notice of what it would tell its makers, which is nothing.
-#: Other versions of MLflow ignore what they do not know.
-_KEPT: Final = {
+#: Defaults for the local storage of MLflow's pages: its pages for training, without the assistant, which is not served,
+#: and without the notice about telemetry, which is off. Other versions of MLflow ignore unknown keys.
+_DEFAULTS: Final = {
     "mlflow.workflowType_v1": json.dumps("machine_learning"),
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
     "mlflow.telemetry.info.alert.dismissed_v1": "true",
     "mlflow.settings.telemetry.enabled_v1": "false",
 }
 _SCRIPT: Final = (
-    f"<script>for (const [key, value] of Object.entries({json.dumps(_KEPT)}))"
+    f"<script>for (const [key, value] of Object.entries({json.dumps(_DEFAULTS)}))"
     " if (localStorage.getItem(key) === null) localStorage.setItem(key, value)</script>"
 )
 
 
 class Pages:
-    """An ASGI application before another.
+    """ASGI middleware.
 
     Args:
         application: which one.
@@ -44,7 +43,7 @@ class Pages:
         self._first = first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass a request on."""
+        """Answer a request, or pass it on."""
         is_read = scope["type"] == "http" and scope["method"] == "GET"
         if is_read and scope["path"].startswith(STUDY):
             try:
@@ -60,7 +59,7 @@ class Pages:
 
 
 def opening(page: str) -> bytes:
-    """MLflow's first page, which opens as :data:`_KEPT` says."""
+    """MLflow's first page, which opens as :data:`_DEFAULTS` says."""
     return page.replace("<head>", f"<head>{_SCRIPT}", 1).encode()
 
 

@@ -28,25 +28,25 @@ MLFLOW: Final = "MLflow"
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a site needs. Given on standard input: it holds passwords, and the token."""
+    """The settings of a site, sent to its standard input: they hold passwords and the token."""
 
     site: str
     descriptor: int
-    """Of the socket, which listens."""
+    """The inherited descriptor of the listening socket."""
     storage: str
     tracking: str | None
-    """MLflow's database; ``None`` for the one beside the studies, which is made if need be."""
+    """MLflow's database; ``None`` for the one beside the studies, created if missing."""
     home: str
     """Of Studyhall, for MLflow's artifacts."""
     access: dict[str, Any]
 
 
 def main() -> int:
-    """Be a site. Returns the exit status."""
+    """Run a site. Returns the exit status."""
     events = Events()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends this process in order
     try:
         from studies.serve.server import serve
 
@@ -55,13 +55,13 @@ def main() -> int:
         access = Access(**{**setup.access, "hosts": tuple(setup.access["hosts"])})
         serve(dashboard(setup, access) if setup.site == DASHBOARD else mlflow(setup, access), setup.descriptor)
     except Exception as error:
-        events.tell_error(error)
+        events.send_error(error)
         return 1
     return 0
 
 
 def dashboard(setup: Setup, access: Access) -> Guard:
-    """optuna-dashboard on our storage, which reads what has changed and not everything each time."""
+    """optuna-dashboard on our storage, which reads only what has changed."""
     from a2wsgi import WSGIMiddleware
     from optuna_dashboard import wsgi
 
@@ -69,24 +69,24 @@ def dashboard(setup: Setup, access: Access) -> Guard:
     from studies.storage.postgres import PostgresStorage
 
     storage = PostgresStorage(setup.storage, create=False, patience=1.0)
-    # With a queue that has no end, a thread never waits for who reads its answer.
+    # An unbounded queue: a thread never waits for a slow reader of its answer.
     application: Any = WSGIMiddleware(wsgi(storage), workers=8, send_queue_size=0)
     return Guard(Pages(application, lambda name: f"/dashboard/studies/{storage.find_study(name).study_id}"), access)
 
 
 def mlflow(setup: Setup, access: Access) -> Guard:
-    """MLflow's server, with the application that its own command serves."""
+    """MLflow's server: the application of its own command."""
     from studies.mirror.server import configure, connect, folder_of, prepare_database
     from studies.storage.url import StorageURL
 
     root = folder_of(Path(setup.home))
-    os.umask(0o077)  # what others send is for nobody else to read
+    os.umask(0o077)  # uploaded artifacts must not be readable by other users
     configure()
     uri = setup.tracking or prepare_database(StorageURL.parse(setup.storage))
-    client = connect(uri)  # what is wrong with it is to be known before anybody looks
-    # The guard does these, for both sites alike.
+    client = connect(uri)  # an error must end the start, not the first request
+    # The guard checks these, for both sites.
     os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "true"
-    # Else it fetches a list of language models from the network, for a page of its own.
+    # MLflow would otherwise fetch a list of language models from the network.
     os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
     from mlflow import set_tracking_uri
     from mlflow.server import constants
@@ -96,7 +96,7 @@ def mlflow(setup: Setup, access: Access) -> Guard:
     from studies.serve.artifacts import confine
     from studies.serve.pages import Pages, opening
 
-    set_tracking_uri(uri)  # its registry of models looks up there what a model's name means
+    set_tracking_uri(uri)  # its model registry resolves names there
     os.environ |= {
         constants.BACKEND_STORE_URI_ENV_VAR: uri,
         constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",

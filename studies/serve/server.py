@@ -1,4 +1,4 @@
-"""The HTTP server of a site: uvicorn, which by itself waits for ever for a client that says nothing."""
+"""The HTTP server of a site: uvicorn with timeouts. By itself it waits forever for a silent client (slowloris)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-#: Seconds from a connection, or the answer before, to the end of a request's headers.
+#: Seconds for the headers of a request, from the connection or the previous answer on.
 HEADERS: Final = 10.0
-#: Seconds for which a client may read nothing of its answer.
+#: Seconds without progress of a client that reads an answer.
 READING: Final = 60.0
 
 
@@ -36,10 +36,10 @@ class Deadlines(H11Protocol):
         self._stop_if_busy()
 
     def on_response_complete(self) -> None:
-        # What is left of a refused request's body has as long as new headers have.
+        # The rest of a refused body gets as much time as new headers.
         self._stop()
         self._deadline = self.loop.call_later(self.headers_within, self._end)
-        super().on_response_complete()  # begins with the next request, where it has arrived already
+        super().on_response_complete()  # starts the next request, if it has already arrived
         self._stop_if_busy()
 
     def pause_writing(self) -> None:
@@ -73,7 +73,7 @@ class Deadlines(H11Protocol):
 
 
 def serve(application: Any, descriptor: int) -> None:
-    """Serve on a socket that listens, until a signal."""
+    """Serve on a listening socket, until a signal."""
     config = uvicorn.Config(
         application, http=Deadlines, log_level="warning", access_log=False, timeout_graceful_shutdown=1
     )

@@ -1,4 +1,4 @@
-"""Start the sites, wait until they answer, start again one that dies, and stop them together."""
+"""Start the sites, wait until they answer, restart one that dies, stop them together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 from studies.errors import SiteError
-from studies.processes import Child, Kept
+from studies.processes import Child, Restarted
 from studies.serve.guard import Access
 from studies.serve.pages import STUDY
 from studies.serve.process import DASHBOARD, MLFLOW, Setup
@@ -22,14 +22,14 @@ from studies.storage.url import StorageURL
 
 __all__ = ["DASHBOARD", "MLFLOW", "Site", "is_loopback", "listen"]
 
-#: How many ports are tried, from the usual one on.
+#: How many ports to try, from the default on.
 TRIES: Final = 100
-#: Seconds until a site answers; MLflow takes some to start.
+#: Seconds for a site to answer; MLflow is slow to start.
 PATIENCE: Final = 120.0
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` can be reached from this machine alone."""
+    """Whether ``host`` is a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -39,7 +39,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int | None, usual: int, option: str) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Args:
         host: a name or an address of this machine.
@@ -71,8 +71,8 @@ def listen(host: str, port: int | None, usual: int, option: str) -> socket.socke
     )
 
 
-class Site(Kept):
-    """One site: its process, and its socket, which stays where it is.
+class Site(Restarted):
+    """One site: its process and its socket, which outlives the process: a restart keeps the port.
 
     Args:
         name: :data:`DASHBOARD` or :data:`MLFLOW`.
@@ -123,15 +123,14 @@ class Site(Kept):
 
     @property
     def address(self) -> str:
-        """Where it is, for a browser."""
+        """The address for a browser."""
         host, port = self._listener.getsockname()[:2]
         if ipaddress.ip_address(host).is_unspecified:
             host = socket.gethostname()
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def entrance(self, study: str | None = None) -> str:
-        """The address that lets its reader in, to the page of a study if one is named: it ends in the token, if there
-        is one."""
+        """The address with the token, if there is one; of the page of a study, if one is named."""
         path = "" if study is None else f"{STUDY}{quote(study, safe='')}"
         return f"{self.address}{path or '/'}?token={self._token}" if self._token else f"{self.address}{path}"
 
@@ -150,7 +149,7 @@ class Site(Kept):
             time.sleep(0.05)
 
     def close(self, within: float) -> None:
-        """As of any process that is kept; and nobody listens there any more."""
+        """Stop the process for good, and close the socket."""
         super().close(within)
         self._listener.close()
 

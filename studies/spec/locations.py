@@ -1,4 +1,4 @@
-"""Addresses and places that a study names: what is legal, and what of them may be seen.
+"""Checkpoint locations and notification addresses: which are legal, and how they are masked.
 
 Apart from the HTTP and S3 clients, which a study file is read without.
 """
@@ -23,7 +23,7 @@ def validate_location(location: str) -> str:
     path = re.sub(r"(?<!:)/+", "/", location).rstrip("/")
     if _LOCATION.fullmatch(path) and path.isprintable():
         return path
-    # Somebody may have pasted the storage's URL, or put keys into the bucket's.
+    # A pasted storage URL, or keys in that of a bucket: never show them.
     shown = re.sub(r"\?.*", "?…", re.sub(r".*@", "***@", location, flags=re.S), flags=re.S)
     raise ValueError(f"{shown!r} is no place for checkpoints; legal: {LEGAL}")
 
@@ -52,6 +52,6 @@ def validate_url(url: str) -> str:
 
 
 def mask_url(url: str) -> str:
-    """What may be seen of ``url``: ``https://hooks.slack.com/***``."""
+    """``url`` without its secret path: ``https://hooks.slack.com/***``."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{_HIDDEN}"

@@ -1,4 +1,4 @@
-"""Parameters as a person gives them, ``lr=1e-3 width=256``, read against the space of a study."""
+"""Parameters on a command line, ``lr=1e-3 width=256``, checked against a space."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_params(texts: Iterable[str], space: Space) -> dict[str, Any]:
 
 
 def open_conditions(params: Mapping[str, Any], space: Space) -> dict[str, str]:
-    """Which of ``params`` count only if the sampler draws right: ``{"momentum": "optimizer is sgd"}``."""
+    """Which of ``params`` are used only under a condition that is still open: ``{"momentum": "optimizer is sgd"}``."""
     return {
         name: f"{parent} is {_either(values)}"
         for name in params
@@ -71,7 +71,7 @@ def _read(name: str, text: str, space: Space) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(parameter, CategoricalParameter):
         for choice in parameter.choices:
-            # For Python 1 == True; and what looks like a number may be a choice that is text.
+            # Not by ==: 1 == True in Python. And a typed number may be a choice that is text.
             if to_text(choice) == text or (choice == value and isinstance(choice, bool) == isinstance(value, bool)):
                 return choice
     elif is_number and parameter.low <= value <= parameter.high:  # false for nan
@@ -93,7 +93,7 @@ def _legal(parameter: FloatParameter | IntParameter | CategoricalParameter) -> s
 
 
 def _obstacle(name: str, params: Mapping[str, Any], space: Space) -> str | None:
-    """Which of its conditions, or of its parents', cannot hold: ``optimizer is sgd, and optimizer = adamw``."""
+    """The first impossible condition of a parameter or its parents: ``optimizer is sgd, and optimizer = adamw``."""
     for parent, values in space[name].when.items() if name in space else ():
         if parent in params:
             if params[parent] not in values:
@@ -108,5 +108,5 @@ def _either(values: Iterable[Any]) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as a person would type it."""
+    """A value as one would type it."""
     return to_text(value)

@@ -41,7 +41,7 @@ PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
 }
 # Options that are a sampler or pruner themselves: { name = …, options = {…} }.
 _NESTED = ("base_sampler", "independent_sampler", "wrapped_pruner")
-# What a TOML file cannot say, or what the spec says elsewhere.
+# Options that TOML cannot represent, or that other keys of the spec set.
 _HIDDEN = frozenset(
     [
         "self",
@@ -63,7 +63,7 @@ _HIDDEN = frozenset(
     ]
 )
 
-# Options without a default of Optuna's, and what is legal; of a tuple of options one at least is needed.
+# Required options, and what is legal; of a tuple of options at least one.
 _NEEDED: Mapping[str, Mapping[tuple[str, ...], str]] = {
     "partialfixed": {
         ("fixed_params",): "a table of parameters and their values, such as { lr = 0.01 }",
@@ -76,7 +76,7 @@ _NEEDED: Mapping[str, Mapping[tuple[str, ...], str]] = {
 _PLAIN: Mapping[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str, "None": type(None)}
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
-# The least value of a whole-numbered option, which Optuna looks at only when it is used; else 0.
+# The least values of integer options (default: 0), which Optuna checks too late, in the worker.
 _LEAST = {"min_resource": 1, "reduction_factor": 2, "population_size": 2, "n_ei_candidates": 1, "interval_steps": 1}
 # Real-valued ones that may be written as a whole number below that, and a default of -1.
 _SIGNED = ("lower", "upper", "inc_popsize", "sigma0")
@@ -108,7 +108,7 @@ def build_sampler(
     if name == "grid" or (name == "bruteforce" and space):
         _check_options(key, SAMPLERS, name, options)
         return _grid(key, name, space, study_seed)
-    # The points of a quasi-random sequence are told apart by the trial's number: all draw from one.
+    # All trials draw from one quasi-random sequence, at the index of their number.
     extra = {} if name == "partialfixed" else {"seed": study_seed if name == "qmc" else trial_seed}
     sampler: optuna.samplers.BaseSampler = _build(key, SAMPLERS, name, options, extra)
     if isinstance(sampler, QMCSampler):
@@ -155,7 +155,7 @@ def _build(
 ) -> Any:
     _check_options(key, known, name, options)
     with warnings.catch_warnings():
-        # "Experimental" is Optuna's word to programmers; whoever names a sampler in a file has chosen it.
+        # Silence ExperimentalWarning, which is for programmers: the study file names the sampler on purpose.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
             return known[name](**options, **extra)

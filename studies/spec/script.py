@@ -18,17 +18,17 @@ from typing import Final, Self
 
 from studies.errors import ObjectiveError, nearest
 
-#: What binds names that nobody sees without running the code.
+#: Statements that may bind names which only running the code shows.
 _DYNAMIC: Final = frozenset({"exec", "globals", "locals", "setattr", "vars"})
-#: A trial's attribute: the hash of the script that ran it, where that is not the one of its study.
+#: Trial attribute: the hash of the script that ran it, if it differs from the study's.
 CHANGED_SCRIPT: Final = "script_sha256"
-#: Attributes of a trial that workers set, and no objective: how it ended, and what ran it.
+#: Trial attributes that workers set, not objectives.
 OWN_ATTRIBUTES: Final = ("error", "traceback", CHANGED_SCRIPT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """A callable in a Python file on this machine, as it was read."""
+    """A callable in a Python file of this machine, with the file's hash."""
 
     file: Path
     """The real path."""
@@ -57,7 +57,7 @@ class Script:
         source = self.file.read_bytes()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the script's own text, which its workers show
+                warnings.simplefilter("ignore")  # the workers show warnings about the script's text
                 tree = ast.parse(source)
                 table = symtable.symtable(source, self.file.name, "exec")  # type: ignore[arg-type]  # bytes, too
         except (SyntaxError, RecursionError) as error:
@@ -89,7 +89,7 @@ class Script:
 
 
 def _binds_unseen(node: ast.AST) -> bool:
-    """Whether a module may get names from this part of it that are not in its own text."""
+    """Whether a part of a module may bind names that are not in its text."""
     return (
         (isinstance(node, ast.ImportFrom) and node.names[0].name == "*")
         or (isinstance(node, ast.Name) and node.id in _DYNAMIC)
@@ -98,12 +98,12 @@ def _binds_unseen(node: ast.AST) -> bool:
 
 
 def is_script(path: str) -> bool:
-    """Whether an objective's path leads to a file, and not to a module."""
+    """Whether an objective's path names a file, and not a module."""
     return path.rpartition(":")[0].endswith(".py")
 
 
 def lies_anywhere(path: str) -> bool:
-    """Whether an objective is a script that each machine looks for itself; an older study holds a whole path."""
+    """Whether an objective is a script by its bare name. Older studies have an absolute path."""
     return is_script(path) and not path.startswith("/")
 
 

@@ -1,4 +1,4 @@
-"""What a person may name to run: a preset, a study file, a callable; and ``--set`` on top of it.
+"""TARGET: a preset, a study file or a callable; and ``--set`` on top of it.
 
 All of it becomes a plain dict, which :meth:`studies.spec.study.StudySpec.from_dict` validates.
 """
@@ -46,7 +46,7 @@ def read_target(target: str) -> dict[str, Any]:
     file, colon, attribute = target.rpartition(":")
     if colon and file:
         if file.endswith(".py"):
-            # The whole path: the same script gives the same study from any directory.
+            # The absolute path: the same script gives the same study from any directory.
             return {
                 "name": f"{Path(file).stem}-{attribute}",
                 "objective": {"path": f"{Path(file).resolve()}:{attribute}"},
@@ -65,10 +65,10 @@ def read_target(target: str) -> dict[str, Any]:
 
 
 def _callable_in(file: str) -> str:
-    """What somebody may mean who names a file alone: ``objective``, else its last function that one argument will do
-    for. The file is parsed, and not run."""
+    """The callable to suggest for a bare file: ``objective``, else its last function of one argument. The file is
+    parsed, and never run."""
     names = []
-    with suppress(OSError, SyntaxError, ValueError):  # a file that cannot be read has names that nobody knows
+    with suppress(OSError, SyntaxError, ValueError):  # an unreadable file: suggest the usual name
         for node in ast.parse(Path(file).read_bytes()).body:
             if isinstance(node, ast.FunctionDef) and len(node.args.args) - len(node.args.defaults) == 1:
                 names.append(node.name)
@@ -96,7 +96,7 @@ def override(data: dict[str, Any], setting: str) -> None:
 
 
 def read_value(text: str) -> Any:
-    """A value as a person types it: TOML (``3``, ``1e-3``, ``true``, ``[1, 2]``, ``"text"``), else text."""
+    """A value as typed: TOML (``3``, ``1e-3``, ``true``, ``[1, 2]``, ``"text"``), else text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except ValueError:  # no TOML, or an integer that is too long
@@ -104,8 +104,8 @@ def read_value(text: str) -> Any:
 
 
 def put(table: dict[str, Any], key: Sequence[str], value: Any) -> None:
-    """Let ``key``, whose last part lies in ``table``, be ``value``, in the place of what it excludes: the options of
-    another sampler or pruner, the direction that was given in the other spelling."""
+    """Set ``key``, whose last part is in ``table``, and delete what it excludes: the options of another sampler or
+    pruner, the other one of ``direction`` and ``directions``."""
     if tuple(key) in (("sampler", "name"), ("pruner", "name")) and table.get("name") != value:
         table.pop("options", None)
     if tuple(key) in (("direction",), ("directions",)):
@@ -115,7 +115,7 @@ def put(table: dict[str, Any], key: Sequence[str], value: Any) -> None:
 
 
 def take_script(data: dict[str, Any]) -> Script | None:
-    """Put the name and the hash of a script in the place of its path, which other machines do not have.
+    """Replace a script's path, which other machines do not have, by its name and hash.
 
     Returns:
         The script; ``None`` where ``data`` names none.
@@ -152,7 +152,7 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
 
 
 def _resolve_script(data: dict[str, Any], folder: Path) -> None:
-    """A script is sought beside the study file that names it, from whatever directory that is read."""
+    """Resolve a script relative to its study file, not to the current directory."""
     objective = data.get("objective")
     path = objective.get("path") if isinstance(objective, dict) else None
     file, colon, attribute = path.rpartition(":") if isinstance(path, str) else ("", "", "")

@@ -21,7 +21,7 @@ Choice = None | bool | int | float | str
 
 
 def categorical(choices: Sequence[Any]) -> CategoricalDistribution:
-    """Optuna's distribution without its warning about lists and dicts as choices, which are stored as they are."""
+    """Optuna's distribution without its warning about lists and dicts as choices: our storage supports them."""
     from optuna.distributions import CategoricalDistribution
 
     distribution = CategoricalDistribution([None] * len(choices))
@@ -30,7 +30,7 @@ def categorical(choices: Sequence[Any]) -> CategoricalDistribution:
 
 
 class _Parameter(BaseModel):
-    # NaN and infinity are let through to the checks below, whose messages name the bound.
+    # NaN and infinity pass here, and are refused below with a message that names the bound.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     when: dict[str, list[Choice]] = Field(
@@ -38,7 +38,7 @@ class _Parameter(BaseModel):
     )
 
     def applies(self, params: Mapping[str, Any]) -> bool:
-        """Whether the parents sampled so far call for this parameter."""
+        """Whether the sampled parents satisfy the conditions of this parameter."""
         return all(parent in params and params[parent] in values for parent, values in self.when.items())
 
 
@@ -78,38 +78,38 @@ class _Range(_Parameter):
 
 
 class FloatParameter(_Range):
-    """A real number in ``[low, high]``, by ``step`` or on a logarithmic scale if asked."""
+    """A real number in ``[low, high]``, with an optional ``step`` or logarithmic scale."""
 
     type: Literal["float"]
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> None:
-        """Sample it into ``trial``."""
+        """Suggest a value for ``trial``."""
         trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """As :meth:`suggest` samples it."""
+        """The distribution of :meth:`suggest`."""
         from optuna.distributions import FloatDistribution
 
         return FloatDistribution(self.low, self.high, step=self.step, log=self.log)
 
     def size(self) -> int | None:
-        """How many values it has; ``None`` where they are infinitely many."""
+        """The number of values; ``None`` for infinitely many."""
         if self.low == self.high:
             return 1
         return None if self.step is None else round((self.high - self.low) / self.step) + 1
 
     def grid(self) -> Iterator[Choice]:
-        """Every value of a finite number: decimals, as Optuna rounds them, and never above ``high``."""
+        """All values, if finitely many: rounded to decimals like Optuna's, and never above ``high``."""
         low, step = Decimal(str(self.low)), Decimal(str(self.step or 0))
         return (min(self.high, float(low + i * step)) for i in range(self.size() or 0))
 
     def contains(self, value: Choice) -> bool:
-        """Whether it can take ``value``."""
+        """Whether ``value`` is legal."""
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
 class IntParameter(_Range):
-    """An integer in ``[low, high]``, by ``step`` or on a logarithmic scale if asked."""
+    """An integer in ``[low, high]``, with an optional ``step`` or logarithmic scale."""
 
     type: Literal["int"]
     low: int = Field(description="the smallest value")
@@ -117,25 +117,25 @@ class IntParameter(_Range):
     step: int = Field(default=1, description="between two values, from low on; high is a whole number of them")
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> None:
-        """Sample it into ``trial``."""
+        """Suggest a value for ``trial``."""
         trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """As :meth:`suggest` samples it."""
+        """The distribution of :meth:`suggest`."""
         from optuna.distributions import IntDistribution
 
         return IntDistribution(self.low, self.high, step=self.step, log=self.log)
 
     def size(self) -> int:
-        """How many values it has."""
+        """The number of values."""
         return (self.high - self.low) // self.step + 1
 
     def grid(self) -> Iterator[Choice]:
-        """Every value."""
+        """All values."""
         return iter(range(self.low, self.high + 1, self.step))
 
     def contains(self, value: Choice) -> bool:
-        """Whether it can take ``value``."""
+        """Whether ``value`` is legal."""
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
 
@@ -152,29 +152,29 @@ class CategoricalParameter(_Parameter):
         for i, choice in enumerate(self.choices):
             if isinstance(choice, float) and not math.isfinite(choice):
                 raise ValueError(f"choices holds {choice}, which is not a finite number")
-            # Optuna finds a choice by ==, for which 1, 1.0 and true are one.
+            # Optuna compares choices by ==, which equates 1, 1.0 and true.
             if choice in self.choices[:i]:
                 raise ValueError(f"choices holds {choice!r} twice; each must differ (1, 1.0 and true are equal)")
         return self
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> None:
-        """Sample it into ``trial``."""
+        """Suggest a value for ``trial``."""
         trial.suggest_categorical(name, self.choices)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """As :meth:`suggest` samples it."""
+        """The distribution of :meth:`suggest`."""
         return categorical(self.choices)
 
     def size(self) -> int:
-        """How many values it has."""
+        """The number of values."""
         return len(self.choices)
 
     def grid(self) -> Iterator[Choice]:
-        """Every value."""
+        """All values."""
         return iter(self.choices)
 
     def contains(self, value: Choice) -> bool:
-        """Whether it can take ``value``."""
+        """Whether ``value`` is legal."""
         return value in self.choices
 
 
@@ -182,7 +182,7 @@ Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Fiel
 
 
 def observed_space(distributions: Iterable[tuple[str, BaseDistribution]]) -> dict[str, Parameter]:
-    """The space in which the trials of a study were sampled, where its objective suggests for itself.
+    """The space of earlier trials, for a study whose objective suggests for itself.
 
     A number's range may differ between trials: it is as wide as all of them, and has a step only where all have that.
 
@@ -197,7 +197,7 @@ def observed_space(distributions: Iterable[tuple[str, BaseDistribution]]) -> dic
     space: dict[str, Parameter] = {}
     for name, seen in by_name.items():
         if isinstance(seen[0], CategoricalDistribution):
-            # Not validated: a study file allows fewer kinds of choices than an objective.
+            # Not validated: an objective may have types of choices that a study file can't.
             space[name] = CategoricalParameter.model_construct(type="categorical", choices=list(seen[0].choices))
             continue
         low, high = min(each.low for each in seen), max(each.high for each in seen)
@@ -210,7 +210,11 @@ def observed_space(distributions: Iterable[tuple[str, BaseDistribution]]) -> dic
 
 
 def check_conditions(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter]) -> None:
-    """Raise :exc:`ValueError` where a ``when`` names an unknown parent, an impossible value, or a cycle."""
+    """Check the conditions of a space.
+
+    Raises:
+        ValueError: a ``when`` names an unknown parent, an impossible value, or a cycle.
+    """
     for name, parameter in space.items():
         if not name.strip() or not name.isprintable():
             raise ValueError(f"space holds the name {name!r}; a parameter's name is printable and not empty")
@@ -259,7 +263,7 @@ def count_combinations(space: Mapping[str, FloatParameter | IntParameter | Categ
     for name, parameter in space.items():
         if parameter.size() is None:
             raise ValueError(f"needs a step for the real number space.{name}; add step = …")
-    # Only what a condition names must be gone through.
+    # Only parents are enumerated; the others multiply the count.
     tied = {name for name, parameter in space.items() if parameter.when}
     tied |= {parent for name in tied for parent in space[name].when}
     free = math.prod(parameter.size() or 0 for name, parameter in space.items() if name not in tied)

@@ -31,7 +31,7 @@ Event = Literal["best", "finished", "failures", "worker_lost"]
 
 
 def parse_seconds(value: object) -> object:
-    """``"1h30m"`` or ``"90"`` as seconds; whatever else it is, pydantic judges it."""
+    """``"1h30m"`` or ``"90"`` as seconds; pydantic checks anything else."""
     if not isinstance(value, str):
         return value
     found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", value.strip())
@@ -44,12 +44,12 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_ext
 
 
 class Section(BaseModel):
-    """A table of the study file: frozen, strict, and closed to unknown keys."""
+    """A table of the study file: frozen, strict, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-#: The largest integer and the longest time that PostgreSQL is asked to keep.
+#: The largest integer and the longest time that PostgreSQL can store.
 MAX_COUNT = 2**31 - 1
 MAX_SECONDS = 10 * 365 * 86400.0
 
@@ -59,7 +59,7 @@ MAX_INTEGER = 2**63 - 1
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of all that is neither a table nor a list."""
+    """(key, value) of all leaves."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _leaves(item, f"{key}.{name}" if key else str(name))
@@ -71,7 +71,11 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _as_json(value: Any, key: str = "") -> Any:
-    """``value``, if JSON can say it; raises :exc:`ValueError` with the key of what it cannot."""
+    """Check that JSON can represent ``value``.
+
+    Raises:
+        ValueError: with the key of what it can't.
+    """
     if isinstance(value, dict):
         return {name: _as_json(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
     if isinstance(value, list):
@@ -87,7 +91,7 @@ JsonTable = Annotated[dict[str, Any], AfterValidator(_as_json)]
 
 
 class ObjectiveSpec(Section):
-    """What a trial runs."""
+    """[objective]: what a trial runs."""
 
     path: str = Field(description="what a trial calls; each machine needs the module or file")
     sha256: str | None = Field(
@@ -105,7 +109,7 @@ class ObjectiveSpec(Section):
 
 
 class BudgetSpec(Section):
-    """How much the study may spend, over all its workers."""
+    """[budget]: the limits of a study, over all its workers."""
 
     trials: int = Field(default=100, gt=0, le=MAX_COUNT, description="COMPLETE + PRUNED trials, never one more")
     max_failures: int = Field(default=10, gt=0, le=MAX_COUNT, description="FAILed trials before the study stops")
@@ -116,7 +120,7 @@ class BudgetSpec(Section):
 
 
 class SamplerSpec(Section):
-    """A sampler of Optuna's."""
+    """[sampler]: one of Optuna's."""
 
     name: str = Field(default="tpe", description="its short name")
     options: JsonTable = Field(
@@ -126,7 +130,7 @@ class SamplerSpec(Section):
 
 
 class PrunerSpec(Section):
-    """A pruner of Optuna's."""
+    """[pruner]: one of Optuna's."""
 
     name: str = Field(default="median", description="its short name")
     options: JsonTable = Field(
@@ -136,7 +140,7 @@ class PrunerSpec(Section):
 
 
 class CheckpointsSpec(Section):
-    """Where and how often trials save checkpoints, if their objective does."""
+    """[checkpoints]: where and how often trials save checkpoints, if their objective does."""
 
     store: Annotated[str, AfterValidator(validate_location)] = Field(
         default="postgresql", description="where checkpoints are kept; all machines share the directory"
@@ -145,7 +149,7 @@ class CheckpointsSpec(Section):
 
 
 class NotifySpec(Section):
-    """Who is notified of which events. The URL may hold a secret: it is hidden wherever a spec is shown."""
+    """[notify]: which events are sent where. The URL may hold a secret, and is masked wherever a spec is shown."""
 
     url: Annotated[str, AfterValidator(validate_url)] | None = Field(
         default=None, repr=False, description="gets a JSON POST for each event"
@@ -205,7 +209,7 @@ class StudySpec(Section):
         from studies.search.samplers import require_several_objectives
 
         check_conditions(self.space)
-        # Built once here, so that a wrong option is an error of the file and not of a worker.
+        # Built here once: a wrong option must be an error of the file, and not of a worker.
         sampler = self.to_sampler(0)
         if len(self.all_directions) > 1:
             require_several_objectives(sampler)
@@ -216,7 +220,7 @@ class StudySpec(Section):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str = "spec") -> Self:
-        """The spec in ``data``; ``source`` begins the message where it is wrong."""
+        """Validate ``data``. Error messages start with ``source``."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -224,27 +228,25 @@ class StudySpec(Section):
 
     @classmethod
     def from_json(cls, text: str, notify_url: str | None = None) -> Self:
-        """The spec as :meth:`to_json` wrote it, with the URL that it hid."""
+        """The spec that :meth:`to_json` wrote, with the URL that it masked."""
         try:
             data = json.loads(text)
-        except ValueError:  # an integer of 5,000 digits, too
+        except ValueError:  # also for an integer of 5,000 digits
             raise SpecError("the stored spec is no JSON that can be read") from None
         if "url" in data.get("notify", {}):
             data["notify"]["url"] = notify_url
         return cls.from_dict(data, "the stored spec")
 
     def to_json(self) -> str:
-        """Canonical JSON: every key, defaults included, in the order of the fields and of the space; of
-        notify.url only what may be seen."""
+        """Canonical JSON: all keys with defaults, in the order of the fields and the space; notify.url is masked."""
         return json.dumps(self.to_data(), ensure_ascii=False, separators=(",", ":"))
 
     def to_data(self) -> dict[str, Any]:
-        """What :meth:`to_json` writes."""
+        """The content of :meth:`to_json`."""
         return self._shown(mode="json", exclude_none=True)
 
     def to_file(self) -> dict[str, Any]:
-        """What a study file would say, but for the secret in notify.url: a dict without defaults, whose parameters
-        begin with their type."""
+        """The content of a study file: without defaults, parameters starting with their type, notify.url masked."""
         data = self._shown(exclude_none=True, exclude_defaults=True)
         data["space"] = {
             name: {"type": parameter.type, **parameter.model_dump(exclude_none=True, exclude_defaults=True)}
@@ -253,7 +255,7 @@ class StudySpec(Section):
         return {key: value for key, value in data.items() if value != {}}
 
     def to_public_file(self, budget: BudgetSpec | None) -> dict[str, Any]:
-        """What everybody may see: :meth:`to_file` with the budget as it stands, and without whom it notifies."""
+        """The public content: :meth:`to_file` with the current budget, and without [notify]."""
         data = self.model_copy(update={"budget": budget}).to_file() if budget else self.to_file()
         data.pop("notify", None)
         return data
@@ -266,17 +268,16 @@ class StudySpec(Section):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes the study what it is: all keys but the budget, which may be extended, the checkpoints, and
-        who is told of it."""
+        """The keys that may not differ between specs of one study: all but [budget], [checkpoints] and [notify]."""
         return self.model_dump(mode="json", exclude={"budget", "checkpoints", "notify"}, exclude_none=True)
 
     @property
     def sha256(self) -> str:
-        """The hash of :attr:`identity`, in hexadecimal."""
+        """The SHA-256 of :attr:`identity`, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def require_same(self, given: StudySpec, budget: BudgetSpec, *, finished: int = 0) -> None:
-        """Raise :exc:`SpecMismatch`, showing the difference, unless ``given`` is this, the stored, study.
+        """Check that ``given`` defines this, the stored, study.
 
         The order of the space counts as little as the order of keys in a file. The budget may be as it
         was when the study was created, so that the same command goes on after ``studyhall extend``, or
@@ -294,13 +295,13 @@ class StudySpec(Section):
         if not given.says_direction or given.all_directions == self.all_directions:
             accepted |= {"direction": given.direction, "directions": given.directions}
         if self.objective.sha256 is None and _file_name(self.objective.path) == _file_name(given.objective.path):
-            # As an older studyhall stored a script: by its whole path.
+            # Older versions stored the whole path of a script.
             known = {"path": given.objective.path, "sha256": given.objective.sha256}
             accepted["objective"] = self.objective.model_copy(update=known)
         stored = self.model_copy(update=accepted)
         differences = dict(_differences(stored.model_dump(mode="json"), given.model_dump(mode="json")))
         if "objective.path" in differences:
-            differences.pop("objective.sha256", None)  # of course
+            differences.pop("objective.sha256", None)  # implied by another path
         if differences:
             shown = list(differences.values())
             more = f"; and {len(shown) - 4} more" if len(shown) > 4 else ""
@@ -332,17 +333,17 @@ class StudySpec(Section):
             raise SpecMismatch(f"study {self.name!r} exists with another spec: {'; '.join(shown[:4])}{more}; {way_out}")
 
     def with_script_of(self, other: StudySpec | None) -> StudySpec:
-        """This spec, as if its script still had the content that it has in ``other``."""
+        """This spec with the script's SHA-256 of ``other``."""
         if other is None:
             return self
         objective = self.objective.model_copy(update={"sha256": other.objective.sha256})
         return self.model_copy(update={"objective": objective})
 
-    # To Optuna
+    # As Optuna's objects
 
     @property
     def says_direction(self) -> bool:
-        """Whether the direction is given, and not Optuna's default."""
+        """Whether the direction is given; otherwise it is Optuna's default."""
         return bool(self.direction or self.directions)
 
     @property
@@ -382,7 +383,7 @@ class StudySpec(Section):
 
     @property
     def combinations(self) -> int | None:
-        """How many combinations the sampler has to try, where it tries them all."""
+        """The number of combinations of an exhaustive sampler; ``None`` for others."""
         from studies.search.samplers import grid_of
 
         grid = grid_of(self.to_sampler(0))
@@ -395,7 +396,7 @@ class StudySpec(Section):
         return build_pruner(self.pruner.name, self.pruner.options)
 
     def suggest(self, trial: optuna.trial.Trial) -> None:
-        """Sample the space into ``trial.params``, parents before what depends on them."""
+        """Sample the space into ``trial.params``, parents first."""
         for name in suggestion_order(self.space):
             parameter = self.space[name]
             if parameter.applies(trial.params):
@@ -403,7 +404,7 @@ class StudySpec(Section):
 
 
 def check_name(name: str) -> None:
-    """Raise :exc:`ValueError` unless ``name`` may name a study."""
+    """Check the name of a study; raises :exc:`ValueError`."""
     if not name.strip():
         raise ValueError("name is empty; a study needs one of 1 to 128 characters")
     if len(name) > MAX_NAME:
@@ -439,7 +440,7 @@ def _value_at(spec: StudySpec, key: str) -> str:
 
 
 def _file_name(path: str) -> str:
-    """An objective's path without the folders of its file."""
+    """An objective's path with the bare name of its file."""
     return path.rpartition("/")[2] if is_script(path) else path
 
 
@@ -448,9 +449,9 @@ def _show(value: Any) -> str:
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Pydantic's first error as ``key: what is wrong, what is legal``; and how many more there are."""
+    """Pydantic's first error as ``key: what is wrong, what is legal``, and the number of further ones."""
     errors = error.errors(include_url=False)
-    # An unknown key says more than the keys that are missing because of it.
+    # Unknown keys first: a misspelled key also makes the right one missing.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     location = [str(part) for part in first["loc"]]
     # The tag of a parameter's type is pydantic's, not a key of the file.
@@ -478,7 +479,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
-# Where pydantic speaks of Python, what a person with a study file would say.
+# Messages in the terms of a study file, in place of pydantic's in terms of Python.
 _LEGAL = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "should be a table of keys") | {
     "too_short": "should have at least one item",
     **dict.fromkeys(("none_required", "bool_type"), "should be text, a number, true or false"),
@@ -491,7 +492,7 @@ def _show_given(value: Any) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The legal keys of the table in which an unknown key stands."""
+    """The legal keys of the table with an unknown key."""
     from studies.spec.space import CategoricalParameter, FloatParameter, IntParameter
 
     sections: dict[str, type[BaseModel]] = {

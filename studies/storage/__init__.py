@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresStorage", "chosen_home", "open_storage"]
 
-#: What chooses the storage where nobody else does, for the command line and for Python alike.
+#: The default storage, for the command line and for Python.
 STORAGE_VARIABLE: Final = "STUDYHALL_STORAGE"
 HOME_VARIABLE: Final = "STUDYHALL_HOME"
 
-#: Seconds between two lines that say that a database is waited for.
+#: Seconds between two lines about waiting for the database.
 REMIND: Final = 30.0
 
 
 def chosen_home() -> Path:
-    """What Studyhall keeps on this machine: ``STUDYHALL_HOME``, else the user's data directory."""
+    """The folder of Studyhall on this machine: ``STUDYHALL_HOME``, else the user's data directory."""
     from studies.storage.embedded.binaries import default_home
 
     chosen = os.environ.get(HOME_VARIABLE)
@@ -67,7 +67,7 @@ def open_storage(
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: Optuna takes its time.
+    # Imported on first use: importing Optuna is slow.
     if name == "PostgresStorage":
         from studies.storage.postgres import PostgresStorage
 

@@ -1,4 +1,4 @@
-"""A database in a file, and back, by PostgreSQL's own programs from the wheel: they speak with any older server."""
+"""Backup and restore by pg_dump and pg_restore from the wheel, which support older servers as well."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNKNOWN_TO_OLDER: Final = b"SET transaction_timeout = 0;\n"
 
 
 def backup(url: StorageURL, file: Path) -> None:
-    """Write the whole database, studies and all, into ``file``, as one moment saw it. Workers may go on.
+    """Write the whole database, studies and all, into ``file``, in one snapshot. Workers may continue.
 
     Raises:
         StorageError: the file is there already or cannot be written, or the database cannot be read.
@@ -29,7 +29,7 @@ def backup(url: StorageURL, file: Path) -> None:
     if file.exists():
         raise StorageError(f"{file} is there already: choose another name, or remove it")
     try:
-        # A file of ours alone, which is there before pg_dump opens it: never through a link that somebody laid.
+        # Created here with mode 0600 before pg_dump opens it: never through another user's link.
         descriptor, name = tempfile.mkstemp(prefix=".studyhall-", suffix=".part", dir=file.parent)
     except OSError as error:
         raise StorageError(f"{file} cannot be written: {error.strerror}") from error
@@ -46,7 +46,7 @@ def backup(url: StorageURL, file: Path) -> None:
 
 
 def restore(url: StorageURL, file: Path) -> None:
-    """Read what :func:`backup` wrote into an empty database; all or nothing.
+    """Restore a file of :func:`backup` into an empty database. Atomic.
 
     Raises:
         StorageError: the database holds tables already, or the file is no backup.
@@ -85,7 +85,7 @@ def _require_empty(url: StorageURL) -> None:
 
 
 def _run(url: StorageURL, argv: list[str | Path], environment: dict[str, str], given: bytes | None = None) -> bytes:
-    # In the wheel, as whoever runs this: no copy for another account is needed.
+    # Run by the current user from the wheel: only a server needs another account.
     binaries = find_binaries(Account(uid=os.geteuid(), gid=os.getegid()), Path())
     done = subprocess.run(
         [binaries / argv[0], *argv[1:]], env=environment, input=given, capture_output=True, check=False

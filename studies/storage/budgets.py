@@ -1,4 +1,4 @@
-"""Budgets: how much a study may spend, and whether its trials run at all. Statements: ``sql/budgets.sql``."""
+"""Budgets: how many trials a study may finish, and whether it is paused or stopped. Statements: ``sql/budgets.sql``."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ class Budgets:
         timeout: float | None = None,
         target: float | None = None,
     ) -> None:
-        """Change what may change of the budget, and let a stopped study go on. Where more trials are running than a
-        smaller budget has room for, the newest are requeued.
+        """Change the budget, and continue a study that its budget stopped.
+
+        If a smaller budget has no room for all running trials, the newest are requeued.
 
         Args:
             record: the study.
-            trials: so many trials in all.
-            more_trials: so many on top of that, or of what the budget has by then.
-            max_failures: FAILed trials before the study stops.
-            more_failures: so many on top of that, likewise.
-            timeout: seconds after the first trial began.
-            target: the value to stop at.
+            trials: the new number of trials.
+            more_trials: added to ``trials``, or to the stored number at the time of the statement.
+            max_failures: the new number of FAILed trials that stops the study.
+            more_failures: added likewise.
+            timeout: seconds after the start of the first trial.
+            target: the value that stops the study.
 
         Raises:
             SpecError: a value is not legal; nothing is changed.
-            StorageError: the study was not made by studyhall.
+            StorageError: stock Optuna made the study.
         """
         spec = record.require_spec("it has no budget")
         changes: dict[str, Any] = {
@@ -78,13 +79,13 @@ class Budgets:
             )
 
     def stop(self, record: StudyRecord, reason: str) -> None:
-        """Let no more trials begin."""
+        """Stop a study. The first reason stays."""
         self._database.rows("stop_study", study_id=record.study_id, reason=reason)
 
     def pause(self, record: StudyRecord) -> None:
-        """Run no trial for now; the running ones are given back at their next step."""
+        """Pause a study: running trials are requeued at their next step."""
         self._database.rows("pause", study_id=record.study_id)
 
     def resume(self, record: StudyRecord) -> None:
-        """Run trials again, after :meth:`pause` or :meth:`stop`."""
+        """Undo :meth:`pause` or :meth:`stop`."""
         self._database.rows("resume", study_id=record.study_id)

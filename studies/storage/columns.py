@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """Something to list of each trial."""
+    """A column of the table."""
 
     name: str
     cell: Callable[[TrialRow], Any]
-    """Its value as data; None where the trial has none."""
+    """The value as data; ``None`` if the trial has none."""
     shown: Callable[[Any], str] | None = None
-    """Its value for people, where that reads otherwise."""
+    """The value for people, if it differs."""
 
 
-#: Of every study, before the objectives' values and after them.
+#: The columns of every study, before and after those of the objectives' values.
 FIRST: Final = (
     Column("number", lambda row: row.number),
     Column("state", lambda row: row.state, str.lower),
@@ -41,7 +41,7 @@ NEXT: Final = (
 
 
 def columns_of(reader: StudyReader, objectives: Sequence[str]) -> list[Column]:
-    """Everything that may be listed. A name that a running trial writes first after this has no column."""
+    """All columns of a study. A name that a running trial uses first after this call has none."""
     values = ["value"] if len(objectives) == 1 else [f"values_{name}" for name in objectives]
     return [
         *FIRST,
@@ -62,5 +62,5 @@ def _entry(of: Callable[[TrialRow], Mapping[str, Any]], name: str) -> Callable[[
 
 
 def seconds_of(row: TrialRow) -> float | None:
-    """From the first start to the end, with what lies between several attempts."""
+    """Seconds from the first start to the end, including the pauses between attempts."""
     return (row.complete - row.start).total_seconds() if row.start and row.complete else None

@@ -1,8 +1,8 @@
 """Connections to PostgreSQL, over which the named statements of ``sql/`` are sent.
 
-Every statement commits by itself and may be sent twice: what would do something twice carries a token
-or an epoch by which the database knows it again. So a statement whose answer was lost is simply sent
-once more. No statement relies on anything that an earlier one left in its session.
+- Every statement is a transaction of its own, and idempotent: one that would do something twice carries a token or a
+  claim, by which the database recognizes it. A statement whose answer was lost is simply sent again.
+- No statement depends on its session, so PgBouncer's transaction pooling works.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from studies.storage.url import StorageURL, connection_error
 Row = dict[str, Any]
 
 MAX_CONNECTIONS: Final = 2
-"""One for a worker's trial, one for its signs of life."""
+"""One for a worker's trials, one for its heartbeats."""
 ANSWER_SECONDS: Final = 60.0
-"""How long a server may be silent on a statement before the connection counts as broken."""
+"""Seconds without an answer after which a connection counts as broken."""
 STOPPING_SECONDS: Final = 1.5
-"""Likewise when the process is asked to stop."""
+"""The same while the process is stopping."""
 CROWD_SECONDS: Final = 60.0
-"""How long after a sign of scarce connections none is kept between two statements."""
+"""Seconds for which idle connections are closed after the server ran short of them."""
 
 
 class NotThere(StorageError):
@@ -49,15 +49,15 @@ class AlreadyFinished(StorageError):
     """The trial is finished and can't change."""
 
 
-class Forgotten(StorageError):
-    """The server crashed, and has lost what it had acknowledged: it is to be told again."""
+class WritesLost(StorageError):
+    """The server crashed and lost acknowledged writes, which must be sent again."""
 
 
-class _Silent(psycopg2.OperationalError):
-    """The server took longer to answer than we wait."""
+class _Timeout(psycopg2.OperationalError):
+    """The server did not answer in time."""
 
 
-# The SQLSTATEs that our functions raise (see the migrations).
+# SQLSTATEs that our own functions raise (see the migrations).
 _ERRORS: dict[str | None, type[StorageError]] = {
     "P0002": NotThere,
     "SH001": LeaseLost,
@@ -77,25 +77,25 @@ def statements() -> dict[str, str]:
 
 
 def new_token() -> str:
-    """By which the database knows a request again that is sent twice."""
+    """A token by which the database recognizes a request that is sent twice."""
     return str(uuid.uuid4())
 
 
 class Database:
-    """Up to two connections, made when needed and made again when lost. For any number of threads, and
-    safe after a fork: the child makes its own.
+    """Up to two connections, opened when needed and reopened when lost. Safe for threads, and after a fork: the child
+    opens its own.
 
     Args:
-        url: where to.
-        patience: seconds for which a statement is tried again while the server can't be had. A
-            connection that broke while nobody used it is replaced at once in any case.
-        stop: once set, nothing is waited for any longer, and a server that is silent is not asked again.
+        url: of the database.
+        patience: seconds for which a statement is retried while the server is unreachable. A connection that broke
+            while idle is replaced at once in any case.
+        stop: once set, no retry is waited for, and a server that did not answer is not asked again.
     """
 
     def __init__(self, url: StorageURL, *, patience: float = 0.0, stop: threading.Event | None = None) -> None:
         self.url = url
         self.patience = patience
-        #: How many connections were lost: with one, what was committed asynchronously may be lost, too.
+        #: How many connections were lost. Each may mean a crash of the server, which loses asynchronous commits.
         self.losses = 0
         self._spare_until = 0.0
         self.stop = stop or threading.Event()
@@ -113,19 +113,19 @@ class Database:
         """Send the statement ``name``.
 
         Args:
-            name: as it stands in ``sql/``.
-            within: seconds of silence after which the server counts as gone.
-            patience: instead of the database's own.
+            name: its name in ``sql/``.
+            within: seconds without an answer after which the connection counts as broken.
+            patience: instead of the attribute.
             parameters: of the statement.
 
         Returns:
             Its rows, each a dict by column; empty for a statement that returns none.
 
         Raises:
-            StorageUnreachable: the server does not answer, refuses us, or can't do it now.
-            Refused: it will never take a value, for what it is.
+            StorageUnreachable: no answer, or the server can't execute it now.
+            Refused: the server refuses a value for its content.
             NotPermitted: we lack a right.
-            StorageError: it answers with an error; :exc:`LeaseLost`, :exc:`BudgetSpent`,
+            StorageError: any other error; :exc:`LeaseLost`, :exc:`BudgetSpent`,
                 :exc:`NotThere`, :exc:`AlreadyFinished` where our own functions raise it.
         """
         return self.execute(statements()[name], parameters, within=within, patience=patience)
@@ -161,7 +161,7 @@ class Database:
                     else:
                         self._put_back(connection)
                 except BaseException:
-                    _close(connection)  # in the middle of something
+                    _close(connection)  # Ctrl-C in the middle of a statement: the session is in an unknown state
                     raise
             reason = self._explain(failure)
             if not isinstance(reason, StorageUnreachable):
@@ -172,26 +172,26 @@ class Database:
                 self.spare_connections()
             elif is_broken:
                 self.losses += 1
-            if is_crowded or verdict(failure) is Verdict.TRY_AGAIN:  # it is others' turn; ours comes
+            if is_crowded or verdict(failure) is Verdict.RETRY:  # others finish first; the wait is worth it
                 patience = max(patience, min(within, CROWD_SECONDS))
-            if isinstance(failure, _Silent) and self.stop.is_set():
+            if isinstance(failure, _Timeout) and self.stop.is_set():
                 self._is_given_up = True
                 raise reason from failure
             if tried == 1 and is_broken and not is_fresh and time.monotonic() - began < within:
-                self._drop()  # what broke one connection has broken the others
+                self._drop()  # a restarted server broke all idle connections: do not lose a retry to each
                 continue
             pause = min(1.0, pause * 2)
             if time.monotonic() - began + pause > patience or self.stop.is_set():
                 raise reason from failure
-            # With jitter: a fleet must not come back all at once.
+            # With jitter: a fleet that returns all at once would overload a server that just started.
             self.stop.wait(pause * random.uniform(0.5, 1))
 
     def _explain(self, error: psycopg2.Error) -> StorageError:
-        """What to raise for ``error``; a :exc:`StorageUnreachable` where the statement may be sent again."""
+        """The exception for ``error``: a :exc:`StorageUnreachable` if the statement may be sent again."""
         code = error.pgcode
         is_by_choice = code == "25006" and self.url.is_read_only
         judged = Verdict.UNEXPECTED if is_by_choice else verdict(error)
-        if judged in (Verdict.AWAY, Verdict.TRY_AGAIN):
+        if judged in (Verdict.UNREACHABLE, Verdict.RETRY):
             if code in ADVICE:
                 what, fix = ADVICE[code]
                 return StorageUnreachable(what.format(where=self.url.where), fix=fix)
@@ -203,12 +203,12 @@ class Database:
         return _ERRORS.get(code, StorageError)(f"{self.url.display}: {_first_line(error)}")
 
     def spare_connections(self) -> None:
-        """Connections are scarce: keep none between two statements for a while."""
+        """Leave connections to others: close ours after each statement, for :data:`CROWD_SECONDS`."""
         self._spare_until = time.monotonic() + CROWD_SECONDS
         self._drop()
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the idle connections."""
         self._drop()
 
     def _put_back(self, connection: Any) -> None:
@@ -219,9 +219,9 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[tuple[Any, bool]]:
-        """A connection that nobody uses, and whether it must be made (it is None then)."""
+        """An idle connection, or ``None`` for the caller to open one; and whether that is so."""
         if os.getpid() != self._pid:
-            self._begin()  # psycopg2 leaves alone the connections that another process made
+            self._begin()  # after a fork: psycopg2 does not close the parent's connections
         with self._slots:
             try:
                 connection = self._free.pop()
@@ -230,12 +230,12 @@ class Database:
             yield connection, connection is None
 
     def _drop(self) -> None:
-        with suppress(IndexError):  # none is left; another thread may have taken the last one
+        with suppress(IndexError):  # none is left: another thread may take the last one
             while True:
                 _close(self._free.pop())
 
     def _connect(self, within: float) -> Any:
-        # Asynchronous, so that a wait can end: a blocking call would not even see a signal.
+        # Asynchronous, for a timeout of our own: a blocking call in libpq would not even see Ctrl-C.
         connection = psycopg2.connect(**self.url.libpq, async_=True)
         try:
             self._wait(connection, min(within, float(self.url.libpq["connect_timeout"])))
@@ -248,7 +248,7 @@ class Database:
         with connection.cursor() as cursor:
             try:
                 cursor.execute(sql, parameters)
-            except ValueError as error:  # psycopg2's own, of a NUL or half a surrogate pair: nothing was sent
+            except ValueError as error:  # from psycopg2, for a NUL or a lone surrogate, before anything is sent
                 raise psycopg2.DataError(f"cannot be sent: {error}") from error
             self._wait(connection, within)
             if not cursor.description:
@@ -257,21 +257,21 @@ class Database:
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def _wait(self, connection: Any, within: float) -> None:
-        """Wait until the connection has done what it was asked for; ``within`` seconds of silence break it."""
+        """Wait for the connection's answer; ``within`` seconds without any byte break it."""
         heard = time.monotonic()
         while (state := connection.poll()) != POLL_OK:
-            ready = select.poll()  # a new one: while it connects, the socket may be another each time
+            ready = select.poll()  # a new one: libpq tries several addresses, each with its own socket
             ready.register(connection.fileno(), select.POLLIN if state == POLL_READ else select.POLLOUT)
             while not ready.poll(250):
                 patience = min(within, STOPPING_SECONDS) if self.stop.is_set() else within
                 if time.monotonic() - heard > patience:
-                    raise _Silent("timed out: the server does not answer")
+                    raise _Timeout("timed out: the server does not answer")
             heard = time.monotonic()
 
 
 def _close(connection: Any) -> None:
     if connection is not None:
-        with suppress(psycopg2.Error):  # closing a broken connection may fail; it is gone either way
+        with suppress(psycopg2.Error):  # closing a broken connection may fail
             connection.close()
 
 

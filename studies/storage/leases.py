@@ -1,4 +1,7 @@
-"""Leases: a worker claims a trial, writes to it, and finishes it or gives it back. Statements: ``sql/leases.sql``."""
+"""Leases: a worker claims trials, writes to them, and finishes or requeues them. Statements: ``sql/leases.sql``.
+
+A lease expires when its worker is silent for longer than ``lease_seconds``; see :meth:`Leases.requeue_expired`.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from studies.errors import LeaseLost
-from studies.storage.database import ANSWER_SECONDS, Database, Forgotten, new_token
-from studies.storage.known import KnownTrials, Writer
-from studies.storage.records import Attempt, Changes, Claim, SavedCheckpoint, StudyRecord, Update, Wishes
+from studies.storage.database import ANSWER_SECONDS, Database, WritesLost, new_token
+from studies.storage.known_trials import KnownTrials, Writer
+from studies.storage.records import Acknowledgement, Attempt, Changes, Claim, SavedCheckpoint, StudyRecord, Update
 
 
 class Leases:
-    """The trials that workers hold.
+    """The leases of all trials.
 
     Args:
-        database: where they are.
-        known: what this process remembers of trials, which a claim brings up to date.
+        database: of the studies.
+        known: this process's cache of trials, which a claim brings up to date in the same statement.
     """
 
     def __init__(self, database: Database, known: KnownTrials) -> None:
@@ -27,25 +30,25 @@ class Leases:
     def claim(
         self, record: StudyRecord, worker_id: str, lease_seconds: float, *, most: int | None = None
     ) -> Claim | str:
-        """One trial, as :meth:`claim_many` gives several."""
+        """One trial, by :meth:`claim_many`."""
         claims = self.claim_many(record, worker_id, lease_seconds, count=1, most=most)
         return claims if isinstance(claims, str) else claims[0]
 
     def claim_many(
         self, record: StudyRecord, worker_id: str, lease_seconds: float, *, count: int, most: int | None = None
     ) -> list[Claim] | str:
-        """The next trials for a worker: those that wait, else new ones as far as the budget has room.
+        """Claim the next trials for a worker: WAITING ones, then new ones while the budget has room.
 
         Args:
             record: the study.
-            worker_id: the worker's.
-            lease_seconds: how long the trials stay this worker's after a heartbeat.
-            count: at most so many.
-            most: begin a new trial only where the study has fewer than so many, in whatever state.
+            worker_id: the worker's name in the database.
+            lease_seconds: how long the lease lasts after each write or heartbeat.
+            count: at most.
+            most: create a new trial only while the study has fewer trials than this, in any state.
 
         Returns:
-            At least one trial, by number; or why there is none: ``wait`` while others run the last ones, ``paused``,
-            ``exhausted`` where only ``most`` forbids a new one, or the reason why the study is over.
+            At least one claim, by number; or why there is none: ``wait`` while other workers run the last trials,
+            ``paused``, ``exhausted`` if only ``most`` forbids a new trial, or the stop reason of the study.
         """
         tokens = [new_token() for _ in range(count)]
         rows = self._known.ask(
@@ -76,12 +79,12 @@ class Leases:
         step: int | None,
         revision: int = 0,
         within: float = ANSWER_SECONDS,
-    ) -> Wishes:
-        """One trial's, as :meth:`write_many` takes several.
+    ) -> Acknowledgement:
+        """Write to one trial, by :meth:`write_many`.
 
         Raises:
-            LeaseLost: it is no longer held under this claim.
-            Forgotten: a crash of the server has lost what was written up to ``revision``.
+            LeaseLost: the trial has another claim by now, or none.
+            WritesLost: a crash of the server has lost writes up to ``revision``.
         """
         update = Update(claim=claim, changes=changes, step=step, revision=revision)
         (answer,) = self.write_many([update], within=within)
@@ -91,25 +94,25 @@ class Leases:
 
     def write_many(
         self, updates: Sequence[Update], *, within: float = ANSWER_SECONDS
-    ) -> list[Wishes | LeaseLost | Forgotten]:
-        """Write to trials that are held, which keeps their leases. Tried once: who holds a lease tries again.
+    ) -> list[Acknowledgement | LeaseLost | WritesLost]:
+        """Write to leased trials, which renews their leases. Sent once: the lease keeper retries.
 
         Args:
             updates: one for each trial.
-            within: seconds of silence after which the server counts as gone.
+            within: seconds without an answer after which the connection counts as broken.
 
         Returns:
-            For each what a person wants of it, or why nothing of it was written.
+            For each trial the acknowledgement, or why none of it was written.
 
         Raises:
-            Refused: the database does not take one of them, for what it is; nothing is written of any.
+            Refused: the database refuses a change for its content; nothing is written to any trial.
         """
         rows = self._database.rows(
             "write", **_columns(updates), steps=[update.step for update in updates], within=within, patience=0.0
         )
         return [
             _failure(row["failure"], update)
-            or Wishes(cancelled=row["cancelled"], interrupted=row["interrupted"], revision=row["revision"])
+            or Acknowledgement(cancelled=row["cancelled"], interrupted=row["interrupted"], revision=row["revision"])
             for update, row in _answers(updates, rows)
         ]
 
@@ -123,11 +126,11 @@ class Leases:
         revision: int = 0,
         within: float = ANSWER_SECONDS,
     ) -> None:
-        """One trial's, as :meth:`finish_many` takes several.
+        """Write the result of one trial, by :meth:`finish_many`.
 
         Raises:
-            LeaseLost: it is no longer held under this claim, and the result not needed any more.
-            Forgotten: a crash of the server has lost what was written up to ``revision``.
+            LeaseLost: the trial has another claim by now, or the budget no room for a late result.
+            WritesLost: a crash of the server has lost writes up to ``revision``.
         """
         update = Update(claim=claim, changes=changes, revision=revision, state=state, values=values)
         (failure,) = self.finish_many([update], within=within)
@@ -136,8 +139,8 @@ class Leases:
 
     def finish_many(
         self, updates: Sequence[Update], *, within: float = ANSWER_SECONDS
-    ) -> list[LeaseLost | Forgotten | None]:
-        """Write the results of trials of one study that are held; again does nothing. See :meth:`write_many`."""
+    ) -> list[LeaseLost | WritesLost | None]:
+        """Write the results of leased trials of one study. Idempotent. See :meth:`write_many`."""
         rows = self._database.rows(
             "finish",
             **_columns(updates),
@@ -148,37 +151,37 @@ class Leases:
         )
         return [_failure(row["failure"], update) for update, row in _answers(updates, rows)]
 
-    def give_back(self, claim: Claim, changes: Changes) -> None:
-        """Return a trial that is held to those that wait; one that no longer is stays as it is."""
-        self._database.rows("give_back", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes))
+    def requeue(self, claim: Claim, changes: Changes) -> None:
+        """Requeue a leased trial: RUNNING → WAITING. Does nothing to a trial with another claim."""
+        self._database.rows("requeue", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes))
 
-    def hold(self, claim: Claim, writer: Writer) -> None:
-        """From now on ``writer`` writes to the trial of ``claim``, which was read when it was claimed."""
-        self._known.hold(claim.study_id, claim.trial_id, writer)
+    def attach(self, claim: Claim, writer: Writer) -> None:
+        """Send all writes to the claimed trial through ``writer`` from now on."""
+        self._known.attach(claim.study_id, claim.trial_id, writer)
 
     def release(self, claim: Claim) -> None:
-        """This process holds the trial of ``claim`` no longer."""
+        """Undo :meth:`attach`: the trial is read from the database again."""
         self._known.release(claim.trial_id)
 
-    def sweep(self, record: StudyRecord) -> None:
-        """Requeue the trials of a study whose workers have been silent for longer than their leases."""
-        self._database.rows("sweep", study_id=record.study_id)
+    def requeue_expired(self, record: StudyRecord) -> None:
+        """Requeue the trials of a study whose leases have expired. Claims and heartbeats do this as well."""
+        self._database.rows("requeue_expired", study_id=record.study_id)
 
     def attempts(self, record: StudyRecord) -> dict[int, Attempt]:
-        """Who ran each trial last, and how often it was begun: ``{number: attempt}``."""
+        """The last attempt of each trial: ``{number: attempt}``."""
         rows = self._database.rows("attempts", study_id=record.study_id)
         return {row.pop("number"): Attempt(**row) for row in rows}
 
     def save_checkpoint(
         self, claim: Claim, *, sequence: int, name: str, step: int, sha256: bytes, data: bytes | None
     ) -> list[str]:
-        """Keep a checkpoint of a trial that is held, beside the one before.
+        """Save a checkpoint of a leased trial. The newest two are kept, in case the last one is damaged.
 
         Returns:
-            The names of those that nothing needs any more.
+            The names of older ones, to be deleted from a checkpoint store.
 
         Raises:
-            LeaseLost: the trial is no longer held under this claim.
+            LeaseLost: the trial has another claim by now, or none.
         """
         rows = self._database.rows(
             "save_checkpoint",
@@ -206,7 +209,7 @@ class Leases:
 
 
 def _columns(updates: Sequence[Update]) -> dict[str, list[Any]]:
-    """What the statements for several trials take of each."""
+    """The common parameters of the statements for several trials, as columns."""
     return {
         "trial_ids": [update.claim.trial_id for update in updates],
         "claims": [update.claim.token for update in updates],
@@ -216,20 +219,20 @@ def _columns(updates: Sequence[Update]) -> dict[str, list[Any]]:
 
 
 def _answers(updates: Sequence[Update], rows: Sequence[dict[str, Any]]) -> list[tuple[Update, dict[str, Any]]]:
-    """Each update with its row."""
+    """Each update with its row; the server may return the rows in any order."""
     row_of = {row["trial_id"]: row for row in rows}
     return [(update, row_of[update.claim.trial_id]) for update in updates]
 
 
-def _failure(name: str | None, update: Update) -> LeaseLost | Forgotten | None:
+def _failure(name: str | None, update: Update) -> LeaseLost | WritesLost | None:
     if name is None:
         return None
     number = update.claim.number
     if name == "forgotten":
-        return Forgotten(f"trial {number} has lost what was written to it")
-    return LeaseLost(f"trial {number} is not held under this claim")
+        return WritesLost(f"a crash of the server lost writes to trial {number}")
+    return LeaseLost(f"trial {number} has another claim by now, or none")
 
 
 def _array(values: Sequence[float]) -> str:
-    """As PostgreSQL reads an array of float8."""
+    """An array of float8 as text: PostgreSQL has no array of arrays of different lengths."""
     return "{" + ",".join(map(repr, map(float, values))) + "}"

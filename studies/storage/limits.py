@@ -1,4 +1,4 @@
-"""What PostgreSQL and Optuna's tables can hold, checked where an objective passes it on: the error is then its own."""
+"""Limits of PostgreSQL and Optuna's tables, checked in the objective's call: the error is then the objective's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_JSON: Final = 64 * 2**20
 
 
 def check_name(what: str, name: object) -> None:
-    """Make sure that the database can store a name.
+    """Check that the database can store a name.
 
     Args:
         what: the name's kind, as a message says it.
@@ -59,7 +59,7 @@ def to_json(key: str, value: Any) -> str:
 
 
 def check_size(what: str, text: str) -> None:
-    """Raise :exc:`ValueError` where ``text``, which is ASCII, is larger than an attribute may be."""
+    """Check the size of ``text``, which is ASCII, against the limit of an attribute; raises :exc:`ValueError`."""
     if len(text) > MAX_JSON:
         raise ValueError(
             f"{what} has {len(text):,} bytes as JSON; at most {MAX_JSON:,} are legal: store a file, and its path here"

@@ -1,4 +1,4 @@
-"""Notices: who was told what happened to a study. Statements: ``sql/notices.sql``."""
+"""Notices: which notifications were sent to which address. Statements: ``sql/notices.sql``."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from studies.storage.records import Notice, StudyRecord
 
 
 class Notices:
-    """What was told to the addresses of studies, each event once."""
+    """The notifications of all studies: each event is sent once to each address."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def of(self, record: StudyRecord, address: str) -> dict[str, Notice]:
-        """What was told to an address, or is about to be: ``{event: notice}``."""
+        """The notifications to an address, sent or about to be: ``{event: notice}``."""
         rows = self._database.rows("notices", study_id=record.study_id, address=address)
         return {row.pop("event"): Notice(**row) for row in rows}
 
     def take(self, record: StudyRecord, address: str, events: Sequence[str], taker: str) -> list[str]:
-        """Take events for a minute, to tell them; returns those that nobody else is telling or has told."""
+        """Lease events for a minute, to send them; returns those that no other process sends or has sent."""
         rows = self._database.rows(
             "take_notices", study_id=record.study_id, address=address, events=list(events), taker=taker
         )
         return [row["event"] for row in rows]
 
-    def note_told(self, record: StudyRecord, address: str, events: Sequence[str]) -> None:
-        """Events were told, or need not be any more."""
-        self._database.rows("note_told", study_id=record.study_id, address=address, events=list(events))
+    def mark_sent(self, record: StudyRecord, address: str, events: Sequence[str]) -> None:
+        """Mark events as sent, or as obsolete."""
+        self._database.rows("mark_sent", study_id=record.study_id, address=address, events=list(events))

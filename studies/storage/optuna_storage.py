@@ -1,8 +1,8 @@
-"""Optuna's contract for storages, on Optuna's own tables: one statement for each call.
+"""Optuna's contract for storages, on Optuna's own tables: one statement per call.
 
-What it remembers: the names and directions of studies, which change under no worker, and the trials that it knows
-(:mod:`studies.storage.known`).
-A trial that a worker holds by a lease is written to by its :class:`~studies.storage.known.Writer`.
+Two things are cached: the names and directions of studies, which never change while a worker runs, and trials
+(:mod:`studies.storage.known_trials`). Writes to a leased trial go through its
+:class:`~studies.storage.known_trials.Writer`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.storage.database import AlreadyFinished, Database, NotThere, new_token
-from studies.storage.known import KnownTrials
+from studies.storage.known_trials import KnownTrials
 from studies.storage.limits import check_name, check_size, to_json
 from studies.storage.records import Change, Changes
 from studies.storage.trials import copied, read_distribution, to_trial, to_utc
@@ -33,7 +33,7 @@ from studies.values import strict
 SPEC_COLUMNS: Final = (
     "spec", "sha256", "metric_names", "trials", "max_failures", "timeout_seconds", "target", "notify_url",
 )  # fmt: skip
-"""What a study has that was made from a spec."""
+"""The columns of a study with a spec, all null for stock Optuna's."""
 
 
 class OptunaContract(BaseStorage):
@@ -61,7 +61,7 @@ class OptunaContract(BaseStorage):
         return study_id
 
     def _create(self, name: str, directions: Sequence[str], **spec: Any) -> int | None:
-        """Create a study, with what its ``spec`` says if it has one; ``None`` where the name is taken."""
+        """Create a study, with a ``spec`` or without; returns its id, or ``None`` if the name exists."""
         row = self.database.row(
             "create_study",
             token=new_token(),
@@ -77,7 +77,7 @@ class OptunaContract(BaseStorage):
         self._known.forget_study(study_id)
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        # Hyperband asks for it at each step. While a trial of ours runs, the study is the one it was.
+        # Hyperband asks at each step: no statement while a trial of this process runs, as the study then exists.
         for study_id in self._known.own_studies():
             if self._study(study_id)[0] == study_name:
                 return study_id
@@ -124,7 +124,11 @@ class OptunaContract(BaseStorage):
         return self._studies[study_id]
 
     def _required(self, name: str, **parameters: Any) -> dict[str, Any]:
-        """The row of a statement about one study; raises KeyError where there is none."""
+        """The row of a statement about one study.
+
+        Raises:
+            KeyError: no such study, as Optuna's contract says.
+        """
         row = self.database.row(name, **parameters)
         if row is None:
             raise KeyError(f"no study of id {parameters['study_id']}")
@@ -136,7 +140,7 @@ class OptunaContract(BaseStorage):
         """As in Optuna.
 
         Raises:
-            BudgetSpent: the study has a budget, and no room in it; a WAITING trial needs none.
+            BudgetSpent: the study's budget has no room. A WAITING trial needs none.
         """
         template = template_trial
         with _as_optuna():
@@ -152,14 +156,14 @@ class OptunaContract(BaseStorage):
             )
         trial = to_trial(row)
         if trial.state == TrialState.RUNNING:
-            self._known.keep(study_id, trial)
+            self._known.put(study_id, trial)
         return trial._trial_id
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
         text = _checked(param_name, distribution)
-        distribution = read_distribution(text)  # as it is stored: a tuple among its choices is a list by then
+        distribution = read_distribution(text)  # as stored: a tuple among the choices becomes a list
         change = {"name": param_name, "value": float(param_value_internal), "distribution": text}
         if writer := self._known.writer(trial_id):
             known = self._known.distribution_of(trial_id, param_name) or distribution
@@ -169,7 +173,7 @@ class OptunaContract(BaseStorage):
             with _as_optuna():
                 row = self.database.row("set_param", trial_id=trial_id, **change)
             if row and row["previous"]:
-                # Of another range, perhaps, which is fine; of another kind, which is not.
+                # Optuna allows another range, and refuses another type.
                 check_distribution_compatibility(read_distribution(row["previous"]), distribution)
                 self._put(trial_id, "params", change)
         self._known.change(trial_id, "params", param_name, distribution.to_external_repr(param_value_internal))
@@ -191,7 +195,7 @@ class OptunaContract(BaseStorage):
         self._known.change(trial_id, "system_attrs", key, json.loads(text))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """As in Optuna; false, too, where a trial can't run because the budget has no room."""
+        """As in Optuna; also false if a trial can't run because the budget has no room."""
         if writer := self._known.writer(trial_id):
             writer.finish(state, values)
             return True
@@ -207,8 +211,10 @@ class OptunaContract(BaseStorage):
         return bool(row["done"])
 
     def agree(self, study_id: int, name: str, distribution: BaseDistribution) -> BaseDistribution:
-        """The distribution under which the study stores a parameter: that of the first trial that was read, or
-        else ``distribution``, unless another process has said another one first."""
+        """The distribution under which the study stores a parameter, the same in all processes.
+
+        It is that of the first trial that was read. Without one, the first process to ask decides.
+        """
         known = self._known.distribution(study_id, name)
         if known is None:
             text = _checked(name, distribution)
@@ -235,7 +241,7 @@ class OptunaContract(BaseStorage):
         return to_trial(row)
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
-        # Pruners and samplers ask for these at each step.
+        # Pruners and samplers ask at each step: no statement for an own trial.
         own = self._known.own(trial_id)
         return dict(own.system_attrs) if own else super().get_trial_system_attrs(trial_id)
 
@@ -253,7 +259,7 @@ class OptunaContract(BaseStorage):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def known_trials(self, study_id: int) -> list[FrozenTrial]:
-        """The trials as they were last read."""
+        """The trials as last read, without a statement."""
         return self._known.last_read(study_id)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
@@ -264,7 +270,11 @@ class OptunaContract(BaseStorage):
 
 
 def _checked(name: str, distribution: BaseDistribution) -> str:
-    """The JSON of a parameter's distribution; raises :exc:`ValueError` where the database can't store that."""
+    """The JSON of a parameter's distribution.
+
+    Raises:
+        ValueError: the database can't store the name or the text.
+    """
     check_name("parameter", name)
     text = distribution_to_json(distribution)
     check_size(f"the distribution of parameter {name!r}", text)
@@ -273,7 +283,7 @@ def _checked(name: str, distribution: BaseDistribution) -> str:
 
 @contextmanager
 def _as_optuna() -> Iterator[None]:
-    """The errors that Optuna's contract names."""
+    """Translate our errors into those of Optuna's contract."""
     try:
         yield
     except NotThere as error:
@@ -288,7 +298,7 @@ def _object(text: str | None) -> dict[str, Any]:
 
 
 def _contents(trial: FrozenTrial) -> Changes:
-    """All that a template holds, as changes."""
+    """The contents of a template trial, as changes."""
     return {
         "params": [
             {

@@ -1,7 +1,7 @@
 """Many trials in one row: the numbers of a whole page as binary columns.
 
-A row for each trial, with its contents as text, takes three times as long to write, to send and to read. That
-counts where a study of 50,000 trials is read, and only there: for the few that changed it is as good and simpler
+A row for each trial, with its contents as text, takes three times as long to write, to send and to read. That matters
+only for the first read of a large study (50,000 trials). For the few trials that changed the row is simpler
 (:func:`studies.storage.trials.to_trial`).
 """
 
@@ -23,10 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.storage.database import Database
 from studies.storage.trials import offset, read_distribution
 
-#: Trials of one page. More take more memory and are no faster.
+#: Trials per page. More take more memory and are not faster.
 PAGE = 2000
 
-#: Pages that are read while one is used: a single thread would wait for Python's lock before it asks for the next.
+#: Pages that are prefetched: with one thread the next request would wait for the GIL while a page is decoded.
 AHEAD = 2
 
 _STATES = {state.name[0]: state for state in TrialState}
@@ -45,7 +45,7 @@ Page = Mapping[str, Any]
 
 
 def read_pages(database: Database, ids: Sequence[int], *statements: str, reports: bool = True) -> Iterator[Page]:
-    """The trials of these ids, which ascend, a page at a time; the next two are read while one is used.
+    """The trials of these ascending ids, page by page; the next two pages are prefetched.
 
     Args:
         database: where they are.
@@ -132,19 +132,19 @@ def states_of(page: Page) -> list[TrialState]:
 
 
 def values_of(page: Page) -> list[list[float]]:
-    """The values of the objectives; none where a trial has no result."""
+    """The values of the objectives; empty without a result."""
     _, values, spans = _by_trial(page, "values")
     return [values[span] for span in spans]
 
 
 def reports_of(page: Page) -> list[dict[int, float]]:
-    """What was reported, by step."""
+    """The reported values, by step."""
     steps, values, spans = _by_trial(page, "reports")
     return [dict(zip(steps[span], values[span], strict=True)) for span in spans]
 
 
 def params_of(page: Page) -> tuple[list[dict[str, Any]], list[dict[str, BaseDistribution]]]:
-    """The parameters and their distributions, in their order; trials share the dicts of the latter."""
+    """The parameters and distributions, in their order. Trials with equal distributions share one dict."""
     ids = _ids(page)
     if not page["names"]:
         return [{} for _ in ids], [{} for _ in ids]
@@ -191,7 +191,7 @@ def integers(data: Any) -> list[int]:
 
 
 def numbers(data: Any) -> Iterator[tuple[int, float]]:
-    """A column of numbers that hang on trials: each trial's id and the value."""
+    """A column of numbers: pairs of trial id and value."""
     column = _column(data, _NUMBER)
     return zip(column["trial_id"].tolist(), column["value"].tolist(), strict=True)
 
@@ -205,7 +205,7 @@ def _column(data: Any, dtype: Any) -> NDArray[Any]:
 
 
 def _by_trial(page: Page, kind: str) -> tuple[list[int], list[float], list[slice]]:
-    """Places and values, by trial and place, and where those of each trial are."""
+    """Places and values, sorted by trial and place, and the slice of each trial."""
     numbers = _column(page[kind], _NUMBER)
     keys = numbers["trial_id"].astype(np.int64) << 32 | numbers["place"].astype(np.int64)
     if np.any(keys[1:] < keys[:-1]):
@@ -214,13 +214,13 @@ def _by_trial(page: Page, kind: str) -> tuple[list[int], list[float], list[slice
 
 
 def _spans(trial_ids: NDArray[Any], ids: NDArray[Any]) -> list[slice]:
-    """Where each of ``ids`` stands in the ascending ``trial_ids``."""
+    """The slice of each of ``ids`` in the ascending ``trial_ids``."""
     ends = np.searchsorted(trial_ids, ids, side="right").tolist()
     return list(map(slice, [0, *ends], ends))
 
 
 def _local(data: Any) -> tuple[list[datetime | None], list[timedelta]]:
-    """Local times, and what each is ahead of UTC."""
+    """Local times, and the offset of each from UTC."""
     times = _column(data, ">i8").astype(np.int64)
     none = times == np.iinfo(np.int64).max
     times[none] = 0

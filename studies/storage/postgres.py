@@ -1,4 +1,4 @@
-"""PostgresStorage: Optuna's storage, and what a study service needs beside it."""
+"""PostgresStorage: Optuna's storage on PostgreSQL, with budgets, leases, workers, metrics and notices."""
 
 from __future__ import annotations
 
@@ -46,26 +46,26 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class PostgresStorage(OptunaContract):
     """Optuna's storage on PostgreSQL; works wherever Optuna takes a storage.
 
-    Budgets, leases, workers, metrics and notices stand in the schema ``studyhall`` of the same
-    database, and each of them is an attribute here. At most two connections, for any number of threads.
+    Budgets, leases, workers, metrics and notices are in the schema ``studyhall`` of the same database; each is an
+    attribute here. Thread-safe, with two connections at most.
 
     Attributes:
         budgets: extend, pause, stop and resume studies.
-        leases: claim trials, write to them, finish them.
-        workers: who is at work.
-        metrics: what trials reported by name.
-        notices: who was told what happened.
+        leases: claim trials, write to them, finish and requeue them.
+        workers: which workers are alive.
+        metrics: named numbers that trials reported.
+        notices: which notifications were sent.
 
     Args:
         url: a PostgreSQL URL (see :class:`studies.storage.url.StorageURL`).
-        create: make the tables where they are missing.
-        server: the embedded server behind the URL, given up by :meth:`close`.
-        patience: seconds for which a lost server is waited for.
-        stop: once set, nothing is waited for any longer.
+        create: create missing tables.
+        server: the embedded server behind the URL, released by :meth:`close`.
+        patience: seconds for which a statement is retried while the server is unreachable.
+        stop: once set, no retry is waited for.
 
     Raises:
         StorageURLError: the URL cannot be understood.
-        StorageUnreachable: the server does not answer, or refuses us.
+        StorageUnreachable: the server does not answer, or refuses the connection.
         StorageError: the tables are missing, or of another version.
     """
 
@@ -87,14 +87,14 @@ class PostgresStorage(OptunaContract):
         self.metrics = Metrics(self.database)
         self.notices = Notices(self.database)
         schema.require(self.database, create=create)
-        self.database.patience = patience  # from here on: who types a wrong URL wants to know at once
+        self.database.patience = patience  # only now: a wrong URL must fail at once
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As Optuna's: another process (joblib, multiprocessing) opens it anew. The URL may hold a password.
+        # As Optuna's: another process (joblib, multiprocessing) opens its own connections. The pickle has the password.
         return PostgresStorage, (self.location.sqlalchemy,)
 
     def close(self) -> None:
-        """Close all connections, and give up the embedded server."""
+        """Close all connections, and release the embedded server."""
         self.database.close()
         if self.server:
             self.server.close()
@@ -106,17 +106,21 @@ class PostgresStorage(OptunaContract):
 
     @property
     def stop(self) -> threading.Event:
-        """Once set, nothing is waited for any longer."""
+        """Once set, no retry is waited for."""
         return self.database.stop
 
     @property
     def connections(self) -> tuple[int, int]:
-        """How many connections the server has, and how many it can have."""
+        """The number of open connections of the server, and its limit."""
         (facts,) = self.database.rows("server_facts")
         return facts["connections"], facts["slots"]
 
     def require(self, kind: str) -> None:
-        """Raise :exc:`NotPermitted` unless the database's user is at least a ``viewer``, ``worker`` or ``owner``."""
+        """Check the rights of the database user.
+
+        Raises:
+            NotPermitted: it is less than ``kind``: ``viewer``, ``worker`` or ``owner``.
+        """
         roles.require(self.database, kind)
 
     # Studies
@@ -128,7 +132,7 @@ class PostgresStorage(OptunaContract):
             The study, and whether it is new.
 
         Raises:
-            SpecMismatch: it exists with another spec.
+            SpecMismatch: the study exists with another spec.
         """
         created = self._create(
             spec.name,
@@ -136,7 +140,7 @@ class PostgresStorage(OptunaContract):
             spec=spec.to_json(),
             sha256=spec.sha256,
             metric_names=spec.metric_names,
-            # A grid has an end, and no trial begins beyond it.
+            # A grid has no more trials than combinations.
             trials=min(spec.budget.trials, spec.combinations or spec.budget.trials),
             **spec.budget.model_dump(exclude={"timeout", "trials"}),
             timeout_seconds=spec.budget.timeout,
@@ -148,7 +152,11 @@ class PostgresStorage(OptunaContract):
         return record, created is not None
 
     def require_same(self, record: StudyRecord, spec: StudySpec) -> None:
-        """Raise :exc:`SpecMismatch` unless the stored study is the one that ``spec`` defines."""
+        """Check that ``spec`` defines the stored study.
+
+        Raises:
+            SpecMismatch: it defines another one; the message shows the difference.
+        """
         if record.spec is None:
             raise SpecMismatch(
                 f"study {record.name!r} exists and was not made by studyhall; give this one another --name"
@@ -159,7 +167,7 @@ class PostgresStorage(OptunaContract):
 
     def find_study(self, name: str) -> StudyRecord:
         """The study ``name``; raises :exc:`StudyNotFound` with the nearest names."""
-        # What is no text, as a terminal may pass it on, is no study's name.
+        # Bytes of a terminal that are no UTF-8 arrive as lone surrogates, which can't be sent.
         row = self.database.row("find_study", name=name.encode(errors="replace").decode())
         if row is None:
             raise StudyNotFound(f"no study {name!r} in {self.where}; {nearest(name, self.study_names())}")
@@ -181,11 +189,11 @@ class PostgresStorage(OptunaContract):
 
     @cached_property
     def identity(self) -> str:
-        """What tells this database from others: hexadecimal, the same in all its backups."""
+        """The identity of this database, in hexadecimal. Its backups have the same one."""
         return str(self.database.rows("identity")[0]["identity"])
 
     def list_studies(self) -> list[dict[str, Any]]:
-        """One row for each study: name, budget, trials by state, workers, when it began."""
+        """A row for each study: name, budget, trials by state, workers, start."""
         return self.database.rows("list_studies")
 
     def load_study(self, record: StudyRecord) -> optuna.Study:
@@ -193,7 +201,7 @@ class PostgresStorage(OptunaContract):
         return optuna.load_study(study_name=record.name, storage=self)
 
     def objective_names(self, record: StudyRecord) -> list[str]:
-        """What the objective returns: one different name for each direction."""
+        """The names of the objective's values: a different one for each direction."""
         if record.spec:
             return list(record.spec.metric_names)
         given = self.get_study_system_attrs(record.study_id).get("study:metric_names")
@@ -203,7 +211,7 @@ class PostgresStorage(OptunaContract):
         return ["value"] if count == 1 else [f"value_{i}" for i in range(count)]
 
     def status(self, record: StudyRecord) -> Status:
-        """The study's trials, best and workers now."""
+        """The study's current trials, best trial and workers."""
         row = self.database.rows("status", study_id=record.study_id)[0]
         ended, paused = row.pop("ended"), row.pop("paused")
         found = self.find_study(record.name)
@@ -220,14 +228,16 @@ class PostgresStorage(OptunaContract):
         )
 
     def find_best(self, record: StudyRecord) -> FrozenTrial | None:
-        """The best COMPLETE trial that keeps its constraints, of equal ones the lowest number; ``None`` where there
-        is none, or where there are several objectives."""
+        """The best COMPLETE trial that satisfies its constraints; of equal ones the lowest number.
+
+        ``None`` without such a trial, and for several objectives.
+        """
         if len(self.get_study_directions(record.study_id)) > 1:
             return None
         row = self.database.row("best", study_id=record.study_id)
         best = self.get_trial(row["trial_id"]) if row else None
         if best and not is_feasible(best):
-            # Constraints are rare, and stand in JSON that may hold infinities: sort them out here.
+            # Checked here, not in SQL: constraints are rare, and PostgreSQL refuses infinities in JSON.
             complete = self.get_all_trials(record.study_id, deepcopy=False, states=(TrialState.COMPLETE,))
             sign = 1 if self.get_study_directions(record.study_id)[0] == StudyDirection.MINIMIZE else -1
             feasible = [trial for trial in complete if is_feasible(trial)]
@@ -242,8 +252,8 @@ class PostgresStorage(OptunaContract):
         """Like :meth:`find_best`.
 
         Raises:
-            NothingFinished: there is none.
-            StorageError: the study has several objectives, so that no trial is the best.
+            NothingFinished: there is no such trial yet.
+            StorageError: the study has several objectives, and no single best trial.
         """
         objectives = len(self.get_study_directions(record.study_id))
         if objectives > 1:
@@ -275,12 +285,12 @@ class PostgresStorage(OptunaContract):
             raise TrialNotFound(f"study {record.name!r} has no trial {number}; {legal}") from None
 
     def change_directions(self, record: StudyRecord, directions: Sequence[Direction]) -> None:
-        """Minimize what was maximized, or the other way round, in a study that has no result yet.
+        """Change the directions of a study without results.
 
         Raises:
-            SpecError: another number of directions than the study has; it has a finished trial.
-            StudyBusy: workers are at work on it, whose samplers and pruners would not learn of it.
-            StorageError: the study was not made by studyhall.
+            SpecError: the number of directions differs from the study's, or a trial has finished.
+            StudyBusy: workers are running, whose samplers and pruners have read the old directions.
+            StorageError: stock Optuna made the study.
         """
         before = record.require_spec("change it there")
         count = len(before.all_directions)
@@ -312,14 +322,14 @@ class PostgresStorage(OptunaContract):
         self._studies.pop(record.study_id, None)
 
     def cancel(self, trial: FrozenTrial) -> None:
-        """End a trial: at its next step where a worker of ours runs it, else at once; a finished one stays as it is."""
+        """Cancel a trial: at its next step while a worker has its lease, else at once. Ignores a finished trial."""
         self.database.rows("cancel", trial_id=trial._trial_id)
 
     def delete(self, record: StudyRecord) -> None:
         """Delete the study with all its trials.
 
         Raises:
-            NotPermitted: we are not the tables' owner.
+            NotPermitted: the database user does not own the tables.
         """
         self.require("owner")
         self.delete_study(record.study_id)

@@ -1,7 +1,7 @@
-"""Reading a study of any size for people and scripts: every trial in short, or whole ones a page at a time.
+"""Reading a study of any size: outlines of all trials, or whole trials page by page.
 
-A page is one statement, so that no transaction stays open while a reader takes its time. Trials that change
-between two pages are read as they are by then.
+A page is one statement: no transaction stays open while a slow reader uses it. Trials that change between two pages are
+read in their later state.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ if TYPE_CHECKING:
 
 
 class TrialRow(NamedTuple):
-    """A trial as a table lists it."""
+    """A trial as a row of a table."""
 
     number: int
     state: str
     values: Sequence[float]
     params: Mapping[str, Any]
-    """Of one that waits also those that it was enqueued with."""
+    """Of a WAITING trial also those that it was enqueued with."""
     metrics: Mapping[str, float]
-    """Those of the last step."""
+    """Of the last step."""
     steps: int
-    """How many it reported."""
+    """The number of reported steps."""
     reports: Mapping[int, float]
-    """By step; empty unless they were asked for."""
+    """By step; empty unless requested."""
     start: datetime | None
     """In local time, with its zone."""
     complete: datetime | None
     worker: str | None
-    """Who ran it last; ``None`` where that was stock Optuna."""
+    """The last worker; ``None`` for stock Optuna."""
     attempts: int | None
     error: str | None
     user_attrs: Mapping[str, Any]
     """Without those of :data:`~studies.spec.script.OWN_ATTRIBUTES`."""
     script_sha256: str | None
-    """Of the script that ran it, where that is not the study's."""
+    """Of the script that ran it, if it differs from the study's."""
 
 
 class StudyReader:
@@ -87,7 +87,7 @@ class StudyReader:
         return [_outline(row) for row in self._database.rows("outlines", study_id=self._study_id)]
 
     def whole(self, outlines: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        """The trials of these outlines with all that they hold, by number."""
+        """The whole trials of these outlines, by number."""
         ids = [trial._trial_id for trial in outlines]
         return [trial for page in read_pages(self._database, ids) for trial in to_trials(page)]
 
@@ -101,23 +101,23 @@ class StudyReader:
         return points
 
     def param_names(self) -> list[str]:
-        """The parameters, in the order in which the trials first had them; then those that were only enqueued yet."""
+        """The names of the parameters, in the order of their first use; then those that were only enqueued."""
         names = dict.fromkeys(row["name"] for row in self._database.rows("param_names", study_id=self._study_id))
         for row in self._database.rows("fixed_params", study_id=self._study_id):
             names |= dict.fromkeys(known_params(TrialState.WAITING, {}, {"fixed_params": json.loads(row["params"])}))
         return list(names)
 
     def distributions(self) -> list[tuple[str, BaseDistribution]]:
-        """Each different distribution of each parameter that some trial had, with the parameter's name."""
+        """The different distributions of each parameter, as pairs of name and distribution."""
         rows = self._database.rows("distributions", study_id=self._study_id)
         return [(row["name"], read_distribution(row["distribution"])) for row in rows]
 
     def last_metric_names(self) -> list[str]:
-        """The metrics that any trial reported at its last step, sorted."""
+        """The names of the metrics of last steps, sorted."""
         return [row["name"] for row in self._database.rows("last_metric_names", study_id=self._study_id)]
 
     def user_attr_names(self) -> list[str]:
-        """The attributes that the objective gave any trial, in the order in which they first were set."""
+        """The names of attributes that the objective set, in the order of their first use."""
         own = list(OWN_ATTRIBUTES)
         return [row["name"] for row in self._database.rows("user_attr_names", study_id=self._study_id, own=own)]
 
@@ -155,7 +155,7 @@ def _outline(row: Mapping[str, Any]) -> FrozenTrial:
 
 @lru_cache(maxsize=4096)
 def _steps(count: int, last: int) -> dict[int, float]:
-    # One object for all trials that reported as much: in a long study they would take more memory than all else.
+    # Cached: in a long study these dicts would take more memory than everything else.
     return dict.fromkeys(range(last - count + 1, last + 1), math.nan)
 
 
@@ -167,7 +167,7 @@ def _rows(page: Page) -> list[TrialRow]:
     steps = dict(numbers(page["steps"]))
     begun = zip(page["workers"] or (), page["epochs"] or (), strict=True)
     attempts = dict(zip(integers(page["begun"]), begun, strict=True))
-    nobody = None, None
+    no_attempt = None, None
     return [
         TrialRow(
             number,
@@ -179,7 +179,7 @@ def _rows(page: Page) -> list[TrialRow]:
             reports,
             start,
             complete,
-            *attempts.get(trial_id, nobody),
+            *attempts.get(trial_id, no_attempt),
             user_attrs.get("error"),
             {name: value for name, value in user_attrs.items() if name not in OWN_ATTRIBUTES},
             user_attrs.get(CHANGED_SCRIPT),

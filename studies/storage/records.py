@@ -1,4 +1,4 @@
-"""What the storage tells: a study, where it stands, its workers, a claim; each a frozen record."""
+"""The frozen records that the storage returns: a study, its status, its workers, a claim."""
 
 from __future__ import annotations
 
@@ -26,15 +26,19 @@ class StudyRecord:
 
     study_id: int
     uid: str | None
-    """Its name outside of this database; ``None`` where stock Optuna made it."""
+    """A UUID, by which MLflow and checkpoint stores know the study; ``None`` if stock Optuna made it."""
     name: str
     spec: StudySpec | None
-    """As the study was created; ``None`` where stock Optuna made it."""
+    """As the study was created; ``None`` if stock Optuna made it."""
     budget: BudgetSpec | None
-    """As it stands now; ``None`` where stock Optuna made the study."""
+    """As of now: `extend` changes it. ``None`` if stock Optuna made the study."""
 
     def require_spec(self, otherwise: str) -> StudySpec:
-        """The spec; raises :exc:`StorageError`, which ends with ``otherwise``, where stock Optuna made the study."""
+        """The spec.
+
+        Raises:
+            StorageError: stock Optuna made the study; the message ends with ``otherwise``.
+        """
         if self.spec is None:
             raise StorageError(f"study {self.name!r} was made by Optuna, not by studyhall: {otherwise}")
         return self.spec
@@ -55,14 +59,14 @@ class Worker:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """Who ran a trial last."""
+    """The last attempt of a trial."""
 
     worker: str
     host: str | None
-    """``None`` where the worker has been forgotten, as by an older studyhall; so the device."""
+    """Host and device are ``None`` if the worker's row is gone, which older versions deleted."""
     device: str | None
     times: int
-    """How often the trial was begun."""
+    """How many attempts the trial had."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +77,7 @@ class Point:
     name: str
     value: float
     at: datetime | None
-    """When it was written, by the database's clock; ``None`` where an older studyhall wrote it."""
+    """When it was written, by the database's clock; ``None`` for older versions of the tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,93 +89,93 @@ class Status:
     trials: Mapping[str, int]
     """How many are complete, pruned, running, waiting, fail."""
     paused: bool
-    """Whether no trial runs for now."""
+    """Whether a person paused the study."""
     ended: str | None
-    """Why no more trials begin: complete, failures, timeout, target, or the words of who stopped it."""
+    """The stop reason: complete, failures, timeout, target, stopped, "by hand"; ``None`` while trials may start."""
     best: FrozenTrial | None
     workers: Sequence[Worker]
     objective: str | None = None
-    """The path of what it runs; ``None`` where stock Optuna made the study."""
+    """The path of the objective; ``None`` if stock Optuna made the study."""
     store: str | None = None
-    """Where its checkpoints lie; likewise."""
+    """The checkpoint store; ``None`` likewise."""
 
     @property
     def finished(self) -> int:
-        """COMPLETE + PRUNED: what counts toward the budget."""
+        """COMPLETE + PRUNED, which the budget counts."""
         return self.trials["complete"] + self.trials["pruned"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A trial that a worker may run, by a lease."""
+    """The right of a worker to a trial, for as long as its lease lasts."""
 
     study_id: int
     trial_id: int
     number: int
     epoch: int
-    """Counts the claims of the trial."""
+    """The number of claims of this trial so far."""
     token: str
-    """By which the database knows this claim: it fences off whoever else held the trial, or will."""
+    """The fencing token: the database refuses writes with the token of an earlier claim."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What there is to tell of a trial that is held."""
+    """The changes to write to a leased trial."""
 
     claim: Claim
     changes: Changes
     step: int | None = None
-    """The newest one, for people to see."""
+    """The newest step, shown to people."""
     revision: int = 0
-    """Of the trial, as it was answered last."""
+    """Of the trial, as last acknowledged: a lower one in the database shows that a crash lost writes."""
     state: str | None = None
-    """COMPLETE, PRUNED or FAIL; ``None`` where it goes on."""
+    """COMPLETE, PRUNED or FAIL; ``None`` while the trial runs."""
     values: Sequence[float] | None = None
-    """Of a complete one."""
+    """Of a COMPLETE trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What a person wants of a running trial."""
+class Acknowledgement:
+    """The database's answer to a write, with what a person asked for meanwhile."""
 
     cancelled: bool
-    """End it."""
+    """A person cancelled the trial."""
     interrupted: bool
-    """Give it back: its study is paused or stopped."""
+    """The study is paused or stopped: requeue the trial."""
     revision: int
-    """Of the trial: it grows with each change."""
+    """Of the trial; grows with each write."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedCheckpoint:
-    """A checkpoint of a trial, as the database knows it."""
+    """A checkpoint, as recorded in the database."""
 
     name: str
     step: int
     sha256: bytes
     data: bytes | None
-    """``None`` where it lies in the store that the spec names."""
+    """``None`` if the bytes are in the checkpoint store of the spec."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """Something that happened to a study, which is told to an address once."""
+    """A notification of one event to one address."""
 
     told: bool
     free: bool
-    """Whether it was not told, and nobody is at it."""
+    """Unsent, and no process has it leased."""
     taker: str
     told_seconds_ago: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LostWorker:
-    """A worker that ended without a goodbye."""
+    """A worker that died, or has no heartbeat."""
 
     worker: str
     host: str
     pid: int
     device: str
     died_of: str | None
-    """As its supervisor found; ``None`` where it is silent."""
+    """As its supervisor found; ``None`` for a missing heartbeat."""
     seen_seconds_ago: float

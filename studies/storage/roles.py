@@ -1,5 +1,4 @@
-"""Database users who may not do everything: what a worker and a viewer may, what they get it by, and what one is told
-who lacks a right."""
+"""Roles of database users: the rights of a worker and a viewer, granting them, and the errors for missing rights."""
 
 from __future__ import annotations
 
@@ -22,19 +21,19 @@ if TYPE_CHECKING:
 READER: Final = "studyhall_reader"
 KINDS: Final = ("viewer", "worker")
 _RANKS: Final = (None, *KINDS, "owner")
-#: What a worker, and whoever creates and steers studies, deletes in the course of that; no study and no trial.
+#: Tables from which a worker deletes rows. Never studies or trials.
 _WORKER_DELETES: Final = ("checkpoints", "notices", "requests", "transitions", "workers")
-#: Which tables there are is the owner's business.
+#: Read-only for workers: only the owner changes the tables.
 _VERSIONS: Final = ("version", "alembic_version", "version_info")
 _VERBS: Final = ("select", "insert", "update", "delete")
 
 
 def verbs(kind: str, table: str) -> tuple[str, ...]:
-    """What a user of this kind may do with ``table`` (without its schema)."""
+    """The legal statements of a ``kind`` of user on ``table`` (without its schema)."""
     if kind == "owner":
         return _VERBS
     if kind == "viewer":
-        # Where notifications go: the addresses may hold secrets.
+        # The addresses of notifications may hold secrets.
         return () if table == "addresses" else _VERBS[:1]
     if table in _VERSIONS:
         return _VERBS[:1]
@@ -59,7 +58,7 @@ def reader(storage: PostgresStorage) -> StorageURL:
 
 
 def grant(database: Database, kind: str, role: str) -> None:
-    """Let a database user be a worker or a viewer, and no more than that.
+    """Make a database user a worker or a viewer, and revoke everything else.
 
     Args:
         database: as its tables' owner.
@@ -75,7 +74,7 @@ def grant(database: Database, kind: str, role: str) -> None:
     me = own(database)
     if me["owner"] is None:
         raise no_tables(database)
-    if me["kind"] != "owner":  # PostgreSQL would only warn
+    if me["kind"] != "owner":  # PostgreSQL only warns about a grant without effect
         raise NotPermitted(
             f"user {me['name']!r} may not grant rights in {_place(database)}: let the owner of its tables, "
             f"{me['owner']!r}, run:",
@@ -85,7 +84,7 @@ def grant(database: Database, kind: str, role: str) -> None:
     if not found["exists"]:
         raise StorageError(f"there is no database user {role!r}: create it first (createuser {role})")
     if found["is_owner"]:
-        # A grant would first take the owner's own rights, with which every command works.
+        # The revoke below would take the owner's own rights.
         raise StorageError(
             f"{role!r} has all rights of the tables' owner and keeps them; "
             f"create another user (createuser NAME), then: studyhall db grant {kind} NAME"
@@ -105,8 +104,10 @@ def grant(database: Database, kind: str, role: str) -> None:
 
 
 def lost(database: Database) -> dict[str, str]:
-    """The users who lack a right that their kind has, with that kind: ``owner``, ``worker`` or ``viewer``. An owner
-    loses rights when somebody revokes them, others when tables are added."""
+    """The users who lack a right of their kind: ``{user: kind}``, with ``owner``, ``worker`` or ``viewer``.
+
+    An owner loses rights by a revoke, the others when a migration adds tables.
+    """
     users: dict[str, list[Row]] = {}
     for row in database.rows("rights"):
         users.setdefault(row["role"], []).append(row)
@@ -115,7 +116,7 @@ def lost(database: Database) -> dict[str, str]:
 
 
 def restore_owner(database: Database) -> int:
-    """Give the tables' owner the rights back that were revoked.
+    """Restore revoked rights of the tables' owner.
 
     Returns:
         On how many tables.
@@ -134,14 +135,14 @@ def restore_owner(database: Database) -> int:
 
 
 def require(database: Database, kind: str) -> None:
-    """Raise :exc:`NotPermitted` where we may do less than ``kind``: ``viewer``, ``worker`` or ``owner``."""
+    """Check that the current user is at least a ``viewer``, ``worker`` or ``owner``; raises :exc:`NotPermitted`."""
     me = own(database)
     if _RANKS.index(me["kind"]) < _RANKS.index(kind):
         raise _refusal(database, me, kind)
 
 
 def require_maker(database: Database) -> None:
-    """Raise :exc:`NotPermitted` or :exc:`NoTables` where we may not make or change tables."""
+    """Check that the current user may create or change tables; raises :exc:`NotPermitted` or :exc:`NoTables`."""
     me = own(database)
     if me["owner"] is not None:
         require(database, "owner")
@@ -150,13 +151,13 @@ def require_maker(database: Database) -> None:
 
 
 def own(database: Database) -> Row:
-    """Who we are in the database, and what we may."""
+    """The current database user and its rights."""
     (me,) = database.rows("own_rights")
     return me
 
 
 def no_tables(database: Database) -> NoTables:
-    """The error that there are none, for whoever may make them or must ask."""
+    """The error for missing tables, with the fix for a user who may create them, or must ask the owner."""
     me = own(database)
     if me["may_create"]:
         return NoTables(f"{database.url.display} holds no studies yet; begin one with:", fix="studyhall run digits")
@@ -168,7 +169,7 @@ def no_tables(database: Database) -> NoTables:
 
 
 def denied(database: Database) -> StorageError:
-    """The error for a user whom the server denied something (SQLSTATE 42501): who may grant it, and how."""
+    """The error for SQLSTATE 42501 (insufficient privilege): who may grant the right, and how."""
     me = own(database)
     name, owner, kind = me["name"], me["owner"], me["kind"]
     if owner is None:
@@ -187,7 +188,7 @@ def denied(database: Database) -> StorageError:
 
 
 def _refusal(database: Database, me: Row, needed: str | None) -> NotPermitted:
-    """The error for a user who is too little to do what a user of kind ``needed`` may."""
+    """The error for a user of a lower kind than ``needed``."""
     name, owner, place = me["name"], me["owner"], _place(database)
     if needed == "owner":
         return NotPermitted(
@@ -211,7 +212,7 @@ def _place(database: Database) -> str:
 
 
 def _kind(rows: Iterable[Row]) -> str | None:
-    """What a user is, by its rights to the trials."""
+    """The kind of a user, judged by its rights on the trials."""
     (trials,) = (row for row in rows if row["table"] == "trials")
     if trials["is_owner"]:
         return "owner"

@@ -34,7 +34,7 @@ def newest() -> int:
 
 
 def require(database: Database, *, create: bool) -> None:
-    """Make sure that the database has Optuna's schema and ours.
+    """Check that the database has Optuna's tables and ours, in the right versions.
 
     Args:
         database: which one.
@@ -51,7 +51,7 @@ def require(database: Database, *, create: bool) -> None:
             raise roles.no_tables(database)
         upgrade(database.url, only_missing=True)
         version, optuna = state(database)
-        assert version is not None  # made by us, or by who was faster
+        assert version is not None  # created here, or by a faster process
     _refuse_optuna_4(where, optuna)
     if version > newest():
         raise StorageError(
@@ -75,7 +75,7 @@ def state(database: Database) -> tuple[int | None, str | None]:
 
 
 def upgrade(url: StorageURL, *, only_missing: bool = False) -> tuple[int, int]:
-    """Make the tables, or bring older ones to the newest version; all or nothing.
+    """Create the tables, or upgrade older ones to the newest version. Atomic.
 
     Args:
         url: the database.
@@ -93,7 +93,8 @@ def upgrade(url: StorageURL, *, only_missing: bool = False) -> tuple[int, int]:
     with closing(Database(url)) as database:
         roles.require_maker(database)
     with _owner(url) as cursor:
-        # Held to the end of the transaction; Optuna makes its tables over a connection of its own.
+        # To the end of the transaction: Optuna creates its tables over another connection, and must not meet a second
+        # process that does the same.
         cursor.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
         cursor.execute("select num_nulls(to_regclass('studyhall.version'), to_regclass('alembic_version')) = 0")
         if only_missing and cursor.fetchone() == (True,):
@@ -146,7 +147,7 @@ def convert_optuna_4(url: StorageURL, time_zone: str) -> int:
                 f"{url.display}: its tables are not Optuna 4's, so there is nothing to convert; "
                 "without --optuna-4-time-zone: studyhall db upgrade"
             )
-        # These times are not "now", by which our triggers would know a worker with Optuna 4.
+        # Our triggers refuse local times, by which they recognize workers with Optuna 4: these are no new times.
         cursor.execute("set local studyhall.times = 'given'")
         try:
             cursor.execute(
@@ -182,7 +183,7 @@ def _make_optunas_tables(url: StorageURL) -> None:
     try:
         RDBStorage(url.sqlalchemy).engine.dispose()
     except (OperationalError, StorageInternalError) as error:
-        cause = error.__cause__  # some of its errors Optuna hides in its own
+        cause = error.__cause__  # Optuna wraps some errors of the database
         raise connection_error(url, cause if isinstance(cause, OperationalError) else error) from error
     except RuntimeError as error:
         raise StorageError(f"{url.display}: {one_line(error)}") from error
@@ -190,7 +191,7 @@ def _make_optunas_tables(url: StorageURL) -> None:
 
 @contextmanager
 def _owner(url: StorageURL) -> Iterator[Any]:
-    """A cursor in one transaction, for whoever may make tables."""
+    """A cursor in one transaction, for a user who may create tables."""
     try:
         connection = psycopg2.connect(**url.libpq)
     except psycopg2.OperationalError as error:
@@ -205,4 +206,4 @@ def _owner(url: StorageURL) -> Iterator[Any]:
         with closing(Database(url)) as database:
             raise roles.denied(database) from error
     finally:
-        connection.close()  # what was not committed is undone
+        connection.close()  # rolls back an uncommitted transaction

@@ -91,7 +91,7 @@ class StorageURL:
         if "\0" in "".join(map(str, self.libpq.values())):
             raise _refusal("it holds a NUL character (%00), which PostgreSQL cannot take")
         if not self.database and "service" not in dict(self.options):
-            # PostgreSQL would take the user's name, and the studies would land where nobody looks.
+            # PostgreSQL would take the user's name, and the studies would be in an unexpected database.
             raise _refusal("it names no database")
         return self
 

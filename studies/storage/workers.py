@@ -1,4 +1,4 @@
-"""Workers: who is at work, and the trials of those that ended. Statements: ``sql/workers.sql``."""
+"""Workers: which are alive, and requeueing the trials of dead ones. Statements: ``sql/workers.sql``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Workers:
         self._database = database
 
     def register(self, records: Sequence[StudyRecord], *, worker_id: str, host: str, pid: int, device: str) -> None:
-        """A worker begins."""
+        """Register a worker that starts. Idempotent."""
         self._database.rows(
             "register_worker",
             study_ids=[record.study_id for record in records],
@@ -26,27 +26,27 @@ class Workers:
         )
 
     def forget(self, worker_id: str, died_of: str | None = None) -> None:
-        """A worker has ended, in order unless it ``died_of`` something."""
+        """Mark a worker as ended: orderly, or with the reason that it ``died_of``."""
         self._database.rows("forget_worker", worker_id=worker_id, died_of=died_of)
 
-    def beat(self, worker_id: str, *, within: float = ANSWER_SECONDS) -> None:
-        """A worker is alive; the trials of its studies whose workers are not are given back."""
-        (row,) = self._database.rows("beat", worker_id=worker_id, within=within, patience=0.0)
+    def heartbeat(self, worker_id: str, *, within: float = ANSWER_SECONDS) -> None:
+        """Note that a worker is alive, and requeue the expired trials of its studies."""
+        (row,) = self._database.rows("heartbeat", worker_id=worker_id, within=within, patience=0.0)
         if row["is_crowded"]:
             self._database.spare_connections()
 
-    def bury(self, worker_ids: Sequence[str], *, died_of: str | None) -> int:
-        """Return the running trials of workers that have ended to those that wait.
+    def reap(self, worker_ids: Sequence[str], *, died_of: str | None) -> int:
+        """Requeue the running trials of dead workers at once, without waiting for their leases to expire.
 
         Args:
             worker_ids: the workers.
-            died_of: why they died on them, which counts against a trial; ``None`` where they did not.
+            died_of: what killed the workers, which counts against their trials; ``None`` for an orderly end.
 
         Returns:
-            How many trials there were.
+            How many trials were requeued.
         """
-        (row,) = self._database.rows("bury", token=new_token(), worker_ids=list(worker_ids), died_of=died_of)
-        return int(row["buried"])
+        (row,) = self._database.rows("reap", token=new_token(), worker_ids=list(worker_ids), died_of=died_of)
+        return int(row["requeued"])
 
     def of(self, record: StudyRecord) -> list[Worker]:
         """The workers of a study that were seen in the last two minutes."""

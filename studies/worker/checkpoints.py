@@ -1,4 +1,4 @@
-"""The checkpoints of a worker's trial: when one is due, and which one is whole."""
+"""The checkpoints of a leased trial: when one is due, and which one is intact."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one trial under one lease.
 
-    PostgreSQL knows each by its name, step and SHA-256, fenced by the lease: what a worker writes that has
-    lost it is never read. The bytes are there, too, or in a store outside.
+    PostgreSQL has the name, step and SHA-256 of each, fenced by the claim: a checkpoint of a worker that lost its
+    lease is never read. The bytes are in PostgreSQL as well, or in a checkpoint store.
 
     Args:
         storage: where the study is.
-        claim: the lease.
-        store: the store outside; ``None`` where the bytes are in PostgreSQL.
-        every: seconds between two.
+        claim: the claim of the lease.
+        store: the checkpoint store; ``None`` for PostgreSQL.
+        every: seconds between two checkpoints.
     """
 
     def __init__(self, storage: PostgresStorage, claim: Claim, store: CheckpointStore | None, every: float) -> None:
@@ -39,20 +39,21 @@ class Checkpoints:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for the next one."""
+        """Whether ``every`` seconds have passed since the last checkpoint."""
         return time.monotonic() - self._saved_at >= self._every
 
     def save(self, step: int, state: Callable[[], bytes]) -> None:
-        """Keep a checkpoint. What goes wrong is logged: training goes on.
+        """Save a checkpoint. A failing store is logged, and training continues.
 
         Raises:
-            LeaseLost: the trial is no longer held.
-            Exception: what ``state`` raises.
+            LeaseLost: another worker has the trial by now.
+            Exception: whatever ``state`` raises.
         """
         data = state()
         self._sequence += 1
         name = f"{self._claim.number}/{self._claim.epoch}-{self._sequence}"
         try:
+            # The bytes before the row: a worker that dies in between leaves a stray file, and no row without bytes.
             if self._store:
                 self._store.write(name, data)
             superseded = self._storage.leases.save_checkpoint(
@@ -72,10 +73,10 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
     def restore(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole.
+        """The newest intact checkpoint; a damaged one is logged and skipped.
 
         Raises:
-            StorageUnreachable: the database is away.
+            StorageUnreachable: no answer from the database.
         """
         for saved in self._storage.leases.checkpoints(self._claim.trial_id):
             data = self._read(saved)
@@ -89,7 +90,7 @@ class Checkpoints:
         return None
 
     def discard(self) -> None:
-        """Delete what lies outside, when the trial has ended; the database deletes its own."""
+        """Delete the ended trial's files in the store. The database deletes its rows itself."""
         if self._store:
             with_trial = f"{self._claim.number}/"
             try:
@@ -108,6 +109,6 @@ class Checkpoints:
 
 
 def delete_ended(storage: PostgresStorage, record: StudyRecord, store: CheckpointStore) -> None:
-    """Delete what lies outside of trials that have ended, by whatever hand."""
+    """Delete the files of ended trials in the store, whoever ended them."""
     ended = {trial.number for trial in storage.trials(record) if trial.state.is_finished()}
     store.delete([name for name in store.names() if int(name.partition("/")[0]) in ended])

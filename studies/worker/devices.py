@@ -1,4 +1,4 @@
-"""Which devices this machine offers to workers: its GPUs, else its cores."""
+"""The devices of this machine for workers: its GPUs, else its CPU cores."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Device:
     """Where one worker trains."""
 
     label: str
-    """What people see: ``cuda:1`` or ``cpu``."""
+    """Shown to people: ``cuda:1`` or ``cpu``."""
     torch: str
-    """What PyTorch calls it in the worker, which sees only its own GPU: ``cuda`` or ``cpu``."""
+    """PyTorch's name in the worker, which sees only its own GPU: ``cuda`` or ``cpu``."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What the worker's environment must hold before PyTorch is imported."""
+    """Variables that must be set in the worker before PyTorch is imported."""
 
 
 # Two threads for one small model are no faster than one, and many times slower when the other core is busy.
@@ -28,11 +28,11 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 
 
 def choose(workers: int | None, visible_gpus: str | None) -> list[Device]:
-    """The device of each worker: one worker per GPU, else one per core; or ``workers``, going round.
+    """The device of each worker: one worker per GPU, else one per core; or ``workers``, round-robin.
 
     Args:
-        workers: how many to start, or ``None`` for what the machine offers.
-        visible_gpus: ``CUDA_VISIBLE_DEVICES``, or ``None`` where it is not set.
+        workers: how many to start; ``None`` for one per device.
+        visible_gpus: ``CUDA_VISIBLE_DEVICES``; ``None`` if it is not set.
     """
     gpus = _gpus(visible_gpus)
     offered = [
@@ -62,6 +62,6 @@ def _gpus(visible: str | None) -> list[str]:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []  # the tool without its driver: no GPU to use
-    # The slices of a GPU in MIG mode take its place.
+    # A GPU in MIG mode cannot be used as a whole: its slices are listed below it.
     slices = re.findall(r"\(UUID: (MIG-[^)]+)\)", listing)
     return slices or re.findall(r"\(UUID: (GPU-[^)]+)\)", listing)

@@ -1,8 +1,9 @@
-"""A worker's lease on a trial.
+"""A worker's lease on a trial, with a buffer of the writes that the database has not acknowledged.
 
-Whatever a trial has to tell goes into its lease, and from there to the database in order, that of all leases in one
-statement. Reports and results are carried at once, by the thread that has them. Whatever else there is
-is the courier's (:mod:`studies.worker.courier`).
+- Everything that a trial records is first put into its lease, and then sent in order.
+- One statement sends the buffers of many leases.
+- Reports and results are sent at once, by the thread that has them. Everything else is sent, and whatever failed is
+  sent again, by the lease keeper (:mod:`studies.worker.lease_keeper`).
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from typing import TYPE_CHECKING, Final
 from optuna.trial import TrialState
 
 from studies.errors import LeaseLost, Refused
-from studies.storage.records import Change, Claim, Update, Wishes
+from studies.storage.records import Acknowledgement, Change, Claim, Update
+from studies.worker.pending_results import PendingResult, PendingResults
 from studies.worker.refusals import Refusal
-from studies.worker.results import KeptResult, Results
 
 if TYPE_CHECKING:
-    from studies.worker.courier import Courier
+    from studies.worker.lease_keeper import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which things that nobody waits for are gathered before they are carried.
+#: Seconds for which attributes and other small writes are gathered before one statement sends them.
 LINGER: Final = 0.5
-#: Seconds between two tries while the database is away, at most.
+#: Seconds between two attempts while the database is unreachable, at most.
 RETRY: Final = 1.0
 
-#: Seconds for which is remembered what the database has acknowledged; longer than a server takes to have that
-#: on its disk (three times its wal_writer_delay, which is 10 s at most).
+#: Seconds for which acknowledged writes are remembered, to send them again after a crash of the server. Reports commit
+#: asynchronously: they reach the server's disk within three times its wal_writer_delay, which is 10 s at most.
 MEMORY: Final = 60.0
 
 Changes = dict[str, list[Change]]
@@ -47,201 +48,207 @@ class _Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
-    """What a lease has to tell, on its way to the database."""
+class LeaseUpdate:
+    """An update with its lease, sent or about to be."""
 
     lease: Lease
     update: Update
 
 
 class Lease:
-    """The right to write to a trial (a :class:`studies.storage.known.Writer`).
+    """The right to write to a trial (a :class:`studies.storage.known_trials.Writer`).
 
-    Any thread may read the attributes. They change under the courier's lock, in methods of this class alone.
+    Any thread may read the attributes. Only methods of this class change them, under the keeper's lock.
 
     Attributes:
-        lost: somebody else has the trial, or it is over: nothing of this lease is wanted.
-        cancelled: a person wants the trial to end.
+        lost: another worker has the trial, or it has ended: the database refuses every further write.
+        cancelled: a person cancelled the trial.
         interrupted: the trial's study is paused or stopped.
-        refusals: what the database does not take of the trial, which FAILs for it.
+        refusals: the changes that the database refused; the trial FAILs with the first one as its reason.
     """
 
-    def __init__(self, claim: Claim, courier: Courier, results: Results) -> None:
+    def __init__(self, claim: Claim, keeper: LeaseKeeper, results: PendingResults) -> None:
         self.claim = claim
         self.lost = False
         self.cancelled = False
         self.interrupted = False
         self.refusals: list[Refusal] = []
-        self._courier = courier
+        self._keeper = keeper
         self._results = results
-        self._changed = courier.changed  # guards everything here
+        self._changed = keeper.changed  # guards everything here
         self._pending: Changes = {}
-        self._carried: Changes = {}  # taken to the database, which has not answered yet
-        self._told: deque[tuple[float, Changes]] = deque()  # acknowledged, and when
-        self._revision = 0  # of the trial, by the last answer
+        self._in_flight: Changes = {}  # sent, without an answer yet
+        self._acknowledged: deque[tuple[float, Changes]] = deque()  # of the last MEMORY seconds, each with its time
+        self._revision = 0  # of the trial as last acknowledged; a lower one in the database means a crash
         self._step: int | None = None
         self._result: _Result | None = None
-        self._due: float | None = None  # when what is pending is to be carried (monotonic clock)
-        self._heard = time.monotonic()
-        self._file: Path | None = None  # that holds a result which could not be told
-        self._is_finished = False  # the database has the result: the trial is nobody's to write to
+        self._due: float | None = None  # when the pending changes must be sent (monotonic clock)
+        self._answered_at = time.monotonic()
+        self._file: Path | None = None  # of a result that could not be sent
+        self._is_finished = False  # the database has the result, and refuses every further write
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing more to tell, not even a heartbeat: the trial is lost or has its result."""
+        """Whether the lease needs no more writes or heartbeats: it is lost, or the database has the result."""
         return self.lost or self._is_finished
 
-    def is_told(self) -> bool:
-        """Whether the database has everything that was put here, or does not want it."""
-        return self.lost or not (self._pending or self._carried or self._result)
+    def is_flushed(self) -> bool:
+        """Whether nothing is pending: the database has acknowledged everything, or the lease is lost."""
+        return self.lost or not (self._pending or self._in_flight or self._result)
 
     @property
     def due(self) -> float | None:
-        """When something is to be carried (monotonic clock), if there is something."""
+        """When the pending changes must be sent (monotonic clock); ``None`` without any."""
         return None if self.is_over else self._due
 
     def lose(self) -> None:
-        """Somebody else has the trial."""
+        """Mark the lease as lost, where another statement than a write learned it."""
         with self._changed:
             self.lost = True
             self._changed.notify_all()
 
     def put(self, kind: str, change: Change) -> None:
-        """Have something written with what is told next, or soon."""
+        """Buffer a change. It is sent with the next report, or after :data:`LINGER` seconds."""
         with self._changed:
             self._pending.setdefault(kind, []).append(change)
             if self._due is None:
                 self._due = time.monotonic() + LINGER
                 self._changed.notify_all()
 
-    def note(self, step: int) -> None:
-        """The newest step, for people to see."""
+    def set_step(self, step: int) -> None:
+        """Set the trial's newest step, which `status` and `watch` show."""
         with self._changed:
             self._step = step
 
-    def tell(self) -> None:
-        """Have everything written now; see :meth:`settle`."""
-        self._courier.carry([self])
-        self.settle()
+    def flush(self) -> None:
+        """Send everything pending now, and :meth:`confirm` it."""
+        self._keeper.flush([self])
+        self.confirm()
 
-    def settle(self) -> None:
-        """After what was put here was carried. A database that is unreachable is not waited for, unless it has been
-        for longer than the lease: the trial may be another's by then.
+    def confirm(self) -> None:
+        """Check what :meth:`LeaseKeeper.flush` sent.
+
+        Training continues through an outage as long as the lease lasts. Afterwards another worker may have the trial:
+        then this waits for the database's answer, or for the worker to stop.
 
         Raises:
-            Refused: the database does not take something that was put here, for what it is.
+            Refused: the database refused a change for its content.
         """
-        self._wait(lambda: self.is_told() or time.monotonic() - self._heard < self._courier.lease_seconds)
+        self._wait(lambda: self.is_flushed() or time.monotonic() - self._answered_at < self._keeper.lease_seconds)
         if self.refusals:
             raise Refused(str(self.refusals[0]))
 
     def finish(self, state: TrialState, values: Sequence[float] | None) -> None:
-        """Have the result written with what is carried next, and with everything put before.
+        """Buffer the result. It is sent in one statement with everything that is pending.
 
-        Where the database refuses something, the trial FAILs with the reason.
+        If the database refuses a change, the trial FAILs with the reason instead.
         """
         result = _Result(state=state, values=None if values is None else [float(value) for value in values])
         with self._changed:
             self._result, self._due = result, time.monotonic() + LINGER
             self._changed.notify_all()
 
-    def keep_result(self) -> None:
-        """Keep a result that could not be told on the disk, in case this worker goes, too."""
+    def save_result(self) -> None:
+        """Write a result that could not be sent to the disk, where it outlives this worker."""
         with self._changed:
-            if self._result is None or self.is_told():
+            if self._result is None or self.is_flushed():
                 return
-            result = self._judged(self._result)
-            changes = _merged(*self._recently_told(), self._carried, self._pending)
-        kept = KeptResult(claim=self.claim, state=result.state.name, values=result.values, changes=changes)
-        self._file = self._results.keep(kept)
+            result = self._checked(self._result)
+            changes = _merged(*self._recently_acknowledged(), self._in_flight, self._pending)
+        kept = PendingResult(claim=self.claim, state=result.state.name, values=result.values, changes=changes)
+        self._file = self._results.save(kept)
 
-    def wait_until_told(self) -> None:
-        """Wait until the database has everything, or the worker is asked to stop."""
-        self._wait(self.is_told)
+    def wait_until_flushed(self) -> None:
+        """Wait until nothing is pending, or the worker is asked to stop."""
+        self._wait(self.is_flushed)
 
     def close(self) -> Changes:
-        """Let nothing more of this be carried; returns what was not, and what a crash may have lost."""
-        self._courier.drop(self)
-        if self._file and self.is_told():
+        """End the lease here. Returns the changes that are pending, and those that a crash of the server may lose."""
+        self._keeper.remove(self)
+        if self._file and self.is_flushed():
             self._file.unlink(missing_ok=True)
         with self._changed:
-            pending, self._pending, self._due = _merged(*self._recently_told(), self._pending), {}, None
+            pending, self._pending, self._due = _merged(*self._recently_acknowledged(), self._pending), {}, None
             return pending
 
     def _wait(self, condition: Callable[[], bool]) -> None:
-        """Wait for the courier, unless the worker is asked to stop."""
+        """Wait for ``condition``, or for the worker to be asked to stop."""
         with self._changed:
-            while not (condition() or self._courier.stop.is_set()):
+            while not (condition() or self._keeper.stop.is_set()):
                 self._changed.wait(RETRY)
 
-    # For the courier, which carries one parcel of a lease after the other
+    # For the keeper, which sends one update of a lease after the other
 
-    def pack(self) -> Parcel | None:
-        """Take up what is pending; ``None`` where nothing is to be told any more, not even a heartbeat."""
+    def take_pending(self) -> LeaseUpdate | None:
+        """Everything pending as one update, empty for a mere heartbeat; ``None`` when :attr:`is_over`."""
         with self._changed:
             if self.is_over:
                 return None
-            result = self._result and self._judged(self._result)
-            self._carried, self._pending, self._due = _merged(self._pending), {}, None
-            return self._parcel(self._carried, self._revision, result)
+            result = self._result and self._checked(self._result)
+            self._in_flight, self._pending, self._due = _merged(self._pending), {}, None
+            return self._update(self._in_flight, self._revision, result)
 
-    def pack_again(self, parcel: Parcel) -> Parcel:
-        """Take up what ``parcel`` holds, and once more all that a crash of the server may have lost."""
+    def repack(self, sent: LeaseUpdate) -> LeaseUpdate:
+        """``sent`` with everything added that a crash of the server may have lost."""
         with self._changed:
-            self._carried, self._revision = _merged(*self._recently_told(), self._carried), 0
-            return Parcel(lease=self, update=replace(parcel.update, changes=self._carried, revision=0))
+            self._in_flight, self._revision = _merged(*self._recently_acknowledged(), self._in_flight), 0
+            return LeaseUpdate(lease=self, update=replace(sent.update, changes=self._in_flight, revision=0))
 
-    def answered(self, parcel: Parcel, answer: Wishes | LeaseLost | None, refusals: Sequence[Refusal] = ()) -> None:
-        """The database has answered; what it refused of the parcel was taken out of it."""
+    def acknowledge(
+        self, sent: LeaseUpdate, answer: Acknowledgement | LeaseLost | None, refusals: Sequence[Refusal] = ()
+    ) -> None:
+        """Take in the database's answer to ``sent``, which was written without the changes in ``refusals``."""
         with self._changed:
-            self._heard = time.monotonic()
+            self._answered_at = time.monotonic()
             if refusals:
-                self._carried = {}  # not to be remembered: after a crash of the server it would be refused again
-            if self._carried:
-                self._told.append((self._heard, self._carried))
-                while self._told[0][0] < self._heard - MEMORY:
-                    self._told.popleft()
-            self._carried = {}
+                self._in_flight = {}  # Not remembered: sent again after a crash, it would be refused again.
+            if self._in_flight:
+                self._acknowledged.append((self._answered_at, self._in_flight))
+                while self._acknowledged[0][0] < self._answered_at - MEMORY:
+                    self._acknowledged.popleft()
+            self._in_flight = {}
             self.refusals += refusals
             self.lost = self.lost or isinstance(answer, LeaseLost)
-            if isinstance(answer, Wishes):
+            if isinstance(answer, Acknowledgement):
                 self.cancelled, self.interrupted = answer.cancelled, answer.interrupted
                 self._revision = answer.revision
-            if parcel.update.state:
+            if sent.update.state:
                 self._result, self._is_finished = None, not self.lost
             self._changed.notify_all()
         if refusals:
-            self._results.put_aside(self.claim, refusals)
+            self._results.save_refusals(self.claim, refusals)
 
-    def returned(self) -> None:
-        """The database could not be reached: what was carried is pending again."""
+    def send_failed(self) -> None:
+        """Make everything in flight pending again, before what was put meanwhile: the order of writes stays."""
         with self._changed:
-            self._pending, self._carried = _merged(self._carried, self._pending), {}
+            self._pending, self._in_flight = _merged(self._in_flight, self._pending), {}
             self._due = time.monotonic()
 
-    def _parcel(self, changes: Changes, revision: int, result: _Result | None) -> Parcel:
+    def _update(self, changes: Changes, revision: int, result: _Result | None) -> LeaseUpdate:
         state, values = (result.state.name, result.values) if result else (None, None)
         update = Update(
             claim=self.claim, changes=changes, step=self._step, revision=revision, state=state, values=values
         )
-        return Parcel(lease=self, update=update)
+        return LeaseUpdate(lease=self, update=update)
 
-    def _judged(self, result: _Result) -> _Result:
-        """``result``, or FAIL with the reason where the database has refused something: not all that the trial
-        recorded is there, whatever the objective made of that. Under the lock."""
+    def _checked(self, result: _Result) -> _Result:
+        """``result``, or FAIL with the reason if the database refused a change. Needs the lock.
+
+        A COMPLETE trial must have everything that it recorded, even if the objective ignored the error.
+        """
         if not self.refusals:
             return result
         reason = json.dumps(str(self.refusals[0]))
         self._pending.setdefault("user_attrs", []).append({"key": "error", "value": reason})
         return _Result(state=TrialState.FAIL, values=None)
 
-    def _recently_told(self) -> list[Changes]:
-        """What the database has acknowledged, and might have lost in a crash since."""
-        return [changes for _, changes in self._told]
+    def _recently_acknowledged(self) -> list[Changes]:
+        """The acknowledged changes that a crash of the server may still lose."""
+        return [changes for _, changes in self._acknowledged]
 
 
 def _merged(*some: Changes) -> Changes:
-    """All changes; of two under the same name or step the later one, as one statement can't write both."""
+    """All changes, the latest for each name and step: one INSERT … ON CONFLICT can't write the same row twice."""
     merged: dict[str, dict[tuple[object, ...], Change]] = {}
     for changes in some:
         for kind, each in changes.items():

@@ -1,4 +1,4 @@
-"""What a worker does: let the objective train trials of a study, until its studies are over."""
+"""The loop of a worker: claim trials, let the objective train them, until its studies are over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from studies.errors import StorageUnreachable
 from studies.storage.postgres import PostgresStorage
-from studies.worker.courier import Courier
+from studies.worker.lease_keeper import LeaseKeeper
 from studies.worker.served_study import ServedStudy, Service
 from studies.worker.trials import LONGEST_POLL, POLL, Trials, one_at_a_time
 
@@ -20,23 +20,24 @@ log = logging.getLogger(__name__)
 class Worker:
     """Runs trials of its studies: one after the other, or as many at once as the objective can train.
 
-    It outlives its database: an outage interrupts no training while the lease lasts, and ends no worker.
+    It outlives an outage of the database: training continues while the lease lasts, and a worker
+    without a trial waits.
 
     Args:
         storage: where the studies are.
-        services: the studies; from each trials are taken by its share.
-        worker_id: this worker's name in the database, unlike any other's.
+        services: the studies, each with its share of the trials.
+        worker_id: this worker's unique name in the database.
         device: the PyTorch name of the device.
         slots: how many trials to train at once, at most; ``None`` for as many as an objective wants.
-        lease_seconds: how long a trial stays this worker's after the last heartbeat.
-        results: the directory where results wait while the database is unreachable.
-        stop: set from outside to leave the running trials at their next step, give them back, and return.
-        until_idle: seconds without a trial after which to return, and not already when the studies are over, which
-            a person may extend; ``None`` to return with the studies.
+        lease_seconds: how long a lease lasts after the last heartbeat.
+        results: the directory for pending results.
+        stop: set from outside to requeue the running trials at their next step, and return.
+        until_idle: seconds without a trial after which to return, even though all studies are over: a person may
+            extend one. ``None`` to return when the studies are over.
 
     Raises:
         StorageError: a study was not made by studyhall.
-        CheckpointError: checkpoints can't be kept where a spec says.
+        CheckpointError: a study's checkpoint store can't be written to.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Worker:
         self._device = device
         self._slots = slots
         self._studies = [ServedStudy(storage, service, results) for service in services]
-        self._courier = Courier(storage, worker_id=worker_id, lease_seconds=lease_seconds, stop=stop)
+        self._keeper = LeaseKeeper(storage, worker_id=worker_id, lease_seconds=lease_seconds, stop=stop)
 
     def run(self) -> str:
         """Run trials until all studies are over or :attr:`stop` is set.
@@ -68,7 +69,7 @@ class Worker:
             Why it ended: ``interrupted``, ``idle``, or the reason of the study that was over last.
         """
         reason, poll, busy = "interrupted", POLL, time.monotonic()
-        with self._courier:
+        with self._keeper:
             while self._studies and not self._stop.is_set():
                 try:
                     taken = self._serve()
@@ -88,12 +89,15 @@ class Worker:
         return "interrupted" if self._stop.is_set() else reason
 
     def _serve(self) -> int | str:
-        """Run trials of the study that has had the least of its share: how many there were; or the reason why one of
-        the studies is over, which is served no longer.
+        """Run trials of the study that is farthest below its share.
+
+        Returns:
+            How many trials were taken; or why one of the studies is over, which is then no longer served.
 
         Raises:
-            StorageUnreachable: there was nothing to run, and nobody to ask.
+            StorageUnreachable: no study gave a trial, and the database did not answer.
         """
+        # Pending results first: they may spend the budget, and their trials must not run again.
         for study in self._studies:
             study.clean_up()
         for study in sorted(self._studies, key=lambda study: study.taken / study.share):
@@ -108,17 +112,19 @@ class Worker:
                 return trials.reason
             if trials.taken:
                 return trials.taken
+            # Every study is in the same database: asking for the others would only wait again.
             if trials.unreachable:
                 raise trials.unreachable
         return 0
 
     def _run(self, study: ServedStudy) -> Trials:
-        """Let the objective train trials until there are none for now, or it is another study's turn."""
+        """Let the objective train trials of one study until it gives none, or another study is due."""
         slots = study.slots(self._device, self._slots)
+        # With several studies a pool takes one trial per slot and returns, so that the shares come out right.
         trials = Trials(
             self._storage,
             study,
-            self._courier,
+            self._keeper,
             worker_id=self._id,
             device=self._device,
             most=slots if len(self._studies) > 1 else None,
@@ -130,7 +136,7 @@ class Worker:
                 study.objective.train(trials, slots, device=self._device)
             else:
                 one_at_a_time(study.objective, trials)
-        except BaseException as raised:
+        except BaseException as raised:  # sys.exit() in an objective as well: it fails the trials, not the worker
             error = raised
         if trials.close(error) == 0 and error is not None:
             raise error

@@ -3,14 +3,15 @@
 It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
 writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "ready", "slots": …}`` when the objective is built, before anything is known of the storage, with
-  how many trials it trains at once;
-- ``{"event": "over", "reason": …}`` when there is nothing more to do;
+- ``{"event": "ready", "slots": …}`` when the objective is built, with the number of trials that it trains at once;
+- ``{"event": "over", "reason": …}`` when its studies are over or it was stopped;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
-On SIGTERM, SIGINT and SIGHUP, and on SIGUSR1 and SIGUSR2, by which cluster schedulers tell that a machine is about to
-be taken away, the worker gives its trial back at the next step and ends. The end of its standard input, when the
-supervisor is gone, means the same; but then it ends after the seconds of a lease even without a step.
+On SIGTERM, SIGINT and SIGHUP the worker requeues its trials at their next step and exits; likewise on SIGUSR1 and
+SIGUSR2, by which cluster schedulers announce preemption. The end of its standard input means that the supervisor died:
+then the worker exits after ``lease_seconds`` even without a step.
+
+The objective is built before the storage is known, so that an objective that does not import makes no study.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ from studies.processes import Events, wait_for_end_of_input
 
 log = logging.getLogger(__name__)
 
-#: What asks a worker to give its trial back and to end.
+#: The signals on which a worker requeues its trials and exits.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSetup:
-    """One study's objective, as a worker builds it."""
+    """How to build the objective of one study."""
 
     study: str
     path: str
     """On this machine."""
     sha256: str | None
-    """Of a script's content, as the supervisor read it."""
+    """SHA-256 of the script as the supervisor read it: a script that changed since is refused."""
     args: Mapping[str, Any]
     space: tuple[str, ...]
     share: float
@@ -66,14 +67,14 @@ class Setup:
     label: str
     objectives: tuple[ObjectiveSetup, ...]
     allow: tuple[str, ...]
-    """What the studies may run, and where they may keep checkpoints, as ``work --allow`` says it."""
+    """The objectives and checkpoint stores that studies may name, as ``work --allow`` takes them."""
     data_dir: str
     results: str
-    """The directory where results wait while the database is away."""
+    """The directory for pending results."""
     until_idle: float | None
     """Seconds without a trial after which the worker ends; ``None`` to end with its studies."""
     slots: int | None
-    """How many trials to train at once, where the objective can; ``None`` for what it chooses."""
+    """How many trials to train at once, if the objective can; ``None`` lets the objective choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class Assignment:
 
 
 def main() -> int:
-    """Be a worker. Returns the exit status."""
+    """Run a worker. Returns the exit status."""
     events = Events()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     warnings.filterwarnings("ignore", module="optuna")
@@ -106,12 +107,12 @@ def main() -> int:
             for each in setup.objectives
         }
         slots = max(objective.slots_of(each, setup.device, setup.slots) for each in built.values())
-        events.tell("ready", slots=slots)
+        events.send("ready", slots=slots)
         line = sys.stdin.readline()
         if line:
-            events.tell("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
+            events.send("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
     except Exception as error:
-        events.tell_error(error, kind=type(error).__name__, traceback=traceback.format_exc())
+        events.send_error(error, kind=type(error).__name__, traceback=traceback.format_exc())
         return 1
     return 0
 
@@ -122,7 +123,7 @@ def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], 
     while not stop.is_set():
         try:
             return _run(setup, assignment, built, stop)
-        except StorageUnreachable as error:  # a worker that starts during an outage waits, as the others do
+        except StorageUnreachable as error:  # a worker that starts during an outage waits like the running ones
             if not is_cut_off:
                 log.warning("waiting for the database: %s", error)
             is_cut_off = True
@@ -131,13 +132,13 @@ def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], 
 
 
 def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
-    # Imported here: the objective's own imports come first, so that their errors do.
+    # Imported here: the objective imports first, and its errors are shown before any of ours.
     from studies import checkpoint_stores as checkpoints
     from studies.storage.postgres import PostgresStorage
     from studies.worker.loop import Worker
     from studies.worker.served_study import Service
 
-    # Hardly patient: the worker itself waits for a database that is away, and trains on meanwhile.
+    # Little patience per statement: the lease keeper retries during an outage, while training continues.
     with closing(PostgresStorage(assignment.storage, create=False, patience=0.5, stop=stop)) as storage:
         services = [
             Service(
@@ -149,7 +150,7 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
             for each in setup.objectives
         ]
         for service in services:
-            if spec := service.record.spec:  # as it stands now, whatever it said when we were started
+            if spec := service.record.spec:  # as stored now, which the supervisor may not have seen
                 checkpoints.require_allowed(
                     spec.checkpoints.store, setup.allow, Path(setup.data_dir), service.record.name
                 )
@@ -172,7 +173,7 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
             stop=stop,
         )
         reason = worker.run()
-        with suppress(StorageUnreachable):  # it is forgotten by itself, after a day
+        with suppress(StorageUnreachable):  # its row expires after a day
             storage.workers.forget(setup.worker_id)
         return reason
 
@@ -180,8 +181,9 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
 def _end_with_supervisor(stop: threading.Event, lease_seconds: float) -> None:
     wait_for_end_of_input()
     stop.set()
+    # By then others have the trial: a longer step would be in vain.
     time.sleep(lease_seconds)
-    os._exit(1)  # nobody is left to end it; others take the trial when they miss its heartbeat
+    os._exit(1)  # no supervisor is left to kill it; the trial is requeued when its lease expires
 
 
 def _read_setup(line: str) -> Setup:
@@ -190,12 +192,12 @@ def _read_setup(line: str) -> Setup:
 
 
 def _exit(status: int) -> NoReturn:
-    """End, whatever an objective has left: Python would wait for its threads, and nobody for this worker's result."""
+    """Exit even if the objective left threads running, for which Python would wait forever."""
     left = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread is threading.main_thread())]
     if left:
-        log.warning("ended beside %d threads that an objective left running, such as %s", len(left), left[0])
+        log.warning("exited with %d threads of an objective still running, such as %s", len(left), left[0])
         logging.shutdown()
-        with suppress(OSError):  # nobody is left to read it
+        with suppress(OSError):  # the supervisor may be dead
             sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""What the database refuses for what it is: found among what was sent, so that all else is kept."""
+"""Refusals: which change of a statement the database refuses for its content. All other changes are written."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from studies.errors import LeaseLost, StorageError, StorageUnreachable
-from studies.storage.database import Forgotten
+from studies.storage.database import WritesLost
 from studies.storage.limits import shortened
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Change, Claim
 
 Changes = Mapping[str, Sequence[Change]]
 
-#: Errors that say nothing about what was sent.
-NO_REFUSALS = (Forgotten, LeaseLost, StorageUnreachable)
+#: Errors of the connection or the lease, which say nothing about the content.
+NO_REFUSALS = (WritesLost, LeaseLost, StorageUnreachable)
 
-#: What a person calls each kind of change, and the key by which it goes.
+#: The word for each kind of change in messages, and the field that names the change.
 _WORDS = {
     "params": ("parameter", "name"),
     "reports": ("report of step", "step"),
@@ -30,13 +30,13 @@ _WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """One change of a trial that the database does not take."""
+    """One change of a trial that the database refuses."""
 
     kind: str
     """One of params, reports, user_attrs, system_attrs, metrics."""
     change: Change
     reason: str
-    """In the database's words."""
+    """The database's message."""
 
     def __str__(self) -> str:
         word, key = _WORDS[self.kind]
@@ -46,19 +46,19 @@ class Refusal:
 
 
 def isolate(changes: Changes, write: Callable[[Changes], object], first: StorageError) -> list[Refusal]:
-    """Write what the database takes of ``changes``, which it refused as a whole; returns the rest.
+    """Write the legal ones of ``changes``, which the database refused as a whole; return the others.
 
-    A few among many are found in a handful of statements: each part that is refused is cut in two.
+    Bisection: one refused change among n takes about 2·log2(n) statements.
 
     Args:
         changes: of one trial.
         write: sends some of them.
-        first: why all together were refused.
+        first: why all of them together were refused.
 
     Raises:
-        Forgotten: the server crashed meanwhile, if ``write`` says which revision is known.
-        LeaseLost: the trial is another's by now.
-        StorageUnreachable: the database went away meanwhile.
+        WritesLost: the server crashed meanwhile, if ``write`` says which revision is known.
+        LeaseLost: another worker has the trial by now.
+        StorageUnreachable: the database became unreachable meanwhile.
     """
     flat = [(kind, change) for kind, some in changes.items() for change in some]
     if len(flat) <= 1:
@@ -80,17 +80,17 @@ def isolate(changes: Changes, write: Callable[[Changes], object], first: Storage
 def fail_refused(
     storage: PostgresStorage, claim: Claim, changes: Changes, first: StorageError, *, revision: int = 0
 ) -> list[Refusal]:
-    """End a trial whose result the database refuses for what came with it: FAIL, with the reason and all else.
+    """FAIL a trial whose result came with a change that the database refuses; write all other changes.
 
     Raises:
-        Forgotten: a crash of the server has lost what was written up to ``revision``.
-        LeaseLost: it is another's by now.
-        StorageUnreachable: the database went away meanwhile.
-        StorageError: it refuses even that.
+        WritesLost: a crash of the server has lost writes up to ``revision``.
+        LeaseLost: another worker has the trial by now.
+        StorageUnreachable: the database became unreachable meanwhile.
+        StorageError: the database refuses the FAIL as well.
     """
     try:
         refusals = isolate(changes, partial(storage.leases.write, claim, step=None, revision=revision), first)
-    except LeaseLost:  # requeued meanwhile, and free: it takes a result, and nothing before that
+    except LeaseLost:  # requeued meanwhile and not claimed again: the database takes a late result, but no report
         refusals = [
             Refusal(kind=kind, change=change, reason=str(first)) for kind in changes for change in changes[kind]
         ]

@@ -1,4 +1,4 @@
-"""A study as a worker serves it: its objective, sampler and pruner, and where its results and checkpoints go."""
+"""A study that a worker serves: its objective, sampler, pruner, pending results and checkpoint store."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim, StudyRecord
 from studies.trial import Trial
 from studies.worker.checkpoints import delete_ended
-from studies.worker.held_trial import HeldTrial
-from studies.worker.results import Results
+from studies.worker.leased_trial import LeasedTrial
+from studies.worker.pending_results import PendingResults
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A study that a worker serves."""
+    """What a worker is given of a study."""
 
     record: StudyRecord
     objective: Objective
     share: float = 1.0
-    """Of the worker's trials, relative to the shares of its other studies."""
+    """Of the worker's trials, relative to the shares of the other studies."""
     script_sha256: str | None = None
-    """Of the content of the objective's script, in hexadecimal; ``None`` where it is in no script."""
+    """SHA-256 of the objective's script, in hexadecimal; ``None`` for an objective in a package."""
 
 
 class ServedStudy:
-    """A study as a worker serves it.
+    """A study that a worker serves, opened.
 
     Raises:
-        StorageError: it was not made by studyhall.
-        CheckpointError: checkpoints can't be kept where its spec says.
+        StorageError: stock Optuna made the study.
+        CheckpointError: its checkpoint store can't be written to.
     """
 
     def __init__(self, storage: PostgresStorage, service: Service, results: Path) -> None:
@@ -47,9 +47,9 @@ class ServedStudy:
         self.share = service.share
         self.taken = 0
         made_with, here = self.spec.objective.sha256, service.script_sha256
-        #: The hash of the objective's script, where it is not the one with which the study was made.
+        #: The SHA-256 of the objective's script if it differs from the one that made the study.
         self.changed_script = here if made_with and here != made_with else None
-        self.results = Results(results, record.uid)
+        self.results = PendingResults(results, record.uid)
         self.store: CheckpointStore | None = None
         if self.spec.checkpoints.store != "postgresql":
             self.store = open_store(self.spec.checkpoints.store, record.uid)
@@ -58,15 +58,15 @@ class ServedStudy:
         self.optuna.sampler = self.spec.to_sampler(0)
         self.optuna.pruner = self.spec.to_pruner()
         self._grid = grid_of(self.optuna.sampler)
-        # An objective or a sampler may call study.stop(), which Optuna allows inside optimize() alone.
+        # Optuna allows study.stop() inside optimize() only; objectives and samplers may call it here as well.
         self.optuna._thread_local.in_optimize_loop = True
         self._storage = storage
         self._is_clean = False
 
     def clean_up(self) -> None:
-        """Do once what an earlier worker of this machine could not: tell its results, delete what ended."""
+        """Finish the work of earlier workers, once: send pending results, delete checkpoints of ended trials."""
         if not self._is_clean:
-            self.results.tell(self._storage)
+            self.results.send(self._storage)
             if self.store:
                 delete_ended(self._storage, self.record, self.store)
             self._is_clean = True
@@ -77,24 +77,29 @@ class ServedStudy:
         return trains_several(self.objective)
 
     def slots(self, device: str, wanted: int | None) -> int:
-        """How many trials to train at once; see :func:`slots_of`."""
+        """How many trials to train at once, by :func:`studies.objective.slots_of`."""
         return slots_of(self.objective, device, wanted)
 
     def most_trials(self) -> int | None:
-        """Up to how many trials there are new ones to begin: a grid has no more than its combinations."""
+        """The number of trials beyond which the study gets no new one: a grid ends with its combinations."""
         if self._grid is None:
             return None
         trials = self._storage.trials(self.record)
         return len(trials) + self._grid.left(trials)
 
     def end_exhausted(self) -> None:
-        """Stop a grid whose last worker ended before it could, unless another trial was enqueued meanwhile."""
+        """Stop a study whose grid is exhausted.
+
+        Optuna's grid sampler does this itself after its last trial, unless that worker dies before.
+        """
         if self._grid and not self._grid.left(self._storage.trials(self.record)):
             self._storage.budgets.stop(self.record, "stopped")
 
-    def begin(self, claim: Claim, holder: HeldTrial) -> Trial:
-        """The trial that was just claimed. Its sampler knows what others did until then, and the parameters of those
-        that this worker began before it."""
+    def begin(self, claim: Claim, holder: LeasedTrial) -> Trial:
+        """The claimed trial, with its sampler seeded.
+
+        The sampler reads the trials as of the claim, and those that this worker started in the same claim.
+        """
         self.optuna._thread_local.cached_all_trials = self._storage.known_trials(claim.study_id)
         reseed(self.optuna.sampler, self.spec.seed_of(claim.number))
         return Trial(self.optuna, claim.trial_id, holder=holder, seed=self.spec.seed_of)

@@ -1,4 +1,4 @@
-"""The workers of one machine: started together, watched, restarted, and stopped in order."""
+"""The supervisor: starts the workers of one machine, restarts dead ones with backoff, stops them in order."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from studies.storage.postgres import PostgresStorage
 from studies.worker.devices import Device
 from studies.worker.process import Assignment, ObjectiveSetup, Setup
 
-#: How often in a row a worker may die without a trial before its supervisor gives up. With one, the death
-#: counts against the trial, of which there is an end too.
+#: How often in a row a worker may die without a trial before the supervisor gives up. A death with a trial counts
+#: against the trial instead, which FAILs at the third.
 MAX_DEATHS = 3
-#: Seconds until a worker that died is replaced; doubled with each death in a row.
-PATIENCE = 1.0
-#: Of the workers' environment, unless the user sets them.
+#: Seconds until a dead worker is replaced; doubled with each death in a row.
+BACKOFF = 1.0
+#: Environment variables of the workers, unless the user sets them.
 DEFAULTS = {
-    # A progress bar of the objective's would be a thousand lines here.
+    # A progress bar in the objective would print a line per update into the log.
     "TQDM_DISABLE": "1",
-    # Any number, but the same on every machine: choices that an objective takes from a set come in one order.
+    # The same on every machine: an objective may take its choices from a set, whose order depends on it.
     "PYTHONHASHSEED": "0",
 }
 
@@ -59,18 +59,18 @@ class Supervisor:
     """Starts one worker per device and keeps them alive.
 
     Args:
-        specs: the studies, each with its share of the workers' trials.
-        scripts: by the name of a study, the script of its objective on this machine, which may then run.
+        specs: the studies, each with its share of the trials.
+        scripts: study name → script of its objective on this machine, which is thereby allowed.
         devices: one for each worker.
-        allow: what the studies may run, and where they may keep checkpoints, as ``work --allow`` says it.
-        data_dir: where this machine keeps data sets.
-        results: the directory where results wait while the database is away.
-        environment: what the workers' environment is made from.
-        output: is given each line that a worker writes, from any thread.
-        slots: how many trials a worker trains at once, where the objective can; ``None`` for what it chooses.
-        until_idle: seconds without a trial after which a worker ends, even of a study that is over, and not before;
-            ``None`` to end with the studies.
-        inherit: open files for the workers to hold, such as the embedded server's lock.
+        allow: the objectives and checkpoint stores that studies may name, as ``work --allow`` takes them.
+        data_dir: this machine's folder of data sets.
+        results: the directory for pending results.
+        environment: of the workers; devices and :data:`DEFAULTS` add to it.
+        output: called with each line that a worker logs, from any thread.
+        slots: how many trials a worker trains at once, if the objective can; ``None`` lets the objective choose.
+        until_idle: seconds without a trial after which a worker exits, even though all studies are over; ``None`` to
+            exit when the studies are over.
+        inherit: file descriptors that the workers inherit, such as the embedded server's lock.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Supervisor:
         inherit: Sequence[int] = (),
     ) -> None:
         self._wanted_slots = slots
-        #: How many trials a worker trains at once; known when one is ready.
+        #: How many trials a worker trains at once; 1 until a worker is ready.
         self.slots = 1
         self._until_idle = until_idle
         self._specs = specs
@@ -106,7 +106,7 @@ class Supervisor:
         self._stopping = False
         self._deaths = [0] * len(devices)
         self._processes: list[_Process] = []
-        self._resting: dict[int, float] = {}  # slot → when its next worker starts (monotonic clock)
+        self._restarts: dict[int, float] = {}  # slot → when its next worker starts (monotonic clock)
 
     def __enter__(self) -> Supervisor:
         self._processes = [self._start(slot) for slot in range(len(self._devices))]
@@ -117,16 +117,17 @@ class Supervisor:
 
     @property
     def alive(self) -> int:
-        """How many workers there are, with those about to be started again."""
-        return len(self._processes) + len(self._resting)
+        """How many workers there are, including those about to restart."""
+        return len(self._processes) + len(self._restarts)
 
     def wait_until_ready(self) -> None:
-        """Wait until a worker has built the objective, so that what is wrong with it is known.
+        """Wait until a worker has built the objective, before anything is written.
 
         Raises:
-            ObjectiveError: it does not import, or refuses its arguments or data.
-            WorkerError: the workers die before they can say why.
+            ObjectiveError: the objective does not import, or refuses its arguments or data.
+            WorkerError: the worker died without a reason.
         """
+        # One worker is enough: all of them build the same objectives, and a message per worker would repeat itself.
         first = self._processes[0]
         while True:
             try:
@@ -141,49 +142,51 @@ class Supervisor:
             raise ObjectiveError(event["message"])
 
     def assign(self, storage: PostgresStorage, lease_seconds: float) -> None:
-        """Let the workers run trials; the studies are in the storage by now."""
+        """Let the workers run trials. The studies must be in the storage."""
         self._storage = storage
         self._assignment = Assignment(storage=storage.location.sqlalchemy, lease_seconds=lease_seconds)
         for process in self._processes:
             process.send(self._assignment)
 
     def poll(self) -> None:
-        """Look after the workers; call it about twice a second.
+        """Reap and restart workers. To be called about twice a second.
 
         Raises:
             WorkerError: a worker died :data:`MAX_DEATHS` times in a row without a trial.
-            StorageUnreachable: a worker died, and the storage cannot be told; to be called again.
+            StorageUnreachable: the trials of a dead worker could not be requeued; the next call tries again.
         """
-        for slot in [slot for slot, due in self._resting.items() if due <= time.monotonic()]:
-            del self._resting[slot]
+        for slot in [slot for slot, due in self._restarts.items() if due <= time.monotonic()]:
+            del self._restarts[slot]
             successor = self._start(slot)
             assert self._assignment is not None  # poll() comes after assign()
             successor.send(self._assignment)
             self._processes.append(successor)
         for process in [p for p in self._processes if p.popen.poll() is not None]:
             status = process.wait()
-            if "over" not in process.last_words and not self._stopping:
-                self._bury(process, status)
+            if "over" not in process.last_events and not self._stopping:
+                self._reap(process, status)
+            # After reaping: if the storage is unreachable, the next call reaps this process again.
             self._processes.remove(process)
 
     def stop(self) -> None:
-        """Ask the workers to give their trials back at the next step, and to end."""
+        """Ask the workers to requeue their trials at the next step, and to exit."""
         self._stopping = True
-        self._resting.clear()
+        self._restarts.clear()
         for process in self._processes:
             process.signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the workers now, and give their trials back."""
+        """Kill the workers, and requeue their trials."""
         self._stopping = True
-        self._resting.clear()
+        self._restarts.clear()
         for process in self._processes:
             process.signal(signal.SIGKILL)
+        # Requeue after the processes are gone: a live one would still write.
         for process in self._processes:
             process.wait()
         if self._processes and self._storage:
-            with suppress(StorageUnreachable):  # then others take the trials when their leases run out
-                self._storage.workers.bury([process.id for process in self._processes], died_of=None)
+            with suppress(StorageUnreachable):  # then the trials are requeued when their leases expire
+                self._storage.workers.reap([process.id for process in self._processes], died_of=None)
                 for process in self._processes:
                     self._storage.workers.forget(process.id)
         self._processes = []
@@ -215,23 +218,24 @@ class Supervisor:
             share=share,
         )
 
-    def _bury(self, process: _Process, status: int) -> None:
-        """Give back the trial of a worker that died, and let it be replaced.
+    def _reap(self, process: _Process, status: int) -> None:
+        """Requeue the trials of a dead worker, and schedule its successor.
 
-        A worker that could say what went wrong, with its storage above all, does not count against its trial.
+        A worker that exited with an error of its own, such as an unreachable storage, does not count against its trial.
         """
         assert self._storage is not None  # poll() comes after assign()
-        error = process.last_words.get("error")
+        error = process.last_events.get("error")
         why = error["message"] if error else f"ended by {_status_name(status)}"
-        had_trial = self._storage.workers.bury([process.id], died_of=None if error else why)
+        had_trial = self._storage.workers.reap([process.id], died_of=None if error else why)
         self._storage.workers.forget(process.id, died_of=why)
         is_outage = error is not None and error["kind"] == StorageUnreachable.__name__
+        # An outage kills starting workers in vain again and again; only deaths by other reasons end the supervisor.
         deaths = 0 if had_trial or is_outage else self._deaths[process.slot] + 1
         if deaths >= MAX_DEATHS:
             raise WorkerError(f"worker {process.slot} died {deaths} times in a row, last: {why}")
         self._deaths[process.slot] = deaths
         self._output(f"worker {process.slot} | died: {why}; starting it again")
-        self._resting[process.slot] = time.monotonic() + PATIENCE * 2**deaths
+        self._restarts[process.slot] = time.monotonic() + BACKOFF * 2**deaths
 
 
 def _status_name(status: int) -> str:

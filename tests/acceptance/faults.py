@@ -470,7 +470,7 @@ def _judge(fleet: Fleet, postgres: Postgres, figures: Figures, most_redone: floa
     assert strangers_writes(postgres) == []
     assert [supervisor.returncode for supervisor in fleet.supervisors] == [0] * len(fleet.supervisors)
     assert "Traceback" not in output
-    assert "met the courier" not in output
+    assert "unexpected error in the lease keeper" not in output
     unusual = [line for line in output.splitlines() if "| died: " in line and "ended by signal 9 (SIGKILL)" not in line]
     assert not unusual
     assert figures.redone <= most_redone * figures.epochs

@@ -320,15 +320,15 @@ def test_a_trial_for_which_the_budget_has_no_room_is_remarked_on(shell: Shell, l
     look().create_study(StudySpec.from_dict({**SPEC, "budget": {"trials": 1}}))
     assert "no room" not in say(shell, "enqueue", "s", "lr=1e-3")
     said = say(shell, "enqueue", "s", "lr=2e-3").splitlines()
-    assert said[1].startswith("the budget has no room for it")
+    assert said[1].startswith("the budget has no room for another trial")
     assert said[1].endswith("studyhall extend s --trials +1")
 
 
 def test_without_a_space_the_first_trials_say_what_can_be_enqueued(shell: Shell, look: Look) -> None:
     assert shell.run("create", *RUN[1:4], "--name", "s").returncode == 0
     said = say(shell, "enqueue", "s", "x=-3", "note=what a person typed", "on=true", "layers=[1, 2]").splitlines()
-    assert said[1].startswith("names and values are not checked: no trial has begun")
-    assert said[1].endswith("take it back with: studyhall cancel s 0")
+    assert said[1].startswith("names and values are not checked: the study has no [space]")
+    assert said[1].endswith("undo it with: studyhall cancel s 0")
     assert "x=-3 note='what a person typed' on=true layers=[1, 2]" in shell.data("trials", "s")
     assert "what a person typed" in shell.data("show", "s", "0")
     assert "params_note" in shell.data("trials", "s", "--format", "csv")

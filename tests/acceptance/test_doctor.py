@@ -16,7 +16,8 @@ import pytest
 
 from studies import PostgresStorage, StudySpec
 from studies.doctor import Finding
-from studies.doctor.database import clock, connections, server
+from studies.doctor.clocks import difference
+from studies.doctor.database import connections, server
 from studies.doctor.machine import disk, disks
 from studies.storage import schema
 from studies.storage.records import Claim, StudyRecord
@@ -173,9 +174,9 @@ def test_connections_that_run_out_are_warned_of_and_none_left_is_an_error(patien
     [
         (server({"version_number": 120_022, "version": "12.22"}, 0.001, ""), "error", "pg_upgrade"),
         (server({"version_number": 130_000, "version": "13.0"}, 0.001, ""), "ok", None),
-        (clock(4.9, 0.0), "ok", None),
-        (clock(-7.5, 0.1), "warning", "timedatectl set-ntp true"),
-        (clock(7.5, 3.0), "ok", None),
+        (difference(4.9, 0.0), "ok", None),
+        (difference(-7.5, 0.1), "warning", "timedatectl set-ntp true"),
+        (difference(7.5, 3.0), "ok", None),
         (connections(80, 100, is_embedded=True), "ok", None),
         (disk("data", Path("/d"), int(50e9), int(100e9)), "ok", None),
         (disk("data", Path("/d"), int(4.9e9), int(20e9)), "warning", "du -xsh /d/* | sort -h"),
@@ -287,7 +288,9 @@ def test_a_trial_whose_worker_died_waits_for_another(patient: Shell, look: Look)
     hold(storage, record, lease=0.05)
     storage.database.execute("update studyhall.leases set expires_at = now() - interval '10 minutes'")
     what, fix = one(doctor(patient, status=0), "trials", "warning")
-    assert what.startswith("trial 0 of study 's' runs, but its worker on node7 has been silent for 0:10:0")
+    assert what.startswith(
+        "trial 0 of study 's' runs, but its worker on node7 has sent no heartbeat since its lease expired 0:10:0"
+    )
     assert fix == "studyhall work s --allow script:objective"
     storage.budgets.stop(record, "by hand")
     about = doctor(patient, status=0)

@@ -28,9 +28,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from studies import PostgresStorage, StudySpec, control
+from studies import PostgresStorage, StudySpec, lifecycle
 from studies.storage.database import statements
-from studies.storage.known import FRESH_SECONDS
+from studies.storage.known_trials import FRESH_SECONDS
 from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import Trial
@@ -68,8 +68,8 @@ FIRST: Final = (
 """The parameters of trial 0: name, internal value, distribution."""
 #: What must be among the statements for this sweep to be one of asking, reporting, telling, saving, giving back …
 KINDS: Final = {
-    *("create_trial", "register_worker", "bury", "claim", "checkpoints", "changed_trials", "write", "beat"),
-    *("save_checkpoint", "give_back", "finish", "forget_worker"),
+    *("create_trial", "register_worker", "reap", "claim", "checkpoints", "changed_trials", "write", "heartbeat"),
+    *("save_checkpoint", "requeue", "finish", "forget_worker"),
 }
 _NAMES: Final = {text.strip().partition("\n")[0]: name for name, text in statements().items()}
 
@@ -93,8 +93,8 @@ def victim(url: str, name: str, dead: str, results: Path, slots: int) -> None:
     taken up again, the others run to their end."""
     storage = PostgresStorage(url, create=False, patience=0.5)
     record = storage.find_study(name)
-    control.enqueue(storage, record, [f"x={ENQUEUED}"])
-    storage.workers.bury([dead], died_of="a signal")
+    lifecycle.enqueue(storage, record, [f"x={ENQUEUED}"])
+    storage.workers.reap([dead], died_of="a signal")
     work(storage, record, results, slots, is_interrupted=True)
     work(storage, record, results, slots, is_slow=True)
     storage.close()
@@ -146,7 +146,7 @@ def steps(interrupt: Any, is_slow: bool, trial: Trial) -> Steps:
             time.sleep(2 * FRESH_SECONDS)  # for the pruner to look at the other trials again
     trial.set_user_attr("z", z)
     if is_slow:
-        time.sleep(LINGER + 0.2)  # for the courier to carry what lingers, and to beat
+        time.sleep(LINGER + 0.2)  # for the lease keeper to send what lingers, and its heartbeat
     return expected(trial.params, STEPS - 1)
 
 

@@ -79,7 +79,7 @@ def test_a_study_whose_workers_could_not_begin_is_refused(shell: Shell) -> None:
     refusals = {
         "did you mean 'mine'?": ["min"],
         "say where it lies on this machine: --objective script.py:equal": ["mine"],
-        "has ended (stopped by hand), and so would its workers; go on with: studyhall resume mine": [
+        "has ended (stopped by hand) and its workers would exit at once; go on with: studyhall resume mine": [
             "mine", "--objective", script
         ],
     }  # fmt: skip

@@ -147,8 +147,8 @@ def test_a_study_ends_beside_an_mlflow_that_is_stopped_or_hangs(shell: Shell, ha
         assert done.returncode == 0, done.stderr
         assert f"{name}: 6 of 6 trials done" in done.stderr
         why = f"no answer from MLflow at {uri}" if name == "stopped" else "it does not answer"
-        assert f"MLflow has not got everything ({why}" in done.stderr
-        assert f"; later: studyhall mirror {name} --once" in done.stderr
+        assert f"MLflow is incomplete ({why}" in done.stderr
+        assert f"; catch up with: studyhall mirror {name} --once" in done.stderr
     assert shell.run("mirror", "--once").returncode == 0
     for name in ("stopped", "hanging"):
         assert len(curves(contents(shell), name)) == 6

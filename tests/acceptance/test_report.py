@@ -14,7 +14,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
 from studies import PostgresStorage, StudySpec
-from studies.report.kinds import KINDS
+from studies.report.plots import PLOTS
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 from tests.conftest import Server
@@ -274,7 +274,7 @@ def test_bad_input_is_one_clear_line(begun: Shell, arguments: list[str], status:
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     if "historie" in arguments:
-        assert all(f"'{kind}'" in " ".join(done.stderr.split()) for kind in KINDS)
+        assert all(f"'{kind}'" in " ".join(done.stderr.split()) for kind in PLOTS)
 
 
 def test_a_path_that_cannot_be_written_is_said_before_the_server_is_asked(tmp_path: Path, home: Path) -> None:

@@ -103,7 +103,7 @@ def test_ctrl_c_gives_running_trials_back_and_the_same_command_goes_on(shell: Sh
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "stopping: running trials are given back at their next step; Ctrl-C again: now" in err
+    assert "stopping: running trials are requeued at their next step; Ctrl-C again: now" in err
     assert "interrupted: script-objective: " in err
     assert "Traceback" not in err
     before = storage.trials(storage.find_study("script-objective"))

@@ -53,7 +53,7 @@ def test_the_best_digits_are_finalized_once(shell: Shell) -> None:
     assert not (shell.folder / "second").exists()
     again = shell.run("finalize", "digits", "--out", "second", "--again", "--trial", str(metrics["trial"]))
     assert again.returncode == 0
-    assert "this was look 2 at the test data" in again.stderr
+    assert "this was test 2 on the same test data" in again.stderr
     assert json.loads((shell.folder / "second" / "metrics.json").read_text())["metrics"] == metrics["metrics"]
 
 

@@ -267,7 +267,7 @@ def test_a_study_of_stock_optuna_s_and_one_of_several_objectives_are_shown(shell
     study = optuna.create_study(storage=storage, study_name="stock", directions=["minimize", "maximize"])
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=3)
     terminal = Terminal(shell, "stock")
-    terminal.expect("no worker is at work")
+    terminal.expect("no worker is running")
     terminal.expect("3 complete")
     terminal.expect("2 objectives: see studyhall best stock")
     terminal.process.sendintr()

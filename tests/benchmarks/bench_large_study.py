@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from studies import PostgresStorage, StudySpec
-from studies.report.kinds import KINDS
+from studies.report.plots import PLOTS
 from studies.storage.url import StorageURL
 from tests.benchmarks.arms import in_turns, options, postgres, report
 from tests.benchmarks.filled import fill, mix
@@ -28,7 +28,7 @@ from tests.benchmarks.filled import fill, mix
 STUDY = "filled"
 STUDYHALL = Path(sys.executable).with_name("studyhall")
 #: Plots of a study with one objective.
-DRAWN = [kind for kind in KINDS if kind not in ("pareto", "hypervolume")]
+DRAWN = [kind for kind in PLOTS if kind not in ("pareto", "hypervolume")]
 LOOKS = {
     "status": ("status", STUDY),
     "best": ("best", STUDY),

@@ -103,7 +103,7 @@ def mirror(storage: PostgresStorage, record: StudyRecord, uri: str) -> float:
             environment=os.environ,
             output=print,
         )
-        assert process.wait() == 0, process.last_words
+        assert process.wait() == 0, process.last_events
     return time.perf_counter() - began
 
 

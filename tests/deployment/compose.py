@@ -102,7 +102,7 @@ def run(compose: Compose) -> None:
     subprocess.run(["docker", "kill", victim], check=True, capture_output=True)
     compose("up", "-d", "--scale", "worker=2")
 
-    step("stop the workers in order: their trials are given back at once")
+    step("stop the workers in order: their trials are requeued at once")
     wait_for(compose, lambda status: status["trials"]["running"] >= 1, "a running trial")
     compose("stop", "worker")
     status = compose.status()

@@ -49,10 +49,10 @@ class Caller:
             self.claim: 20,
             self.write: 40,
             self.finish: 10,
-            self.give_back: 6,
+            self.requeue: 6,
             self.checkpoint: 6,
             self.beat: 10,
-            self.bury: 3,
+            self.reap: 3,
             self.cancel: 5,
             self.extend: 5,
             self.pause: 2,
@@ -107,10 +107,10 @@ class Caller:
         state = self.dice.choice(["COMPLETE", "PRUNED", "FAIL"])
         self.storage.leases.finish(claim, state, [1.0] if state == "COMPLETE" else None, {})
 
-    def give_back(self) -> None:
+    def requeue(self) -> None:
         claim = self.mine()
         self.claims.remove(claim)
-        self.storage.leases.give_back(claim, {"user_attrs": [{"key": "k", "value": "2"}]})
+        self.storage.leases.requeue(claim, {"user_attrs": [{"key": "k", "value": "2"}]})
 
     def checkpoint(self) -> None:
         number = self.dice.randrange(1000)
@@ -119,11 +119,11 @@ class Caller:
         )
 
     def beat(self) -> None:
-        self.storage.workers.beat(self.worker)
+        self.storage.workers.heartbeat(self.worker)
 
-    def bury(self) -> None:
+    def reap(self) -> None:
         others = [f"w{self.dice.randrange(24)}" for _ in range(4)]
-        self.storage.workers.bury(others, died_of=self.dice.choice([None, "a signal"]))
+        self.storage.workers.reap(others, died_of=self.dice.choice([None, "a signal"]))
 
     def cancel(self) -> None:
         self.storage.cancel(self.storage.get_trial(self.anyones()))

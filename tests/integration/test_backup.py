@@ -36,7 +36,7 @@ def test_a_backup_restored_on_another_server_holds_the_same_and_goes_on(
             record = storage.find_study("study")
             assert storage.trials(record) == expected
             # Whoever ran it then is not there any more.
-            storage.workers.bury(["w"], died_of=None)
+            storage.workers.reap(["w"], died_of=None)
             again = claim(storage, record)
             assert again.number == running.number
             finish(storage, again, "COMPLETE", draw)

@@ -66,10 +66,10 @@ def scene(storage: PostgresStorage) -> Iterator[Scene]:
 CHANGES: dict[str, Callable[[Scene], object]] = {
     "a report": lambda s: s.storage.leases.write(s.held, {"reports": [{"step": 1, "value": 0.5}]}, step=1),
     "a result": lambda s: s.storage.leases.finish(s.held, "COMPLETE", [0.5], {}),
-    "a trial given back": lambda s: s.storage.leases.give_back(s.held, {"user_attrs": [{"key": "k", "value": "1"}]}),
-    "a dead worker": lambda s: s.storage.workers.bury(["w"], died_of="a signal"),
+    "a trial given back": lambda s: s.storage.leases.requeue(s.held, {"user_attrs": [{"key": "k", "value": "1"}]}),
+    "a dead worker": lambda s: s.storage.workers.reap(["w"], died_of="a signal"),
     "a claim of what waits": lambda s: s.storage.leases.claim(s.record, "w", 30),
-    "a lease that ran out": lambda s: (s.storage.leases.claim(s.record, "silent", 0), s.storage.workers.beat("w")),
+    "a lease that ran out": lambda s: (s.storage.leases.claim(s.record, "silent", 0), s.storage.workers.heartbeat("w")),
     "a parameter": lambda s: s.storage.set_trial_param(s.plain, "x", 0.5, UNIT),
     "an attribute": lambda s: s.storage.set_trial_user_attr(s.waiting, "k", 1),
     "a system attribute": lambda s: s.storage.set_trial_system_attr(s.plain, "k", 1),

@@ -146,7 +146,7 @@ def test_a_trial_of_several_attempts_took_no_longer_than_is_shown(storage: Postg
         if is_last:
             storage.set_trial_state_values(claim.trial_id, TrialState.COMPLETE, [1.0])
         else:
-            storage.leases.give_back(claim, {})
+            storage.leases.requeue(claim, {})
     assert " ≤ " in say("trials again").splitlines()[1]
     assert ", with the pauses between its attempts\n" in say("show again 0")
 

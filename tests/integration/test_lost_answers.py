@@ -145,20 +145,20 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "leases.finish_many": lambda s: s.storage.leases.finish_many(
         [Update(claim=c, changes=REPORT, state="COMPLETE", values=[0.5]) for c in s.claims]
     ),
-    "leases.give_back": lambda s: s.storage.leases.give_back(s.claim, REPORT),
+    "leases.requeue": lambda s: s.storage.leases.requeue(s.claim, REPORT),
     "workers.of": lambda s: [w.id for w in s.storage.workers.of(s.record)],
-    "workers.beat": lambda s: s.storage.workers.beat("w"),
-    "workers.bury": lambda s: s.storage.workers.bury(["w"], died_of="a signal"),
+    "workers.heartbeat": lambda s: s.storage.workers.heartbeat("w"),
+    "workers.reap": lambda s: s.storage.workers.reap(["w"], died_of="a signal"),
     # The names it returns are files that nothing needs: after a lost answer they lie there until the trial ends.
     "leases.save_checkpoint": lambda s: bool(
         s.storage.leases.save_checkpoint(s.claim, sequence=3, name="1/1-3", step=3, sha256=b"3", data=b"3") and False
     ),
-    "leases.sweep": lambda s: s.storage.leases.sweep(s.record),
+    "leases.requeue_expired": lambda s: s.storage.leases.requeue_expired(s.record),
     "leases.checkpoints": lambda s: s.storage.leases.checkpoints(s.claim.trial_id),
     # Notices
     "notices.of": lambda s: s.storage.notices.of(s.record, "address"),
     "notices.take": lambda s: s.storage.notices.take(s.record, "address", ["best 0", "finished"], "taker"),
-    "notices.note_told": lambda s: s.storage.notices.note_told(s.record, "address", ["old"]),
+    "notices.mark_sent": lambda s: s.storage.notices.mark_sent(s.record, "address", ["old"]),
     "workers.lost": lambda s: [(w.worker, w.died_of) for w in s.storage.workers.lost(s.record)],
 }
 #: What sends nothing.
@@ -166,7 +166,7 @@ SILENT = {
     "check_trial_is_updatable",
     "close",
     "known_trials",
-    "leases.hold",
+    "leases.attach",
     "leases.release",
     "remove_session",
     "require_same",

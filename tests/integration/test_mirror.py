@@ -122,7 +122,7 @@ def test_a_running_trial_is_there_with_its_curve_and_goes_on(
         assert following.catch_up() == 0
         assert_same(storage, record, client)
         assert runs_of(client, name)[1][0].info.status == "RUNNING"
-    storage.leases.give_back(running, {})
+    storage.leases.requeue(running, {})
     following.catch_up()
     assert runs_of(client, name)[1][0].info.status == "SCHEDULED"
     running = claim(storage, record)
@@ -183,7 +183,7 @@ def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
     written: list[int] = []
     for number in range(10):
         (process,) = processes(storage, tracking, record, home, 1, once=False)
-        while not any(event["event"] == "connected" for event in process.news()):
+        while not any(event["event"] == "connected" for event in process.new_events()):
             assert process.popen.poll() is None
             time.sleep(0.01)
         # Every other one while it writes, however slow the machine is.
@@ -207,7 +207,7 @@ def test_four_mirrors_at_once_leave_one_run_for_each_trial(
     record = begin(storage, name, 60)
     run(storage, record, 60, 4, draw)
     mirrors = processes(storage, tracking, record, home, 4)
-    assert [process.wait(300) for process in mirrors] == [0] * 4, [process.last_words for process in mirrors]
+    assert [process.wait(300) for process in mirrors] == [0] * 4, [process.last_events for process in mirrors]
     assert_same(storage, record, client)
 
 

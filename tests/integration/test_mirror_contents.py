@@ -335,14 +335,14 @@ def test_a_study_that_is_refused_keeps_no_other_one_out(
         storage, tracking=client.tracking_uri, home=home, once=True, environment=dict(os.environ), output=print
     )
     assert process.wait(600) == 1
-    refused = [event["message"] for event in process.news() if event["event"] == "refused"]
+    refused = [event["message"] for event in process.new_events() if event["event"] == "refused"]
     assert [message.partition(": ")[0] for message in refused] == [
         f"study {first!r}",
         f"study {partly!r}, trial 0",
         f"study {second!r}",
     ]
     assert not any("\n" in message for message in refused)
-    assert process.last_words["error"]["message"] == (
+    assert process.last_events["error"]["message"] == (
         f"3 of 4 studies not in MLflow as they are: {first!r}, {partly!r}, {second!r}; the reasons are above"
     )
     assert len(runs_of(client, whole)[1]) == 2

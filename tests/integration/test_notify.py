@@ -13,9 +13,8 @@ import optuna
 import pytest
 
 from studies import PostgresStorage, StudySpec
-from studies.notify import events as news
+from studies.notify import events, webhook
 from studies.notify import notifier as notify
-from studies.notify import webhook
 from studies.notify.notifier import Notifier
 from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
@@ -40,8 +39,8 @@ def storage(separate_server: Server) -> Iterator[PostgresStorage]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, seconds in (
-        *((notify, "LOOK", 0.05), (notify, "FIRST_PAUSE", 0.2), (notify, "LAST_PAUSE", 0.1), (news, "QUIET", 0.0)),
-        *((news, "GATHER", 0.2), (news, "IN_TOUCH", 0.0), (webhook, "ANSWER_SECONDS", 0.5)),
+        *((notify, "POLL", 0.05), (notify, "FIRST_PAUSE", 0.2), (notify, "LAST_PAUSE", 0.1), (events, "QUIET", 0.0)),
+        *((events, "GATHER", 0.2), (events, "CONNECTED_SECONDS", 0.0), (webhook, "ANSWER_SECONDS", 0.5)),
     ):
         monkeypatch.setattr(module, name, seconds)
 
@@ -203,7 +202,7 @@ def test_what_a_process_took_and_did_not_tell_the_next_one_tells(storage: Postgr
 def test_new_bests_are_told_now_and_then_and_the_last_one_wins(
     storage: PostgresStorage, there: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(news, "QUIET", 1.0)
+    monkeypatch.setattr(events, "QUIET", 1.0)
     record = create(storage, there.url, trials=30)
     with notifying(storage, record):
         for n in range(15):
@@ -231,7 +230,7 @@ def test_an_address_that_fails_is_tried_again_until_it_answers(
     assert 0.2 <= pauses[0] < pauses[1]
     [warning] = warnings
     assert warning.startswith(f"notifications: http://{there.host}/***: ")
-    assert warning.endswith("; it is tried again")
+    assert warning.endswith("; it is sent again later")
     assert "c4n4ry" not in warning
 
 
@@ -328,13 +327,13 @@ def test_a_worker_that_is_silent_for_two_leases_is_lost(storage: PostgresStorage
     [message] = there.messages
     assert (message["worker"], message["host"], message["pid"], message["device"]) == ("w", "alpha", 7, "cuda:1")
     assert message["seen_seconds_ago"] == pytest.approx(700, abs=20)
-    assert message["reason"].startswith("no sign of life for 70")
+    assert message["reason"].startswith("no heartbeat for 70")
 
 
 def test_a_worker_is_not_called_lost_by_a_process_that_has_just_come(
     storage: PostgresStorage, there: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(news, "IN_TOUCH", 60.0)
+    monkeypatch.setattr(events, "CONNECTED_SECONDS", 60.0)
     let_the_server_be_up(storage, "1 day")
     record = create(storage, there.url)
     with notifying(storage, record):

@@ -225,7 +225,7 @@ def test_a_direction_changes_while_no_trial_has_finished_and_no_worker_is_there(
         StudyBusy, match=r"study 'study' has 1 worker \(seen in the last two minutes\) and 1 running trial"
     ):
         storage.change_directions(record, ["minimize"])
-    storage.leases.give_back(claim, {})
+    storage.leases.requeue(claim, {})
     with pytest.raises(StudyBusy, match=r"has 1 worker .* and 0 running trials"):
         storage.change_directions(record, ["minimize"])
     storage.workers.forget("w")
@@ -302,7 +302,7 @@ def test_nothing_is_written_without_the_lease(storage: PostgresStorage) -> None:
         storage.leases.finish(zombie, "COMPLETE", [666.0], change)
     with pytest.raises(LeaseLost):
         storage.leases.save_checkpoint(zombie, sequence=1, name="0/1-1", step=0, sha256=b"", data=b"")
-    storage.leases.give_back(zombie, change)
+    storage.leases.requeue(zombie, change)
     trial = storage.trial(record, 0)
     assert (trial.state, trial.intermediate_values, trial.user_attrs) == (TrialState.RUNNING, {}, {})
     storage.leases.finish(alive, "COMPLETE", [1.0], {})
@@ -322,7 +322,7 @@ def test_every_worker_gives_back_the_trials_of_silent_ones(storage: PostgresStor
     record = created(storage)
     hold(storage, record, "dead", lease=0)
     storage.workers.register([record], worker_id="busy", host="host", pid=1, device="cpu")
-    storage.workers.beat("busy")
+    storage.workers.heartbeat("busy")
     assert states(storage, record) == ["WAITING"]
 
 
@@ -330,7 +330,7 @@ def test_a_result_that_comes_after_its_lease_counts_if_nobody_has_the_trial(stor
     record = created(storage)
     late = hold(storage, record, "late", lease=0)
     storage.workers.register([record], worker_id="busy", host="host", pid=1, device="cpu")
-    storage.workers.beat("busy")
+    storage.workers.heartbeat("busy")
     storage.leases.finish(late, "COMPLETE", [1.0], {})
     storage.leases.finish(late, "COMPLETE", [1.0], {})
     assert states(storage, record) == ["COMPLETE"]
@@ -340,7 +340,7 @@ def test_a_late_result_does_not_overshoot_the_budget(storage: PostgresStorage) -
     record = created(storage, trials=1)
     late = hold(storage, record, "late", lease=0)
     storage.workers.register([record], worker_id="busy", host="host", pid=1, device="cpu")
-    storage.workers.beat("busy")
+    storage.workers.heartbeat("busy")
     optuna.load_study(study_name="study", storage=storage).add_trial(create_trial(value=0.5))
     with pytest.raises(LeaseLost):
         storage.leases.finish(late, "COMPLETE", [1.0], {})
@@ -360,7 +360,7 @@ def test_a_trial_given_back_keeps_its_number_parameters_and_reports(storage: Pos
     distribution = optuna.distributions.FloatDistribution(0, 1)
     storage.set_trial_param(trial_id, "x", 0.25, distribution)
     storage.set_trial_intermediate_value(trial_id, 0, 0.5)
-    storage.leases.give_back(held, {"reports": [{"step": 1, "value": 0.75}]})
+    storage.leases.requeue(held, {"reports": [{"step": 1, "value": 0.75}]})
     assert states(storage, record) == ["WAITING"]
     claim = storage.leases.claim(record, "b", LEASE)
     trial = storage.get_trial(trial_id)
@@ -372,7 +372,7 @@ def test_a_trial_on_which_three_workers_died_fails_with_that_reason(storage: Pos
     record = created(storage)
     for worker in "abc":
         begin(storage, record, worker)
-        storage.workers.bury([worker], died_of="a signal")
+        storage.workers.reap([worker], died_of="a signal")
     trial = storage.trial(record, 0)
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["error"] == "3 workers died on this trial, the last: a signal"
@@ -383,11 +383,11 @@ def test_a_trial_that_gets_further_each_time_never_fails_of_its_workers_deaths(s
     record = created(storage)
     for step, worker in enumerate("abcde"):
         storage.leases.write(hold(storage, record, worker), {"reports": [{"step": step, "value": 1.0}]}, step=step)
-        storage.workers.bury([worker], died_of="a signal")
+        storage.workers.reap([worker], died_of="a signal")
     assert states(storage, record) == ["WAITING"]
     for worker in "fg":
         begin(storage, record, worker)
-        storage.workers.bury([worker], died_of="a signal")
+        storage.workers.reap([worker], died_of="a signal")
     assert states(storage, record) == ["FAIL"]
 
 
@@ -395,7 +395,7 @@ def test_a_trial_given_back_on_purpose_never_fails_of_that(storage: PostgresStor
     record = created(storage)
     for worker in "abcde":
         begin(storage, record, worker)
-        storage.workers.bury([worker], died_of=None)
+        storage.workers.reap([worker], died_of=None)
     assert states(storage, record) == ["WAITING"]
 
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from studies import PostgresStorage
 from studies.report.data import read
 from studies.report.page import report
-from studies.report.part import MOST_TRIALS, SAMPLE
+from studies.report.subset import MOST_TRIALS, SAMPLE
 from studies.storage import pages
 from studies.storage.reader import StudyReader
 from studies.storage.records import StudyRecord
@@ -145,6 +145,6 @@ def test_a_report_of_a_large_study_reads_a_part_of_it_and_says_so(storage: Postg
     assert f"{len(data.trials):,} of {total:,} trials are listed" in page
     reporting = sum(bool(trial.intermediate_values) for trial in whole)
     assert f"{len(data.curves):,} of {reporting:,} reporting trials are shown" in page
-    assert f"Of {total:,} trials, in slices of time" in page
+    assert f"Of {total:,} trials, in time slices" in page
     assert f"{total:,} trials" in page
     assert page.count("<tr>") < len(data.trials) + 30

@@ -20,7 +20,7 @@ from studies.storage.records import Claim
 from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.loop import Worker
-from studies.worker.results import KeptResult, Results
+from studies.worker.pending_results import PendingResult, PendingResults
 from studies.worker.served_study import Service
 from tests.integration.test_lost_answers import CASES, contents, lose_reports, set_up, shown
 from tests.support.proxy import Proxy
@@ -31,7 +31,7 @@ REFUSED = ("22001", "22021", "23514", "54000")
 TRY_AGAIN = ("40001", "40P01", "57014")
 AWAY = ("08006", "25006", "53100", "57P01")
 #: Who holds a lease goes on without the answer, and sends again by itself.
-IMPATIENT = {"leases.write", "leases.finish", "workers.beat"}
+IMPATIENT = {"leases.write", "leases.finish", "workers.heartbeat"}
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -224,11 +224,11 @@ def test_a_result_that_waited_on_the_disk_and_is_refused_blocks_no_later_worker(
     claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
     if is_requeued:
-        storage.workers.bury(["w"], died_of=None)
-    results = Results(tmp_path, str(record.uid))
+        storage.workers.reap(["w"], died_of=None)
+    results = PendingResults(tmp_path, str(record.uid))
     attrs = [{"key": "poison", "value": "1"}, {"key": "fine", "value": "2"}]
-    results.keep(KeptResult(claim=claim, state="COMPLETE", values=[1.0], changes={"user_attrs": attrs}))
-    results.tell(storage)
+    results.save(PendingResult(claim=claim, state="COMPLETE", values=[1.0], changes={"user_attrs": attrs}))
+    results.send(storage)
     [trial] = storage.trials(record)
     assert trial.state == TrialState.FAIL
     assert "the database refuses the attribute 'poison'" in trial.user_attrs["error"]
@@ -237,7 +237,7 @@ def test_a_result_that_waited_on_the_disk_and_is_refused_blocks_no_later_worker(
     assert sorted(aside) == (["fine", "poison"] if is_requeued else ["poison"])
     assert trial.user_attrs.get("fine") == (None if is_requeued else 2)
     assert list(tmp_path.rglob("*.json")) == []
-    assert "it is put aside in" in caplog.text
+    assert "the refused data is in" in caplog.text
 
 
 def test_a_requeued_trial_gives_back_what_it_can(storage: PostgresStorage) -> None:
@@ -247,9 +247,9 @@ def test_a_requeued_trial_gives_back_what_it_can(storage: PostgresStorage) -> No
     claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
     with pytest.raises(Refused):
-        storage.leases.give_back(claim, {"user_attrs": [{"key": "poison", "value": "1"}]})
+        storage.leases.requeue(claim, {"user_attrs": [{"key": "poison", "value": "1"}]})
     assert storage.trials(record)[0].state == TrialState.RUNNING
-    storage.leases.give_back(claim, {})
+    storage.leases.requeue(claim, {})
     assert storage.trials(record)[0].state == TrialState.WAITING
     with pytest.raises(LeaseLost):
         storage.leases.write(claim, {}, step=None)

@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 
 from studies import PostgresStorage, StudySpec
 from studies.report.data import StudyData, read
-from studies.report.kinds import KINDS
 from studies.report.page import report
+from studies.report.plots import PLOTS
 from studies.storage.records import Claim, StudyRecord
 from tests.support.postgres import PASSWORD
 
@@ -62,7 +62,7 @@ def run(storage: PostgresStorage, record: StudyRecord, states: Sequence[str], dr
 
 
 def impossible(data: StudyData) -> set[str]:
-    return {name for name, kind in KINDS.items() if kind.obstacle(data)}
+    return {name for name, kind in PLOTS.items() if kind.obstacle(data)}
 
 
 def test_a_report_holds_what_the_database_does_while_the_study_runs(storage: PostgresStorage) -> None:

@@ -126,7 +126,7 @@ def test_a_worker_runs_a_study_that_a_viewer_looks_at(url: StorageURL, users: di
             stop=threading.Event(),
         )
         assert worker.run() == "complete"
-        storage.workers.beat("w")
+        storage.workers.heartbeat("w")
         storage.workers.forget("w")
         storage.budgets.extend(record, more_trials=1)
         storage.budgets.pause(record)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from studies import PostgresStorage, StudySpec, control
+from studies import PostgresStorage, StudySpec, lifecycle
 from studies.storage.database import Database
 from studies.storage.records import StudyRecord
 from studies.worker.loop import Worker
@@ -108,7 +108,7 @@ def test_what_goes_wrong_with_one_trial_ends_that_one(storage: PostgresStorage, 
             if trial.number == 2 and value[1] == 1:
                 value = ("no number", *value[1:])  # type: ignore[assignment]
             if trial.number == 3 and value[1] == 1:
-                control.cancel(storage, record, 3)
+                lifecycle.cancel(storage, record, 3)
             yield value
         if trial.number == 4:
             return float("nan")
@@ -197,7 +197,7 @@ def test_a_dead_worker_counts_on_each_of_its_trials_by_its_part(storage: Postgre
         """Whoever has the trials that wait, dies."""
         claims = storage.leases.claim_many(record, "w", 30, count=count)
         assert len(claims) == count
-        storage.workers.bury(["w"], died_of="signal 9")
+        storage.workers.reap(["w"], died_of="signal 9")
 
     for _ in range(11):
         die(4)

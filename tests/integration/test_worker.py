@@ -22,9 +22,9 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import StorageUnreachable
 from studies.storage.records import Attempt, Claim
 from studies.trial import Interrupted, Trial
-from studies.worker.courier import Courier
+from studies.worker.lease_keeper import LeaseKeeper
 from studies.worker.loop import Worker
-from studies.worker.results import Results
+from studies.worker.pending_results import PendingResults
 from studies.worker.served_study import Service
 from tests.support.waiting import eventually
 
@@ -611,10 +611,10 @@ def test_a_heartbeat_beside_the_result_does_not_lose_the_trial(storage: Postgres
     storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
     claim = storage.leases.claim(record, "w", 30)
     assert isinstance(claim, Claim)
-    with Courier(storage, worker_id="w", lease_seconds=0.3, stop=threading.Event()) as courier:
-        lease = courier.take(claim, Results(tmp_path, "uid"))
+    with LeaseKeeper(storage, worker_id="w", lease_seconds=0.3, stop=threading.Event()) as keeper:
+        lease = keeper.add(claim, PendingResults(tmp_path, "uid"))
         lease.finish(TrialState.COMPLETE, [1.0])
-        courier.carry([lease])
+        keeper.flush([lease])
         for _ in range(2):  # the second heartbeat begins after the result
             before = seen()
             eventually(lambda before=before: seen() != before, "a heartbeat")

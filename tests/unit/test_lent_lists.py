@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from optuna.trial import FrozenTrial, create_trial
 
-from studies.storage.trials import LentList
+from studies.storage.trial_cache import LentList
 
 TRIALS = [create_trial(value=float(value)) for value in range(5)]
 

@@ -30,11 +30,11 @@ from studies.report.data import StudyData
 from studies.report.figures import figure
 from studies.report.files import file_name, require_writable, write
 from studies.report.images import image
-from studies.report.kinds import KINDS, choose_objective, choose_params, require
-from studies.report.lanes import rows
 from studies.report.page import report, single
-from studies.report.part import remark
+from studies.report.plots import PLOTS, choose_objective, choose_params, require
 from studies.report.snapshot import CONTOUR_CELLS, importances
+from studies.report.subset import remark
+from studies.report.timeline import rows
 from studies.spec.space import categorical
 from studies.spec.study import BudgetSpec
 from studies.storage.records import Attempt, Point, Status
@@ -122,7 +122,7 @@ def full(count: int = 12, objectives: int = 1) -> StudyData:
 
 
 def possible(data: StudyData) -> set[str]:
-    return {name for name, kind in KINDS.items() if not kind.obstacle(data)}
+    return {name for name, kind in PLOTS.items() if not kind.obstacle(data)}
 
 
 # What a study can have
@@ -133,19 +133,19 @@ ONE_PARAM = [trial(n, params={"lr": 0.1 / (n + 1)}) for n in range(5)]
 @pytest.mark.parametrize(
     ("trials", "impossible"),
     [
-        ([], set(KINDS)),
-        ([trial(0, TrialState.WAITING)], set(KINDS)),
-        ([trial(0, TrialState.PRUNED, steps=2)], set(KINDS) - {"curves", "intermediate", "timeline"}),
-        ([trial(0, values=[math.inf])], set(KINDS) - {"timeline"}),
-        (ONE_PARAM, set(KINDS) - {"history", "slice", "parallel", "edf", "timeline"}),
-        ([trial(n, params={}) for n in range(5)], set(KINDS) - {"history", "edf", "timeline"}),
-        ([trial(0)], set(KINDS) - {"history", "slice", "parallel", "edf", "timeline"}),
+        ([], set(PLOTS)),
+        ([trial(0, TrialState.WAITING)], set(PLOTS)),
+        ([trial(0, TrialState.PRUNED, steps=2)], set(PLOTS) - {"curves", "intermediate", "timeline"}),
+        ([trial(0, values=[math.inf])], set(PLOTS) - {"timeline"}),
+        (ONE_PARAM, set(PLOTS) - {"history", "slice", "parallel", "edf", "timeline"}),
+        ([trial(n, params={}) for n in range(5)], set(PLOTS) - {"history", "edf", "timeline"}),
+        ([trial(0)], set(PLOTS) - {"history", "slice", "parallel", "edf", "timeline"}),
     ],
     ids=["no trial", "waiting", "pruned alone", "infinite", "one parameter", "no parameter", "one trial"],
 )
 def test_what_a_study_cannot_have_is_known_beforehand(trials: list[FrozenTrial], impossible: set[str]) -> None:
     data = study(trials)
-    assert possible(data) == set(KINDS) - impossible
+    assert possible(data) == set(PLOTS) - impossible
     for kind in possible(data):  # and what is said to be possible is
         assert figure(data, kind).data
         assert image(data, kind, "svg").rstrip().endswith(b"</svg>")
@@ -169,8 +169,8 @@ def test_an_impossible_plot_names_the_reason_and_what_is_possible() -> None:
 @pytest.mark.parametrize(
     ("objectives", "kinds", "ending", "magic"),
     [
-        (1, set(KINDS) - {"pareto", "hypervolume"}, "png", b"\x89PNG"),
-        (2, set(KINDS), "svg", b"<svg"),
+        (1, set(PLOTS) - {"pareto", "hypervolume"}, "png", b"\x89PNG"),
+        (2, set(PLOTS), "svg", b"<svg"),
         (3, {"pareto", "parallel"}, "svg", b"<svg"),
     ],
 )
@@ -324,12 +324,12 @@ def test_importances_of_several_objectives_are_of_the_first_and_know_its_directi
     assert next(iter(importances(one))) == "good"
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.of_objective])
+@pytest.mark.parametrize("kind", [name for name, kind in PLOTS.items() if kind.of_objective])
 def test_a_plot_shows_the_objective_and_the_parameters_that_were_chosen(kind: str) -> None:
     data = full(objectives=2)
     assert choose_objective(data, kind, "seconds") == choose_objective(data, kind, "1") == 1
     chosen = replace(data, objective=1)
-    params = choose_params(data, kind, ["width", "lr", "width"]) if KINDS[kind].least_params else None
+    params = choose_params(data, kind, ["width", "lr", "width"]) if PLOTS[kind].least_params else None
     drawn = figure(chosen, kind, params).to_json()
     assert kind == "contour" or "seconds" in drawn
     assert "accuracy" not in drawn
@@ -363,7 +363,7 @@ def test_a_choice_that_a_plot_cannot_have_is_refused_with_what_is_legal() -> Non
 
 def test_every_plot_says_on_how_many_trials_it_stands() -> None:
     data = full()
-    said = {kind: remark(data, kind) for kind in KINDS}
+    said = {kind: remark(data, kind) for kind in PLOTS}
     assert said["importances"] == "Estimated on 6 complete trials."
     assert said["history"] == said["contour"] == "Of 6 complete trials."
     assert said["curves"] == "Of 13 reporting trials."

@@ -290,7 +290,7 @@ def test_the_picture_shows_all_of_a_small_study() -> None:
     ("facts", "objectives", "words"),
     [
         ({}, 1, "0 of 100 trials, – left"),
-        ({"workers": 0}, 1, "no worker is at work"),
+        ({"workers": 0}, 1, "no worker is running"),
         ({"workers": 0, "objective": "lab.nets:fit"}, 1, "join with: studyhall work study --allow lab.nets:fit"),
         ({"paused": True}, 1, "paused; go on with: studyhall resume study"),
         ({"ended": "failures"}, 1, "stopped after too many failed trials"),

@@ -133,7 +133,7 @@ def _copied(package: Path, directory: Path) -> Path:
 
 
 def default_home(is_root: bool) -> Path:
-    """Where the embedded server lives when nobody says where."""
+    """The default home of the embedded server."""
     if is_root:
         return Path("/var/lib/studyhall")  # /root is closed to the account that runs PostgreSQL
     from platformdirs import user_data_path

@@ -121,11 +121,11 @@ class Cluster:
         missing = [path for path in self.directory.parents if not path.exists()]
         for path in [*reversed(missing), self.directory]:
             new = Path(tempfile.mkdtemp(prefix=".studyhall-", dir=path.parent))
-            if os.geteuid() == 0:  # the server's account has to pass through, and nobody else
+            if os.geteuid() == 0:  # only the server's account needs access
                 os.chown(new, 0, gid)
                 new.chmod(0o710)
             try:
-                new.rename(path)  # made elsewhere, so that nobody finds it closed; replaces an empty one only
+                new.rename(path)  # renamed into place when complete; replaces an empty one only
             except OSError:
                 new.rmdir()
                 if not path.is_dir():
@@ -173,7 +173,7 @@ class Cluster:
         for torn in self.directory.glob("new-*"):  # its maker was killed: we hold the start lock
             shutil.rmtree(torn, ignore_errors=True)
         new = account.own(Path(tempfile.mkdtemp(prefix="new-", dir=self.directory)))
-        # Should we be killed, these children still hold the start lock until they end: nobody meets them.
+        # If we are killed, these children hold the start lock until they end: no other starter meets them.
         run = {"stdout": log, "stderr": log, "pass_fds": [start_lock], **account.surroundings}
         # The builtin locale sorts by code point on every machine, for ever: no upgrade of libc or ICU ever
         # breaks an index, and upper() and regular expressions still know Unicode.

@@ -175,7 +175,7 @@ class EmbeddedServer:
 
     def _stop_unused(self) -> None:
         if self._unused() and not self._kept.exists() and self._cluster.alive():
-            _log.debug("stopping PostgreSQL in %s: nobody uses it any more", self.home)
+            _log.debug("stopping PostgreSQL in %s: it has no more users", self.home)
             self._shut_down()
 
     def _shut_down(self) -> None:
@@ -183,7 +183,7 @@ class EmbeddedServer:
         self._host.unlink(missing_ok=True)
 
     def _users(self) -> str:
-        """Who uses the server, for people; empty if nobody does."""
+        """The users of the server, for people; empty without any."""
         if self._unused():
             return _connections(self._cluster.url)
         held = self._users_lock.resolve()

@@ -1,4 +1,4 @@
--- What `studyhall doctor` looks at. Nothing here changes anything.
+-- What `studyhall doctor` reads. Nothing here changes anything.
 
 -- name: server_facts
 -- The server, its clock (seconds since 1970), and its connections. pg_stat_activity would not show those of
@@ -27,9 +27,8 @@ cross join studyhall.tally(s.study_id) t
 order by s.study_id
 
 -- name: stuck_trials
--- Running trials whose lease ran out a whole lease ago, which no worker has looked for since; and those without
--- a lease, a stock Optuna worker's, that began an hour ago. Seconds of silence of the former, of running of the
--- latter.
+-- Running trials whose lease expired a whole lease ago and which no worker has requeued since; and trials without a
+-- lease, of stock Optuna, that started an hour ago. Returns the seconds since the expiry, or since the start.
 select s.study_name as study, t.number, coalesce(l.held, false) as is_held, w.host,
     extract(epoch from case when l.held then now() - l.expires_at else now() - t.datetime_start at time zone 'UTC' end
     )::float8 as seconds
@@ -44,7 +43,7 @@ where t.state = 'RUNNING' and case when l.held
 order by s.study_id, t.number
 
 -- name: silent_workers
--- Workers that hold a trial and have missed a sign of life, of which a lease has three.
+-- Workers with a running trial that have missed a heartbeat, of which a lease has three.
 select w.host, w.pid, s.study_name as study, t.number, extract(epoch from now() - w.seen_at)::float8 as seen_seconds_ago,
     extract(epoch from l.expires_at - now())::float8 as lease_seconds_left
 from studyhall.leases l
@@ -64,5 +63,5 @@ where t.datetime_start at time zone 'UTC' > now() + interval '5 minutes'
 order by t.trial_id limit 3
 
 -- name: has_heartbeats
--- Whether a stock Optuna worker that gives heartbeats runs a trial.
+-- Whether a stock Optuna worker with heartbeats runs a trial.
 select exists (select from trial_heartbeats join trials using (trial_id) where state = 'RUNNING') as has_heartbeats

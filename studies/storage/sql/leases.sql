@@ -1,7 +1,8 @@
--- Leases: a worker takes a trial, writes to it, and ends it or gives it back. Parameters are psycopg2's.
+-- Leases: a worker claims trials, writes to them, and finishes or requeues them. Parameters are psycopg2's.
 
 -- name: claim
--- The next trials for a worker, with their leases, among all trials that are new or changed; or why there is none.
+-- Claim the next trials for a worker. Returns all trials that changed since a snapshot, the claimed ones with their
+-- token and epoch; or one row with the reason why there is none.
 select reason, token, epoch, snapshot, (trial).*
 from studyhall.claim(
     %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claims)s::uuid[], %(most)s, %(since)s::pg_snapshot,
@@ -9,30 +10,33 @@ from studyhall.claim(
 )
 
 -- name: write
--- What a worker's trials have to tell, which keeps their leases; returns what a person wants of each.
+-- Write to leased trials, which renews their leases. Returns for each whether it was cancelled or its study halted.
 select trial_id, cancelled, interrupted, revision, failure
 from studyhall.write(
     %(trial_ids)s::integer[], %(claims)s::uuid[], %(revisions)s::integer[], %(steps)s::integer[], %(changes)s::jsonb[]
 )
 
 -- name: finish
--- The results of a worker's trials, with what else they have to tell.
+-- Write the results of leased trials, with their last reports and attributes.
 select trial_id, failure
 from studyhall.finish(
     %(trial_ids)s::integer[], %(claims)s::uuid[], %(revisions)s::integer[], %(states)s::trialstate[],
     %(values)s::text[], %(changes)s::jsonb[]
 )
 
--- name: give_back
--- A worker's trial, unfinished.
+-- name: requeue
+-- Requeue a leased trial: RUNNING to WAITING.
 select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
 
--- name: sweep
--- Give back the trials of a study whose workers are gone, as any worker would; how many there were.
-select studyhall.sweep(%(study_id)s) as swept
+-- name: requeue_expired
+-- Requeue the trials of a study whose leases have expired; returns how many. Here a lease ends: studyhall.sweep
+-- (migrations/0008_batches.sql) finds held leases whose expires_at has passed, and studyhall.requeue (same file) turns
+-- each trial from RUNNING to WAITING, or to FAIL after its third death. Every claim and every heartbeat (studyhall.beat)
+-- call studyhall.sweep as well; no timer runs in the server.
+select studyhall.sweep(%(study_id)s) as requeued
 
 -- name: save_checkpoint
--- A checkpoint of a worker's trial; returns the names of those that nothing needs any more.
+-- Save a checkpoint of a leased trial; returns the names of older ones, whose files can be deleted.
 select name from studyhall.save_checkpoint(
     %(trial_id)s, %(claim)s, %(sequence)s, %(name)s, %(step)s, %(sha256)s, %(data)s
 ) as name
@@ -42,7 +46,7 @@ select name from studyhall.save_checkpoint(
 select name, step, sha256, data from studyhall.checkpoints where trial_id = %(trial_id)s order by epoch desc, sequence desc
 
 -- name: attempts
--- Who ran each trial of a study last, where, and how often it was begun.
+-- The last attempt of each trial of a study: its worker, host and device, and how many attempts there were.
 select t.number, l.worker_id as worker, w.host, w.device, l.epoch as times
 from studyhall.leases l
 join trials t using (trial_id)

@@ -1,7 +1,7 @@
 -- Metrics, beside what Optuna knows of a trial. Parameters are psycopg2's.
 
 -- name: last_metrics
--- The metrics of the last step that each of these trials reported.
+-- The metrics of the last reported step of each of these trials.
 select m.trial_id, m.name, m.value
 from studyhall.metrics m
 where m.trial_id = any(%(trial_ids)s)
@@ -20,7 +20,7 @@ join studyhall.metrics m on m.trial_id = t.trial_id and m.step > t.after
 order by m.trial_id, m.step, m.name
 
 -- name: thinned_curves
--- The metrics of these trials, at most so many points of each line; the last one is always among them.
+-- The metrics of these trials, thinned to a maximum of points per line, which includes the last one.
 select trial_id, step, name, value, at
 from (
     select m.*, row_number() over line as place, count(*) over (partition by m.trial_id, m.name) as points
@@ -31,7 +31,7 @@ where points <= %(most)s or (place * %(most)s + points - 1) / points * points / 
 order by trial_id, step, name
 
 -- name: last_metric_names
--- The metrics that some trial of a study reported at its last step.
+-- The names of the metrics at the last steps of a study's trials.
 select distinct m.name from trials t cross join lateral (
     select name from studyhall.metrics where trial_id = t.trial_id order by step desc fetch first row with ties
 ) m where t.study_id = %(study_id)s order by m.name

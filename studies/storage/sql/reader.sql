@@ -1,8 +1,8 @@
 -- Studies of any size, read for people and scripts. Parameters are psycopg2's.
 
 -- name: outlines
--- Every trial of a study in short: of its reports how many and the last step, of its attributes a failed trial's
--- error and the constraints. Attributes are JSON texts, null where there is none.
+-- Outlines of all trials of a study: the number of reports and the last step, a failed trial's error, the constraints.
+-- Attributes are JSON texts, null without any.
 select t.trial_id, t.number, t.state::text as state, t.datetime_start, t.datetime_complete, v."values",
     coalesce(r.steps, 0) as steps, r.last_step, e.value_json as error, c.constraints
 from trials t
@@ -25,12 +25,12 @@ where t.study_id = %(study_id)s
 order by t.trial_id
 
 -- name: param_names
--- The parameters of a study in the order in which its trials first had them.
+-- The parameters of a study, in the order of their first use.
 select param_name as name from trials join trial_params using (trial_id)
 where study_id = %(study_id)s group by param_name order by min(array[trial_id, param_id])
 
 -- name: distributions
--- Each different distribution of each parameter that some trial of a study had.
+-- The different distributions of each parameter of a study.
 select distinct param_name as name, distribution_json as distribution from trials join trial_params using (trial_id)
 where study_id = %(study_id)s
 
@@ -40,20 +40,20 @@ select trial_id, value_json as params from trials join trial_system_attributes u
 where study_id = %(study_id)s and state = 'WAITING' and key = 'fixed_params' order by trial_id
 
 -- name: user_attr_names
--- The attributes that the trials of a study were given, but for those of ours, in the order in which they first were.
+-- The user attributes of a study's trials, without ours, in the order of their first use.
 select key as name from trials join trial_user_attributes using (trial_id)
 where study_id = %(study_id)s and key <> all(%(own)s) group by key order by min(trial_user_attribute_id)
 
 -- name: numbers
--- For the shell: the numbers, as texts, that begin so, of a study's newest trials in these states (null: in any).
+-- For completion: the numbers with a prefix, as texts, of a study's newest trials in these states (null: any).
 select t.number::text as number from trials t join studies s using (study_id)
 where s.study_name = %(study)s and (%(states)s::text[] is null or t.state::text = any(%(states)s))
     and starts_with(t.number::text, %(begun)s)
 order by t.trial_id desc limit 100
 
 -- name: page_rows
--- What a table lists of a page's trials beside what the statement page reads: how many steps each reported, the metrics
--- of its last step by name, who ran it last and how often it was begun.
+-- The columns of a table that the statement page lacks: the number of reported steps, the metrics of the last step by
+-- name, the last worker, and the number of attempts.
 with runs as materialized (
     select * from unnest(%(firsts)s::integer[], %(lasts)s::integer[]) as run (first, last)
 ), reported as (

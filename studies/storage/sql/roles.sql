@@ -1,8 +1,7 @@
--- Who owns the tables, and who may do what with them. All of it is read from the catalogs, which everybody may read,
--- whatever rights they lack.
+-- The owner of the tables, and the rights of all users. Read from the catalogs, which need no rights.
 
 -- name: own_rights
--- Who we are, and what: `owner` is that of the tables, or null where there are none.
+-- The current user and its rights. `owner` is that of the tables, null without tables.
 with leases as (
     select c.oid, c.relowner from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where n.nspname = 'studyhall' and c.relname = 'leases'
@@ -21,7 +20,7 @@ select current_user::text as name,
         when (select has_table_privilege(oid, 'select') from leases) then 'viewer' end as kind
 
 -- name: grantee
--- Whether a user is there, and has the rights of the tables' owner, as a superuser has.
+-- Whether a user exists, and has the rights of the tables' owner, like a superuser.
 select exists (select from pg_roles where rolname = %(role)s) as exists,
     exists (
         select from pg_class c join pg_namespace n on n.oid = c.relnamespace, pg_roles r
@@ -30,8 +29,8 @@ select exists (select from pg_roles where rolname = %(role)s) as exists,
     ) as is_owner
 
 -- name: rights
--- What the owner, and everybody who was granted anything, may do with each table and view of ours and of Optuna's:
--- those lie where the studies lie to which our budgets refer.
+-- The rights of the owner and of all grantees on each table and view of ours and of Optuna's. Optuna's schema is that
+-- of the table to which our budgets refer.
 with tables as (
     select c.oid, n.nspname, c.relname, c.relowner, c.relacl
     from pg_class c join pg_namespace n on n.oid = c.relnamespace

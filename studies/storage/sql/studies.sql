@@ -1,8 +1,8 @@
 -- Studies: creating, finding, listing and deleting them. Parameters are psycopg2's.
 
 -- name: create_study
--- The study with its directions, all or nothing; no row where the name is taken. Also its spec, budget and address,
--- where there is a spec: stock Optuna's studies have none. Sent again, it finds what it made by its token.
+-- Create a study with its directions, and with its spec, budget and address if it has a spec. Returns no row if the
+-- name exists. Idempotent by its token: sent again, it returns the study that it created.
 with request as (
     select answer from studyhall.requests where token = %(token)s
 ), study as (
@@ -37,7 +37,7 @@ select s.study_name as name,
 from studies s where s.study_id = %(study_id)s
 
 -- name: study_id
--- The number of the study of that name.
+-- The id of a study by its name.
 select study_id from studies where study_name = %(name)s
 
 -- name: find_study
@@ -52,7 +52,7 @@ left join study_user_attributes a on a.study_id = s.study_id and a.key = 'spec'
 where s.study_name = %(name)s
 
 -- name: all_studies
--- Every study with its directions and attributes; these as JSON texts, null where there is none.
+-- Every study with its directions and attributes (JSON texts; null without any).
 select s.study_id, s.study_name as name,
     (select array_agg(direction::text order by objective) from study_directions d where d.study_id = s.study_id) as directions,
     (select '{' || string_agg(to_json(key)::text || ':' || value_json, ',') || '}'
@@ -66,16 +66,16 @@ from studies s order by s.study_id
 select study_name as name from studies order by study_name
 
 -- name: study_uids
--- All studies, by which a mirror knows whose runs are left; of those of stock Optuna the uid is null.
+-- The uid of every study, null for stock Optuna's. The mirror deletes the runs of all other uids.
 select s.study_name as name, b.uid::text as uid from studies s left join studyhall.budgets b using (study_id)
 
 -- name: identity
--- By what this database is known elsewhere: when its tables were made, which a backup keeps.
+-- The identity of this database: the time when its tables were created, which backups preserve.
 select md5(extract(epoch from min(at))::text) as identity from studyhall.version
 
 -- name: list_studies
--- One row for each study: its trials by state, budget, why no more begin, the best value of a single objective, and
--- workers seen lately.
+-- A row for each study: its trials by state, budget, stop reason, best value (of a single objective), and the workers
+-- seen lately.
 select s.study_name as name, b.trials as budget, t.complete, t.pruned, t.running, t.waiting,
     t.failed + t.cancelled as fail, coalesce(b.paused, false) as paused, studyhall.ended(t) as ended,
     case when not exists (select from study_directions d where d.study_id = s.study_id and d.objective > 0) then t.best end as best,
@@ -90,7 +90,7 @@ left join (
 order by t.began nulls last, s.study_id
 
 -- name: status
--- Trials by state, and why no more begin (null where they do).
+-- The trials by state, and the stop reason (null while trials may start).
 select t.complete, t.pruned, t.running, t.waiting, t.failed + t.cancelled as fail,
     coalesce((select paused from studyhall.budgets where study_id = t.study_id), false) as paused, studyhall.ended(t) as ended
 from studyhall.tally(%(study_id)s) t
@@ -122,15 +122,15 @@ on conflict (study_id, key) do update set value_json = excluded.value_json
 returning study_id
 
 -- name: agree
--- A study's system attribute, which becomes %(value)s where there is none: who asks first decides.
+-- A study's system attribute; set to %(value)s if it is missing. Of several processes the first one decides.
 insert into study_system_attributes (study_id, key, value_json)
 select study_id, %(key)s, %(value)s from studies where study_id = %(study_id)s
 on conflict (study_id, key) do update set value_json = study_system_attributes.value_json
 returning value_json
 
 -- name: change_directions
--- Change a study's directions, and the spec that says them; or what stands against it. Two statements, so that the
--- second sees what was committed before the lock was granted.
+-- Change a study's directions and its spec, or return what prevents it: finished or running trials, workers. Two
+-- statements: the second one sees what was committed while the first one waited for the lock.
 select from studies where study_id = %(study_id)s for no key update;
 with now as (
     select t.complete + t.pruned as finished, t.running, (
@@ -150,5 +150,5 @@ with now as (
 select finished, running, workers from now
 
 -- name: delete_study
--- A study and all that hangs on it; no row where there is no study.
+-- Delete a study with all its rows; no row if there is no study.
 select true as deleted where studyhall.delete_study(%(token)s, %(study_id)s)

@@ -1,29 +1,29 @@
 -- Trials: creating, changing and reading them. Parameters are psycopg2's.
 
 -- name: create_trial
--- A new trial, alone or from a template, as it came to be.
+-- Create a trial, empty or from a template; returns it.
 select * from studyhall.create_trial(
     %(token)s, %(study_id)s, %(state)s, %(datetime_start)s, %(datetime_complete)s, %(values)s::float8[], %(changes)s
 )
 
 -- name: set_param
--- One parameter of a trial; returns the study's other distribution of it, if there is one, and does nothing then.
+-- Set a parameter of a trial. If the study has another distribution of it: do nothing, and return that one.
 select studyhall.set_param(%(trial_id)s, %(name)s, %(value)s, %(distribution)s) as previous
 
 -- name: set_trial
--- Reports, attributes and parameters of a trial that nobody holds.
+-- Reports, attributes and parameters of a trial without a lease.
 select studyhall.set(%(trial_id)s, %(changes)s)
 
 -- name: set_state
--- A trial's state and values; false where it should run and cannot be had.
+-- A trial's state and values; false if it should run and another worker has it, or the budget has no room.
 select studyhall.set_state(%(token)s, %(trial_id)s, %(state)s, %(values)s::float8[]) as done
 
 -- name: cancel
--- End a trial.
+-- Cancel a trial: at once without a lease, else by the answer to its worker's next write.
 select studyhall.cancel(%(trial_id)s)
 
 -- name: trial
--- One trial with all that it holds.
+-- One whole trial.
 select * from studyhall.contents where trial_id = %(trial_id)s
 
 -- name: trial_id_of
@@ -31,15 +31,15 @@ select * from studyhall.contents where trial_id = %(trial_id)s
 select trial_id from trials where study_id = %(study_id)s and number = %(number)s
 
 -- name: trial_ids
--- The ids of a study's trials, ascending, and the snapshot by which to ask for changes; null where there is none.
+-- The ids of a study's trials, ascending (null without any), and the snapshot for asking for later changes.
 select pg_current_snapshot()::text as snapshot, array_agg(trial_id order by trial_id) as ids
 from trials where study_id = %(study_id)s
 
 -- name: page
--- Many trials in one row, by runs of ids without a gap: a lookup of each trial by itself takes half as long again.
--- Numbers are binary, as PostgreSQL sends them. What hangs on a trial is its id, its place there (the step, the
--- objective, the order of parameters) and the value; parameters come by their names and distributions. Attributes are
--- a trial's id, a colon and JSON. Reports come only where they are wanted.
+-- Many trials in one row, by ranges of consecutive ids: looking up each id takes 1.5 times as long.
+-- Numbers are binary, as PostgreSQL sends them. An entry is a trial's id, a place (the step, the
+-- objective, the order of parameters) and a value; parameters are grouped by name and distribution. Attributes are a
+-- trial's id, a colon and JSON. Reports are optional.
 with runs as materialized (
     select * from unnest(%(firsts)s::integer[], %(lasts)s::integer[]) as run (first, last)
 ), page as materialized (

@@ -1,7 +1,7 @@
--- Workers: who is at work. Parameters are psycopg2's.
+-- Workers: which are alive, and the trials of dead ones. Parameters are psycopg2's.
 
 -- name: register_worker
--- A worker begins. Those that ended a day ago, and ran no trial that is there, are forgotten.
+-- A worker starts. Deletes the rows of workers last seen a day ago, unless a trial refers to them.
 with forgotten as (
     delete from studyhall.workers where worker_id in (
         select worker_id from studyhall.workers w where w.seen_at < now() - interval '1 day'
@@ -16,7 +16,7 @@ values (%(worker_id)s, %(study_ids)s, %(host)s, %(pid)s, %(device)s)
 on conflict (worker_id) do update set study_ids = excluded.study_ids, seen_at = now(), ended_at = null, died_of = null
 
 -- name: forget_worker
--- A worker has ended, in order or not; its row says of the trials that it ran where that was.
+-- A worker has ended, orderly or not. Its row stays: it says on which host its trials ran.
 update studyhall.workers set ended_at = coalesce(ended_at, now()), died_of = coalesce(died_of, %(died_of)s)
 where worker_id = %(worker_id)s
 
@@ -31,17 +31,17 @@ where %(study_id)s = any(w.study_ids) and w.ended_at is null
     and greatest(w.seen_at, l.expires_at - make_interval(secs => l.seconds)) > now() - interval '2 minutes'
 order by w.host, w.device, w.pid
 
--- name: beat
--- A worker is alive; gives back the trials of silent ones. Whether connections are scarce.
+-- name: heartbeat
+-- A worker is alive. Requeues expired trials of its studies; returns whether the server is short of connections.
 select is_crowded from studyhall.beat(%(worker_id)s)
 
--- name: bury
--- Give back the running trials of these workers, which have ended; where they died of something, it counts.
-select studyhall.bury(%(token)s, %(worker_ids)s, %(died_of)s) as buried
+-- name: reap
+-- Requeue the running trials of these dead workers; with a cause of death it counts against the trials.
+select studyhall.bury(%(token)s, %(worker_ids)s, %(died_of)s) as requeued
 
 -- name: lost_workers
--- The workers of a study that were lost in the last hour: found dead by their supervisor, or silent for a minute and
--- two leases without a goodbye. While the server was down nobody could give a sign of life.
+-- The workers of a study that were lost in the last hour: found dead by their supervisor, or without a heartbeat for a
+-- minute and two leases. The time while the server was down does not count: no heartbeat could arrive.
 with found as materialized (
     select worker_id, host, pid, device, died_of, extract(epoch from now() - seen_at)::float8 as seen_seconds_ago,
         extract(epoch from now() - greatest(seen_at, pg_postmaster_start_time()))::float8 as silent

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.report.data import StudyData
 from studies.report.figures import figure
 from studies.report.images import image
-from studies.report.lanes import rows
-from studies.report.part import BEST, MOST_TRIALS, NEWEST, RECORDS, SAMPLE, Part, choose, evenly, of_kind, remark
+from studies.report.subset import BEST, MOST_TRIALS, NEWEST, RECORDS, SAMPLE, Subset, choose, evenly, of_kind, remark
+from studies.report.timeline import rows
 from studies.storage.records import Attempt, Status
 
 BEGAN = datetime(2030, 1, 1, 12)
@@ -44,20 +44,20 @@ def trial(number: int, *values: float, state: TrialState = TrialState.COMPLETE, 
 
 
 def study(trials: Sequence[FrozenTrial], *directions: StudyDirection) -> StudyData:
-    part = choose(trials, directions)
+    subset = choose(trials, directions)
     counts = {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
     status = Status(study="s", budget=None, trials=counts, paused=False, ended=None, best=None, workers=[])
     return StudyData(
         name="s",
         directions=directions,
-        trials=trials if part is None else [t for t in trials if t.number in part.shown],
+        trials=trials if subset is None else [t for t in trials if t.number in subset.shown],
         status=status,
         metric_names=[f"m{i}" for i in range(len(directions))],
         attempts={
             t.number: Attempt(worker=f"w{t.number % 3}", host="h", device=f"{t.number % 3}", times=1) for t in trials
         },
-        part=part,
-        in_short=() if part is None else trials,
+        subset=subset,
+        in_short=() if subset is None else trials,
         now=BEGAN + timedelta(days=30),
     )
 
@@ -66,10 +66,10 @@ def drawn(values: Sequence[float]) -> list[FrozenTrial]:
     return [trial(number, value) for number, value in enumerate(values)]
 
 
-def chosen(trials: Sequence[FrozenTrial], *directions: StudyDirection) -> Part:
-    part = choose(trials, directions)
-    assert part is not None
-    return part
+def chosen(trials: Sequence[FrozenTrial], *directions: StudyDirection) -> Subset:
+    subset = choose(trials, directions)
+    assert subset is not None
+    return subset
 
 
 DRAW = random.Random(0)
@@ -88,20 +88,20 @@ def test_few_are_shown_and_the_best_the_worst_and_the_newest_are_among_them(
     case: str, direction: StudyDirection
 ) -> None:
     values = CASES[case]
-    part = chosen(drawn(values), direction)
-    assert len(part.shown) <= MOST_TRIALS
+    subset = chosen(drawn(values), direction)
+    assert len(subset.shown) <= MOST_TRIALS
     order = sorted(range(COUNT), key=lambda n: (values[n] * (1 if direction == MINIMIZE else -1), n))
-    assert part.shown >= set(order[:BEST])
-    assert part.shown >= set(range(COUNT - NEWEST, COUNT))
-    assert {values[n] for n in part.kept} >= {min(values), max(values)}
-    assert len(part.sample) == SAMPLE[TrialState.COMPLETE]
-    assert len(part.kept) <= RECORDS + 3
+    assert subset.shown >= set(order[:BEST])
+    assert subset.shown >= set(range(COUNT - NEWEST, COUNT))
+    assert {values[n] for n in subset.always} >= {min(values), max(values)}
+    assert len(subset.sample) == SAMPLE[TrialState.COMPLETE]
+    assert len(subset.always) <= RECORDS + 3
 
 
 def test_a_study_that_is_not_large_is_shown_whole() -> None:
     trials = drawn(CASES["random"][:MOST_TRIALS])
     data = study(trials, MINIMIZE)
-    assert data.part is None
+    assert data.subset is None
     assert of_kind(data, "parallel") is trials
     assert remark(data, "parallel") == "Of 5,000 complete trials."
 
@@ -134,7 +134,7 @@ def test_the_whole_front_is_shown(directions: tuple[StudyDirection, ...]) -> Non
         n for n, value in enumerate(values) if not ((values <= value).all(axis=1) & (values < value).any(axis=1)).any()
     }
     assert front
-    assert chosen(trials, *directions).kept >= front
+    assert chosen(trials, *directions).always >= front
 
 
 def test_the_distribution_of_the_values_is_that_of_all_trials() -> None:
@@ -148,19 +148,19 @@ def test_the_distribution_of_the_values_is_that_of_all_trials() -> None:
 def test_each_state_has_a_sample_of_its_own() -> None:
     states = [TrialState.PRUNED] * 99 + [TrialState.COMPLETE]
     trials = [trial(n, *([1.0 + n] if n % 100 == 99 else []), state=states[n % 100]) for n in range(2 * MOST_TRIALS)]
-    part = chosen(trials, MINIMIZE)
-    assert part.sample >= {t.number for t in trials if t.state == TrialState.COMPLETE}
-    assert len(part.shown) < MOST_TRIALS
+    subset = chosen(trials, MINIMIZE)
+    assert subset.sample >= {t.number for t in trials if t.state == TrialState.COMPLETE}
+    assert len(subset.shown) < MOST_TRIALS
 
 
 @pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.PRUNED, TrialState.RUNNING])
-def test_a_study_without_a_value_has_a_part_too(state: TrialState) -> None:
-    part = chosen([trial(n, state=state) for n in range(COUNT)], MINIMIZE)
-    assert not part.kept
-    assert 0 < len(part.shown) < MOST_TRIALS
+def test_a_study_without_a_value_has_a_subset_too(state: TrialState) -> None:
+    subset = chosen([trial(n, state=state) for n in range(COUNT)], MINIMIZE)
+    assert not subset.always
+    assert 0 < len(subset.shown) < MOST_TRIALS
 
 
-def test_every_plot_of_a_part_says_how_many_it_shows() -> None:
+def test_every_plot_of_a_subset_says_how_many_it_shows() -> None:
     data = study(drawn(CASES["random"]), MINIMIZE)
     for kind in ("history", "slice", "parallel", "contour", "rank", "importances", "edf"):
         assert f"{COUNT:,} complete trials" in remark(data, kind)

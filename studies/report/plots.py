@@ -1,4 +1,4 @@
-"""The plots by name, and why a study can't have one."""
+"""The plots by name, and the reason why a study can't have one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A plot."""
+class Plot:
+    """A plot of a study."""
 
     title: str
     obstacle: Callable[[StudyData], str | None]
-    """Why a study can't have it; ``None`` where it can."""
+    """Returns the reason why a study can't have the plot; ``None`` if it can."""
     of_objective: bool = False
-    """Whether it shows one objective, which may be chosen."""
+    """Whether the plot shows one objective, which `--objective` chooses."""
     least_params: int | None = None
-    """How many parameters it shows at least, where they may be chosen."""
+    """The least number of parameters for `--params`; ``None`` if the plot has no such choice."""
 
 
 def _no_value(data: StudyData) -> str | None:
@@ -77,21 +77,21 @@ def _no_front(data: StudyData) -> str | None:
     return f"it has {count} objectives, and Optuna draws fronts of two or three" if count > 3 else _one_objective(data)
 
 
-#: In the order of a report. Optuna's words, but for curves and workers, which are ours.
-KINDS: Final[Mapping[str, Kind]] = {
-    "history": Kind(title="Optimization history", obstacle=_no_value, of_objective=True),
-    "pareto": Kind(title="Pareto front", obstacle=_no_front),
-    "hypervolume": Kind(title="Hypervolume history", obstacle=_one_objective),
-    "curves": Kind(title="Learning curves", obstacle=_no_curves),
-    "intermediate": Kind(title="Intermediate values", obstacle=_no_steps),
-    "importances": Kind(title="Parameter importances", obstacle=_no_importances, of_objective=True, least_params=1),
-    "slice": Kind(title="Slices", obstacle=_no_param, of_objective=True, least_params=1),
-    "parallel": Kind(title="Parallel coordinates", obstacle=_no_param, of_objective=True, least_params=1),
-    "contour": Kind(title="Contours", obstacle=_no_pairs, of_objective=True, least_params=2),
-    "rank": Kind(title="Ranks", obstacle=_no_pairs, of_objective=True, least_params=2),
-    "edf": Kind(title="Distribution of the values", obstacle=_no_value, of_objective=True),
-    "timeline": Kind(title="Timeline of the trials", obstacle=_not_begun),
-    "workers": Kind(title="Timeline of the workers", obstacle=_no_workers),
+#: In the order of a report. The names are Optuna's, apart from curves and workers.
+PLOTS: Final[Mapping[str, Plot]] = {
+    "history": Plot(title="Optimization history", obstacle=_no_value, of_objective=True),
+    "pareto": Plot(title="Pareto front", obstacle=_no_front),
+    "hypervolume": Plot(title="Hypervolume history", obstacle=_one_objective),
+    "curves": Plot(title="Learning curves", obstacle=_no_curves),
+    "intermediate": Plot(title="Intermediate values", obstacle=_no_steps),
+    "importances": Plot(title="Parameter importances", obstacle=_no_importances, of_objective=True, least_params=1),
+    "slice": Plot(title="Slices", obstacle=_no_param, of_objective=True, least_params=1),
+    "parallel": Plot(title="Parallel coordinates", obstacle=_no_param, of_objective=True, least_params=1),
+    "contour": Plot(title="Contours", obstacle=_no_pairs, of_objective=True, least_params=2),
+    "rank": Plot(title="Ranks", obstacle=_no_pairs, of_objective=True, least_params=2),
+    "edf": Plot(title="Distribution of the values", obstacle=_no_value, of_objective=True),
+    "timeline": Plot(title="Timeline of the trials", obstacle=_not_begun),
+    "workers": Plot(title="Timeline of the workers", obstacle=_no_workers),
 }
 
 
@@ -101,20 +101,24 @@ def varied(data: StudyData) -> list[str]:
 
 
 def require(data: StudyData, kind: str) -> None:
-    """Raise :exc:`StudyhallError` with the reason and the plots that are possible, unless ``kind`` is one of them."""
-    reason = KINDS[kind].obstacle(data)
+    """Check that a study can have a plot.
+
+    Raises:
+        StudyhallError: it can't, with the reason and the possible plots.
+    """
+    reason = PLOTS[kind].obstacle(data)
     if reason:
-        possible = ", ".join(name for name, other in KINDS.items() if not other.obstacle(data)) or "none yet"
+        possible = ", ".join(name for name, other in PLOTS.items() if not other.obstacle(data)) or "none yet"
         raise StudyhallError(f"study {data.name!r} can't have the plot {kind!r}: {reason}; possible: {possible}")
 
 
 def choose_objective(data: StudyData, kind: str, given: str) -> int:
-    """The objective that ``given`` names, or counts from 0.
+    """The index of the objective ``given`` by name or number.
 
     Raises:
         StudyhallError: the study has no such objective, or the plot shows none or all of them.
     """
-    _require_choice(kind, "objective", [name for name, other in KINDS.items() if other.of_objective])
+    _require_choice(kind, "objective", [name for name, other in PLOTS.items() if other.of_objective])
     names = list(data.metric_names)
     if given in names:
         return names.index(given)
@@ -124,14 +128,14 @@ def choose_objective(data: StudyData, kind: str, given: str) -> int:
 
 
 def choose_params(data: StudyData, kind: str, given: Sequence[str]) -> list[str]:
-    """The parameters of these names.
+    """Check the parameters to plot; returns them without repetitions.
 
     Raises:
-        StudyhallError: the study has no such parameter; or the plot shows none, or compares more of them, or values
-            of which one has only one.
+        StudyhallError: the study has no such parameter; the plot shows none; it compares several, and one is given;
+            or it compares values, and a parameter has only one.
     """
-    _require_choice(kind, "params", [name for name, other in KINDS.items() if other.least_params])
-    least = KINDS[kind].least_params or 1
+    _require_choice(kind, "params", [name for name, other in PLOTS.items() if other.least_params])
+    least = PLOTS[kind].least_params or 1
     for name in given:
         if name not in data.params:
             raise StudyhallError(

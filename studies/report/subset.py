@@ -1,9 +1,12 @@
-"""Which trials of a large study are drawn and listed, and what a page says about the others.
+"""The subset of a large study that is drawn and listed, and the sentences that say so.
 
-A browser shows a few thousand points and lines and no more, and Optuna's plots take time and memory for each.
-So a study of more than ``MOST_TRIALS`` trials is shown in part. What matters is always in it: each trial that was
-the best when it ended, the highest and lowest value of each objective, the best trials and the newest. The rest is
-an even sample of each state. Numbers in text (counts, times, failures) are always those of all trials.
+A browser draws a few thousand points and lines, and Optuna's plots take time and memory for each. A study of more than
+``MOST_TRIALS`` trials is therefore shown in part:
+
+- always: each trial that was the best when it ended, the extremes of each objective, the best trials, the newest;
+- of the others an even sample of each state.
+
+Numbers in text (counts, times, failures) are always of all trials.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.report.words import count
+from studies.report.formats import count
 from studies.text import counted
 from studies.trial import is_feasible
 
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A study of so many trials is shown whole.
+#: The most trials of a study that is shown whole.
 MOST_TRIALS: Final = 5000
-#: Of a larger one so many trials of each state are sampled, evenly by number.
+#: The size of the sample of each state, taken evenly by number.
 SAMPLE: Final[Mapping[TrialState, int]] = {
     TrialState.COMPLETE: 2000,
     TrialState.PRUNED: 1000,
@@ -36,38 +39,38 @@ SAMPLE: Final[Mapping[TrialState, int]] = {
     TrialState.RUNNING: 300,
     TrialState.WAITING: 100,
 }
-#: So many of the best and of the newest trials are listed beside the sample.
+#: How many of the best and of the newest trials are listed beside the sample.
 BEST: Final = 300
 NEWEST: Final = 300
-#: So many at most of those that were the best when they ended, unless they still are.
+#: The most trials that were the best when they ended; the current front is always complete.
 RECORDS: Final = 500
-#: A plot with a line or a bar for each trial shows so many.
+#: The most trials in a plot with a line or a bar for each.
 LINES: Final = 1000
 
-#: The plots that have a mark for each trial of any state.
+#: Plots with a mark for each trial of any state.
 _OF_ALL: Final = ("curves", "intermediate", "timeline")
-#: Those that show reports.
+#: Plots of reports.
 _OF_STEPS: Final = ("curves", "intermediate")
-#: Those that take longer for each trial than a scatter of points.
+#: Plots with a line per trial, which take longer than points.
 _OF_LINES: Final = ("parallel", "rank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """The part of a large study that is shown."""
+class Subset:
+    """The numbers of the trials that are shown of a large study."""
 
     shown: frozenset[int]
-    """The numbers of all trials that are shown in some plot or table."""
+    """In any plot or table."""
     sample: frozenset[int]
-    """Those of the even sample: nothing that is estimated may stand on the best trials alone."""
+    """The even sample. Estimates use it alone: the best trials would bias them."""
     reported: frozenset[int]
-    """An even sample of the trials that reported something."""
-    kept: frozenset[int]
-    """Those that every plot of values shows: the records and the extremes."""
+    """An even sample of the trials with reports."""
+    always: frozenset[int]
+    """In every plot of values: the records and the extremes."""
 
 
-def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> Part | None:
-    """The part of a study to show; ``None`` where that is all of it."""
+def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> Subset | None:
+    """The subset to show; ``None`` for a study that is shown whole."""
     if len(outlines) <= MOST_TRIALS:
         return None
     sample = {
@@ -76,24 +79,24 @@ def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
         for trial in evenly([trial for trial in outlines if trial.state == state], most)
     }
     valued = [trial for trial in outlines if is_placed(trial)]
-    kept = {trial.number for trial in (*_records(valued, directions), *_extremes(valued))}
+    always = {trial.number for trial in (*_records(valued, directions), *_extremes(valued))}
     reported = {trial.number for trial in evenly([trial for trial in outlines if trial.intermediate_values], LINES)}
     listed = {trial.number for trial in (*outlines[-NEWEST:], *_best(valued, directions[0]))}
-    return Part(
-        shown=frozenset(sample | reported | kept | listed),
+    return Subset(
+        shown=frozenset(sample | reported | always | listed),
         sample=frozenset(sample),
         reported=frozenset(reported),
-        kept=frozenset(kept),
+        always=frozenset(always),
     )
 
 
 def is_placed(trial: FrozenTrial) -> bool:
-    """Whether a plot can place a trial: it is COMPLETE, with finite values."""
+    """Whether a trial has a place on an axis: it is COMPLETE, with finite values."""
     return trial.state == TrialState.COMPLETE and bool(trial.values) and all(map(math.isfinite, trial.values))
 
 
 def evenly(items: Sequence[T], most: int) -> Sequence[T]:
-    """At most ``most`` of the items, at even distances; the first and the last among them."""
+    """At most ``most`` items at even distances, including the first and the last."""
     if len(items) <= most:
         return items
     return [items[i * (len(items) - 1) // (most - 1)] for i in range(most)]
@@ -101,30 +104,30 @@ def evenly(items: Sequence[T], most: int) -> Sequence[T]:
 
 def of_kind(data: StudyData, kind: str) -> Sequence[FrozenTrial]:
     """The trials that the plot ``kind`` shows."""
-    if data.part is None:
+    if data.subset is None:
         return data.trials
     if kind == "edf":
         placed = sorted(filter(is_placed, data.outlines), key=lambda trial: trial.values[data.target])
         return evenly(placed, SAMPLE[TrialState.COMPLETE])
     chosen = data.trials
     if kind in _OF_STEPS:
-        numbers = data.part.reported
+        numbers = data.subset.reported
         chosen = [trial for trial in data.trials if trial.intermediate_values]
     else:
-        numbers = data.part.sample
+        numbers = data.subset.sample
         chosen = data.valued if kind in _OF_LINES else chosen
         if kind in (*_OF_LINES, "timeline"):
             numbers = frozenset(evenly([trial.number for trial in chosen if trial.number in numbers], LINES))
     if kind != "importances":
-        numbers |= data.part.kept
+        numbers |= data.subset.always
     return [trial for trial in chosen if trial.number in numbers]
 
 
 def remark(data: StudyData, kind: str) -> str:
-    """On how many trials a plot stands, and which they are of a large study."""
+    """The sentence that says how many trials a plot shows, and which of a large study."""
     if kind == "workers":
-        slices = ", in slices of time: in each the states stand side by side, as wide as the time that they took"
-        return f"Of {counted(len(data.outlines), 'trial')}{slices if data.part else ''}."
+        slices = ", in time slices, in which each state is as wide as its share of the time"
+        return f"Of {counted(len(data.outlines), 'trial')}{slices if data.subset else ''}."
     noun, counts = "complete trial", is_placed
     if kind in _OF_STEPS:
         noun, counts = "reporting trial", _has_reported
@@ -165,8 +168,10 @@ def _extremes(valued: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _records(valued: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> Sequence[FrozenTrial]:
-    """The feasible trials that no earlier one was as good as in all objectives: those that make the line of the best
-    value so far, and the Pareto front. Where there are very many, the front and a part of the others."""
+    """The feasible trials that no earlier trial dominated: the line of the best value so far, and the Pareto front.
+
+    Of very many, the current front and a part of the others.
+    """
     signs = np.array([1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in directions])
     front, values = np.empty(0, dtype=int), np.empty((0, len(signs)))
     found: list[FrozenTrial] = []

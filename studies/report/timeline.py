@@ -1,4 +1,4 @@
-"""The timeline of the workers, made ready to draw: a row for each, with a bar for each trial."""
+"""The timeline of the workers as data: a row for each worker, a bar for each trial."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from studies.storage.records import Attempt
 
 
-#: Of a large study so many slices are drawn, but at least so many for each row.
+#: The most time slices of a large study in all rows together; and the least of a row, which wins.
 MOST_SLICES: Final = 480
 _LEAST_OF_A_ROW: Final = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A trial. One that was begun more than once stands with its last worker, from its first begin."""
+    """A trial. One with several attempts is in the row of its last worker, from its first start on."""
 
     number: int
     begin: datetime
     end: datetime
     state: TrialState
     times: int
-    """How often it was begun."""
+    """The number of attempts."""
     trials: int
-    """How many trials it stands for; if several, ``number`` is the first one's."""
+    """How many trials the bar represents; ``number`` is the first one's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A worker, or several that came after one another on the same device."""
+    """A worker, or several that ran one after the other on the same device."""
 
     label: str
     bars: Sequence[Bar]
 
 
 def rows(data: StudyData) -> list[Row]:
-    """The workers by host and device."""
+    """The rows, sorted by host and device."""
     workers: dict[tuple[str, str], list[Bar]] = {}
     for trial in data.outlines:
         if span := data.span(trial):
@@ -64,12 +64,11 @@ def rows(data: StudyData) -> list[Row]:
         for place, lanes in sorted(places.items())
         for number, lane in enumerate(lanes, 1)
     ]
-    return _sliced(found) if data.part else found
+    return _sliced(found) if data.subset else found
 
 
 def _sliced(found: list[Row]) -> list[Row]:
-    """The rows cut into slices of time, for more bars than can be told apart: in each slice the states stand side by
-    side, as wide as the time that they took."""
+    """The rows in time slices, for more bars than are visible: in each slice a state is as wide as its share of it."""
     begin = min(bar.begin for row in found for bar in row.bars)
     end = max(bar.end for row in found for bar in row.bars)
     width = (end - begin) / max(_LEAST_OF_A_ROW, MOST_SLICES // len(found)) or timedelta.resolution
@@ -97,12 +96,12 @@ def _in_slices(bars: Sequence[Bar], begin: datetime, width: timedelta) -> list[B
 
 def _place(attempt: Attempt | None) -> str:
     if attempt is None:
-        return "Optuna"  # which does not say where
+        return "Optuna"  # stock Optuna records no host
     return f"{attempt.host} {attempt.device}" if attempt.host else attempt.worker
 
 
 def _put(lanes: list[list[Bar]], bars: list[Bar]) -> None:
-    """Put a worker into the first lane that is free when it begins: a restarted one goes on where it was."""
+    """Put a worker into the first free lane, where a restarted worker follows its predecessor."""
     begin = min(bar.begin for bar in bars)
     for lane in lanes:
         if max(bar.end for bar in lane) <= begin:

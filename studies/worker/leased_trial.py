@@ -1,4 +1,4 @@
-"""A trial in the hands of a worker: its lease, its checkpoints, its device."""
+"""A trial while its worker has the lease: what it reports, saves and restores, and when it must stop."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from studies.worker.lease import Changes, Lease
 log = logging.getLogger(__name__)
 
 
-class HeldTrial:
-    """What :class:`studies.trial.Trial` asks of its worker (a :class:`studies.trial.Holder`).
+class LeasedTrial:
+    """The worker's side of a :class:`studies.trial.Trial` (a :class:`studies.trial.LeaseHolder`).
 
     Args:
         storage: where the study is.
-        lease: by which the trial is held.
+        lease: the worker's lease on the trial.
         checkpoints: of the trial.
         device: the PyTorch name of the device.
         stop: set when the worker is asked to stop.
-        tells_at_once: whether :meth:`tell` writes; else somebody does it for many trials at once.
+        flushes: whether each report is sent at once; a pool sends the reports of its trials together instead.
     """
 
     def __init__(
@@ -40,31 +40,31 @@ class HeldTrial:
         *,
         device: str,
         stop: threading.Event,
-        tells_at_once: bool,
+        flushes: bool,
     ) -> None:
         self._storage = storage
         self.device = device
         self.lease = lease
         self.checkpoints = checkpoints
         self._stop = stop
-        self._tells_at_once = tells_at_once
+        self._tells_at_once = flushes
         self._pending: Changes | None = None
-        #: What went wrong with the trial where nothing may be raised for it.
+        #: The first error of the trial while it trained beside others, which must not see it.
         self.error: BaseException | None = None
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the worker stops, the study is paused or stopped, or the trial is over."""
+        """Whether to stop at this step: the worker stops, the study is paused or stopped, or the trial is over."""
         return self._stop.is_set() or self.lease.interrupted or self.is_over
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the trial should be left: see :attr:`is_stopping`; or something is wrong with it."""
+        """Whether the objective should stop: :attr:`is_stopping`, or the trial has an :attr:`error`."""
         return self.is_stopping or self.error is not None
 
     @contextmanager
-    def keeping_errors(self) -> Iterator[None]:
-        """Keep what is raised: it ends this trial, when the objective looks, and no other one."""
+    def capturing_errors(self) -> Iterator[None]:
+        """Store what the block raises in :attr:`error`: it ends this trial, and none that trains beside it."""
         try:
             yield
         except (Exception, Interrupted) as error:
@@ -72,41 +72,49 @@ class HeldTrial:
 
     @property
     def is_over(self) -> bool:
-        """Whether the trial was cancelled, or is no longer this worker's."""
+        """Whether the trial was cancelled or its lease lost."""
         return self.lease.cancelled or self.lease.lost
 
     def agree(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
-        """The distribution under which the study stores a parameter; a database that is away is not waited for."""
+        """The distribution under which the study stores a parameter.
+
+        An outage must not stop the training: without an answer it is the given one.
+        """
         try:
             return self._storage.agree(self.lease.claim.study_id, name, distribution)
         except StorageUnreachable:
             return distribution
 
     def put_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Have the metrics of a step written with what is told next."""
+        """Buffer the metrics of a step, to be sent with its report.
+
+        Raises:
+            ValueError: a name that no table can store.
+        """
         for name in metrics:
             check_name("metric", name)
         for name, value in metrics.items():
             self.lease.put("metrics", {"step": step, "name": name, "value": strict(value)})
 
-    def tell(self, step: int) -> None:
-        """Tell the database of a step; see :meth:`studies.worker.lease.Lease.settle`."""
-        self.lease.note(step)
+    def flush(self, step: int) -> None:
+        """End a step: its report and metrics are sent, by this call or by the pool."""
+        self.lease.set_step(step)
         if self._tells_at_once:
-            self.lease.tell()
+            self.lease.flush()
 
     def save(self, step: int, state: Callable[[], bytes]) -> None:
-        """Keep a checkpoint if one is due, or if the trial is about to be given back.
+        """Save a checkpoint if one is due, or if the trial is about to be requeued.
 
-        Not one that is ahead of what the database was told: who went on from there would never report
-        the steps between.
+        A checkpoint is never ahead of the reports in the database: a worker that restores it would not report the
+        steps between.
         """
         if self.is_over or self.error or not (self.is_stopping or self.checkpoints.is_due):
             return
-        if not self.lease.is_told():
-            self.lease.tell()
-        if not self.lease.is_told():
-            log.warning("trial %d: no checkpoint at step %d: the database is away", self.lease.claim.number, step)
+        if not self.lease.is_flushed():
+            self.lease.flush()
+        if not self.lease.is_flushed():
+            number = self.lease.claim.number
+            log.warning("trial %d: no checkpoint at step %d: the database is unreachable", number, step)
             return
         try:
             self.checkpoints.save(step, state)
@@ -114,7 +122,7 @@ class HeldTrial:
             self.lease.lose()
 
     def restore(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; waits for a database that is away.
+        """The newest intact checkpoint; waits while the database is unreachable.
 
         Raises:
             Interrupted: the worker was asked to stop meanwhile.
@@ -123,23 +131,28 @@ class HeldTrial:
             try:
                 return self.checkpoints.restore()
             except StorageUnreachable:
+                # Starting afresh would throw away hours of training for an outage of seconds.
                 if self._stop.wait(1.0):
                     raise Interrupted from None
 
-    def give_back(self) -> bool:
-        """Give the trial back, with what there is to tell of it. Returns whether it is no longer held."""
+    def requeue(self) -> bool:
+        """Requeue the trial, with everything pending.
+
+        Returns:
+            Whether the trial is no longer leased; ``False`` where the database is unreachable.
+        """
         if self._pending is None:
             self._pending = self.lease.close()
         while not self.lease.lost:
             try:
-                self._storage.leases.give_back(self.lease.claim, self._pending)
+                self._storage.leases.requeue(self.lease.claim, self._pending)
                 return True
-            except Refused as error:  # the next attempt meets it again, and FAILs for it
-                log.warning("trial %d is requeued without what it had to tell: %s", self.lease.claim.number, error)
+            except Refused as error:  # requeue all the same: the next attempt meets the refusal again, and FAILs
+                log.warning("trial %d is requeued without its last reports: %s", self.lease.claim.number, error)
                 self._pending = {}
             except StorageUnreachable as error:
                 log.warning(
-                    "trial %d could not be given back (%s): others take it when its lease runs out",
+                    "trial %d could not be requeued (%s): other workers get it when its lease expires",
                     self.lease.claim.number,
                     error,
                 )

@@ -1,4 +1,4 @@
-"""Why a study is over, in words, and what lets it go on."""
+"""Stop reasons: why a study has ended, in words, and the command that continues it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BY_HAND: Final = "by hand"
 #: The error of a trial that a person cancelled; the database writes it as well.
 CANCELLED: Final = "cancelled"
 
-#: By the reason that the database gives.
-END_WORDS: Final = {
+#: Reason in the database → words.
+STOP_REASONS: Final = {
     "complete": "the budget is spent",
     "failures": "stopped after too many failed trials",
     "timeout": "stopped: time limit reached",
@@ -28,7 +28,7 @@ END_WORDS: Final = {
     "deleted": "the study was deleted",
 }
 
-#: What `extend` must change for each reason; `resume` undoes every other one.
+#: Reason → options of `extend` that continue the study; `resume` continues after every other reason.
 EXTENSIONS: Final = {
     "complete": "--trials +1",
     "failures": "--max-failures +10",
@@ -38,20 +38,24 @@ EXTENSIONS: Final = {
 
 
 def way_on(study: str, ended: str) -> str:
-    """The command that lets a study go on that has ended for the reason ``ended``."""
+    """The command that continues a study with the stop reason ``ended``."""
     if ended in EXTENSIONS:
         return f"{command('extend', study)} {EXTENSIONS[ended]}"
     return command("resume", study)
 
 
 def failure_of(trial: FrozenTrial) -> str | None:
-    """The error of a trial that failed by itself; ``None`` of one that did not fail, was cancelled, or gave none."""
+    """The error of a failed trial; ``None`` if it did not fail, was cancelled, or has no error."""
     error = trial.user_attrs.get("error")
     return str(error) if trial.state.name == "FAIL" and error not in (None, CANCELLED) else None
 
 
 def require_open(now: Status) -> None:
-    """Raise :exc:`StorageError`, with the way on, where the study has ended."""
+    """Refuse a study that has ended.
+
+    Raises:
+        StorageError: with the stop reason, and the command that continues the study.
+    """
     if now.ended:
-        words = END_WORDS.get(now.ended, now.ended)
+        words = STOP_REASONS.get(now.ended, now.ended)
         raise StorageError(f"study {now.study!r} has ended: {words}; go on with: {way_on(now.study, now.ended)}")

@@ -1,7 +1,7 @@
-"""The trials that a process knows, so that no call reads what has not changed.
+"""The trials that a process knows: no call reads a trial again that has not changed.
 
-They are the trials that it read, until the database says that one has changed, and the running ones that it began
-or holds, which by Optuna's contract nobody else writes to.
+These are a cache of all trials that were read, and the running trials that this process created or claimed. The latter
+are never read again: by Optuna's contract no other process writes to them.
 """
 
 from __future__ import annotations
@@ -20,54 +20,55 @@ from studies.errors import StorageUnreachable
 from studies.storage import pages
 from studies.storage.database import Database
 from studies.storage.records import Change
-from studies.storage.trials import TrialCache, changed
+from studies.storage.trial_cache import TrialCache
+from studies.storage.trials import changed
 
-#: Seconds for which what was read for a worker's trial is not read again. With Hyperband, TPE reads all trials
-#: once for each parameter; and steps as short as this are not pruned by what happened in between.
+#: Seconds for which a worker's cache counts as fresh. With Hyperband, TPE reads all trials once per parameter, and each
+#: read would be a statement. A pruner misses at most what others reported in this time.
 FRESH_SECONDS = 0.05
 
 Rows = list[dict[str, Any]]
 
 
 class Writer(Protocol):
-    """Who writes to a trial that is held by a lease."""
+    """Writes to a leased trial, such as :class:`studies.worker.lease.Lease`."""
 
     def put(self, kind: str, change: Change) -> None:
-        """Have one of params, reports, user_attrs, system_attrs or metrics written, soon."""
+        """Buffer a change of ``kind``: params, reports, user_attrs, system_attrs or metrics."""
 
     def finish(self, state: TrialState, values: Sequence[float] | None) -> None:
-        """Have the result written with what is told next, and all that was put before."""
+        """Buffer the result, to be written with all changes that were put before."""
 
 
 class KnownTrials:
-    """The trials of all studies, as far as this process knows them. For any number of threads."""
+    """The trials of all studies, as far as this process knows them. Thread-safe."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.RLock()
         self._caches: dict[int, TrialCache] = {}  # by study
-        # The running trials that this process began, by id, and the study of each.
+        # The running trials that this process created or claimed, by id, and the study of each.
         self._own: dict[int, FrozenTrial] = {}
         self._study_of: dict[int, int] = {}
         self._writers: dict[int, Writer] = {}
-        self._fresh: dict[int, float] = {}  # studies whose trials need not be read again, until when
+        self._fresh: dict[int, float] = {}  # study → until when its cache counts as fresh (monotonic clock)
 
     # Own trials
 
     def own(self, trial_id: int) -> FrozenTrial | None:
-        """A running trial of this process's, as it is; ``None`` where it is another's."""
+        """A running trial of this process; ``None`` if it is another's."""
         return self._own.get(trial_id)
 
     def own_studies(self) -> set[int]:
-        """The ids of the studies of which this process runs a trial."""
+        """The ids of the studies with a running trial of this process."""
         return set(self._study_of.values())
 
     def writer(self, trial_id: int) -> Writer | None:
-        """Who writes to this trial, if this process holds it by a lease."""
+        """The writer of this trial; ``None`` if this process has no lease on it."""
         return self._writers.get(trial_id)
 
-    def keep(self, study_id: int, trial: FrozenTrial) -> None:
-        """This process runs ``trial``, which is like this now."""
+    def put(self, study_id: int, trial: FrozenTrial) -> None:
+        """Store the current state of a running trial of this process."""
         with self._lock:
             self._own[trial._trial_id], self._study_of[trial._trial_id] = trial, study_id
             cache = self._cache(study_id)
@@ -75,22 +76,22 @@ class KnownTrials:
                 cache.put(trial)
 
     def change(self, trial_id: int, field: str, key: Any, value: Any) -> None:
-        """``field[key]`` of an own trial was written to be ``value``."""
+        """Set ``field[key]`` of an own trial to ``value``, which was just written."""
         with self._lock:
             if trial := self._own.get(trial_id):
-                self.keep(self._study_of[trial_id], changed(trial, field, key, value))
+                self.put(self._study_of[trial_id], changed(trial, field, key, value))
 
-    def hold(self, study_id: int, trial_id: int, writer: Writer) -> None:
-        """From now on ``writer`` writes to this trial, which was read when it was claimed."""
+    def attach(self, study_id: int, trial_id: int, writer: Writer) -> None:
+        """Own a claimed trial, and send its writes through ``writer``. The claim has put it into the cache."""
         with self._lock:
             trial = self._cache(study_id).get(trial_id)
             assert trial is not None
-            self.keep(study_id, trial)
+            self.put(study_id, trial)
             self._writers[trial_id] = writer
             self._note_fresh(study_id)
 
     def release(self, trial_id: int) -> None:
-        """The trial is no longer this process's: it is read again when it is next looked at."""
+        """Own a trial no longer: the next read asks the database."""
         with self._lock:
             self._writers.pop(trial_id, None)
             self._own.pop(trial_id, None)
@@ -100,7 +101,7 @@ class KnownTrials:
                 self._caches[study_id].forget(trial_id)
 
     def forget_study(self, study_id: int) -> None:
-        """The study was deleted."""
+        """Forget a deleted study."""
         with self._lock:
             self._caches.pop(study_id, None)
             for trial_id in [trial_id for trial_id, of in self._study_of.items() if of == study_id]:
@@ -109,36 +110,38 @@ class KnownTrials:
     # All trials of a study
 
     def distribution(self, study_id: int, name: str) -> BaseDistribution | None:
-        """That of a parameter, as the first trial that was read has it."""
+        """The distribution of a parameter in the first trial that was read; ``None`` if no trial has it."""
         return self._cache(study_id).distributions.get(name)
 
     def distribution_of(self, trial_id: int, name: str) -> BaseDistribution | None:
-        """Likewise, in the study of an own trial."""
+        """The same, in the study of an own trial."""
         return self.distribution(self._study_of[trial_id], name)
 
     def last_read(self, study_id: int) -> list[FrozenTrial]:
-        """The trials as they were last read. The list is the caller's."""
+        """The trials as last read, without a statement. The caller may change the list."""
         with self._lock:
             return self._cache(study_id).select(None)
 
     def read(self, study_id: int, states: Container[TrialState] | None) -> list[FrozenTrial]:
-        """The trials in these states as they are, by number; all for ``None``. The list is the caller's."""
+        """The current trials in these states, by number; all for ``None``. The caller may change the list."""
         with self._lock:
             if time.monotonic() > self._fresh.get(study_id, 0.0):
                 self._refresh(study_id)
             return self._cache(study_id).select(states)
 
     def ask(self, statement: str, study_id: int, **parameters: Any) -> Rows:
-        """Send a statement that answers with the trials that changed since they were last read, each with its
-        ``snapshot``, and learn them; or with one row that has none, from which there is nothing to learn."""
+        """Send a statement that returns the trials that changed since the last read, and update the cache.
+
+        Each of its rows has a ``snapshot``; a row without one is no trial, and is only returned.
+        """
         with self._lock:
             while True:
                 cache, losses = self._cache(study_id), self._database.losses
                 if not cache.is_read or (cache.losses != losses and len(cache) >= pages.PAGE):
                     cache = self._caches[study_id] = self._read_all(study_id, losses)
                 elif cache.losses != losses:
-                    # All of it comes with this one answer. Were it read before, a line on which each third answer is
-                    # lost could make this go on for ever.
+                    # A small study comes whole with this one answer. Reading it first, in a statement of its own,
+                    # might never end on a network that loses every third answer.
                     cache = self._caches[study_id] = TrialCache(losses, is_read=True)
                 question = cache.question(self._own)
                 rows = self._database.rows(statement, study_id=study_id, **parameters, **question)
@@ -152,12 +155,12 @@ class KnownTrials:
         except StorageUnreachable:
             if not self._writers:
                 raise
-            return  # an outage must not stop a training: what is known of the others will do to prune it
+            return  # an outage must not stop a training: the pruner uses the trials of the last read
         self._note_fresh(study_id)
 
     def _read_all(self, study_id: int, losses: int) -> TrialCache:
-        """Read a study's trials for the first time, a page at a time."""
-        # The snapshot comes first: what changes while the pages are read is asked for again.
+        """Read all trials of a study, page by page."""
+        # The snapshot before the pages: trials that change meanwhile are then read again by the next statement.
         (row,) = self._database.rows("trial_ids", study_id=study_id)
         cache = TrialCache(losses, snapshot=row["snapshot"], is_read=True)
         with _no_collections():
@@ -166,7 +169,7 @@ class KnownTrials:
         return cache
 
     def _note_fresh(self, study_id: int) -> None:
-        """The trials of a study were just read. Only a worker's trial is content with that for a while."""
+        """Mark the cache as fresh for a while. Only in a worker: a person expects every read to be current."""
         if self._writers:
             self._fresh[study_id] = time.monotonic() + FRESH_SECONDS
 
@@ -176,7 +179,7 @@ class KnownTrials:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Switch the garbage collector off: what is read here stays, and each of its walks over that finds nothing."""
+    """Disable the garbage collector: it would walk over 50,000 new trials again and again, and find no garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Results that wait on the local disk while the database is away."""
+"""Pending results: results on the local disk while the database is unreachable."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from studies.worker.refusals import NO_REFUSALS, Refusal, fail_refused
 
 log = logging.getLogger(__name__)
 
-#: How the name of a file ends that holds what the database refused.
+#: Suffix of a file with a change that the database refused.
 REFUSED = ".refused"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptResult:
-    """The result of a trial, with what else it has to tell."""
+class PendingResult:
+    """The result of a trial, with its other pending changes."""
 
     claim: Claim
     state: str
@@ -32,34 +32,34 @@ class KeptResult:
     changes: Mapping[str, Sequence[Change]]
 
 
-class Results:
-    """The results of one study's trials in one directory of this machine.
+class PendingResults:
+    """The pending results of one study in a directory of this machine.
 
     Args:
-        directory: made when it is needed.
-        study: the study's unique id: results are told to no other database.
+        directory: created with the first result.
+        study: the study's unique id: another database may have a study of the same name.
     """
 
     def __init__(self, directory: Path, study: str) -> None:
         self._directory = directory / study
 
-    def keep(self, result: KeptResult) -> Path | None:
-        """Write a result so that not even a power cut loses it.
+    def save(self, result: PendingResult) -> Path | None:
+        """Write a result that survives a power cut.
 
         Returns:
-            Its file; ``None`` where none can be written, which is logged: the result is then only in memory.
+            Its file; ``None`` if the disk refuses it, which is logged: the result is then only in memory.
         """
         file = self._write(f"{result.claim.trial_id}-{result.claim.epoch}.json", asdict(result))
         if file:
-            log.info("trial %d: its result waits for the database in %s", result.claim.number, file)
+            log.info("trial %d: the result is pending in %s", result.claim.number, file)
         return file
 
-    def put_aside(self, claim: Claim, refusals: Sequence[Refusal]) -> None:
-        """Write what the database refused of a trial, for a person to look at; `studyhall doctor` finds it."""
+    def save_refusals(self, claim: Claim, refusals: Sequence[Refusal]) -> None:
+        """Write the refused changes of a trial to files, which `studyhall doctor` lists."""
         for refusal in refusals:
             name = f"{claim.trial_id}-{claim.epoch}-{uuid.uuid4().hex[:8]}{REFUSED}"
             file = self._write(name, {"claim": asdict(claim), "refused": asdict(refusal)})
-            log.warning("trial %d fails: %s; it is put aside in %s", claim.number, refusal, file or "no file")
+            log.warning("trial %d fails: %s; the refused data is in %s", claim.number, refusal, file or "no file")
 
     def _write(self, name: str, content: Mapping[str, Any]) -> Path | None:
         file = self._directory / name
@@ -71,49 +71,50 @@ class Results:
                 handle.flush()
                 os.fsync(handle.fileno())
             beside.replace(file)
+            # A rename survives a power cut once its folder is synced; a new folder, once the folder above it is.
             for folder in (self._directory, self._directory.parent):
                 _sync(folder)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            log.warning("%s can't be written, so that what it would hold is in memory alone: %s", file, error.strerror)
+            log.warning("%s can't be written, its content is in memory only: %s", file, error.strerror)
             return None
         return file
 
-    def tell(self, storage: PostgresStorage) -> None:
-        """Tell the database the results that an earlier worker could not.
+    def send(self, storage: PostgresStorage) -> None:
+        """Send the pending results of earlier workers, and delete their files.
 
         Raises:
-            StorageUnreachable: it is away; the results stay.
+            StorageUnreachable: the results stay pending.
         """
         for file in sorted(self._directory.glob("*.json")):
             try:
                 result = _read(file)
                 self._finish(storage, result)
-                log.info("trial %d: told the result that had waited in %s", result.claim.number, file)
+                log.info("trial %d: sent the pending result in %s", result.claim.number, file)
             except FileNotFoundError:
-                continue  # told by another worker
+                continue  # sent by another worker of this machine
             except LeaseLost:
-                log.warning("%s: the result came too late: others have run the trial", file)
+                log.warning("%s: the result came too late: another worker ran the trial", file)
             except StorageUnreachable:
                 raise
             except (StorageError, ValueError, KeyError, TypeError) as error:
-                log.warning("%s: no result that can be told: %s", file, error)
+                log.warning("%s: not a legal result: %s", file, error)
                 file.replace(file.with_suffix(REFUSED))
                 continue
             file.unlink(missing_ok=True)
 
-    def _finish(self, storage: PostgresStorage, result: KeptResult) -> None:
+    def _finish(self, storage: PostgresStorage, result: PendingResult) -> None:
         try:
             storage.leases.finish(result.claim, result.state, result.values, result.changes)
         except NO_REFUSALS:
             raise
         except StorageError as error:
-            self.put_aside(result.claim, fail_refused(storage, result.claim, result.changes, error))
+            self.save_refusals(result.claim, fail_refused(storage, result.claim, result.changes, error))
 
 
-def _read(file: Path) -> KeptResult:
+def _read(file: Path) -> PendingResult:
     data: dict[str, Any] = json.loads(file.read_text())
-    return KeptResult(**{**data, "claim": Claim(**data["claim"])})
+    return PendingResult(**{**data, "claim": Claim(**data["claim"])})
 
 
 def _sync(directory: Path) -> None:

@@ -1,7 +1,7 @@
-"""What a person does to a study that runs: pause, resume, stop; cancel, enqueue and retry trials.
+"""The life cycle of studies and trials, as a person steers it: pause, resume, stop; cancel, enqueue, retry.
 
-All of it goes through the database. Workers learn of it with their trial's next step, or with their next look
-for a trial. What can't be done raises before anything is written.
+Everything goes through the database. A worker learns of it from the answer to its next report, heartbeat or claim. An
+illegal request raises before anything is written.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from studies.endings import BY_HAND, CANCELLED, EXTENSIONS, require_open
 from studies.errors import StorageError, command
 from studies.spec.script import OWN_ATTRIBUTES
+from studies.stop_reasons import BY_HAND, CANCELLED, EXTENSIONS, require_open
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -23,28 +23,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Enqueued:
-    """A trial that waits for a worker."""
+    """A new WAITING trial."""
 
     number: int
     params: Mapping[str, Any]
     is_checked: bool
-    """Whether anything is known of the parameters, by which they could be checked."""
+    """Whether the parameters were checked: against the space, or against those of earlier trials."""
     conditions: Mapping[str, str]
-    """The parameters that count only under a condition which the sampler decides."""
+    """Parameters that are used only if another one, which the sampler will draw, has a certain value."""
     has_room: bool
-    """Whether the budget has room for it beside what runs and waits already."""
+    """Whether the budget has room for the trial, beside those that run and wait."""
 
 
 def pause(storage: PostgresStorage, record: StudyRecord) -> bool:
-    """Let no trial run for now: the running ones are given back at their next step, and workers wait.
+    """Pause a study: its workers stay and wait, and no trial runs until :func:`resume`.
+
+    What happens to a running trial:
+
+    1. The answer to its next report or heartbeat says that the study is paused (``Lease.interrupted``).
+    2. ``trial.stop_requested`` becomes true, and at its next step the objective saves a checkpoint and raises
+       ``Interrupted``. If the objective ignores this, ``should_prune()`` or the next report raises it.
+    3. The worker requeues the trial: RUNNING → WAITING, with its number, parameters, reports and checkpoint.
+    4. After :func:`resume` any worker claims it and continues from the checkpoint.
 
     Returns:
-        Whether that is new.
+        Whether the study was not paused before.
 
     Raises:
-        StorageError: the study has ended, or was not made by studyhall.
+        StorageError: the study has ended, or stock Optuna made it.
     """
-    now = _status_of_ours(storage, record)
+    now = _steerable_status(storage, record)
     require_open(now)
     if not now.paused:
         storage.budgets.pause(record)
@@ -52,15 +60,15 @@ def pause(storage: PostgresStorage, record: StudyRecord) -> bool:
 
 
 def stop(storage: PostgresStorage, record: StudyRecord) -> bool:
-    """End the workers of a study: the running trials are given back at their next step.
+    """Stop a study: running trials are requeued at their next step, as by :func:`pause`, and the workers exit.
 
     Returns:
-        Whether that is new.
+        Whether the study was not stopped before.
 
     Raises:
-        StorageError: the study has ended otherwise, or was not made by studyhall.
+        StorageError: the study has ended for another reason, or stock Optuna made it.
     """
-    now = _status_of_ours(storage, record)
+    now = _steerable_status(storage, record)
     if now.ended == BY_HAND:
         return False
     require_open(now)
@@ -69,15 +77,15 @@ def stop(storage: PostgresStorage, record: StudyRecord) -> bool:
 
 
 def resume(storage: PostgresStorage, record: StudyRecord) -> bool:
-    """Let trials run again, after :func:`pause` or :func:`stop`, or after its objective stopped the study.
+    """Resume a study after :func:`pause` or :func:`stop`, or after its objective or sampler stopped it.
 
     Returns:
-        Whether that is new.
+        Whether the study did not run before.
 
     Raises:
-        StorageError: the study has ended in a way that only another budget undoes, or was not made by studyhall.
+        StorageError: the study has ended by its budget, which only `extend` changes, or stock Optuna made it.
     """
-    now = _status_of_ours(storage, record)
+    now = _steerable_status(storage, record)
     if now.ended in EXTENSIONS:
         require_open(now)
     if now.ended is None and not now.paused:
@@ -87,10 +95,10 @@ def resume(storage: PostgresStorage, record: StudyRecord) -> bool:
 
 
 def cancel(storage: PostgresStorage, record: StudyRecord, number: int) -> bool:
-    """End a trial, which becomes FAIL, with the error "cancelled", and counts as neither done nor failed.
+    """Cancel a trial: it becomes FAIL with the error "cancelled", and counts neither as finished nor as a failure.
 
     Returns:
-        Whether it has ended; else its worker ends it at its next step.
+        Whether the trial has ended; if not, its worker ends it at the next step.
 
     Raises:
         TrialNotFound: there is no such trial.
@@ -99,8 +107,8 @@ def cancel(storage: PostgresStorage, record: StudyRecord, number: int) -> bool:
     trial = storage.trial(record, number)
     if not trial.state.is_finished():
         storage.cancel(trial)
-        # A worker that is gone has no next step.
-        storage.leases.sweep(record)
+        # A dead worker has no next step: its expired lease ends the trial here.
+        storage.leases.requeue_expired(record)
         trial = storage.trial(record, number)
         if trial.user_attrs.get("error") == CANCELLED or not trial.state.is_finished():
             return trial.state.is_finished()
@@ -110,7 +118,7 @@ def cancel(storage: PostgresStorage, record: StudyRecord, number: int) -> bool:
 
 
 def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str]) -> Enqueued:
-    """Let a trial with chosen parameters wait; a worker takes it before it begins a new one.
+    """Add a WAITING trial with given parameters; workers claim it before they create a new one.
 
     Args:
         storage: where the study is.
@@ -118,7 +126,7 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
         texts: ``NAME=VALUE``, as :func:`studies.spec.params.read_params` takes them.
 
     Raises:
-        SpecError: a parameter is not one of the study's space; where that has none, not as the trials before had it.
+        SpecError: a parameter is not in the space; without a space, it differs from those of earlier trials.
         StorageError: the study has ended.
     """
     from studies.spec.params import open_conditions, read_params
@@ -126,7 +134,7 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
     from studies.storage.reader import StudyReader
 
     space = record.spec.space if record.spec else {}
-    if not space:  # the objective suggests for itself: what trials have had is what is known
+    if not space:  # the objective suggests for itself: only earlier trials show its parameters
         space = observed_space(StudyReader(storage, record).distributions())
     params = read_params(texts, space)
     now = storage.status(record)
@@ -142,14 +150,14 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
 
 
 def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
-    """Let a trial wait that has the parameters of the failed trial ``number``.
+    """Add a WAITING trial with the parameters of the failed trial ``number``.
 
     Returns:
         The number of the new trial.
 
     Raises:
         TrialNotFound: there is no such trial.
-        StorageError: it has not failed, or is retried already, or the study has ended.
+        StorageError: the trial did not fail or was retried before, or the study has ended.
     """
     trial = storage.trial(record, number)
     if trial.state.name != "FAIL":
@@ -162,7 +170,7 @@ def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
             )
     require_open(storage.status(record))
     history = [*_history(trial), number]
-    # As Optuna's RetryHeartbeatStaleTrialCallback, but without the pruner's notes, which are the failed trial's own.
+    # As Optuna's RetryHeartbeatStaleTrialCallback, but without the pruner's attributes: the new trial starts at step 0.
     return _add_waiting(
         storage,
         record,
@@ -185,13 +193,14 @@ def _add_waiting(storage: PostgresStorage, record: StudyRecord, **contents: Any)
     return storage.get_trial(storage.create_new_trial(record.study_id, template)).number
 
 
-def _status_of_ours(storage: PostgresStorage, record: StudyRecord) -> Status:
+def _steerable_status(storage: PostgresStorage, record: StudyRecord) -> Status:
+    # Stock Optuna's workers read neither pause nor stop.
     record.require_spec("its workers would not obey; end them where they run")
     return storage.status(record)
 
 
 def _history(trial: FrozenTrial) -> list[int]:
-    """The trials of which this one is a retry, the first one first."""
+    """The numbers of the trials that this one retries, the oldest first."""
     return list(trial.system_attrs.get("retry_history", []))
 
 
