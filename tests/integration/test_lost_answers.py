@@ -257,24 +257,23 @@ def test_every_method_of_the_storage_is_tried_here() -> None:
     assert public == CASES.keys() | SILENT
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("method", CASES)
-def test_a_broken_connection_changes_nothing_of_what(
-    method: str, when: When, proxy: Proxy, database: StorageURL
-) -> None:
+def test_a_broken_connection_changes_nothing_of_what(method: str, proxy: Proxy, database: StorageURL) -> None:
     case = CASES[method]
     with closing(PostgresStorage(proxy.url)) as storage:
         stage = set_up(storage)
         proxy.reset()
         result, statements = shown(case(stage)), list(proxy.statements)
         expected = contents(database)
-    for n in range(1, len(statements) + 1):
-        with closing(PostgresStorage(proxy.url)) as storage:
-            stage = set_up(storage)
-            (proxy.break_before if when == "before" else proxy.break_after)(n)
-            assert shown(case(stage)) == result, statements[n - 1]
-            assert proxy.fired
-            assert contents(database) == expected, statements[n - 1]
+    for n, statement in enumerate(statements, 1):
+        for break_connection in (proxy.break_before, proxy.break_after):
+            with closing(PostgresStorage(proxy.url)) as storage:
+                stage = set_up(storage)
+                break_connection(n)
+                where = f"{break_connection.__name__}: {statement}"
+                assert shown(case(stage)) == result, where
+                assert proxy.fired
+                assert contents(database) == expected, where
 
 
 def test_a_worker_whose_every_third_answer_is_lost_does_what_it_does_undisturbed(
