@@ -271,7 +271,6 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 LOADER = """
 import sys, json, os
 from pathlib import Path
-import sklearn.model_selection  # here, rather than in each child
 import torch
 import torchvision
 from objectives.data import load
