@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import mlflow.artifacts
@@ -36,6 +37,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning",
     "ignore::optuna.exceptions.ExperimentalWarning",
 )
+slow = partial(pytest.param, marks=pytest.mark.slow)
+"""A case that starts MLflow's server, or makes its tables anew, takes seconds."""
 #: Names of parameters, metrics and attributes.
 NAMES = [
     *("", ".", "..", "/", "../x", "a//b", "/abs", " ", "a\nb", "tab\t", "\x1b[31m", "(", "_x28_", "LR", "lr"),
@@ -84,7 +87,7 @@ def databases(separate_server: Server) -> Iterator[StorageURL]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["database", pytest.param("server", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["database", slow("server")])
 def client(request: pytest.FixtureRequest, databases: StorageURL) -> Iterator[MlflowClient]:
     """Of MLflow's database, and of a server on it, in turn."""
     uri = database_of(databases).sqlalchemy
@@ -349,7 +352,7 @@ def test_a_study_that_is_refused_keeps_no_other_one_out(
     assert runs_of(client, partly)[0].data.tags["studyhall.refused"] == "0"
 
 
-@pytest.mark.parametrize("suffix", [" of ours", "-ü\"x'100%", "n" * 30, "é" * 10, "x" * 23])
+@pytest.mark.parametrize("suffix", ["-ü\"x'100%", *(slow(end) for end in (" of ours", "n" * 30, "é" * 10, "x" * 23))])
 def test_a_database_of_any_name_has_mlflow_beside_it(separate_server: Server, suffix: str, tmp_path: Path) -> None:
     with separate_server.database() as url:
         named = replace(url, database=f"{url.database}"[: 63 - len(suffix.encode())] + suffix)
@@ -376,10 +379,10 @@ def test_a_database_of_any_name_has_mlflow_beside_it(separate_server: Server, su
 @pytest.mark.parametrize(
     ("schema", "options"),
     [
-        ("lab", "-csearch_path=lab"),
         ("My Lab", '-c search_path="My\\ Lab"'),
-        ("lab", "-c statement_timeout=60000 -c search_path=nowhere,lab"),
-        ("öl", "--search_path=öl -c lock_timeout=30s"),
+        slow("lab", "-csearch_path=lab"),
+        slow("lab", "-c statement_timeout=60000 -c search_path=nowhere,lab"),
+        slow("öl", "--search_path=öl -c lock_timeout=30s"),
     ],
 )
 def test_studies_in_a_schema_of_their_own_have_mlflow_beside_them(
