@@ -72,7 +72,7 @@ class Setup:
     """The directory where results wait while the database is away."""
     until_idle: float | None
     """Seconds without a trial after which the worker ends; ``None`` to end with its studies."""
-    slots: int | None
+    slots: int | None = None  # a supervisor that runs since before an upgrade does not know it
     """How many trials to train at once, where the objective can; ``None`` for what it chooses."""
 
 
