@@ -74,8 +74,8 @@ def hall(own: Own) -> Iterator[Hall]:
 def works(hall: Hall) -> bool:
     """Whether both sites show the study."""
     with suppress(OSError):
-        shown = ask(hall.dashboard, "GET", "/api/studies", timeout=5)
-        mirrored = ask(hall.mlflow, "GET", EXPERIMENTS, timeout=5)
+        shown = ask(hall.dashboard, "GET", "/api/studies", timeout=120)
+        mirrored = ask(hall.mlflow, "GET", EXPERIMENTS, timeout=120)
         return '"study_name": "s"' in shown.body and '"name":"s"' in "".join(mirrored.body.split())
     return False
 

@@ -23,7 +23,8 @@ OLD_ASSIGNMENT = '{"storage": "postgresql://box/db", "lease_seconds": 60.0}'
 OLD_MIRROR = '{"storage": "postgresql://box/db", "tracking": null, "artifacts": null, "studies": ["s"], "once": false}'
 OLD_SITE = (
     '{"site": "MLflow", "descriptor": 3, "storage": "postgresql://box/db", "tracking": null, "home": "home", "access":'
-    ' {"viewer_password": null, "admin_password": "word", "token": "t", "anybody": false, "role": "admin", "hosts": []}}'
+    ' {"viewer_password": null, "admin_password": "word", "token": "t", "anybody": false,'
+    ' "role": "admin", "hosts": []}}'
 )
 
 
