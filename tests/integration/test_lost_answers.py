@@ -7,7 +7,6 @@ had nothing happened, and the caller must get the same answer.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,10 +30,9 @@ from studies.storage.records import Claim, StudyRecord, Update
 from studies.storage.url import StorageURL
 from studies.storage.workers import Workers
 from studies.trial import Trial
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
 from tests.conftest import Server
 from tests.support.proxy import Proxy, When
+from tests.support.worker import worker_on
 
 UNIT = FloatDistribution(0, 1)
 EMPTY = (
@@ -301,15 +299,7 @@ def test_a_worker_whose_every_third_answer_is_lost_does_what_it_does_undisturbed
             storage.database.execute(EMPTY)
             record, _ = storage.create_study(spec("study"))
             storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
-            worker = Worker(
-                storage,
-                [Service(record=record, objective=objective)],
-                worker_id="w",
-                device="cpu",
-                lease_seconds=30,
-                results=tmp_path,
-                stop=threading.Event(),
-            )
+            worker = worker_on(storage, record, objective, tmp_path)
             assert worker.run() == "complete"
             return contents(database)
 
@@ -368,9 +358,7 @@ def test_what_a_crashed_server_has_lost_of_a_running_trial_is_told_again(
         storage.database.execute(EMPTY)
         data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 1}}
         record, _ = storage.create_study(StudySpec.from_dict(data))
-        service = Service(record=record, objective=objective)
-        stop = threading.Event()
-        Worker(storage, [service], worker_id="w", device="cpu", lease_seconds=30, results=tmp_path, stop=stop).run()
+        worker_on(storage, record, objective, tmp_path).run()
         [trial] = storage.trials(record)
         assert trial.state == TrialState.COMPLETE
         assert trial.params == {"x": trial.value}
