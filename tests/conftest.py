@@ -18,7 +18,7 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.embedded.server import EmbeddedServer
 from studies.storage.url import StorageURL
-from tests.support.postgres import DEBIAN_15, start_postgres
+from tests.support.postgres import DEBIAN_15, SCRATCH, start_postgres
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,35 +58,34 @@ class Server:
             tables: whether it has Studyhall's tables; otherwise it is empty.
         """
         name = f"test_{uuid.uuid4().hex}"
-        self._execute(f"create database {name} template {self._template if tables else 'template1'}")
+        self.execute(f"create database {name} template {self._template if tables else 'template1'} strategy file_copy")
         try:
             yield replace(self.url, database=name)
         finally:
-            self._execute(f"drop database {name} with (force)")
-            self._execute(f"drop database if exists {name}_mlflow with (force)")  # that of its mirror
+            mirrored = f"drop database if exists {name}_mlflow with (force)"
+            self.execute(f"drop database {name} with (force)", mirrored)
 
     @cached_property
     def _template(self) -> str:
         """A database with the tables, to copy: making them takes ten times as long."""
         name = f"template_{uuid.uuid4().hex}"
-        self._execute(f"create database {name}")
+        self.execute(f"create database {name}")
         PostgresStorage(replace(self.url, database=name)).close()
         return name
 
-    def _execute(self, sql: str) -> None:
-        connection = psycopg2.connect(**self.url.libpq)
-        try:
+    def execute(self, *statements: str) -> None:
+        """Send statements as its superuser, each in a transaction of its own."""
+        with closing(psycopg2.connect(**self.url.libpq)) as connection, connection.cursor() as cursor:
             connection.autocommit = True
-            connection.cursor().execute(sql)
-        finally:
-            connection.close()
+            for statement in statements:
+                cursor.execute(statement)
 
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Path]:
     """A home of Studyhall's for the tests of one process: its embedded server, its data directory."""
     # Not tmp_path: as root the server's own account has to reach it.
-    folder = Path(tempfile.mkdtemp(prefix="studyhall-home-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="studyhall-home-", dir=SCRATCH))
     folder.chmod(0o755)
     yield folder
     EmbeddedServer(folder).stop(force=True)
@@ -96,9 +95,11 @@ def home() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def embedded_server(home: Path) -> Iterator[Server]:
     """The embedded PostgreSQL 18."""
-    server = EmbeddedServer(home)
-    yield Server(server.start())
-    server.close()
+    embedded = EmbeddedServer(home)
+    server = Server(embedded.start())
+    server.execute("alter system set fsync = off", "select pg_reload_conf()")  # no test cuts the power
+    yield server
+    embedded.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""How any text becomes one that MLflow takes, and how to get it back. README.md states the rule for users.
+"""How any text becomes one that MLflow takes, and how to get it back. docs/mirror.md states the rule for users.
 
 1. Text that MLflow takes stays as it is.
 2. A character that MLflow refuses becomes ``_xHH_``, its code point in hexadecimal: two digits for printable

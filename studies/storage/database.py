@@ -14,10 +14,11 @@ import select
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any, Final
 
 import psycopg2
@@ -69,10 +70,23 @@ _ERRORS: dict[str | None, type[StorageError]] = {
 @cache
 def statements() -> dict[str, str]:
     """The text of each statement in ``sql/*.sql``, by name."""
+    return read_statements((resources.files("studies.storage") / "sql").iterdir())
+
+
+def read_statements(files: Iterable[Traversable]) -> dict[str, str]:
+    """The text of each statement in SQL files, by the name in the line ``-- name: …`` before it.
+
+    Raises:
+        ValueError: two statements have one name.
+    """
     found: dict[str, str] = {}
-    for file in (resources.files("studies.storage") / "sql").iterdir():
+    file_of: dict[str, str] = {}
+    for file in files:
         parts = re.split(r"^-- name: (\w+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        found |= dict(zip(parts[1::2], parts[2::2], strict=True))
+        for name, text in zip(parts[1::2], parts[2::2], strict=True):
+            if name in found:
+                raise ValueError(f"statement {name!r} is in {file_of[name]} and again in {file.name}: rename one")
+            found[name], file_of[name] = text, file.name
     return found
 
 

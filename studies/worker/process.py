@@ -73,7 +73,7 @@ class Setup:
     """The directory for pending results."""
     until_idle: float | None
     """Seconds without a trial after which the worker ends; ``None`` to end with its studies."""
-    slots: int | None
+    slots: int | None = None  # a supervisor from before an upgrade does not know it
     """How many trials to train at once, if the objective can; ``None`` lets the objective choose."""
 
 

@@ -25,7 +25,7 @@ from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.conftest import ROOT
 from tests.support.pgbouncer import start_pgbouncer
-from tests.support.postgres import DEBIAN_15, Postgres, start_postgres
+from tests.support.postgres import DEBIAN_15, SCRATCH, Postgres, start_postgres
 from tests.support.waiting import eventually
 
 SCRIPT = '''
@@ -253,7 +253,7 @@ def new_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def own_postgres(parent: Path = Path("/tmp")) -> Iterator[Postgres]:
+def own_postgres(parent: Path = SCRATCH) -> Iterator[Postgres]:
     """A server that may be killed: Debian's 15 where it is installed, else the wheel's 18."""
     with start_postgres(DEBIAN_15 if DEBIAN_15.is_dir() else None, parent=parent) as postgres:
         yield postgres

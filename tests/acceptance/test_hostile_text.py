@@ -23,7 +23,7 @@ HALF = "half \ud83d"
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 LOCALES = (
     {},
-    {"LC_ALL": "C", "LANG": "C"},
+    pytest.param({"LC_ALL": "C", "LANG": "C"}, marks=pytest.mark.slow),
     pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
     pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
 )

@@ -182,7 +182,7 @@ def test_an_outage_shorter_than_the_lease_interrupts_nothing(server: Server, sec
         ended = time.time()
         server.come_back()
         told = reports(server)
-        eventually(lambda: reports(server) > told + workers, "new reports", seconds=5)
+        eventually(lambda: reports(server) > told + workers, "new reports", seconds=30)
         assert pids(fleet) == before
         during = Counter(e["pid"] for e in fleet.entries("trained") if began < e["at"] < ended)
         # A report waits for a second, and a checkpoint may, too; then training goes on. In two seconds it may not.
@@ -223,7 +223,7 @@ def test_a_worker_that_is_asked_to_stop_during_an_outage_ends_at_once(server: Se
         workers = fleet.workers()
         for worker in workers:
             worker.send_signal(signal.SIGTERM)
-        eventually(lambda: all(has_ended(worker) for worker in workers), "both have ended", seconds=5)
+        eventually(lambda: all(has_ended(worker) for worker in workers), "both have ended", seconds=30)
         server.come_back()
         fleet.supervisors[0].wait(timeout=GUARD)
         assert "| died: " not in fleet.output

@@ -24,7 +24,7 @@ from studies.serve.sites import listen
 from studies.storage.embedded.server import EmbeddedServer
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
-from tests.support.postgres import free_port
+from tests.support.postgres import SCRATCH, free_port
 from tests.support.sites import COMMAND, Hall, ask, mlflow_database, serving, surroundings
 from tests.support.waiting import eventually
 
@@ -51,7 +51,7 @@ class Own:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     # Not the home that the tests share: this server is killed.
-    home = Path(tempfile.mkdtemp(prefix="studyhall-home-", dir="/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="studyhall-home-", dir=SCRATCH))
     home.chmod(0o755)
     server = EmbeddedServer(home)
     try:
@@ -74,8 +74,8 @@ def hall(own: Own) -> Iterator[Hall]:
 def works(hall: Hall) -> bool:
     """Whether both sites show the study."""
     with suppress(OSError):
-        shown = ask(hall.dashboard, "GET", "/api/studies", timeout=5)
-        mirrored = ask(hall.mlflow, "GET", EXPERIMENTS, timeout=5)
+        shown = ask(hall.dashboard, "GET", "/api/studies", timeout=120)
+        mirrored = ask(hall.mlflow, "GET", EXPERIMENTS, timeout=120)
         return '"study_name": "s"' in shown.body and '"name":"s"' in "".join(mirrored.body.split())
     return False
 

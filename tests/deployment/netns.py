@@ -237,7 +237,7 @@ def answers(url: StorageURL) -> bool:
 
 
 def wait(condition: object, what: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     assert callable(condition)
     while not condition():
         assert time.monotonic() < deadline, f"no sign of {what}"

@@ -126,13 +126,13 @@ def test_an_array_finishes_a_study_exactly_however_it_is_interrupted(shell: Shel
     def steps() -> Counter[str]:
         return Counter(each["task"] for each in diary(shell))
 
-    wait_until(lambda: len(steps()) == 4 and min(steps().values()) >= 3, 50, "each task is in its first trial")
+    wait_until(lambda: len(steps()) == 4 and min(steps().values()) >= 3, 120, "each task is in its first trial")
     assert len(status(shell, study)["workers"]) == 4
     slurm("scontrol", "requeue", f"{job}_0")
     slurm("scancel", "--batch", "--signal=USR1", f"{job}_1")
     slurm("scancel", "--full", "--signal=TERM", f"{job}_2")
     # The one left is warned before its minute is over.
-    wait_until(lambda: states(job) == dict.fromkeys("013", "PENDING"), 70, "three tasks are queued again, one ended")
+    wait_until(lambda: states(job) == dict.fromkeys("013", "PENDING"), 120, "three tasks are queued again, one ended")
     assert status(shell, study)["trials"]["running"] == 0, "an interrupted task left its trial running"
     wait_until(lambda: not states(job), 600, "the study ends")
 
@@ -191,8 +191,8 @@ def test_a_printed_script_runs_as_printed(shell: Shell, study: str) -> None:
 
 def test_a_step_that_takes_longer_than_the_grace_is_cut_off_and_its_task_queued_again(shell: Shell, study: str) -> None:
     job = launch(shell, study, "--workers", "1", "--time", "1", STEP_SECONDS="300")
-    wait_until(lambda: set(states(job).values()) == {"RUNNING"}, 30, "the task runs")
-    wait_until(lambda: states(job) == {"0": "PENDING"}, 100, "the task is queued again")
+    wait_until(lambda: set(states(job).values()) == {"RUNNING"}, 120, "the task runs")
+    wait_until(lambda: states(job) == {"0": "PENDING"}, 120, "the task is queued again")
     trials = status(shell, study)["trials"]
     assert (trials["running"], trials["waiting"]) == (0, 1)
 
@@ -207,12 +207,12 @@ def test_cancel_ends_a_studys_jobs_and_nothing_else(shell: Shell, study: str, lo
     ]
     other = launch(shell, "other", "--workers", "1")
     try:
-        wait_until(lambda: len({each["task"] for each in diary(shell)}) >= 2, 60, "workers are at work")
-        wait_until(lambda: set(states(other).values()) == {"RUNNING"}, 60, "the other study's worker runs")
+        wait_until(lambda: len({each["task"] for each in diary(shell)}) >= 2, 120, "workers are at work")
+        wait_until(lambda: set(states(other).values()) == {"RUNNING"}, 120, "the other study's worker runs")
         done = shell.run("launch", "cancel", study)
         assert done.returncode == 0, done.stderr
         assert f"cancelled jobs {jobs[0]}, {jobs[1]} of study '{study}' (5 tasks)" in done.stderr
-        wait_until(lambda: not states(jobs[0]) and not states(jobs[1]), 60, "the jobs end")
+        wait_until(lambda: not states(jobs[0]) and not states(jobs[1]), 120, "the jobs end")
         storage = look()
         now = storage.status(storage.find_study(study))
         assert now.trials["running"] == 0

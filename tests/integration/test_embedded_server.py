@@ -24,6 +24,7 @@ from studies.errors import EmbeddedServerError
 from studies.storage.embedded.binaries import Account, account_for, find_binaries
 from studies.storage.embedded.server import EmbeddedServer, default_home
 from studies.storage.url import StorageURL
+from tests.support.postgres import SCRATCH
 from tests.support.waiting import eventually
 
 ROOT = os.geteuid() == 0
@@ -113,7 +114,7 @@ def pipe(stream: IO[str] | None) -> IO[str]:
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that the server's account can pass through, unlike pytest's own."""
-    path = Path(tempfile.mkdtemp(prefix="studyhall-test-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="studyhall-test-", dir=SCRATCH))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)

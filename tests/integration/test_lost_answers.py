@@ -7,7 +7,6 @@ had nothing happened, and the caller must get the same answer.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,10 +30,9 @@ from studies.storage.records import Claim, StudyRecord, Update
 from studies.storage.url import StorageURL
 from studies.storage.workers import Workers
 from studies.trial import Trial
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
 from tests.conftest import Server
 from tests.support.proxy import Proxy, When
+from tests.support.worker import worker_on
 
 UNIT = FloatDistribution(0, 1)
 EMPTY = (
@@ -257,24 +255,23 @@ def test_every_method_of_the_storage_is_tried_here() -> None:
     assert public == CASES.keys() | SILENT
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("method", CASES)
-def test_a_broken_connection_changes_nothing_of_what(
-    method: str, when: When, proxy: Proxy, database: StorageURL
-) -> None:
+def test_a_broken_connection_changes_nothing_of_what(method: str, proxy: Proxy, database: StorageURL) -> None:
     case = CASES[method]
     with closing(PostgresStorage(proxy.url)) as storage:
         stage = set_up(storage)
         proxy.reset()
         result, statements = shown(case(stage)), list(proxy.statements)
         expected = contents(database)
-    for n in range(1, len(statements) + 1):
-        with closing(PostgresStorage(proxy.url)) as storage:
-            stage = set_up(storage)
-            (proxy.break_before if when == "before" else proxy.break_after)(n)
-            assert shown(case(stage)) == result, statements[n - 1]
-            assert proxy.fired
-            assert contents(database) == expected, statements[n - 1]
+    for n, statement in enumerate(statements, 1):
+        for break_connection in (proxy.break_before, proxy.break_after):
+            with closing(PostgresStorage(proxy.url)) as storage:
+                stage = set_up(storage)
+                break_connection(n)
+                where = f"{break_connection.__name__}: {statement}"
+                assert shown(case(stage)) == result, where
+                assert proxy.fired
+                assert contents(database) == expected, where
 
 
 def test_a_worker_whose_every_third_answer_is_lost_does_what_it_does_undisturbed(
@@ -302,15 +299,7 @@ def test_a_worker_whose_every_third_answer_is_lost_does_what_it_does_undisturbed
             storage.database.execute(EMPTY)
             record, _ = storage.create_study(spec("study"))
             storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
-            worker = Worker(
-                storage,
-                [Service(record=record, objective=objective)],
-                worker_id="w",
-                device="cpu",
-                lease_seconds=30,
-                results=tmp_path,
-                stop=threading.Event(),
-            )
+            worker = worker_on(storage, record, objective, tmp_path)
             assert worker.run() == "complete"
             return contents(database)
 
@@ -369,9 +358,7 @@ def test_what_a_crashed_server_has_lost_of_a_running_trial_is_told_again(
         storage.database.execute(EMPTY)
         data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 1}}
         record, _ = storage.create_study(StudySpec.from_dict(data))
-        service = Service(record=record, objective=objective)
-        stop = threading.Event()
-        Worker(storage, [service], worker_id="w", device="cpu", lease_seconds=30, results=tmp_path, stop=stop).run()
+        worker_on(storage, record, objective, tmp_path).run()
         [trial] = storage.trials(record)
         assert trial.state == TrialState.COMPLETE
         assert trial.params == {"x": trial.value}

@@ -22,9 +22,8 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import SpecError
 from studies.spec.samplers import SAMPLERS
 from studies.storage.url import StorageURL
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
 from tests.conftest import Server
+from tests.support.worker import worker_on
 
 Objective = Callable[[Any], Any]
 INF = math.inf
@@ -45,14 +44,8 @@ def by_us(url: StorageURL, folder: Path, objectives: list[Objective], **spec: An
         def work(i: int) -> str:
             with closing(PostgresStorage(url)) as own:
                 own.workers.register([record], worker_id=f"{folder.name}-{i}", host="host", pid=i, device="cpu")
-                return Worker(
-                    own,
-                    [Service(record=record, objective=objectives[i])],
-                    worker_id=f"{folder.name}-{i}",
-                    device="cpu",
-                    lease_seconds=120,
-                    results=folder / str(i),
-                    stop=threading.Event(),
+                return worker_on(
+                    own, record, objectives[i], folder / str(i), worker_id=f"{folder.name}-{i}", lease_seconds=120
                 ).run()
 
         with ThreadPoolExecutor() as pool:

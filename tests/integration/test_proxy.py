@@ -129,27 +129,27 @@ def test_a_round_trip_takes_the_delay_twice(proxy: Proxy) -> None:
         for _ in range(5):
             run(connection, "select 1")
         taken = time.monotonic() - begin
-    assert 0.2 <= taken < 0.4
+    assert taken >= 0.2
 
 
 def test_connections_do_not_delay_one_another(proxy: Proxy, in_background: Callable[..., Future[Any]]) -> None:
     connections = [connect(proxy.url) for _ in range(4)]
-    proxy.delay = 0.05
+    proxy.delay = 1.0
     begin = time.monotonic()
     for future in [in_background(run, connection, "select 1") for connection in connections]:
         future.result()
     taken = time.monotonic() - begin
     for connection in connections:
         connection.close()
-    assert 0.1 <= taken < 0.3  # one after the other: 0.4
+    assert 2 <= taken < 6  # one after the other: 8
 
 
 def test_a_large_answer_is_delayed_once_not_piece_by_piece(proxy: Proxy) -> None:
     with closing(connect(proxy.url)) as connection:
-        proxy.delay = 0.1
+        proxy.delay = 1.0
         begin = time.monotonic()
         run(connection, "select repeat('x', 10000000)")  # over 150 pieces
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 120
 
 
 def test_broken_before_a_query_the_server_never_saw_it(database: StorageURL, proxy: Proxy) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,11 +18,10 @@ from studies.storage.limits import MAX_JSON, MAX_NAME
 from studies.storage.records import Claim
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Worker
 from studies.worker.pending_results import PendingResult, PendingResults
-from studies.worker.served_study import Service
 from tests.integration.test_lost_answers import CASES, contents, lose_reports, set_up, shown
 from tests.support.proxy import Proxy
+from tests.support.worker import worker_on
 
 pytestmark = pytest.mark.both_servers
 
@@ -98,15 +96,7 @@ def run(storage: PostgresStorage, tmp_path: Path) -> Run:
         data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 2}}
         record, _ = storage.create_study(StudySpec.from_dict(data))
         storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
-        worker = Worker(
-            storage,
-            [Service(record=record, objective=objective)],
-            worker_id="w",
-            device="cpu",
-            lease_seconds=30,
-            results=tmp_path,
-            stop=threading.Event(),
-        )
+        worker = worker_on(storage, record, objective, tmp_path)
         assert worker.run() == "complete"
         return tmp_path / str(record.uid)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -21,9 +20,8 @@ from studies.storage.backup import backup
 from studies.storage.database import Database
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
 from tests.conftest import Server
+from tests.support.worker import worker_on
 
 SPEC = {
     "name": "s",
@@ -116,15 +114,7 @@ def test_a_worker_runs_a_study_that_a_viewer_looks_at(url: StorageURL, users: di
     with closing(PostgresStorage(as_worker)) as storage:
         record, _ = storage.create_study(StudySpec.from_dict(SPEC))
         storage.workers.register([record], worker_id="w", host="h", pid=1, device="cpu")
-        worker = Worker(
-            storage,
-            [Service(record=record, objective=objective)],
-            worker_id="w",
-            device="cpu",
-            lease_seconds=30,
-            results=tmp_path,
-            stop=threading.Event(),
-        )
+        worker = worker_on(storage, record, objective, tmp_path)
         assert worker.run() == "complete"
         storage.workers.heartbeat("w")
         storage.workers.forget("w")

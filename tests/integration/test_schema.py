@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
@@ -23,8 +22,7 @@ from studies.storage import schema
 from studies.storage.records import Attempt
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
+from tests.support.worker import worker_on
 
 pytestmark = pytest.mark.both_servers
 
@@ -168,15 +166,7 @@ def test_an_upgrade_keeps_everything_and_the_study_goes_on(old_database: Storage
             trial.report(0.5, 1)
             return float(trial.params["x"])
 
-        worker = Worker(
-            storage,
-            [Service(record=record, objective=objective)],
-            worker_id="w",
-            device="cpu",
-            lease_seconds=30,
-            results=tmp_path,
-            stop=threading.Event(),
-        )
+        worker = worker_on(storage, record, objective, tmp_path)
         assert worker.run() == "complete"
         trials = storage.trials(record)
         assert [trial.state.name for trial in trials] == [

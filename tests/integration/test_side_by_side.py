@@ -25,11 +25,10 @@ from studies import PostgresStorage, StudySpec
 from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
 from tests.conftest import Server
 from tests.support.postgres import free_port
 from tests.support.waiting import eventually
+from tests.support.worker import worker_on
 
 pytestmark = pytest.mark.slow
 
@@ -85,15 +84,7 @@ def ours(url: StorageURL, record: StudyRecord, results: Path, gate: threading.Ev
 
     with closing(PostgresStorage(url)) as storage:
         storage.workers.register([record], worker_id="ours", host="host", pid=1, device="cpu")
-        return Worker(
-            storage,
-            [Service(record=record, objective=objective)],
-            worker_id="ours",
-            device="cpu",
-            lease_seconds=1,
-            results=results,
-            stop=threading.Event(),
-        ).run()
+        return worker_on(storage, record, objective, results, worker_id="ours", lease_seconds=1).run()
 
 
 def stock(url: StorageURL, *argv: str, time_zone: str = "UTC", stdin: str = "") -> str:

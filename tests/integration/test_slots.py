@@ -14,9 +14,8 @@ from optuna.trial import TrialState
 from studies import PostgresStorage, StudySpec, lifecycle
 from studies.storage.database import Database
 from studies.storage.records import StudyRecord
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
 from tests.support.pool import Pool, Steps
+from tests.support.worker import worker_on
 
 STEPS = 3
 STUDY = {
@@ -51,15 +50,8 @@ def run(storage: PostgresStorage, record: StudyRecord, tmp_path: Path) -> Run:
     def run(objective: Any, *, stop: threading.Event | None = None, slots: int | None = None) -> str:
         storage.workers.forget("w")
         storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
-        return Worker(
-            storage,
-            [Service(record=record, objective=objective)],
-            worker_id="w",
-            device="cpu",
-            slots=slots,
-            lease_seconds=30,
-            results=tmp_path / "results",
-            stop=stop or threading.Event(),
+        return worker_on(
+            storage, record, objective, tmp_path / "results", slots=slots, stop=stop or threading.Event()
         ).run()
 
     return run

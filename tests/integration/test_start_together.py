@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,9 +22,8 @@ from studies import PostgresStorage, StudySpec
 from studies.storage.database import MAX_CONNECTIONS
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
 from tests.conftest import Server
+from tests.support.worker import worker_on
 
 pytestmark = [pytest.mark.both_servers, pytest.mark.slow]
 
@@ -54,15 +52,7 @@ def begin_and_work(url: str, results: Path) -> tuple[int, bool, str]:
         record, is_new = storage.create_study(spec())
         worker_id = f"worker-{uuid.uuid4()}"
         storage.workers.register([record], worker_id=worker_id, host="host", pid=os.getpid(), device="cpu")
-        worker = Worker(
-            storage,
-            [Service(record=record, objective=objective)],
-            worker_id=worker_id,
-            device="cpu",
-            lease_seconds=30,
-            results=results,
-            stop=threading.Event(),
-        )
+        worker = worker_on(storage, record, objective, results, worker_id=worker_id)
         reason = worker.run()
         storage.workers.forget(worker_id)
     return record.study_id, is_new, reason

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -19,9 +18,8 @@ from studies import PostgresStorage, StudySpec
 from studies.cli import studyhall
 from studies.storage.url import StorageURL
 from studies.trial import Trial
-from studies.worker.loop import Worker
-from studies.worker.served_study import Service
 from tests.conftest import ROOT, Server
+from tests.support.worker import worker_on
 
 USERS = ("may_own", "may_work", "may_view", "stranger")
 OWNER, WORKER, VIEWER, STRANGER = USERS
@@ -151,15 +149,7 @@ def test_each_command_does_what_the_user_may_or_says_who_grants_it(
 
     with closing(PostgresStorage(replace(database, user=OWNER, password="p"))) as storage:
         record, _ = storage.create_study(StudySpec.from_dict(SPEC))
-        worker = Worker(
-            storage,
-            [Service(record=record, objective=objective)],
-            worker_id="w",
-            device="cpu",
-            lease_seconds=30,
-            results=tmp_path,
-            stop=threading.Event(),
-        )
+        worker = worker_on(storage, record, objective, tmp_path)
         assert worker.run() == "failures"
         storage.budgets.extend(record, max_failures=50)
 

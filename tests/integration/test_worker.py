@@ -27,6 +27,7 @@ from studies.worker.loop import Worker
 from studies.worker.pending_results import PendingResults
 from studies.worker.served_study import Service
 from tests.support.waiting import eventually
+from tests.support.worker import worker_on
 
 Run = Callable[..., str]
 
@@ -50,13 +51,13 @@ def run(storage: PostgresStorage, tmp_path: Path) -> Run:
         record, _ = storage.create_study(StudySpec.from_dict(data))
         storage.workers.forget("w")
         storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
-        return Worker(
+        return worker_on(
             storage,
-            [Service(record=record, objective=objective, script_sha256=script_sha256)],
-            worker_id="w",
-            device="cpu",
+            record,
+            objective,
+            tmp_path / "results",
+            script_sha256=script_sha256,
             lease_seconds=lease,
-            results=tmp_path / "results",
             stop=stop or threading.Event(),
             until_idle=until_idle,
         ).run()

@@ -103,7 +103,7 @@ def assert_same(storage: PostgresStorage, record: StudyRecord, client: MlflowCli
         assert run.info.run_name == f"trial {trial.number}"
         assert run.info.start_time == round(trial.datetime_start.timestamp() * 1000)
         assert run.data.tags["state"] == trial.state.name
-        assert {name: float(value) for name, value in run.data.params.items()} == trial.params
+        assert run.data.params == {name: str(value) for name, value in trial.params.items()}
         if trial.number in attempts:
             attempt = attempts[trial.number]
             tags = {"worker": attempt.worker, "host": attempt.host, "device": attempt.device}

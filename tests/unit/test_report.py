@@ -541,13 +541,12 @@ ODD: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("choices", ODD.values(), ids=ODD)
-def test_choices_of_any_type_are_drawn_in_every_plot(choices: list[Any]) -> None:
-    space = {"lr": SPACE["lr"], "odd": categorical(choices), "more": categorical(choices)}
+@pytest.mark.parametrize(("first", "second"), [("lists", "dicts"), ("infinities", "nan"), ("mixed", "infinities")])
+def test_choices_of_any_type_are_drawn_in_every_plot(first: str, second: str) -> None:
+    odd, more = ODD[first], ODD[second]
+    space = {"lr": SPACE["lr"], "odd": categorical(odd), "more": categorical(more)}
     trials = [
-        trial(
-            n, params={"lr": 0.1 / (n + 1), "odd": choices[n % len(choices)], "more": choices[-1 - n % 2]}, space=space
-        )
+        trial(n, params={"lr": 0.1 / (n + 1), "odd": odd[n % len(odd)], "more": more[-1 - n % 2]}, space=space)
         for n in range(12)
     ]
     trials[3].intermediate_values = {0: math.nan, 1: math.inf, 2: 0.5}

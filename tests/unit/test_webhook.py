@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from typing import Any
 
 import pytest
@@ -147,10 +146,8 @@ def test_an_address_that_is_not_there_or_hangs_is_tried_again(monkeypatch: pytes
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        began = time.monotonic()
         with pytest.raises(Undelivered, match="timed out") as caught:
             post(f"http://127.0.0.1:{silent.getsockname()[1]}{SECRET}", {})
-        assert time.monotonic() - began < 2
         assert not caught.value.is_final
 
 

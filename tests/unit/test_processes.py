@@ -1,0 +1,45 @@
+"""The lines that processes read, as a parent that runs since before an upgrade sends them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from studies.mirror import process as mirror
+from studies.serve import process as site
+from studies.serve.guard import Access
+from studies.worker import process as worker
+
+#: Of the layout in which the mirror lay in ``studies.tracking`` and the sites in ``studies.sites``.
+OLD_WORKER = (
+    '{"worker_id": "box-1", "device": "cpu", "label": "cpu", "objectives": [{"study": "s", "path": "script.py:f",'
+    ' "sha256": null, "args": {}, "space": ["x"], "share": 1.0}], "allow": ["script.py"], "data_dir": "data",'
+    ' "results": "results", "until_idle": null}'
+)
+OLD_ASSIGNMENT = '{"storage": "postgresql://box/db", "lease_seconds": 60.0}'
+OLD_MIRROR = '{"storage": "postgresql://box/db", "tracking": null, "artifacts": null, "studies": ["s"], "once": false}'
+OLD_SITE = (
+    '{"site": "MLflow", "descriptor": 3, "storage": "postgresql://box/db", "tracking": null, "home": "home", "access":'
+    ' {"viewer_password": null, "admin_password": "word", "token": "t", "anybody": false,'
+    ' "role": "admin", "hosts": []}}'
+)
+
+
+def test_a_worker_reads_the_lines_of_an_older_supervisor() -> None:
+    setup = worker._read_setup(OLD_WORKER)
+    assert setup.slots is None
+    assert [(each.study, each.path) for each in setup.objectives] == [("s", "script.py:f")]
+    # All that was said is there under its name.
+    assert json.loads(OLD_WORKER).items() <= json.loads(json.dumps(asdict(setup))).items()
+    assert worker.Assignment(**json.loads(OLD_ASSIGNMENT)).lease_seconds == 60
+
+
+@pytest.mark.parametrize(("line", "read"), [(OLD_MIRROR, mirror.Setup), (OLD_SITE, site.Setup)])
+def test_a_mirror_and_a_site_read_the_line_of_an_older_parent(line: str, read: Any) -> None:
+    told = json.loads(line)
+    assert json.loads(json.dumps(asdict(read(**told)))) == told
+    if access := told.get("access"):
+        assert Access(**access).admin_password == "word"
