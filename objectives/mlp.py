@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from objectives.data import ROLES, TASKS, Dataset, Part, Role, load
 from objectives.hyperparameters import METRICS, Hyperparameters
 from objectives.model import load_model, save_model
 from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
+from objectives.profiling import STEPS, profiled
 from objectives.randomness import MEMBER, seed_of
 from objectives.training import Examples, Member, Stack, StateError, Task
 
@@ -158,15 +160,31 @@ class MLP:
         members = self._folds * self._seeds
         self._pool(trials, (slots or self.slots(device)) * members, stacked=_is_stacked(device)).run()
 
-    def curves(self, params: Mapping[str, Any], *, seed: int = 0, device: str = "cpu") -> Iterator[dict[str, float]]:
+    def curves(
+        self, params: Mapping[str, Any], *, seed: int = 0, device: str = "cpu", profile: Path | None = None
+    ) -> Iterator[dict[str, float]]:
         """Train one configuration without a study: the metrics of each epoch, as they would be reported.
+
+        Args:
+            params: hyperparameters; the others are the fixed ones, or have their defaults.
+            seed: of weights, dropout and order.
+            device: the PyTorch name of the device.
+            profile: a folder that gets ``table.txt`` and ``trace.json`` of the first steps of the second epoch, in
+                which everything is warm; of the first epoch where it is the only one.
 
         Raises:
             ValueError: a parameter is not legal.
             Diverged: the loss is no longer finite.
         """
         training = self.training(self.hyperparameters(params), seed, device)
-        yield from _epochs(training, stacked=_is_stacked(device))
+        tick = Tick(stacked=_is_stacked(device))
+        profiled_epoch = None if profile is None else min(1, self.epochs - 1)
+        while not training.is_over:
+            if profile is not None and training.epoch == profiled_epoch:
+                with profiled(profile, device):
+                    _run_epoch(tick, training, most=STEPS)
+            _run_epoch(tick, training)
+            yield training.end_epoch()
 
     def finalize(
         self,
@@ -197,8 +215,11 @@ class MLP:
         validation = Examples(part=data.validation) if stops else None
         member = self._member(hyperparameters, train, validation, seed, _pad(device))
         training = Training([member], hyperparameters, metric=self._metric, epochs=self.epochs)
-        for epoch, _ in enumerate(_epochs(training, stacked=False), 1):
-            progress(epoch, self.epochs)
+        tick = Tick(stacked=False)
+        while not training.is_over:
+            _run_epoch(tick, training)
+            training.end_epoch()
+            progress(training.epoch, self.epochs)
         metrics = member.best.metrics if member.best else member.metrics
         member.take_best()
         stack = Stack([member])
@@ -323,14 +344,13 @@ class MLP:
         return self._on_device[device]
 
 
-def _epochs(training: Training, *, stacked: bool) -> Iterator[dict[str, float]]:
-    """Train without a trial; the metrics of each epoch."""
-    tick = Tick(stacked=stacked)
-    while not training.is_over:
-        for group in tick.groups([training]):
-            tick.run(group)
+def _run_epoch(tick: Tick, training: Training, *, most: int | None = None) -> None:
+    """Train to the end of the epoch; or ``most`` more steps of it, and the next call goes on from there."""
+    steps = itertools.count()
+    if groups := tick.groups([training]):
+        for group in groups:
+            tick.run(group, stop=lambda: most is not None and next(steps) >= most)
         tick.end()
-        yield training.end_epoch()
 
 
 def _is_stacked(device: str) -> bool:
