@@ -14,7 +14,7 @@ import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from objectives.data import ROLES, TASKS, Dataset, Part, Role, load
-from objectives.hyperparameters import METRICS, Hyperparameters
+from objectives.hyperparameters import METRICS, MINIMIZED, Hyperparameters
 from objectives.model import load_model, save_model
 from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
 from objectives.profiling import STEPS, profiled
@@ -103,9 +103,18 @@ class MLP:
         self._metric = metric or legal[0]
         self._task = Task(n_features=self._data.n_features, classes=self._data.classes, unit=self._data.target_std)
         self._check_folds()
-        self.hyperparameters({})
+        self.check_params({})
         self._on_device: dict[str, Dataset] = {}
         self._both: dict[str, Part] = {}
+
+    @property
+    def direction(self) -> str:
+        """``minimize`` or ``maximize``, as the metric is better."""
+        return "minimize" if self._metric in MINIMIZED else "maximize"
+
+    def check_params(self, params: Mapping[str, Any]) -> None:
+        """Raise :exc:`ValueError` where no trial can have these hyperparameters, be they some or all."""
+        self.hyperparameters(params)
 
     def _check_folds(self) -> None:
         y_N = torch.cat([self._data.train.y_N, self._data.validation.y_N])

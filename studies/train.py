@@ -33,7 +33,7 @@ def require_trainable(path: str, objective: Objective, params: Mapping[str, Any]
 
     Raises:
         ObjectiveError: it has no ``curves``, or one that cannot profile.
-        SpecError: it has no such parameter.
+        SpecError: it has no such parameter, or refuses a value.
     """
     curves = getattr(objective, "curves", None)
     if curves is None:
@@ -50,6 +50,10 @@ def require_trainable(path: str, objective: Objective, params: Mapping[str, Any]
     for name in params:
         if known is not None and name not in known:
             raise SpecError(f"objective {path!r} has no parameter {name!r}; {nearest(name, known)}")
+    try:
+        getattr(objective, "check_params", lambda _: None)(params)
+    except ValueError as error:
+        raise SpecError(f"objective {path!r}: {one_line(error)}") from error
 
 
 def train(

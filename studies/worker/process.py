@@ -3,8 +3,8 @@
 It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
 writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "ready", "slots": …}`` when the objective is built, before anything is known of the storage, with
-  how many trials it trains at once;
+- ``{"event": "ready", "slots": …, "directions": …}`` when the objective is built, before anything is known of the
+  storage, with how many trials it trains at once, and what each study's objective says of its direction;
 - ``{"event": "over", "reason": …}`` when there is nothing more to do;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -53,7 +53,8 @@ class ObjectiveSetup:
     sha256: str | None
     """Of a script's content, as the supervisor read it."""
     args: Mapping[str, Any]
-    space: tuple[str, ...]
+    space: Mapping[str, Any]
+    """As JSON has it."""
     share: float
 
 
@@ -94,19 +95,10 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         setup = _read_setup(sys.stdin.readline())
-        built = {
-            each.study: objective.build(
-                each.path,
-                each.args,
-                allow=setup.allow,
-                space=tuple(each.space),
-                data_dir=Path(setup.data_dir),
-                sha256=each.sha256,
-            )
-            for each in setup.objectives
-        }
+        built = {each.study: _build(each, setup) for each in setup.objectives}
         slots = max(objective.slots_of(each, setup.device, setup.slots) for each in built.values())
-        events.tell("ready", slots=slots)
+        directions = {each.study: objective.direction_of(each.path, built[each.study]) for each in setup.objectives}
+        events.tell("ready", slots=slots, directions=directions)
         line = sys.stdin.readline()
         if line:
             events.tell("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
@@ -114,6 +106,19 @@ def main() -> int:
         events.tell_error(error, kind=type(error).__name__, traceback=traceback.format_exc())
         return 1
     return 0
+
+
+def _build(each: ObjectiveSetup, setup: Setup) -> Objective:
+    built = objective.build(
+        each.path,
+        each.args,
+        allow=setup.allow,
+        space=tuple(each.space),
+        data_dir=Path(setup.data_dir),
+        sha256=each.sha256,
+    )
+    objective.check_space(each.path, built, each.space)
+    return built
 
 
 def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
