@@ -26,7 +26,7 @@ def profiled(directory: Path, device: str) -> Iterator[None]:
     is_cuda = device != "cpu"
     with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_cuda]) as profiler:
         yield
-    by = "self_cuda_time_total" if is_cuda else "self_cpu_time_total"
+    by = "self_device_time_total" if is_cuda else "self_cpu_time_total"
     table = profiler.key_averages().table(sort_by=by, row_limit=_ROWS, max_name_column_width=40)
     (directory / "table.txt").write_text(table, encoding="utf-8")
     profiler.export_chrome_trace(str(directory / "trace.json"))

@@ -163,8 +163,7 @@ class Session:
             if self._storage.status(record).finished:
                 way_out = f"trials have finished by that: give another --name, with --direction {natural}"
         raise ObjectiveError(
-            f"study {spec.name!r} {stored.goal}, and what its objective {spec.objective.path!r} returns is to be "
-            f"{natural}d; {way_out}"
+            f"study {spec.name!r} {stored.goal}, but its objective {spec.objective.path!r} is to be {natural}d; {way_out}"
         )
 
     def begin(self) -> None:

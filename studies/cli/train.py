@@ -120,7 +120,7 @@ def train(
 def _described(params: Mapping[str, Any], spec: StudySpec) -> str:
     given = " ".join(f"{name}={readable(value)}" for name, value in params.items())
     left = [name for name in spec.space if name not in params]
-    defaults = f"{', '.join(left) or 'all else'} by the objective's default"
+    defaults = f"the objective's defaults for {', '.join(left) or 'all else'}"
     return f"{given}; {defaults}" if given else defaults
 
 

@@ -116,8 +116,8 @@ def test_a_spec_that_differs_from_the_stored_one(shell: Shell, look: Look, comma
         (
             "digits",
             ["direction=minimize"],
-            "study 'digits' minimizes val_accuracy, and what its objective 'objectives.mlp:MLP' returns is to be "
-            "maximized; give --direction maximize",
+            "study 'digits' minimizes val_accuracy, but its objective 'objectives.mlp:MLP' is to be maximized; give "
+            "--direction maximize",
         ),
     ],
 )

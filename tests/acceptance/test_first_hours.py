@@ -123,7 +123,7 @@ def test_an_objective_s_own_direction_is_taken_or_demanded(shell: Shell) -> None
     say(shell, "create", "net.py:Net", "--trials", "1", "--name", "s")  # which does not look at the objective
     refused = say(shell, *run, "--name", "s", status=1)
     change = "studyhall extend s --direction maximize"
-    assert "study 's' minimizes value, and what its objective 'net.py:Net' returns is to be maximized" in refused
+    assert "study 's' minimizes value, but its objective 'net.py:Net' is to be maximized" in refused
     assert f"; change it with: {change}\n" in refused
     say(shell, *change.split()[1:])
     assert "it maximizes value" in say(shell, *run, "--name", "s")

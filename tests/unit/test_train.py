@@ -98,7 +98,7 @@ def test_each_step_is_a_line_and_the_file_is_what_its_ending_says() -> None:
             "step 2: train_loss 0.25, val_loss nan",
             "step 3: train_loss 0.166667, val_loss 9",
         ]
-        assert "training own (cpu, seed 7): lr=0.5; width by the objective's default\n" in done.stderr
+        assert "training own (cpu, seed 7): lr=0.5; the objective's defaults for width\n" in done.stderr
     rows = list(csv.reader(io.StringIO(Path("curves.csv").read_text())))
     assert rows[0] == ["step", "train_loss", "val_loss"]
     assert rows[2] == ["2", "0.25", ""]
