@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, load
-from objectives.hyperparameters import METRICS, Hyperparameters
+from objectives.hyperparameters import METRICS, MINIMIZED, Hyperparameters
 from objectives.model import load_model, save_model
 from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
+from objectives.profiling import STEPS, profiled
 from objectives.randomness import MEMBER, seed_of
 from objectives.training import Examples, Member, Stack, StateError, Task
 
@@ -111,9 +113,18 @@ class MLP:
         self._metric = metric or legal[0]
         self._task = Task(n_features=self._data.n_features, classes=self._data.classes, unit=self._data.target_std)
         self._check_folds()
-        self.hyperparameters({})
+        self.check_params({})
         self._on_device: dict[str, Dataset] = {}
         self._both: dict[str, Part] = {}
+
+    @property
+    def direction(self) -> str:
+        """``minimize`` or ``maximize``, as the metric is better."""
+        return "minimize" if self._metric in MINIMIZED else "maximize"
+
+    def check_params(self, params: Mapping[str, Any]) -> None:
+        """Raise :exc:`ValueError` where no trial can have these hyperparameters, be they some or all."""
+        self.hyperparameters(params)
 
     def _check_folds(self) -> None:
         y_N = torch.cat([self._data.train.y_N, self._data.validation.y_N])
@@ -168,15 +179,31 @@ class MLP:
         members = self._folds * self._seeds
         self._pool(trials, (slots or self.slots(device)) * members, stacked=_is_stacked(device)).run()
 
-    def curves(self, params: Mapping[str, Any], *, seed: int = 0, device: str = "cpu") -> Iterator[dict[str, float]]:
+    def curves(
+        self, params: Mapping[str, Any], *, seed: int = 0, device: str = "cpu", profile: Path | None = None
+    ) -> Iterator[dict[str, float]]:
         """Train one configuration without a study: the metrics of each epoch, as they would be reported.
+
+        Args:
+            params: hyperparameters; the others are the fixed ones, or have their defaults.
+            seed: of weights, dropout and order.
+            device: the PyTorch name of the device.
+            profile: a folder that gets ``table.txt`` and ``trace.json`` of the first steps of the second epoch, in
+                which everything is warm; of the first epoch where it is the only one.
 
         Raises:
             ValueError: a parameter is not legal.
             Diverged: the loss is no longer finite.
         """
         training = self.training(self.hyperparameters(params), seed, device)
-        yield from _epochs(training, stacked=_is_stacked(device))
+        tick = Tick(stacked=_is_stacked(device))
+        profiled_epoch = None if profile is None else min(1, self.epochs - 1)
+        while not training.is_over:
+            if profile is not None and training.epoch == profiled_epoch:
+                with profiled(profile, device):
+                    _run_epoch(tick, training, most=STEPS)
+            _run_epoch(tick, training)
+            yield training.end_epoch()
 
     def finalize(
         self,
@@ -207,8 +234,11 @@ class MLP:
         validation = Examples(part=data.validation) if stops else None
         member = self._member(hyperparameters, train, validation, seed, _pad(device))
         training = Training([member], hyperparameters, metric=self._metric, epochs=self.epochs)
-        for epoch, _ in enumerate(_epochs(training, stacked=False), 1):
-            progress(epoch, self.epochs)
+        tick = Tick(stacked=False)
+        while not training.is_over:
+            _run_epoch(tick, training)
+            training.end_epoch()
+            progress(training.epoch, self.epochs)
         metrics = member.best.metrics if member.best else member.metrics
         member.take_best()
         stack = Stack([member])
@@ -333,14 +363,13 @@ class MLP:
         return self._on_device[device]
 
 
-def _epochs(training: Training, *, stacked: bool) -> Iterator[dict[str, float]]:
-    """Train without a trial; the metrics of each epoch."""
-    tick = Tick(stacked=stacked)
-    while not training.is_over:
-        for group in tick.groups([training]):
-            tick.run(group)
+def _run_epoch(tick: Tick, training: Training, *, most: int | None = None) -> None:
+    """Train to the end of the epoch; or ``most`` more steps of it, and the next call goes on from there."""
+    steps = itertools.count()
+    if groups := tick.groups([training]):
+        for group in groups:
+            tick.run(group, stop=lambda: most is not None and next(steps) >= most)
         tick.end()
-        yield training.end_epoch()
 
 
 def _is_stacked(device: str) -> bool:

@@ -274,13 +274,13 @@ class Tick:
                 groups.setdefault(member.key if self._stacked else id(member), []).append((training, member))
         return list(groups.values())
 
-    def run(self, group: Sequence[tuple[Training, Member]]) -> None:
-        """Train a group to the end of its epoch, or until all its trainings should be left."""
+    def run(self, group: Sequence[tuple[Training, Member]], stop: Callable[[], bool] = lambda: False) -> None:
+        """Train a group to the end of its epoch, or until all its trainings should be left, or ``stop`` says so."""
         members = [member for _, member in group]
         key = tuple(map(id, members))
         stack = self._stacks.get(key) or Stack(members)
         owners = {id(training): training for training, _ in group}.values()
-        if stack.run_epoch(lambda: all(training.should_leave() for training in owners)):
+        if stack.run_epoch(lambda: stop() or all(training.should_leave() for training in owners)):
             for member, metrics in zip(members, stack.measure(), strict=True):
                 member.end_epoch(metrics)
         self._next[key] = stack

@@ -13,7 +13,8 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,7 @@ def finalize(
             "as objectives.mlp:MLP has"
         )
     require_complete(record, trial)
-    require_new(directory)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    except OSError as error:
-        raise StudyhallError(
-            f"cannot write {str(directory)!r}: {error.strerror}; name another folder with --out"
-        ) from error
-    try:
+    with new_directory(directory, "--out") as beside:
         begin()
         metrics: dict[str, float] = retrain(
             trial.params, seed=spec.seed_of(trial.number), device=device, directory=beside, progress=progress
@@ -99,12 +92,6 @@ def finalize(
         _write(beside / "config.json", {"study": record.name, "trial": trial.number, "params": trial.params,
                                         "spec": spec.to_data()})  # fmt: skip
         _write(beside / "metrics.json", {"study": record.name, **_value(trial), **final})
-        beside.chmod(0o755)
-        if directory.is_symlink():
-            directory.unlink()  # a link: its target is not ours to delete
-        beside.rename(directory)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)  # already renamed on success
     storage.set_study_user_attr(record.study_id, ATTRIBUTE, final)
     return metrics
 
@@ -122,8 +109,12 @@ def require_complete(record: StudyRecord, trial: FrozenTrial) -> None:
         )
 
 
-def require_new(directory: Path) -> None:
+def require_new(directory: Path, option: str) -> None:
     """Check that ``directory`` can be written. A link is replaced.
+
+    Args:
+        directory: the new folder.
+        option: the option that names another one.
 
     Raises:
         StudyhallError: it exists, or is not accessible.
@@ -131,11 +122,36 @@ def require_new(directory: Path) -> None:
     try:
         exists = directory.exists() and not directory.is_symlink()
     except OSError as error:
-        raise StudyhallError(
-            f"cannot write {str(directory)!r}: {error.strerror}; name another folder with --out"
-        ) from error
+        raise _cannot_write(directory, option, error) from error
     if exists:
-        raise StudyhallError(f"{str(directory)!r} exists; name another folder with --out")
+        raise StudyhallError(f"{str(directory)!r} exists; name another folder with {option}")
+
+
+@contextmanager
+def new_directory(directory: Path, option: str) -> Iterator[Path]:
+    """A folder to write into, beside ``directory``, whose name it takes when it is complete; else it goes.
+
+    Raises:
+        StudyhallError: as :func:`require_new`; or it cannot be written.
+    """
+    require_new(directory, option)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    except OSError as error:
+        raise _cannot_write(directory, option, error) from error
+    try:
+        yield beside
+        beside.chmod(0o755)
+        if directory.is_symlink():
+            directory.unlink()  # what it leads to is not ours
+        beside.rename(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # gone already where all went well
+
+
+def _cannot_write(directory: Path, option: str, error: OSError) -> StudyhallError:
+    return StudyhallError(f"cannot write {str(directory)!r}: {error.strerror}; name another folder with {option}")
 
 
 def _value(trial: FrozenTrial) -> dict[str, Any]:

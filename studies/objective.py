@@ -7,6 +7,10 @@ instances are such callables. Beyond that a class may have
   nothing that differs between machines);
 - an attribute ``parameters``: the names of all parameters it understands; a space with another
   name is refused before anything is written;
+- an attribute ``direction``: ``minimize`` or ``maximize``; a study with another one is refused, and one that says none
+  takes it;
+- a method ``check_params(params)``, which raises :exc:`ValueError` where no trial can have these, be they some or all:
+  a space that allows them is refused before anything is written;
 - a method ``finalize`` (see :mod:`studies.finalize`);
 - methods ``slots`` and ``train``, to train several trials at once (see ``docs/objectives.md``).
 
@@ -29,6 +33,7 @@ from studies.checkpoint_stores import PERMISSION
 from studies.errors import ObjectiveError, command, nearest, one_line
 from studies.importing import import_file, import_module
 from studies.spec import script
+from studies.values import to_text
 
 Objective = Callable[[Any], Any]
 
@@ -138,6 +143,44 @@ def build(
             raise ObjectiveError(f"objective {path!r} has no parameter {name!r} (space.{name}); {nearest(name, known)}")
     built: Objective = objective
     return built
+
+
+def direction_of(path: str, objective: Any) -> str | None:
+    """Whether what an objective returns is to be minimized or maximized; ``None`` where it does not say.
+
+    Raises:
+        ObjectiveError: it says something else.
+    """
+    direction: str | None = getattr(objective, "direction", None)
+    if direction not in (None, "minimize", "maximize"):
+        raise ObjectiveError(
+            f"objective {path!r} has direction = {direction!r:.80}; it must be 'minimize' or 'maximize', by which "
+            "Studyhall checks a study, or have another name"
+        )
+    return direction
+
+
+def check_space(path: str, objective: Any, space: Mapping[str, Any]) -> None:
+    """Ask an objective for what it can't train of a space: for its extremes, each alone and every two together.
+
+    Args:
+        path: of the objective.
+        objective: as it was built.
+        space: of a study, as JSON has it.
+
+    Raises:
+        ObjectiveError: it refuses some.
+    """
+    if not hasattr(objective, "check_params"):
+        return
+    from studies.spec.space import corners, read_space
+
+    for params in corners(read_space(space)):
+        try:
+            objective.check_params(params)
+        except ValueError as error:
+            shown = " ".join(f"{name}={to_text(value)}" for name, value in params.items())
+            raise ObjectiveError(f"objective {path!r} refuses {shown} of the space: {one_line(error)}") from error
 
 
 def _check_takes_trial(path: str, objective: Any) -> None:

@@ -162,21 +162,27 @@ def seconds_left(
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """``values`` as at most ``width`` blocks, from the lowest to the highest; a space where one is not finite."""
+    return chart(values, width, 1)[0]
+
+
+def chart(values: Sequence[float], width: int, height: int) -> list[str]:
+    """``values`` as columns of blocks: ``height`` lines of at most ``width`` characters, the top one first."""
     if len(values) > width:
         values = [values[(i + 1) * len(values) // width - 1] for i in range(width)]
     finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return " " * len(values)
-    low, high = min(finite), max(finite)
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    most = len(_BLOCKS) * height
 
-    def block(value: float) -> str:
+    def eighths(value: float) -> int:
         if not math.isfinite(value):
-            return " "
+            return 0
         # Halved, so that no difference of two floats overflows.
         part = (value / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
-        return _BLOCKS[min(len(_BLOCKS) - 1, int(part * len(_BLOCKS)))]
+        return 1 + min(most - 1, int(part * most))
 
-    return "".join(map(block, values))
+    levels = list(map(eighths, values))
+    below = range(most - len(_BLOCKS), -1, -len(_BLOCKS))
+    return ["".join((" " + _BLOCKS)[min(len(_BLOCKS), max(0, level - line))] for level in levels) for line in below]
 
 
 def share_rows(rows: int, wanted: Sequence[int]) -> list[int]:

@@ -123,19 +123,49 @@ class Session:
 
         Raises:
             CheckpointError: a study's checkpoint store fails.
-            ObjectiveError: an objective does not import, or refuses its arguments or data.
+            ObjectiveError: an objective does not import, refuses its arguments, data or space, or has another direction
+                than its study.
             WorkerError: a worker died without a reason.
         """
         for spec in self._specs:
             if spec.checkpoints.store != "postgresql":
                 checkpoint_stores.open_store(spec.checkpoints.store, str(uuid4())).check()
         self.supervisor.wait_until_ready()
+        self._specs = [self._directed(spec) for spec in self._specs]
 
     def join(self) -> list[Joined]:
         """Create the studies, or join existing ones."""
         joined = [Joined(*self._storage.create_study(spec)) for spec in self._specs]
         self.records = [record for record, _ in joined]
         return joined
+
+    def _directed(self, spec: StudySpec) -> StudySpec:
+        """The spec, with its objective's direction where it says none and is new.
+
+        Raises:
+            ObjectiveError: it, or the study that exists, has another one than the objective.
+        """
+        natural = self.supervisor.directions.get(spec.name)
+        if natural is None:
+            return spec
+        try:
+            record = self._storage.find_study(spec.name)
+        except StudyNotFound:
+            record = None
+        if record is None and not spec.says_direction:
+            return spec.model_copy(update={"direction": natural})
+        stored = (record and record.spec) or spec
+        if stored.all_directions == [natural]:
+            return spec
+        way_out = f"give --direction {natural}"
+        if record:
+            way_out = f"change it with: {command('extend', record.name, '--direction', natural)}"
+            if self._storage.status(record).finished:
+                way_out = f"trials have finished by that: give another --name, with --direction {natural}"
+        raise ObjectiveError(
+            f"study {spec.name!r} {stored.goal}, but its objective {spec.objective.path!r} is to be {natural}d; "
+            f"{way_out}"
+        )
 
     def begin(self) -> None:
         """Let the workers run trials."""

@@ -25,6 +25,7 @@ from studies.text import counted, printable
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+    from rich.console import Console
 
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
@@ -42,12 +43,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(kw_only=True)
 class Common:
-    """The options that every command takes."""
+    """The options of every command that opens a storage."""
 
     storage_url: str | None
     wait: float
     """Seconds to wait for a database that is unreachable or has no tables yet."""
-    debug: bool
 
     def open(self, *, create: bool = False) -> closing[PostgresStorage]:
         """The storage of this command, as a context manager.
@@ -76,7 +76,7 @@ class Common:
 
 
 def common_options(command: F) -> F:
-    """Give ``command`` the options of every command, as its first argument, a :class:`Common`."""
+    """Give ``command`` the options of a storage, as its first argument, a :class:`Common`; and :func:`debug_option`."""
 
     @click.option(
         "--storage",
@@ -93,12 +93,23 @@ def common_options(command: F) -> F:
         metavar="SECONDS",
         help="How long to wait for an unreachable database. [env: STUDYHALL_WAIT]",
     )
+    @debug_option
+    @functools.wraps(command)
+    def wrapped(storage_url: str | None, wait: float, **options: Any) -> Any:
+        return command(Common(storage_url=storage_url or None, wait=wait), **options)
+
+    return wrapped  # type: ignore[return-value]  # click's decorators keep the callable, not its type
+
+
+def debug_option(command: F) -> F:
+    """Print what ``command`` raises as one line, with its traceback only on ``--debug``."""
+
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @functools.wraps(command)
-    def wrapped(storage_url: str | None, wait: float, debug: bool, **options: Any) -> Any:
+    def wrapped(debug: bool, **options: Any) -> Any:
         _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
-            return command(Common(storage_url=storage_url or None, wait=wait, debug=debug), **options)
+            return command(**options)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError as error:
@@ -289,6 +300,16 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
         return command
 
     return decorate
+
+
+def live_console() -> Console | None:
+    """A console for a picture that is drawn again and again; ``None`` where standard output shows none."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    # FORCE_COLOR makes a terminal of a file in rich's eyes, and TERM=dumb can't go up a line.
+    is_able = sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal
+    return console if is_able else None
 
 
 def data_dir_or_default(data_dir: Path | None) -> Path:

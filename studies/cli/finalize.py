@@ -79,7 +79,7 @@ def finalize(
         script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
         if script is None:
             require_allowed(spec.objective.path, allow, name)
-        final.require_new(directory)
+        final.require_new(directory, "--out")
         device = devices.choose(1, os.environ.get("CUDA_VISIBLE_DEVICES"))[0]
         os.environ.update(device.environment)  # before the objective imports PyTorch
         objective = build(

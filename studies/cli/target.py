@@ -29,10 +29,10 @@ class Target:
     """TARGET and its options, as typed."""
 
     target: str
-    name: str | None
-    trials: int | None
-    directions: tuple[str, ...]
-    settings: tuple[str, ...]
+    name: str | None = None
+    trials: int | None = None
+    directions: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
     def read(self) -> tuple[StudySpec, Script | None]:
         """The spec that they define, and the script of its objective, if any.
@@ -59,12 +59,14 @@ class Target:
         return StudySpec.from_dict(data, self.target), script
 
 
+target_argument = click.argument("target", metavar="TARGET", shell_complete=complete_targets)
+set_option = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the spec.")
 _options = together(
-    click.argument("target", metavar="TARGET", shell_complete=complete_targets),
+    target_argument,
     click.option("--name", help="The study's name; default: the spec's."),
     click.option("--trials", type=int, metavar="N", help="Short for --set budget.trials=N."),
     direction_option("Short for --set direction=; once for each objective. Optuna's default: minimize."),
-    click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the spec."),
+    set_option,
 )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, common_options, say, study_argument
+from studies.cli.common import Common, common_options, live_console, say, study_argument
 from studies.cli.formats import echo
 from studies.errors import StorageUnreachable, StudyNotFound, command
 from studies.text import number, time_left
@@ -128,13 +127,8 @@ class _OverviewReader:
 
 
 def _view(metric: str, every: float) -> LiveView | PlainView:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    # rich takes a file for a terminal with FORCE_COLOR; and TERM=dumb can't move the cursor up.
-    if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
-        return LiveView(metric, console)
-    return PlainView(every)
+    console = live_console()
+    return LiveView(metric, console) if console else PlainView(every)
 
 
 class LiveView:

@@ -67,7 +67,7 @@ class Panels:
 def panels(data: StudyData) -> Panels:
     """The metrics that the trials reported, and first of all the value itself, unless it is one of them."""
     found = _lines(data)
-    rows = _in_rows(list(found))
+    rows = in_rows(list(found))
     while sum(map(len, rows)) > MOST_PANELS:
         rows.pop()
     shown = {name for row in rows for name in row}
@@ -131,7 +131,7 @@ def _thinned(number: int, values: Mapping[int, float], most: int) -> Line:
     return Line(number=number, steps=steps, values=finite)
 
 
-def _in_rows(names: Sequence[str]) -> list[list[str]]:
+def in_rows(names: Sequence[str]) -> list[list[str]]:
     """The reported value, then training beside validation, accuracy and loss first, then the others, two in a row."""
     pairs = [name.removeprefix("train_") for name in names if name.startswith("train_")]
     pairs = [name for name in pairs if f"val_{name}" in names]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
@@ -138,6 +139,45 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
     )
     shown = of_kind(data, "curves")
     return replace(data, curves=reader.curves(shown, points_of_line(len(shown))))
+
+
+def of_curves(name: str, params: Mapping[str, Any], curves: Sequence[Mapping[str, float]]) -> StudyData:
+    """One training as a study of one complete trial, for the plot ``curves``.
+
+    Args:
+        name: of what was trained.
+        params: of the training.
+        curves: at least one step's metrics, by name.
+    """
+    steps = list(enumerate(curves, 1))
+    first = next(iter(curves[0]), "value")
+    now = datetime.now()
+    trial = FrozenTrial(
+        number=0,
+        trial_id=0,
+        state=TrialState.COMPLETE,
+        value=0.0,
+        datetime_start=now,
+        datetime_complete=now,
+        params={},
+        distributions={},
+        user_attrs=dict(params),
+        system_attrs={},
+        # One of the metrics, so that the value is no metric of its own.
+        intermediate_values={step: metrics[first] for step, metrics in steps if first in metrics},
+    )
+    counts = {state.name.lower(): int(state == TrialState.COMPLETE) for state in TrialState}
+    return StudyData(
+        name=name,
+        directions=[StudyDirection.MINIMIZE],
+        trials=[trial],
+        status=Status(study=name, budget=None, trials=counts, paused=False, ended=None, best=trial, workers=[]),
+        metric_names=["value"],
+        curves={
+            0: [Point(step=i, name=key, value=value, at=None) for i, metrics in steps for key, value in metrics.items()]
+        },
+        now=now,
+    )
 
 
 def _study_file(record: StudyRecord) -> str | None:

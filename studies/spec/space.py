@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from graphlib import CycleError, TopologicalSorter
-from itertools import islice
+from itertools import combinations as subsets
+from itertools import islice, product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from studies.errors import nearest
 
@@ -63,6 +64,10 @@ class _Range(_Parameter):
         if self.step is not None:
             self._check_step(self.step)
         return self
+
+    def extremes(self) -> Sequence[Choice]:
+        """Its smallest and its largest value."""
+        return (self.low,) if self.low == self.high else (self.low, self.high)
 
     def _check_step(self, step: float) -> None:
         if step <= 0:
@@ -173,12 +178,41 @@ class CategoricalParameter(_Parameter):
         """All values."""
         return iter(self.choices)
 
+    def extremes(self) -> Sequence[Choice]:
+        """Each of its choices."""
+        return self.choices
+
     def contains(self, value: Choice) -> bool:
         """Whether ``value`` is legal."""
         return value in self.choices
 
 
 Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Field(discriminator="type")]
+
+
+def read_space(data: Mapping[str, Any]) -> dict[str, Parameter]:
+    """A space as JSON has it, which was validated before."""
+    return TypeAdapter(dict[str, Parameter]).validate_python(data)
+
+
+def corners(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter]) -> Iterator[dict[str, Any]]:
+    """The extremes of each parameter alone, then those of every two together, as far as the conditions allow.
+
+    With what the conditions of these need: where a parent may have several values, the first of them.
+    """
+    for count in (1, 2):
+        for names in subsets(space, count):
+            for values in product(*(space[name].extremes() for name in names)):
+                params = _with_parents(dict(zip(names, values, strict=True)), space)
+                if all(space[name].applies(params) for name in params):
+                    yield params
+
+
+def _with_parents(params: dict[str, Any], space: Mapping[str, _Parameter]) -> dict[str, Any]:
+    missing = {
+        parent: values[0] for name in params for parent, values in space[name].when.items() if parent not in params
+    }
+    return _with_parents(params | missing, space) if missing else params
 
 
 def observed_space(distributions: Iterable[tuple[str, BaseDistribution]]) -> dict[str, Parameter]:

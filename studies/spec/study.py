@@ -165,7 +165,9 @@ class StudySpec(Section):
     """
 
     name: str = Field(description=f"1 to {MAX_NAME} printable characters")
-    direction: Direction | None = Field(default=None, description="of a single objective; without it, minimize")
+    direction: Direction | None = Field(
+        default=None, description="of a single objective; without it, as the objective says, else minimize"
+    )
     directions: list[Direction] | None = Field(
         default=None, min_length=1, description="of several objectives, one for each, instead of direction"
     )

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from studies.errors import StudyhallError, nearest
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -25,6 +27,7 @@ class Device:
 
 # Two threads for one small model are no faster than one, and many times slower when the other core is busy.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_CPU = Device(label="cpu", torch="cpu", environment=_ONE_THREAD)
 
 
 def choose(workers: int | None, visible_gpus: str | None) -> list[Device]:
@@ -38,8 +41,23 @@ def choose(workers: int | None, visible_gpus: str | None) -> list[Device]:
     offered = [
         Device(label=f"cuda:{i}", torch="cuda", environment={"CUDA_VISIBLE_DEVICES": gpu} | _ONE_THREAD)
         for i, gpu in enumerate(gpus)
-    ] or [Device(label="cpu", torch="cpu", environment=_ONE_THREAD)] * cores()
+    ] or [_CPU] * cores()
     return [offered[i % len(offered)] for i in range(workers or len(offered))]
+
+
+def find(label: str | None, visible_gpus: str | None) -> Device:
+    """The device that people call ``label``; without one the first that the machine offers.
+
+    Raises:
+        StudyhallError: there is no such device here.
+    """
+    offered = choose(None, visible_gpus)
+    if label is None:
+        return offered[0]
+    known = {device.label: device for device in [*offered, _CPU]}
+    if label not in known:
+        raise StudyhallError(f"there is no device {label!r} here; {nearest(label, known, in_order=True)}")
+    return known[label]
 
 
 def cores() -> int:

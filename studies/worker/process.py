@@ -3,7 +3,8 @@
 It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
 writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "ready", "slots": …}`` when the objective is built, with the number of trials that it trains at once;
+- ``{"event": "ready", "slots": …, "directions": …}`` when the objective is built, with the number of trials that it
+  trains at once and the direction of each study's objective;
 - ``{"event": "over", "reason": …}`` when its studies are over or it was stopped;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -54,7 +55,8 @@ class ObjectiveSetup:
     sha256: str | None
     """SHA-256 of the script as the supervisor read it: a script that changed since is refused."""
     args: Mapping[str, Any]
-    space: tuple[str, ...]
+    space: Mapping[str, Any]
+    """As JSON has it."""
     share: float
 
 
@@ -95,19 +97,10 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         setup = _read_setup(sys.stdin.readline())
-        built = {
-            each.study: objective.build(
-                each.path,
-                each.args,
-                allow=setup.allow,
-                space=tuple(each.space),
-                data_dir=Path(setup.data_dir),
-                sha256=each.sha256,
-            )
-            for each in setup.objectives
-        }
+        built = {each.study: _build(each, setup) for each in setup.objectives}
         slots = max(objective.slots_of(each, setup.device, setup.slots) for each in built.values())
-        events.send("ready", slots=slots)
+        directions = {each.study: objective.direction_of(each.path, built[each.study]) for each in setup.objectives}
+        events.send("ready", slots=slots, directions=directions)
         line = sys.stdin.readline()
         if line:
             events.send("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
@@ -115,6 +108,19 @@ def main() -> int:
         events.send_error(error, kind=type(error).__name__, traceback=traceback.format_exc())
         return 1
     return 0
+
+
+def _build(each: ObjectiveSetup, setup: Setup) -> Objective:
+    built = objective.build(
+        each.path,
+        each.args,
+        allow=setup.allow,
+        space=tuple(each.space),
+        data_dir=Path(setup.data_dir),
+        sha256=each.sha256,
+    )
+    objective.check_space(each.path, built, each.space)
+    return built
 
 
 def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:

@@ -91,6 +91,8 @@ class Supervisor:
         self._wanted_slots = slots
         #: How many trials a worker trains at once; 1 until a worker is ready.
         self.slots = 1
+        #: By the name of a study, what its objective says of its direction; known when a worker is ready.
+        self.directions: Mapping[str, str | None] = {}
         self._until_idle = until_idle
         self._specs = specs
         self._devices = devices
@@ -137,7 +139,7 @@ class Supervisor:
                     continue
                 raise WorkerError(f"worker 0 ended with status {first.popen.returncode} while it started") from None
             if event["event"] == "ready":
-                self.slots = event["slots"]
+                self.slots, self.directions = event["slots"], event["directions"]
                 return
             raise ObjectiveError(event["message"])
 
@@ -214,7 +216,7 @@ class Supervisor:
             path=script.path if script else spec.objective.path,
             sha256=script.sha256 if script else None,
             args=spec.objective.args,
-            space=tuple(spec.space),
+            space={name: parameter.model_dump(mode="json") for name, parameter in spec.space.items()},
             share=share,
         )
 

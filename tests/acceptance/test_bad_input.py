@@ -108,6 +108,17 @@ def test_a_spec_that_differs_from_the_stored_one(shell: Shell, look: Look, comma
             ["space.widht={type='int',low=1,high=2}"],
             "has no parameter 'widht' (space.widht); did you mean 'width'",
         ),
+        (
+            "digits",
+            ["space.activation={type='categorical',choices=['relo']}"],
+            "refuses activation=relo of the space: activation = 'relo'; it must be one of relu, ",
+        ),
+        (
+            "digits",
+            ["direction=minimize"],
+            "study 'digits' minimizes val_accuracy, but its objective 'objectives.mlp:MLP' is to be maximized; give "
+            "--direction maximize",
+        ),
     ],
 )
 def test_an_objective_that_is_not_sound(

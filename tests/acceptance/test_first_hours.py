@@ -112,6 +112,23 @@ def say(shell: Shell, *command: str | Path, status: int = 0) -> str:
     return done.stderr
 
 
+def test_an_objective_s_own_direction_is_taken_or_demanded(shell: Shell) -> None:
+    (shell.folder / "net.py").write_text(
+        "class Net:\n    direction = 'maximize'\n\n    def __call__(self, trial):\n        return 1.0\n"
+    )
+    run = ("run", "net.py:Net", "--trials", "1", "--workers", "1")
+    assert "it maximizes value" in say(shell, *run)
+    assert 'direction = "maximize"' in shell.data("show", "net-Net")
+
+    say(shell, "create", "net.py:Net", "--trials", "1", "--name", "s")  # which does not look at the objective
+    refused = say(shell, *run, "--name", "s", status=1)
+    change = "studyhall extend s --direction maximize"
+    assert "study 's' minimizes value, but its objective 'net.py:Net' is to be maximized" in refused
+    assert f"; change it with: {change}\n" in refused
+    say(shell, *change.split()[1:])
+    assert "it maximizes value" in say(shell, *run, "--name", "s")
+
+
 def test_the_direction_is_said_and_can_be_given_and_changed(shell: Shell) -> None:
     assumed = say(shell, "create", "script.py:objective", "--name", "s", "--trials", "1").splitlines()[0]
     assert "it minimizes value, as no direction was given" in assumed

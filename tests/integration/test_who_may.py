@@ -59,8 +59,8 @@ LASTING = {
     "serve": VIEWER,
     "mirror --once": VIEWER,
 }
-#: They speak with no server, with Slurm, or with an empty database.
-OTHERS = {"db start", "db stop", "db restore", "launch cancel"}
+#: They speak with no database, no server, with Slurm, or with an empty database.
+OTHERS = {"train", "db start", "db stop", "db restore", "launch cancel"}
 
 SCRIPT = """
 class F:

@@ -23,6 +23,7 @@ LAYERS = (
     "studies.session",
     "studies.progress",
     "studies.finalize",
+    "studies.train",
     "studies.worker",
     "studies.notify.notifier",
     "studies.notify.events",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from studies.errors import ObjectiveError
-from studies.objective import build, is_allowed
+from studies.objective import build, direction_of, is_allowed
 from studies.spec.script import Script, find
 from studies.trial import as_values
 
@@ -147,6 +148,14 @@ def test_a_file_that_does_not_import_says_why(tmp_path: Path, text: str, message
     with pytest.raises(ObjectiveError) as caught:
         build(f"{tmp_path}/broken.py:f", {}, allow=[f"{tmp_path}/"], data_dir=tmp_path)
     assert message in str(caught.value)
+
+
+def test_an_objective_says_its_direction_in_optuna_s_words_or_not_at_all() -> None:
+    for direction in (None, "minimize", "maximize"):
+        assert direction_of("net.py:Net", SimpleNamespace(direction=direction)) == direction
+    assert direction_of("net.py:f", len) is None
+    with pytest.raises(ObjectiveError, match=r"has direction = 'up'; it must be 'minimize' or 'maximize'"):
+        direction_of("net.py:Net", SimpleNamespace(direction="up"))
 
 
 def test_a_space_with_a_name_that_the_objective_does_not_know_is_refused(script: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from studies.errors import ObjectiveError, SpecError, SpecMismatch
 from studies.spec.params import read_params
 from studies.spec.script import Script
 from studies.spec.source import override, preset_names, read_target, take_script
-from studies.spec.space import observed_space
+from studies.spec.space import corners, observed_space, read_space
 from studies.spec.study import BudgetSpec, StudySpec, parse_seconds
 
 BASE: dict[str, Any] = {
@@ -394,6 +394,19 @@ def test_a_parameter_is_sampled_only_when_its_condition_holds() -> None:
     assert {params["optimizer"] for params in drawn} == {"adamw", "sgd"}
     for params in drawn:
         assert ("momentum" in params) == (params["optimizer"] == "sgd")
+
+
+def test_the_corners_of_a_space_are_its_extremes_alone_and_in_pairs_where_the_conditions_allow() -> None:
+    data = {
+        "lr": {"type": "float", "low": 0.1, "high": 1.0},
+        "optimizer": {"type": "categorical", "choices": ["adamw", "sgd"]},
+        "momentum": {"type": "float", "low": 0.5, "high": 0.5, "when": {"optimizer": ["sgd"]}},
+    }
+    found = list(corners(read_space(data)))
+    sgd = {"optimizer": "sgd", "momentum": 0.5}
+    assert found[:5] == [{"lr": 0.1}, {"lr": 1.0}, {"optimizer": "adamw"}, {"optimizer": "sgd"}, sgd]
+    pairs = [{"lr": lr, "optimizer": name} for lr in (0.1, 1.0) for name in ("adamw", "sgd")]
+    assert found[5:] == [*pairs, {"lr": 0.1, **sgd}, {"lr": 1.0, **sgd}, sgd]
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "cmaes", "qmc", "nsgaii", "nsgaiii", "bruteforce", "gp"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -89,6 +90,21 @@ def test_the_learning_rate_falls_along_half_a_cosine(mlp: MLP) -> None:
     trial = RecordingTrial(params=GOOD)
     mlp(trial)
     assert [metrics["scheduled_lr"] / GOOD["lr"] for _, _, metrics in trial.reports] == pytest.approx([0.75, 0.25, 0.0])
+
+
+def test_a_profile_of_the_second_epoch_changes_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("objectives.mlp.STEPS", 3)
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "5")
+    for options in ({"epochs": 3}, {"epochs": 1, "seeds": 2}):
+        mlp = MLP("digits", data_dir="unused", **options)
+        assert list(mlp.curves(GOOD, profile=tmp_path)) == list(mlp.curves(GOOD))
+        updates = re.search(r"aten::_fused_adamw_ .* (\d+) *$", (tmp_path / "table.txt").read_text(), re.MULTILINE)
+        assert updates
+        assert int(updates[1]) == 3
+        assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert "ERROR" not in capfd.readouterr().err
 
 
 def test_a_last_batch_of_one_example_is_trained_and_evaluated(mlp: MLP) -> None:

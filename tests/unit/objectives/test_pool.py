@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from objectives.hyperparameters import METRICS, MINIMIZED
 from objectives.mlp import MLP, load_model
 from objectives.pool import Report, Result
 from objectives.training import Stack
+from studies.errors import ObjectiveError
+from studies.objective import check_space
 from tests.unit.objectives.conftest import Interrupted, RecordingTrial
 
 EPOCHS = 3
@@ -226,6 +229,14 @@ def test_a_regression_learns_reports_and_keeps_a_model_in_the_target_s_unit(tmp_
         ),
         ({"metric": "rmse"}, "metric = 'rmse'; for classification it must be one of accuracy, balanced_accuracy"),
         ({"folds": 200}, "folds = 200; at most 139 are possible: the rarest class has so many examples"),
+        (
+            {"fixed": {"class_weights": "balanced"}, "task": "regression"},
+            "class_weights = 'balanced' is for classes, and",
+        ),
+        (
+            {"task": "regression", "metric": "accuracy"},
+            "metric = 'accuracy'; for regression it must be one of rmse, mae",
+        ),
         ({"task": "ranking"}, "task = 'ranking'; it must be one of classification, regression"),
         ({"task": "regression", "fixed": {"label_smoothing": 0.1}}, "label_smoothing = 0.1 is for classes, and the"),
     ],
@@ -233,3 +244,45 @@ def test_a_regression_learns_reports_and_keeps_a_model_in_the_target_s_unit(tmp_
 def test_what_cannot_be_is_refused_when_the_objective_is_built(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         MLP("digits", data_dir="unused", **args)
+
+
+def test_a_space_that_allows_what_cannot_be_is_refused_when_the_objective_is_built() -> None:
+    classes, numbers = (MLP("digits", task=task, data_dir="unused") for task in ("classification", "regression"))
+    sizes = {"type": "int", "low": 1, "high": 9}
+
+    def one_of(*choices: Any, **conditions: Any) -> dict[str, Any]:
+        return {"type": "categorical", "choices": list(choices), "when": conditions}
+
+    normalized = {"normalization": one_of("none", "batch"), "batch_size": sizes}
+    for mlp, space, message in (
+        (classes, {"activation": one_of("relu", "relo")}, "refuses activation=relo of the space: activation = 'relo'"),
+        (
+            classes,
+            {"dropout": {"type": "float", "low": 0, "high": 1}},
+            "dropout = 1.0; it must be at least 0 and below",
+        ),
+        (classes, normalized, 'refuses normalization=batch batch_size=1 of the space: normalization = "batch" needs'),
+        (
+            numbers,
+            {"label_smoothing": {"type": "float", "low": 0, "high": 0.2}},
+            "label_smoothing = 0.2 is for classes",
+        ),
+        (numbers, {"class_weights": one_of("none", "balanced")}, "class_weights = 'balanced' is for classes"),
+        (numbers, {"loss": one_of("huber", "cross_entropy")}, "loss = 'cross_entropy' is not for regression"),
+    ):
+        with pytest.raises(ObjectiveError, match=re.escape(message)):
+            check_space("objectives.mlp:MLP", mlp, space)
+    legal = {
+        "normalization": one_of("none", "batch", "layer"),
+        "batch_size": {**sizes, "when": {"normalization": ["none", "layer"]}},
+        "loss": one_of("mse", "huber"),
+        "huber_delta": {"type": "float", "low": 0.1, "high": 1, "when": {"loss": ["huber"]}},
+    }
+    check_space("objectives.mlp:MLP", numbers, legal)
+
+
+def test_the_direction_is_that_in_which_the_metric_is_better() -> None:
+    for task, metrics in METRICS.items():
+        found = {metric: MLP("digits", task=task, metric=metric, data_dir="unused").direction for metric in metrics}
+        assert {metric for metric, direction in found.items() if direction == "minimize"} == MINIMIZED & {*metrics}
+        assert MLP("digits", task=task, data_dir="unused").direction == found[metrics[0]]
