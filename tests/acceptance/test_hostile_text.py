@@ -17,6 +17,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from studies import PostgresStorage, StudySpec
 from tests.acceptance.conftest import Shell
 
+pytestmark = pytest.mark.slow
+
 #: A terminal's title, its screen cleared, a line of its own, right to left, C1, no width, a page's script.
 EVIL = "\x1b]0;title\x07\x1b[2J\nerror: forged\r\u202eexe\x9b31m\u200b\u2028</script><script>alert(1)</script>$x^{"
 HALF = "half \ud83d"

@@ -20,7 +20,10 @@ from tests.support.mlflow_server import mlflow_server
 from tests.support.postgres import free_port
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
 Look = Callable[[], PostgresStorage]
 RUN = ("run", "script.py:objective", "--trials", "6", "--workers", "2", "--set", "metric=loss")
 

@@ -28,6 +28,8 @@ from tests.support.postgres import SCRATCH, free_port
 from tests.support.sites import COMMAND, Hall, ask, mlflow_database, serving, surroundings
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 SPEC = {"name": "s", "objective": {"path": "objectives.mlp:MLP"}}
 EXPERIMENTS = "/ajax-api/2.0/mlflow/experiments/search?max_results=9"
 

@@ -22,6 +22,8 @@ from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.support.sites import Answer, Hall, ask, mlflow_database, serving, surroundings
 
+pytestmark = pytest.mark.slow
+
 API = "/ajax-api/2.0/mlflow"
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 SECRET = "not for anybody who asks"

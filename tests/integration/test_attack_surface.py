@@ -27,6 +27,8 @@ from tests.integration.test_viewer import CLOSED, READS, ROUTES, Routes, filled,
 from tests.support.sites import COMMAND, Hall, ask, serving, surroundings, without_token
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "security-sites.md"
 SAFE = ("GET", "HEAD", "OPTIONS")
 WRONG = "A" * 43

@@ -31,12 +31,15 @@ from tests.conftest import Server
 from tests.support.mirrored import assert_same, begin, claim, finish, report, runs_of
 from tests.support.mlflow_server import mlflow_server
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning",
-    "ignore::FutureWarning",
-    "ignore::UserWarning",
-    "ignore::optuna.exceptions.ExperimentalWarning",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning",
+        "ignore::FutureWarning",
+        "ignore::UserWarning",
+        "ignore::optuna.exceptions.ExperimentalWarning",
+    ),
+]
 slow = partial(pytest.param, marks=pytest.mark.slow)
 """A case that starts MLflow's server, or makes its tables anew, takes seconds."""
 NOTES = distribution_to_json(CategoricalDistribution(["poison", "sugar"]))

@@ -30,6 +30,8 @@ from tests.conftest import Server
 from tests.support.sites import COMMAND, Answer, Hall, Rows, ask, contents, mlflow_database, serving, surroundings
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 SPEC = {"name": "s", "objective": {"path": "objectives.mlp:MLP"}, "budget": {"trials": 4}}
 TRIALS = 4
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")

@@ -541,6 +541,7 @@ ODD: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [("lists", "dicts"), ("infinities", "nan"), ("mixed", "infinities")])
 def test_choices_of_any_type_are_drawn_in_every_plot(first: str, second: str) -> None:
     odd, more = ODD[first], ODD[second]

@@ -85,13 +85,19 @@ class Cluster:
         return None
 
     def _peer(self) -> int | None:
-        """The process that listens on the socket, 0 if it is in another container; None if none does."""
+        """The process that listens on the socket, 0 if it is in another container; None if none does.
+
+        A process that a killed server had just forked may still hold its socket, on which nobody answers.
+        """
         with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
             client.settimeout(5)
             client.connect(f"{self._recorded(4)}/.s.PGSQL.{PORT}")
             if _LINUX:
                 peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-                return int(struct.unpack("3i", peer)[0])
+                pid = int(struct.unpack("3i", peer)[0])
+                with suppress(PermissionError):  # another user's
+                    Path(f"/proc/{pid or 'self'}/cwd").readlink()  # raises where it is dead, or a zombie
+                return pid
             return int(self._recorded(0) or 0)
         return None
 

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -212,6 +213,8 @@ class EmbeddedServer:
     # -- around ----------------------------------------------------------------------------------------
 
     def _close_at_exit(self) -> None:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C while the program ends must not leave the server
         try:
             self.close()
         except EmbeddedServerError as exc:  # no traceback after the last word of the program

@@ -289,6 +289,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_download_once(tmp_path: Path, mirror: tuple[str, dict[str, str]]) -> None:
     arguments = json.dumps([*mirror, str(tmp_path / "data"), 8])
     done = subprocess.run(
