@@ -31,6 +31,8 @@ def suggestions() -> Iterator[tuple[str, ...]]:
         for words in suggested_in(ast.parse(file.read_text())):
             if words[:2] == ["db", "grant"]:
                 words[2] = "viewer"  # one of two words, whatever else is filled in
+            if "--direction" in words[:-1]:
+                words[words.index("--direction") + 1] = "minimize"  # likewise
             if words and words[0] in studyhall.commands:
                 found[tuple(words)] = None
     yield from found
@@ -81,7 +83,7 @@ def test_a_suggested_command_can_be_typed(
     monkeypatch.chdir(tmp_path)
     (tmp_path / FILLED_IN).touch()
     command: click.Command = studyhall
-    context = click.Context(studyhall, info_name="studyhall")
+    context = click.Context(studyhall, info_name="studyhall", **studyhall.context_settings)
     rest = list(words)
     while isinstance(command, click.Group) and rest:
         found = command.get_command(context, rest.pop(0))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from studies.cli.launch_slurm import cancel_jobs, slurm
+from studies.cli import studyhall
+from studies.cli.launch_slurm import cancel_jobs
 from studies.errors import StudyhallError
 from studies.launch import cpus_per_worker
 from studies.launch.slurm import WorkerArray, default_grace, find_tasks, seconds_of, slug
@@ -193,7 +194,7 @@ def test_the_grace_is_a_quarter_of_a_short_limit() -> None:
     ],
 )
 def test_options_that_cannot_be(options: list[str], message: str) -> None:
-    done = CliRunner().invoke(slurm, ["digits", "--workers", "8", *options])
+    done = CliRunner().invoke(studyhall, ["launch", "slurm", "digits", "--workers", "8", *options])
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.split())
 
