@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from studies.cli import studyhall
-from studies.cli.launch_slurm import cancel_jobs
 from studies.errors import StudyhallError
 from studies.launch import cpus_per_worker
 from studies.launch.slurm import WorkerArray, default_grace, find_tasks, seconds_of, slug
@@ -201,8 +200,8 @@ def test_options_that_cannot_be(options: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["--workers", "8"], None])
 def test_the_embedded_database_cannot_serve_a_cluster(arguments: list[str] | None) -> None:
-    command, options = (cancel_jobs, []) if arguments is None else (slurm, arguments)
-    done = CliRunner().invoke(command, ["digits", *options])
+    words = ["launch", "cancel", "digits"] if arguments is None else ["launch", "slurm", "digits", *arguments]
+    done = CliRunner().invoke(studyhall, words)
     assert done.exit_code == 1
     assert done.stderr.startswith(
         "error: the embedded database serves this machine alone, and the workers run on others"
@@ -214,7 +213,7 @@ def test_a_script_is_printed_without_a_database(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("STUDYHALL_HOME", str(tmp_path / "empty"))
     away = "postgresql://lab:secret@127.0.0.1:1/studies"
     for options, storage in {(): "before sbatch", ("--storage", away): "postgresql://lab@127.0.0.1:1/studies"}.items():
-        done = CliRunner().invoke(slurm, ["digits", "--workers", "8", "--print", *options])
+        done = CliRunner().invoke(studyhall, ["launch", "slurm", "digits", "--workers", "8", "--print", *options])
         assert done.exit_code == 0, done.stderr
         assert storage in done.stdout
         assert "secret" not in done.output
