@@ -129,7 +129,8 @@ class Trials:
         if count < 1 or self.is_over or time.monotonic() < self._ask_at:
             return []
         runs = [run for claim in self._claim(count) if (run := self._begin(claim))]
-        self.end([result for run in runs if (result := self._sample(run))])
+        if failed := [result for run in runs if (result := self._sample(run))]:
+            self.end(failed)
         return [run.trial for run in runs if id(run.trial) in self._running]
 
     def report(self, reports: Sequence[Report]) -> None:
@@ -231,8 +232,7 @@ class Trials:
         try:
             run = _Run(claim=claim, trial=study.begin(claim, leased), leased=leased)
         except Exception as error:
-            log.warning("trial %d failed: %s", claim.number, described(error))
-            lease.put("user_attrs", {"key": "error", "value": json.dumps(described(error)[:MAX_ERROR])})
+            lease.put("user_attrs", {"key": "error", "value": json.dumps(_failure(claim, described(error)))})
             lease.finish(TrialState.FAIL, None)
             self._keeper.flush([lease])
             lease.wait_until_flushed()
@@ -264,8 +264,7 @@ class Trials:
             return None if state is None else (state, None)
         values = as_values(result.value, len(self._study.spec.all_directions))
         if isinstance(values, str):
-            log.warning("trial %d failed: %s", run.claim.number, values)
-            run.trial.set_user_attr("error", values)
+            run.trial.set_user_attr("error", _failure(run.claim, values))
             return TrialState.FAIL, None
         return state, values
 
@@ -282,9 +281,7 @@ class Trials:
                 return TrialState.PRUNED
         if run.leased.is_stopping:
             return None  # on SIGTERM a data loader or child process may break first, which is no failure of the trial
-        message = described(error)[:MAX_ERROR]
-        log.warning("trial %d failed: %s", run.claim.number, message)
-        run.trial.set_user_attr("error", message)
+        run.trial.set_user_attr("error", _failure(run.claim, described(error)))
         run.trial.set_user_attr("traceback", "".join(traceback.format_exception(error))[-MAX_TRACEBACK:])
         return TrialState.FAIL
 
@@ -331,6 +328,12 @@ class Trials:
         if os.getpid() != self._pid:
             code = error.code if isinstance(error, SystemExit) else int(error is not None)
             os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _failure(claim: Claim, message: str) -> str:
+    """Log why a trial failed. Returns what is stored of the message."""
+    log.warning("trial %d failed: %s", claim.number, message[:MAX_ERROR])
+    return message[:MAX_ERROR]
 
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}
