@@ -6,13 +6,12 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import TimeoutError as NotShown
 
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
@@ -144,6 +143,13 @@ def mirrored(visit: Visit) -> int:
     return len(runs.get("runs", []))  # MLflow leaves the key out of an empty answer
 
 
+def history(visit: Visit, run: str, metric: str) -> list[Any]:
+    """The steps that MLflow has of a run's metric."""
+    query = f"/api/2.0/mlflow/metrics/get-history?run_id={run}&metric_key={metric}"
+    found: list[Any] = json.loads(ask(visit.hall.mlflow, "GET", query, login=visit.login).body).get("metrics", [])
+    return found
+
+
 def test_a_studys_address_leads_to_its_trials_and_their_curves(visit: Visit) -> None:
     page = visit.page
     page.goto(visit.hall.of_study(visit.hall.dashboard, NAME))
@@ -184,22 +190,18 @@ def test_mlflow_shows_the_run_of_a_study_with_its_trials_beneath_and_their_curve
     trials.nth(2).click()
     page.get_by_role("heading", name=re.compile(r"^trial \d+$")).wait_for()
 
-    def curves_are_drawn() -> bool:
-        """The page shows what the mirror had written when it was loaded."""
-        page.reload()
-        page.get_by_role("tab", name="Model metrics").click()
-        with suppress(NotShown):
-            for curve in CURVES:
-                page.get_by_text(curve, exact=True).first.wait_for(timeout=300_000)
-            # A curve has a point for each step: its line goes through five more.
-            page.wait_for_function(
-                "count => [...document.querySelectorAll('.js-plotly-plot path.js-line')]"
-                ".filter(line => (line.getAttribute('d') || '').split(/[LC]/).length >= 6).length >= count",
-                arg=len(CURVES),
-                timeout=300_000,
-            )
-            return True
-        return False
-
-    eventually(curves_are_drawn, "the curves of a trial")
+    run = re.search(r"/runs/([0-9a-f]+)", page.url)
+    assert run
+    # The page shows what the mirror had written when it was loaded: the trial may have been at its first step.
+    eventually(lambda: all(len(history(visit, run[1], curve)) >= 6 for curve in CURVES), "the trial's steps in MLflow")
+    page.goto(f"{visit.hall.mlflow}#/experiments/{number[1]}/runs/{run[1]}/model-metrics")
+    page.reload()
+    for curve in CURVES:
+        page.get_by_text(curve, exact=True).first.wait_for()
+    # A curve has a point for each step: its line goes through five more.
+    page.wait_for_function(
+        "count => [...document.querySelectorAll('.js-plotly-plot path.js-line')]"
+        ".filter(line => (line.getAttribute('d') || '').split(/[LC]/).length >= 6).length >= count",
+        arg=len(CURVES),
+    )
     assert visit.troubles == []
