@@ -11,7 +11,7 @@ from studies.cli.common import Common, common_options, study_argument
 from studies.cli.formats import split_names
 from studies.cli.report import OutputFile, read_data, write_output
 from studies.report.files import require_writable
-from studies.report.plots import PLOTS, choose_objective, choose_params, require
+from studies.report.plot_kinds import PLOTS, choose_objective, choose_params, require
 
 IMAGES = (".png", ".svg")
 
@@ -42,7 +42,7 @@ def plot(common: Common, name: str, kind: str, output: Path, objective: str | No
     params = None if names is None else choose_params(data, kind, split_names(names, list(data.params)))
     ending = output.suffix.lower()
     if ending in IMAGES:
-        from studies.report.images import image
+        from studies.report.matplotlib_images import image
 
         write_output(output, image(data, kind, ending.removeprefix("."), params))
     else:

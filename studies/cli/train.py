@@ -171,7 +171,7 @@ def _drawn(ending: str, name: str, params: Mapping[str, Any], curves: Curves) ->
 
     data = of_curves(name, params, curves)
     if ending in IMAGES:
-        from studies.report.images import image
+        from studies.report.matplotlib_images import image
 
         return image(data, "curves", ending.removeprefix("."))
     from studies.report import page

@@ -13,8 +13,8 @@ from string import Template
 from typing import TYPE_CHECKING, Final
 
 from studies.report import sections, subset
-from studies.report.figures import figure
-from studies.report.plots import PLOTS
+from studies.report.plot_kinds import PLOTS
+from studies.report.plotly_figures import figure
 from studies.report.snapshot import compared, importances
 
 if TYPE_CHECKING:

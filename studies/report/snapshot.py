@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.report.plots import PLOTS, varied
+from studies.report.plot_kinds import PLOTS, varied
 from studies.report.subset import is_placed, of_kind
 from studies.spec.space import categorical
 from studies.values import strict, to_text

@@ -14,7 +14,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
 from studies import PostgresStorage, StudySpec
-from studies.report.plots import PLOTS
+from studies.report.plot_kinds import PLOTS
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 from tests.conftest import Server

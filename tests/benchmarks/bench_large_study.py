@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from studies import PostgresStorage, StudySpec
-from studies.report.plots import PLOTS
+from studies.report.plot_kinds import PLOTS
 from studies.storage.url import StorageURL
 from tests.benchmarks.arms import in_turns, options, postgres, report
 from tests.benchmarks.filled import fill, mix

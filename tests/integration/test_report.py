@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from studies import PostgresStorage, StudySpec
 from studies.report.data import StudyData, read
 from studies.report.page import report
-from studies.report.plots import PLOTS
+from studies.report.plot_kinds import PLOTS
 from studies.storage.records import Claim, StudyRecord
 from tests.support.postgres import PASSWORD
 

@@ -27,11 +27,11 @@ from plotly.offline import get_plotlyjs_version
 from studies.errors import StudyhallError
 from studies.report.curves import MOST_POINTS, panels
 from studies.report.data import StudyData
-from studies.report.figures import figure
 from studies.report.files import file_name, require_writable, write
-from studies.report.images import image
+from studies.report.matplotlib_images import image
 from studies.report.page import report, single
-from studies.report.plots import PLOTS, choose_objective, choose_params, require
+from studies.report.plot_kinds import PLOTS, choose_objective, choose_params, require
+from studies.report.plotly_figures import figure
 from studies.report.snapshot import CONTOUR_CELLS, importances
 from studies.report.subset import remark
 from studies.report.timeline import rows

@@ -14,8 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.report.data import StudyData
-from studies.report.figures import figure
-from studies.report.images import image
+from studies.report.matplotlib_images import image
+from studies.report.plotly_figures import figure
 from studies.report.subset import BEST, MOST_TRIALS, NEWEST, RECORDS, SAMPLE, Subset, choose, evenly, of_kind, remark
 from studies.report.timeline import rows
 from studies.storage.records import Attempt, Status

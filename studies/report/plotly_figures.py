@@ -14,8 +14,8 @@ from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from studies.report.curves import Line, Panel, is_pair, panels
-from studies.report.drawing import COLORS, STATES, optuna_plot
-from studies.report.plots import require
+from studies.report.optuna_plots import COLORS, STATES, optuna_plot
+from studies.report.plot_kinds import require
 from studies.report.snapshot import quiet
 from studies.report.timeline import Bar, Row, rows
 from studies.text import printable

@@ -12,8 +12,8 @@ import numpy as np
 import optuna.visualization.matplotlib
 
 from studies.report.curves import Line, Panel, is_pair, panels
-from studies.report.drawing import COLORS, STATES, optuna_plot
-from studies.report.plots import PLOTS, require, varied
+from studies.report.optuna_plots import COLORS, STATES, optuna_plot
+from studies.report.plot_kinds import PLOTS, require, varied
 from studies.report.snapshot import MOST_COMPARED, quiet
 from studies.report.subset import remark
 from studies.report.timeline import Row, rows
