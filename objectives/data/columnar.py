@@ -1,4 +1,4 @@
-"""Tables with types: .parquet, a few columns of a row group at a time. Nothing in such a file is run."""
+"""Tables with types: in memory, or .parquet, a few columns of a row group at a time. Nothing in such a file is run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,26 @@ from objectives.data.raw import one_line
 
 #: Cells that are decoded at a time. By rows pyarrow would hold the pages of all columns: 5 times as much memory.
 CELLS_AT_A_TIME = 2**16
+
+
+class ArrowTable:
+    """A table in memory."""
+
+    is_text = False
+    may_have_decimal_commas = False
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table.combine_chunks()
+        self.names: tuple[str, ...] = tuple(table.column_names)
+
+    def batches(self, columns: Sequence[int]) -> Iterator[Iterator[pa.Array]]:
+        """All rows at once: these columns, each of its own type."""
+        if self._table.num_rows:
+            yield (self._table.column(i).chunk(0) for i in columns)
+
+    def place(self, row: int) -> str:
+        """Where a row is, counted from 0."""
+        return f"row {row + 1}"
 
 
 class ParquetTable:

@@ -20,8 +20,8 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from objectives.data.preprocessing import Preprocessing
 from objectives.data.raw import Column, Raw, few
-from objectives.data.standardize import Scaling, fit
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +99,8 @@ class Dataset:
     test: Part
     classes: tuple[str, ...]
     """The labels as they were given, in the order of their numbers 0 … C−1; empty in regression."""
-    columns: tuple[Column, ...]
-    """Of a table: those with the role ``feature`` are the F features, in this order. Else empty."""
-    mean_F: Tensor
-    """What was subtracted: of each feature, or for images one number for all; shape F or 1."""
-    std_F: Tensor
-    """What it was divided by; shape F or 1, infinite for a constant feature."""
-
+    preprocessing: Preprocessing
+    """From rows as they were read to the features of the parts."""
     target_mean: float = 0.0
     """Of a regression's target in the training rows, in its unit: what was subtracted."""
     target_std: float = 1.0
@@ -115,6 +110,21 @@ class Dataset:
     def task(self) -> str:
         """``classification`` or ``regression``."""
         return "classification" if self.classes else "regression"
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of a table: those with the role ``feature`` are read, in this order. Else empty."""
+        return self.preprocessing.columns
+
+    @property
+    def mean_F(self) -> Tensor:
+        """What was subtracted: of each feature, or for images one number for all; shape F or 1."""
+        return torch.from_numpy(self.preprocessing.scaling.mean_F)
+
+    @property
+    def std_F(self) -> Tensor:
+        """What it was divided by; shape F or 1, infinite for a constant feature."""
+        return torch.from_numpy(self.preprocessing.scaling.std_F)
 
     @property
     def n_features(self) -> int:
@@ -138,18 +148,16 @@ def split(raw: Raw, seed: int, validation: float) -> Dataset:
     mean, std = (0.0, 1.0) if raw.labels.names else (float(y_N[rows["train"]].mean()), float(y_N[rows["train"]].std()))
     is_train_N = np.zeros(len(y_N), dtype=bool)
     is_train_N[rows["train"]] = True
-    scaling = fit(raw.blocks, is_train_N, is_image=raw.is_image)
-    _say_constant(raw, scaling)
-    parts = _fill(raw.blocks, _scaled(y_N, mean, std), rows, scaling)
+    preprocessing = Preprocessing.fit(raw, is_train_N)
+    _say_constant(preprocessing)
+    parts = _fill(raw.blocks, _scaled(y_N, mean, std), rows, preprocessing)
     if raw.test_blocks is not None and raw.test_labels is not None:
         y_test_N = _scaled(raw.test_labels.y_N, mean, std)
-        parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, scaling)
+        parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, preprocessing)
     return Dataset(
         **parts,
         classes=raw.labels.names,
-        columns=raw.columns,
-        mean_F=torch.from_numpy(scaling.mean_F),
-        std_F=torch.from_numpy(scaling.std_F),
+        preprocessing=preprocessing,
         target_mean=mean,
         target_std=std,
     )
@@ -179,7 +187,7 @@ def _rows(raw: Raw, seed: int, validation: float) -> dict[str, np.ndarray]:
 
 
 def _fill(
-    blocks: deque[np.ndarray], y_N: np.ndarray, rows: Mapping[str, np.ndarray], scaling: Scaling
+    blocks: deque[np.ndarray], y_N: np.ndarray, rows: Mapping[str, np.ndarray], preprocessing: Preprocessing
 ) -> dict[str, Part]:
     """Each part's rows, bytes as they are and all else standardised, in the order given; empties ``blocks``."""
     n_features = blocks[0].shape[1]
@@ -194,8 +202,9 @@ def _fill(
         block = blocks.popleft()
         for name, place_N in place.items():
             to = place_N[start : start + len(block)]
-            x[name][to[to >= 0]] = block[to >= 0] if are_bytes else scaling.apply(block[to >= 0])
+            x[name][to[to >= 0]] = block[to >= 0] if are_bytes else preprocessing.apply(block[to >= 0])
         start += len(block)
+    scaling = preprocessing.scaling
     mean_F, std_F = (torch.from_numpy(x_F) if are_bytes else None for x_F in (scaling.mean_F, scaling.std_F))
     return {
         name: Part(stored_NF=torch.from_numpy(x[name]), y_N=torch.from_numpy(y_N[row_N]), mean_F=mean_F, std_F=std_F)
@@ -203,9 +212,9 @@ def _fill(
     }
 
 
-def _say_constant(raw: Raw, scaling: Scaling) -> None:
+def _say_constant(preprocessing: Preprocessing) -> None:
+    scaling, names = preprocessing.scaling, preprocessing.names
     constant = np.flatnonzero(np.isinf(scaling.std_F))
     if len(constant):
-        names = raw.feature_names()
         shown = few(f"{names[i]} (always {scaling.mean_F[i]:g})" for i in constant)
         log.warning("constant in the training rows, so they count as 0 for ever: %s", shown)

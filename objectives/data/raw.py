@@ -58,11 +58,6 @@ class Raw:
         """F."""
         return int(self.blocks[0].shape[1])
 
-    def feature_names(self) -> tuple[str, ...]:
-        """A name for each feature: its column's, or its number."""
-        named = tuple(column.name for column in self.columns if column.role == "feature")
-        return named or tuple(map(str, range(self.n_features)))
-
 
 def blocks_of(x: np.ndarray) -> deque[np.ndarray]:
     """Views of consecutive examples; all axes but the first are flattened."""

@@ -16,18 +16,18 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from objectives.data.cells import MISSING, NumberReader
-from objectives.data.columnar import ParquetTable
+from objectives.data.columnar import ArrowTable, ParquetTable
 from objectives.data.delimited import OPENERS, TextTable
 from objectives.data.labels import Labels, is_number
 from objectives.data.questions import check, keep, without_row_numbers
-from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few
+from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few, one_line
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,10 @@ class Table(Protocol):
         """Where a row is, counted from 0."""
 
 
+Rows: TypeAlias = "Table | pa.Table | Mapping[str, Any]"
+"""What :func:`as_table` takes; a pandas frame behaves as a mapping from names to columns."""
+
+
 def is_table(path: str) -> bool:
     """Whether a path is one of a table, by its ending."""
     suffix, compression = _endings(path)
@@ -66,6 +70,45 @@ def _endings(path: str) -> tuple[str, str]:
     return Path(path.lower().removesuffix(compression)).suffix, compression
 
 
+def open_table(file: Path, column: str) -> Table:
+    """A file by its ending, one of :data:`SUFFIXES`.
+
+    Args:
+        file: read as it is used, not here.
+        column: one that it should have; tells the separator of a text where several would do.
+    """
+    suffix, compression = _endings(file.name)
+    return ParquetTable(file) if suffix == ".parquet" else TextTable(file, suffix, compression, column)
+
+
+def as_table(rows: Rows) -> Table:
+    """A table in memory as the readers take it.
+
+    Raises:
+        ValueError: names a column that is none.
+    """
+    if isinstance(rows, TextTable | ParquetTable | ArrowTable):
+        return rows
+    if isinstance(rows, pa.Table):
+        return ArrowTable(rows)
+    if not hasattr(rows, "keys"):
+        raise ValueError(f"rows are {type(rows).__name__}; give a pandas or pyarrow table, or a dict of columns")
+    given: Any = rows
+    columns: dict[str, Any] = {}
+    for key in given:
+        name = str(key)
+        if name in columns:
+            raise ValueError(f"the rows have the column {name!r} twice; each needs a name of its own")
+        try:
+            columns[name] = pa.chunked_array(pa.array(given[key], from_pandas=True))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise ValueError(f"column {name!r} is not of one type ({one_line(error)[:120]})") from None
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns are not equally long: {few(f'{name} {n}' for name, n in lengths.items())}")
+    return ArrowTable(pa.table(columns))
+
+
 def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw:
     """Read a table.
 
@@ -74,9 +117,8 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw
         target: the column with the labels.
         roles: of other columns; a column that is not in it is a feature if it can be one.
     """
-    suffix, compression = _endings(file.name)
-    table: Table = ParquetTable(file) if suffix == ".parquet" else TextTable(file, suffix, compression, target or "")
-    names = _named(table.names)
+    table = open_table(file, target or "")
+    names = named(table.names)
     _check_declared(names, target, roles)
     assert target is not None  # checked
     features = [i for i, name in enumerate(names) if _is_read(table.names[i], name, target, roles)]
@@ -100,7 +142,7 @@ def _no_feature(target: str) -> ValueError:
     return ValueError(f"has no column left but the target {target!r}; it needs a feature")
 
 
-def _named(names: Sequence[str]) -> tuple[str, ...]:
+def named(names: Sequence[str]) -> tuple[str, ...]:
     """A name for each column; one without is named by its place, as pandas does."""
     return tuple(name or f"Unnamed: {i}" for i, name in enumerate(names))
 
@@ -137,6 +179,7 @@ def _read(
     """The labels, and rows × F in blocks; NaN where a cell is missing or no number."""
     cells: list[pa.Array] = []
     blocks: deque[np.ndarray] = deque()
+    names = [reader.name for reader in readers]
     first_row = 0
     for columns in table.batches([target, *features]):
         labels = next(columns)
@@ -148,7 +191,8 @@ def _read(
                 piece[:, j] = values[start : start + len(piece)]
                 start += len(piece)
         for piece in _drained(pieces):
-            _check_range(table, readers, piece, first_row)
+            check_range(table, names, piece, first_row)
+            _note_missing(readers, piece, first_row)
             first_row += len(piece)
             blocks.append(_compact(piece))
     if not cells:
@@ -175,14 +219,18 @@ def _compact(block: np.ndarray) -> np.ndarray:
     return narrow if (narrow == block).all() else block
 
 
-def _check_range(table: Table, readers: Sequence[NumberReader], block: np.ndarray, first_row: int) -> None:
+def check_range(table: Table, names: Sequence[str], block: np.ndarray, first_row: int) -> None:
+    """Refuse numbers that float32 cannot hold; names the first."""
     is_large = np.abs(block) > FLOAT32_MAX
     if is_large.any():
         row, j = np.argwhere(is_large)[0]
         raise ValueError(
-            f"{table.place(first_row + int(row))}, column {readers[j].name!r} is {block[row, j]:g}; every feature must "
+            f"{table.place(first_row + int(row))}, column {names[j]!r} is {block[row, j]:g}; every feature must "
             "be finite as a float32"
         )
+
+
+def _note_missing(readers: Sequence[NumberReader], block: np.ndarray, first_row: int) -> None:
     is_missing = np.isnan(block)
     for j in np.flatnonzero(is_missing.any(axis=0)):
         if readers[int(j)].text is None:

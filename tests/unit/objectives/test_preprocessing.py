@@ -1,0 +1,165 @@
+"""From raw rows to features: the same as ever, fitted on training rows alone, and the same again from JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from objectives.data import Dataset, Part, Preprocessing, load, open_table
+
+CATS = ("cat", "dog")
+
+
+def rows_of_numbers() -> dict[str, list[Any]]:
+    """500 rows by formula; ``c`` is constant, ``big`` has a large offset."""
+    return {
+        "a": [i * 37 % 101 / 8 for i in range(500)],
+        "flag": [i % 3 == 0 for i in range(500)],
+        "big": [1_700_000_000 + i * i for i in range(500)],
+        "c": [0.1] * 500,
+        "y": [CATS[i * i % 7 >= 3] for i in range(500)],
+    }
+
+
+def write_csv(file: Path, columns: dict[str, list[Any]]) -> None:
+    lines = [",".join(columns), *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+    file.write_text("\n".join(lines) + "\n")
+
+
+def digests(data: Dataset) -> list[str]:
+    def digest(part: Part) -> str:
+        return hashlib.sha256(part.stored_NF.numpy().tobytes() + part.y_N.numpy().tobytes()).hexdigest()[:16]
+
+    return [digest(part) for part in (data.train, data.validation, data.test)]
+
+
+def test_a_study_stored_earlier_gets_the_same_parts_to_the_bit(tmp_path: Path) -> None:
+    """Digests of 2026-11-27, before there was a :class:`Preprocessing`."""
+    write_csv(tmp_path / "classes.csv", rows_of_numbers())
+    numbers = {
+        "a": [i * 37 % 101 / 8 for i in range(500)],
+        "b": [i * i % 97 for i in range(500)],
+        "y": [i * i % 89 / 4 for i in range(500)],
+    }
+    write_csv(tmp_path / "numbers.csv", numbers)
+    x = (np.arange(2400) * 7919 % 1009 / 16).reshape(600, 4)
+    np.savez(tmp_path / "own.npz", X=x, y=np.arange(600) % 3)
+    expected: list[tuple[str, dict[str, Any], list[str]]] = [
+        ("digits", {}, ["a246842e2c3f6000", "0e8f2eadbc8567ac", "3ea49a6c5c1f0810"]),
+        (
+            "digits",
+            {"split_seed": 1, "validation": 0.2},
+            ["726ee7833a9dc7ea", "2df931cd3f336a3b", "129a3226aba58c9b"],
+        ),
+        ("classes.csv", {"target": "y"}, ["22df187d6f357568", "07c8bbf2fb397f45", "6ece8508e0f73bfd"]),
+        (
+            "numbers.csv",
+            {"target": "y", "task": "regression", "split_seed": 3},
+            ["3e15a0b71f2d0ded", "b2c8704a27250b48", "337ced9f2a46a29f"],
+        ),
+        ("own.npz", {}, ["e7e3b18d81a7f24a", "cfce3eeed69ff322", "d11275ba1c83ff4b"]),
+    ]
+    for dataset, args, parts in expected:
+        assert digests(load(dataset, data_dir=tmp_path, **args)) == parts, (dataset, args)
+    digits, table = load("digits", data_dir=tmp_path), load("classes.csv", data_dir=tmp_path, target="y")
+    assert (digits.mean_F.item(), digits.std_F.item()) == pytest.approx((4.880909442901611, 6.013703346252441))
+    assert table.std_F.tolist() == pytest.approx([3.64377263, 0.48412292, 73550.56851558, float("inf")])
+
+
+def features_of(data: Dataset) -> torch.Tensor:
+    return torch.cat([part.x_NF for part in (data.train, data.validation, data.test)])
+
+
+def test_raw_rows_in_every_form_become_the_features_of_training(tmp_path: Path) -> None:
+    columns = rows_of_numbers()
+    write_csv(tmp_path / "own.csv", columns)
+    data = load("own.csv", data_dir=tmp_path, target="y", columns={"c": "ignore"})
+    stored = json.loads(json.dumps(data.preprocessing.to_data(), allow_nan=False))
+    again = Preprocessing.from_data(stored)
+    assert again.to_data() == stored
+    shuffled = {name: columns[name] for name in ("big", "y", "a", "flag")}
+    forms: list[Any] = [
+        open_table(tmp_path / "own.csv", "a"),
+        pd.DataFrame(columns),
+        pd.DataFrame(shuffled).drop(columns="y"),
+        pa.table(shuffled),
+        columns,
+    ]
+    found = [again.transform(form) for form in forms]
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+    # As the parts keep the order of the rows, their rows are those of the table, each once.
+    assert sorted(map(bytes, found[0])) == sorted(map(bytes, features_of(data).numpy()))
+
+
+def test_raw_pixels_become_the_features_of_training(tmp_path: Path) -> None:
+    data = load("digits", data_dir=tmp_path)
+    preprocessing = Preprocessing.from_data(json.loads(json.dumps(data.preprocessing.to_data())))
+    pixels = data.test.stored_NF.numpy()
+    for rows in (pixels, pixels.reshape(-1, 8, 8).astype(np.float64), pd.DataFrame(pixels)):
+        assert torch.equal(torch.from_numpy(preprocessing.transform(rows)), data.test.x_NF)
+
+
+def test_a_missing_cell_counts_as_the_median_of_the_training_rows(tmp_path: Path) -> None:
+    write_csv(tmp_path / "own.csv", rows_of_numbers())
+    preprocessing = load("own.csv", data_dir=tmp_path, target="y", columns={"c": "ignore"}).preprocessing
+    medians = dict(zip(preprocessing.names, preprocessing.fill_K.tolist(), strict=True))
+    filled, missing = ({"a": [value], "flag": [True], "big": [2]} for value in (medians["a"], None))
+    assert np.array_equal(preprocessing.transform(missing), preprocessing.transform(filled))
+
+
+@pytest.fixture
+def preprocessing(tmp_path: Path) -> Preprocessing:
+    write_csv(tmp_path / "own.csv", rows_of_numbers())
+    return load("own.csv", data_dir=tmp_path, target="y").preprocessing
+
+
+GOOD = {"a": [1.5, 2], "flag": [True, None], "big": [3, 4], "c": [0.1, 7]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.pop("a"), "the rows have no column 'a'; needed are a, flag, big, c"),
+        (lambda rows: rows.update(bigg=rows.pop("big")), "the rows have no column 'big'; is it 'bigg'?"),
+        (lambda rows: rows.update(z=[1, 2]), "the rows have the column 'z', which was not there in training; leave it"),
+        (lambda rows: rows.update(a=["1.5", "x"]), "column 'a' has '1.5' in row 1; in training it held numbers"),
+        (lambda rows: rows.update(a=[1, "x"]), "column 'a' is not of one type ("),
+        (lambda rows: rows.update(a=3), "column 'a' is not of one type ("),
+        (lambda rows: rows.update(a=[1]), "the columns are not equally long: a 1, flag 2, big 2, c 2"),
+        (lambda rows: rows.update(big=[1, 1e300]), "row 2, column 'big' is 1e+300; every feature must be finite"),
+    ],
+)
+def test_rows_of_another_kind_are_refused_by_name(
+    preprocessing: Preprocessing, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    rows = dict(GOOD)
+    change(rows)
+    with pytest.raises(ValueError, match="column") as caught:
+        preprocessing.transform(rows)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_table_is_refused(preprocessing: Preprocessing, tmp_path: Path) -> None:
+    digits = load("digits", data_dir=tmp_path).preprocessing
+    for transformation, rows, message in (
+        (preprocessing, np.zeros((2, 4)), "an array has no columns; give a table with the columns a, flag, big, c"),
+        (preprocessing, [GOOD], "rows are list; give a pandas or pyarrow table, or a dict of columns"),
+        (digits, np.zeros((2, 63)), r"the array has shape \(2, 63\); it must have 64 features per example"),
+        (digits, np.full((2, 64), np.inf), "not finite as a float32"),
+        (digits, np.full((2, 64), "x"), "the array holds <U1; it must hold numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            transformation.transform(rows)
+    with pytest.raises(ValueError, match=r"is no description of a preprocessing \(KeyError: 'precision'\)"):
+        Preprocessing.from_data({"columns": []})
+    assert preprocessing.transform({name: [] for name in GOOD}).shape == (0, 4)
