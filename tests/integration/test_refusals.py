@@ -16,11 +16,10 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import LeaseLost, Refused, StorageUnreachable
 from studies.storage.limits import MAX_JSON, MAX_NAME
 from studies.storage.records import Claim
-from studies.storage.url import StorageURL
 from studies.trial import Trial
 from studies.worker.pending_results import PendingResult, PendingResults
-from tests.integration.test_lost_answers import CASES, contents, lose_reports, set_up, shown
 from tests.support.proxy import Proxy
+from tests.support.stage import CASES, Stages, lose_reports, shown
 from tests.support.worker import worker_on
 
 pytestmark = pytest.mark.both_servers
@@ -33,32 +32,32 @@ IMPATIENT = {"leases.write", "leases.finish", "workers.heartbeat"}
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_every_error_of_the_server_is_taken_for_what_it_is_in(method: str, proxy: Proxy, database: StorageURL) -> None:
+def test_every_error_of_the_server_is_taken_for_what_it_is_in(method: str, proxy: Proxy, stages: Stages) -> None:
     case = CASES[method]
     with closing(PostgresStorage(proxy.url)) as storage:
-        stage = set_up(storage)
+        stage = stages.set(storage)
         proxy.reset()
         result, count = shown(case(stage)), len(proxy.statements)
-        expected = contents(database)
+    expected = stages.contents()
     with closing(PostgresStorage(proxy.url)) as storage:
-        stage = set_up(storage)
-        before = contents(database)
+        stage = stages.set(storage)
+        before = stages.contents()
         for code in REFUSED:
             proxy.refuse(code)
             with pytest.raises(Refused, match="refused by the proxy"):
                 case(stage)
-        assert contents(database) == before
+        assert stages.contents() == before
     for n in range(1, count + 1):
         for code in (TRY_AGAIN[n % 3], AWAY[n % 4]):
             with closing(PostgresStorage(proxy.url)) as storage:
-                stage = set_up(storage)
+                stage = stages.set(storage)
                 proxy.refuse(code, n)
                 if method in IMPATIENT and code == "53100":  # what breaks a connection is tried once over another
                     with pytest.raises(StorageUnreachable):
                         case(stage)
                 assert shown(case(stage)) == result, (code, n)
                 assert proxy.fired
-                assert contents(database) == expected, (code, n)
+                assert stages.contents() == expected, (code, n)
 
 
 # A worker's trial
@@ -88,12 +87,13 @@ def poison(trial: Trial, kind: str) -> None:
 
 @pytest.fixture
 def run(storage: PostgresStorage, tmp_path: Path) -> Run:
-    """Run a study of two trials to its end; returns the folder of its results."""
+    """Run a study of two trials that do not fail to its end; returns the folder of its results."""
 
     def run(objective: Callable[[Trial], Any], kind: str | None = None) -> Path:
         if kind:
             storage.database.execute(CONSTRAINTS[kind])
-        data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 2}}
+        budget = {"trials": 2, "max_failures": 20}
+        data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": budget}
         record, _ = storage.create_study(StudySpec.from_dict(data))
         storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
         worker = worker_on(storage, record, objective, tmp_path)
@@ -268,15 +268,15 @@ def circle() -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize("name", ILLEGAL)
 def test_an_objective_that_records_something_illegal_gets_an_error_with_the_limit(
-    storage: PostgresStorage, run: Run, name: str
+    storage: PostgresStorage, run: Run
 ) -> None:
-    act, message = ILLEGAL[name]
+    cases = list(ILLEGAL.values())
 
     def objective(trial: Trial) -> float:
         trial.suggest_float("x", 0, 1)
-        if trial.number == 0:
+        if trial.number < len(cases):
+            act, message = cases[trial.number]
             with pytest.raises((ValueError, TypeError)) as caught:
                 act(trial)
             assert message in str(caught.value)
@@ -286,40 +286,40 @@ def test_an_objective_that_records_something_illegal_gets_an_error_with_the_limi
         return 1.0
 
     folder = run(objective)
-    assert [trial.state.name for trial in trials(storage)] == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert message in trials(storage)[0].user_attrs["error"]
-    assert list(trials(storage)[0].params) == ["x"]
+    *failed, first, second = trials(storage)
+    for trial, (name, (_, message)) in zip(failed, ILLEGAL.items(), strict=True):
+        assert (trial.state.name, list(trial.params)) == ("FAIL", ["x"]), name
+        assert message in trial.user_attrs["error"], name
+    assert first.state == second.state == TrialState.COMPLETE
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", ILLEGAL)
-def test_so_does_a_script_of_stock_optuna(storage: PostgresStorage, name: str) -> None:
-    act, message = ILLEGAL[name]
-    trial = optuna.create_study(storage=storage).ask()
-    with pytest.raises((ValueError, TypeError)) as caught:
-        act(trial)
-    assert message in str(caught.value)
+def test_so_does_a_script_of_stock_optuna(storage: PostgresStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    for act, message in ILLEGAL.values():
+        with pytest.raises((ValueError, TypeError)) as caught:
+            act(study.ask())
+        assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("metric", ["m" * (MAX_NAME + 1), "m\0", "m\ud812"])
-def test_a_metric_of_an_illegal_name_writes_nothing_of_its_step(
-    storage: PostgresStorage, run: Run, metric: str
-) -> None:
+def test_a_metric_of_an_illegal_name_writes_nothing_of_its_step(storage: PostgresStorage, run: Run) -> None:
+    names = ["m" * (MAX_NAME + 1), "m\0", "m\ud812"]
+
     def objective(trial: Trial) -> float:
-        if trial.number == 0:
-            trial.report(1.0, 0, fine=1.0, **{metric: 2.0})
+        if trial.number < len(names):
+            trial.report(1.0, 0, fine=1.0, **{names[trial.number]: 2.0})
         return 1.0
 
     run(objective)
-    failed = trials(storage)[0]
-    assert failed.user_attrs["error"].startswith("ValueError: metric 'm")
-    assert (failed.state, failed.intermediate_values, storage.metrics.of(failed)) == (TrialState.FAIL, {}, {})
+    for failed in trials(storage)[: len(names)]:
+        assert failed.user_attrs["error"].startswith("ValueError: metric 'm")
+        assert (failed.state, failed.intermediate_values, storage.metrics.of(failed)) == (TrialState.FAIL, {}, {})
 
 
-@pytest.mark.parametrize("name", ["n" * 600, "a\0b", "\udc80"])
-def test_a_study_of_an_illegal_name_is_refused_and_makes_nothing(storage: PostgresStorage, name: str) -> None:
-    with pytest.raises(ValueError, match="study name"):
-        optuna.create_study(storage=storage, study_name=name)
+def test_a_study_of_an_illegal_name_is_refused_and_makes_nothing(storage: PostgresStorage) -> None:
+    for name in ("n" * 600, "a\0b", "\udc80"):
+        with pytest.raises(ValueError, match="study name"):
+            optuna.create_study(storage=storage, study_name=name)
     assert storage.study_names() == []
 
 
@@ -337,7 +337,7 @@ def test_names_as_long_as_legal_in_any_script_are_stored(storage: PostgresStorag
     assert storage.metrics.of(first) == {0: {name: 1.0}}
 
 
-def test_an_error_that_cannot_even_be_told_fails_its_trial_alone(storage: PostgresStorage, run: Run) -> None:
+def test_an_error_of_any_content_is_stored_and_fails_its_trial_alone(storage: PostgresStorage, run: Run) -> None:
     class Unspeakable(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no text")
@@ -345,20 +345,13 @@ def test_an_error_that_cannot_even_be_told_fails_its_trial_alone(storage: Postgr
     def objective(trial: Trial) -> float:
         if trial.number == 0:
             raise Unspeakable
-        return 1.0
-
-    run(objective)
-    assert [trial.state.name for trial in trials(storage)] == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert "(its text cannot be read: RuntimeError)" in trials(storage)[0].user_attrs["error"]
-
-
-def test_an_error_of_any_length_and_content_is_stored(storage: PostgresStorage, run: Run) -> None:
-    def objective(trial: Trial) -> float:
-        if trial.number == 0:
+        if trial.number == 1:
             raise RuntimeError("\0" + "x" * 2**20)
         return 1.0
 
     run(objective)
-    error = trials(storage)[0].user_attrs["error"]
-    assert error.startswith("RuntimeError: ")
-    assert len(error) == 2000
+    unspeakable, long, *others = trials(storage)
+    assert "(its text cannot be read: RuntimeError)" in unspeakable.user_attrs["error"]
+    assert long.user_attrs["error"].startswith("RuntimeError: ")
+    assert len(long.user_attrs["error"]) == 2000
+    assert [trial.state.name for trial in others] == ["COMPLETE", "COMPLETE"]

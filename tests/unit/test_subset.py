@@ -127,13 +127,14 @@ def test_trials_keep_their_numbers_in_a_plot() -> None:
 @pytest.mark.parametrize("directions", [(MINIMIZE, MINIMIZE), (MAXIMIZE, MINIMIZE), (MINIMIZE, MAXIMIZE, MINIMIZE)])
 def test_the_whole_front_is_shown(directions: tuple[StudyDirection, ...]) -> None:
     draw = random.Random(len(directions))
-    trials = [trial(n, *(draw.gauss(0, 1) for _ in directions)) for n in range(COUNT)]
+    front = set(draw.sample(range(COUNT), 50))
     signs = np.array([1 if direction == MINIMIZE else -1 for direction in directions])
-    values = np.array([t.values for t in trials]) * signs
-    front = {
-        n for n, value in enumerate(values) if not ((values <= value).all(axis=1) & (values < value).any(axis=1)).any()
-    }
-    assert front
+    # Of values with one sum none dominates another; each of them dominates whatever is larger.
+    best = [np.array(row) / sum(row) for row in ([draw.random() for _ in directions] for _ in front)]
+    values = [row + [draw.random() for _ in directions] for row in draw.choices(best, k=COUNT)]
+    for number, row in zip(front, best, strict=True):
+        values[number] = row
+    trials = [trial(number, *(row * signs)) for number, row in enumerate(values)]
     assert chosen(trials, *directions).always >= front
 
 
