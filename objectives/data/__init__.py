@@ -18,7 +18,7 @@ from objectives.data.npz import read_npz
 from objectives.data.parts import VALIDATION_SHARE, Dataset, Part, split
 from objectives.data.preprocessing import Preprocessing
 from objectives.data.raw import Raw, Role
-from objectives.data.table import SUFFIXES, Rows, is_table, open_table, read_table
+from objectives.data.table import SUFFIXES, is_table, read_table
 
 __all__ = [
     "ROLES",
@@ -29,14 +29,12 @@ __all__ = [
     "Part",
     "Preprocessing",
     "Role",
-    "Rows",
     "load",
-    "open_table",
 ]
 
 #: What a user may declare; the target has an argument of its own.
 TASKS = ("classification", "regression")
-ROLES: tuple[Role, ...] = ("feature", "ignore")
+ROLES: tuple[Role, ...] = ("feature", "category", "ignore")
 
 
 class DataError(ValueError):

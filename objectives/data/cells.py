@@ -1,4 +1,4 @@
-"""Cells as numbers: what counts as one, what is missing, and what a person may have meant.
+"""Cells as numbers or levels: what counts as one, what is missing, and what a person may have meant.
 
 Only what cannot be meant otherwise is read: ``10_19``, ``0x1F``, ``1,234``, ``5 %`` and dates are text.
 """
@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from objectives.data.labels import is_number, plain
 from objectives.data.raw import MAX_EXACT, Kind
 
 #: In any case and between spaces; a NaN counts as well.
 MISSING = pa.array(["", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "?"])
+_MISSING = frozenset(MISSING.to_pylist())
 TRUTH = pa.array(["false", "no", "true", "yes"])
 #: 1,5 but not 1,234,567; and what might be 1234 as well as 1.234.
 DECIMAL_COMMA = r"^([+-]?[0-9]*),([0-9]+(?:[eE][+-]?[0-9]+)?)$"
@@ -30,17 +32,22 @@ HINTS = {
     r"^[+-]?[\d.,]+ ?%$": "the percent sign should go",
     r"^[$€£¥] ?[\d.,]+$|^[\d.,]+ ?[$€£¥]$": "the currency should go",
     r"^\d{4}[-/]\d{1,2}[-/]\d{1,2}|^\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|^\d{1,2}:\d{2}": "a date or time",
+    r"^[+-]?[\d.]+( ?[;|,\t] ?[+-]?[\d.]+)+$": "several numbers",
 }
+#: A column of more different texts is no category unless it is declared one.
+MAX_TEXTS = 10_000
 
 
 @dataclass
-class NumberReader:
-    """Reads one column as numbers, block by block, and remembers what is to be said of it."""
+class ColumnReader:
+    """Reads one column, block by block, and remembers what is to be said of it."""
 
     name: str
     is_text: bool
     """Whether cells come as text, from a CSV, and not in a type of their own."""
     may_have_decimal_commas: bool = False
+    is_declared: bool = False
+    """Whether it is a category whatever is in it."""
     rows: int = 0
     text: tuple[int, str] | None = None
     """(row, cell) of the first that is no number."""
@@ -58,16 +65,49 @@ class NumberReader:
     first_missing: int = 0
     """Its row."""
     kinds: set[Kind] = field(default_factory=set)
+    """What cells were, but for missing ones and text."""
+    codes: list[np.ndarray] | None = field(default_factory=list)
+    """float64: the cells so far by their place in ``levels``; ``None`` where it can be no category."""
+    _codes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The different texts so far; a missing cell is empty text."""
+        return tuple(self._codes)
+
+    @property
+    def is_category(self) -> bool:
+        """Whether it is declared one; or holds text, no number among it, each two times or more on average."""
+        if self.is_declared:
+            return True
+        texts = [level for level in self.levels if level]
+        return (
+            self.text is not None
+            and self.codes is not None
+            and 2 * len(texts) <= self.rows
+            and not any(is_number(text) or hint(text) for text in texts)
+        )
 
     @property
     def kind(self) -> Kind:
         """How the column was read."""
+        if self.is_category:
+            return "category"
         if self.text:
             return "text"
         return next(iter(self.kinds), "number")
 
     def read(self, cells: pa.Array) -> np.ndarray:
-        """The next cells as float64; NaN for what is missing or is no number."""
+        """The next cells as float64: NaN for what is missing or is no number; of a declared category as ``codes``."""
+        if self.is_declared:
+            values = self._encode(cells)
+        else:
+            values = self._numbers(cells)
+            self._keep_codes(cells)
+        self.rows += len(cells)
+        return values
+
+    def _numbers(self, cells: pa.Array) -> np.ndarray:
         values = np.full(len(cells), np.nan)
         if self.text is None:
             kind, found = self._from_text(cells) if self.is_text else self._from_type(cells)
@@ -77,8 +117,29 @@ class NumberReader:
                     self.text = self._first(cells, np.ones(len(cells), dtype=bool))
             if self.text is None:
                 values = found.to_numpy(zero_copy_only=False)
-        self.rows += len(cells)
         return values
+
+    def _keep_codes(self, cells: pa.Array) -> None:
+        """As long as the column may turn out to be a category: nothing was a number so far."""
+        is_text = self.is_text or _is_string(cells.type) or pa.types.is_null(cells.type)
+        if self.codes is None or "number" in self.kinds or not is_text or len(self._codes) > MAX_TEXTS:
+            self.codes = None
+        else:
+            self.codes.append(self._encode(cells))
+
+    def _encode(self, cells: pa.Array) -> np.ndarray:
+        if pa.types.is_dictionary(cells.type):
+            cells = cells.dictionary_decode()
+        if not self.is_text and not _is_string(cells.type) and cells.null_count < len(cells):
+            self.kinds.add("boolean" if pa.types.is_boolean(cells.type) else "number")
+        encoded = cells.dictionary_encode()
+        own = [self._codes.setdefault(_level(text), len(self._codes)) for text in encoded.dictionary.to_pylist()]
+        index = encoded.indices
+        if index.null_count:
+            own.append(self._codes.setdefault("", len(self._codes)))
+            index = pc.fill_null(index, len(own) - 1)
+        code_N: np.ndarray = np.array(own, dtype=np.float64)[index.to_numpy()]
+        return code_N
 
     def note_missing(self, is_missing_N: np.ndarray, first_row: int) -> None:
         """Count missing cells of rows that were read."""
@@ -155,6 +216,17 @@ class NumberReader:
         mask = np.asarray(pc.fill_null(is_it, False) if isinstance(is_it, pa.Array) else is_it)
         row = int(mask.argmax())
         return (self.rows + row, str(cells[row])) if mask[row] else None
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _level(cell: object) -> str:
+    """As text that is the same from every kind of file; empty where it stands for a missing cell."""
+    text = plain(str(cell).strip())
+    return "" if text.lower() in _MISSING else text
 
 
 def hint(cell: str) -> str:

@@ -5,6 +5,7 @@ Every check raises :exc:`ValueError` with one line. Axes: N examples, C classes.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -138,6 +139,24 @@ def _normal(label: str) -> object:
 def is_number(text: str) -> bool:
     """Whether a text is a finite number and nothing else."""
     return _number(text) is not None
+
+
+def plain(text: str) -> str:
+    """A number or truth value as every file and data frame would write it; other text, such as 007, as it is."""
+    number = _number(text)
+    if number is None or is_code(text):
+        return text.lower() if text.lower() in ("true", "false") else text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def is_code(text: str) -> bool:
+    """Whether text has a leading zero that a number has not."""
+    return re.match(r"[+-]?0\d", text) is not None
+
+
+def is_plain(text: str) -> bool:
+    """Whether text is a number or a truth value, which a data frame may hold as such."""
+    return text in ("true", "false") or (is_number(text) and not is_code(text))
 
 
 def _number(label: str) -> float | None:

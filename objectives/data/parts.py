@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,12 +119,16 @@ class Dataset:
     @property
     def mean_F(self) -> Tensor:
         """What was subtracted: of each feature, or for images one number for all; shape F or 1."""
-        return torch.from_numpy(self.preprocessing.scaling.mean_F)
+        return self._of_features(self.preprocessing.scaling.mean_F, 0)
 
     @property
     def std_F(self) -> Tensor:
         """What it was divided by; shape F or 1, infinite for a constant feature."""
-        return torch.from_numpy(self.preprocessing.scaling.std_F)
+        return self._of_features(self.preprocessing.scaling.std_F, 1)
+
+    def _of_features(self, value: np.ndarray, of_indicators: float) -> Tensor:
+        n_indicators = self.n_features - len(self.preprocessing.numbers)
+        return torch.from_numpy(np.concatenate([value, np.full(n_indicators, of_indicators, dtype=value.dtype)]))
 
     @property
     def n_features(self) -> int:
@@ -150,10 +154,10 @@ def split(raw: Raw, seed: int, validation: float) -> Dataset:
     is_train_N[rows["train"]] = True
     preprocessing = Preprocessing.fit(raw, is_train_N)
     _say_constant(preprocessing)
-    parts = _fill(raw.blocks, _scaled(y_N, mean, std), rows, preprocessing)
+    parts = _fill(raw.blocks, _scaled(y_N, mean, std), rows, preprocessing, raw.levels)
     if raw.test_blocks is not None and raw.test_labels is not None:
         y_test_N = _scaled(raw.test_labels.y_N, mean, std)
-        parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, preprocessing)
+        parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, preprocessing, raw.levels)
     return Dataset(
         **parts,
         classes=raw.labels.names,
@@ -187,10 +191,14 @@ def _rows(raw: Raw, seed: int, validation: float) -> dict[str, np.ndarray]:
 
 
 def _fill(
-    blocks: deque[np.ndarray], y_N: np.ndarray, rows: Mapping[str, np.ndarray], preprocessing: Preprocessing
+    blocks: deque[np.ndarray],
+    y_N: np.ndarray,
+    rows: Mapping[str, np.ndarray],
+    preprocessing: Preprocessing,
+    levels: Mapping[str, Sequence[str]],
 ) -> dict[str, Part]:
     """Each part's rows, bytes as they are and all else standardised, in the order given; empties ``blocks``."""
-    n_features = blocks[0].shape[1]
+    n_features = len(preprocessing.feature_names)
     are_bytes = blocks[0].dtype == np.uint8
     dtype = np.uint8 if are_bytes else np.float32
     x = {name: np.empty((len(row_N), n_features), dtype=dtype) for name, row_N in rows.items()}
@@ -202,7 +210,7 @@ def _fill(
         block = blocks.popleft()
         for name, place_N in place.items():
             to = place_N[start : start + len(block)]
-            x[name][to[to >= 0]] = block[to >= 0] if are_bytes else preprocessing.apply(block[to >= 0])
+            x[name][to[to >= 0]] = block[to >= 0] if are_bytes else preprocessing.apply(block[to >= 0], levels)
         start += len(block)
     scaling = preprocessing.scaling
     mean_F, std_F = (torch.from_numpy(x_F) if are_bytes else None for x_F in (scaling.mean_F, scaling.std_F))

@@ -1,39 +1,97 @@
 """From rows as a user has them to the features of a network; fitted on training rows alone, stored as JSON.
 
-A number is filled with the training median where it is missing, and standardised. The features are in the order of the
-columns. Every function raises :exc:`ValueError` with one line.
+- A number is filled with the training median where it is missing, and scaled. Where enough training cells were missing,
+  an indicator tells filled cells from others: that a value is missing says something, too (arXiv 2211.09259).
+- A category is an indicator for each of its levels, 0 or 1. The first layer makes a learnt embedding of them, as wide
+  as itself: a row of weights for each level (Guo and Berkhahn, arXiv 1604.06737). A table of narrower rows would be one
+  more thing for optimizers, stacks and exports. Rare levels share one indicator: a row that four examples have trained
+  says nothing, and levels that are unknown until later have a place.
 
-Axes: N rows, K columns that are read, F features.
+The features are the numbers in the order of their columns, then the indicators of missing cells, then the levels. Every
+function raises :exc:`ValueError` with one line.
+
+Axes: N rows, K columns that are read, M numbers of them, L levels, F features.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from objectives.data.cells import NumberReader
+from objectives.data.labels import is_plain
 from objectives.data.raw import BLOCK, FLOAT32_MAX, Column, Raw, few
 from objectives.data.standardize import Scaling, fit
-from objectives.data.table import Rows, Table, as_table, check_range, named
+
+if TYPE_CHECKING:  # pyarrow is for raw rows alone: a worker whose data are prepared does without
+    from objectives.data.table import Rows, Table
 
 #: Cells of a chunk of columns, whose medians are computed at once: bounds the memory.
 CHUNK_CELLS = 2**21
+#: Training rows that a level, or missing cells of a number, need for an indicator of their own.
+MIN_ROWS = 5
+#: The most frequent levels that have one; the others count as rare.
+MAX_LEVELS = 255
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
+class Category:
+    """The indicators of one column."""
+
+    name: str
+    levels: tuple[str, ...]
+    """Each has an indicator, in this order; empty text is a missing cell."""
+    has_other: bool
+    """Whether one more is for all other levels, which the training rows had, too."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Of its indicators."""
+        named = (f"{self.name} = {level}" if level else f"{self.name} is missing" for level in self.levels)
+        return (*named, *([f"{self.name} is rare"] if self.has_other else []))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its levels were not all numbers."""
+        return any(level and not is_plain(level) for level in self.levels)
+
+    def apply(self, code_N: np.ndarray, levels: Sequence[str]) -> np.ndarray:
+        """The indicators, N × L, float32.
+
+        Args:
+            code_N: whole numbers.
+            levels: what they stand for; one that is unknown counts as rare, or as none where no level was.
+        """
+        place = {level: i for i, level in enumerate(self.levels)}
+        other = len(self.levels)
+        width = other + self.has_other
+        indicator_LL = np.eye(other + 1, width, dtype=np.float32)
+        known = np.array([place.get(level, other) for level in levels], dtype=int)
+        indicator_NL: np.ndarray = indicator_LL[known[code_N.astype(int)]]
+        return indicator_NL
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """The exact transformation of raw rows."""
+    """The exact transformation of raw rows: plain values, equal where the transformations are."""
 
     columns: tuple[Column, ...]
     """Of a table: those with the role ``feature`` are read, in this order. Empty for arrays."""
-    fill_K: np.ndarray
-    """float64: what a missing cell counts as."""
-    scaling: Scaling
+    fill: tuple[float, ...]
+    """What a missing cell of each number counts as."""
+    mean: tuple[float, ...]
+    """What is subtracted of each number, or of all where they are pixels."""
+    std: tuple[float, ...]
+    """Likewise, what is divided by; infinite for a constant, which thereby counts as 0 whatever comes later."""
+    precision: str
+    """``float64``, or ``float32`` where the data are bytes: the type that this is computed in."""
+    indicators: tuple[str, ...] = ()
+    """Numbers with an indicator of missing cells."""
+    categories: tuple[Category, ...] = ()
 
     @classmethod
     def fit(cls, raw: Raw, is_train_N: np.ndarray) -> Preprocessing:
@@ -44,28 +102,64 @@ class Preprocessing:
             is_train_N: which of them are for training.
         """
         blocks = list(raw.blocks)
-        scaling = fit(blocks, is_train_N, is_image=raw.is_image)
-        are_bytes = blocks[0].dtype == np.uint8  # of which none is missing: the mean saves sorting them
-        fill_K = np.broadcast_to(scaling.mean_F.astype(np.float64), raw.n_features) if are_bytes else None
+        masks = np.split(is_train_N, np.cumsum([len(block) for block in blocks])[:-1])
+        names = _names(raw.columns) or tuple(map(str, range(raw.n_columns)))
+        numbers = [name for name in names if name not in raw.levels]
+        number_M = [names.index(name) for name in numbers]
+        are_bytes = blocks[0].dtype == np.uint8  # of which none is missing, and sorting them would take long
+        fill_M, missing_M = (np.zeros(1), np.zeros(1)) if are_bytes else _medians(blocks, masks, number_M)
+
+        def training_rows() -> Iterator[np.ndarray]:
+            for block, mask in zip(blocks, masks, strict=True):
+                if mask.any():
+                    rows = np.ascontiguousarray(block[mask][:, number_M]) if raw.levels else block[mask]
+                    yield _filled(rows.astype(np.float64), fill_M)
+
+        # Bytes are exact in float32, and an epoch is not waited for: MNIST takes half the time of float64.
+        scaling = fit(training_rows, is_image=raw.is_image, precision=np.float32 if are_bytes else np.float64)
+        fill_M = np.broadcast_to(scaling.mean_F, len(numbers)) if are_bytes else fill_M
         return cls(
             columns=raw.columns,
-            fill_K=_medians(blocks, is_train_N) if fill_K is None else fill_K.copy(),
-            scaling=scaling,
+            fill=tuple(fill_M.tolist()),
+            mean=tuple(scaling.mean_F.tolist()),
+            std=tuple(scaling.std_F.tolist()),
+            precision=scaling.mean_F.dtype.name,
+            indicators=tuple(name for name, n in zip(numbers, missing_M, strict=False) if n >= MIN_ROWS),
+            categories=tuple(
+                _category(
+                    name,
+                    levels,
+                    np.concatenate([block[mask, names.index(name)] for block, mask in zip(blocks, masks, strict=True)]),
+                )
+                for name, levels in raw.levels.items()
+            ),
         )
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
-        """The columns that are read: of a table by name, of an array by number, from 0."""
-        named = tuple(column.name for column in self.columns if column.role == "feature")
-        return named or tuple(map(str, range(len(self.fill_K))))
+        """The K columns that are read: of a table by name, of an array by number, from 0."""
+        return _names(self.columns) or tuple(map(str, range(len(self.fill))))
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Those of them that are no categories."""
+        categories = {category.name for category in self.categories}
+        return tuple(name for name in self.names if name not in categories)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """A name for each of the F features."""
-        return self.names
+        missing = [f"{name} is missing" for name in self.indicators]
+        return (*self.numbers, *missing, *(name for category in self.categories for name in category.feature_names))
+
+    @property
+    def scaling(self) -> Scaling:
+        """Of the numbers."""
+        mean, std = (np.array(values, dtype=self.precision) for values in (self.mean, self.std))
+        return Scaling(mean_F=mean, std_F=std)
 
     def transform(self, rows: Rows | np.ndarray) -> np.ndarray:
-        """The features of rows, N × F, float32. Missing cells are legal.
+        """The features of rows, N × F, float32. Missing cells and unknown levels are legal.
 
         Args:
             rows: a pandas or pyarrow table, a mapping from names to columns, or a table that was opened; the columns
@@ -74,22 +168,40 @@ class Preprocessing:
         Raises:
             ValueError: a column is absent, was not there in training or has other cells than then.
         """
-        blocks = self._array(rows) if isinstance(rows, np.ndarray) else self._read(as_table(rows))
-        found = [self.apply(block) for block in blocks]
+        if isinstance(rows, np.ndarray):
+            found = [self.apply(block) for block in self._array(rows)]
+        else:
+            from objectives.data.table import as_table
+
+            found = [self.apply(block, levels) for block, levels in self._read(as_table(rows))]
         return np.concatenate(found) if found else np.empty((0, len(self.feature_names)), dtype=np.float32)
 
-    def apply(self, block_NK: np.ndarray) -> np.ndarray:
+    def apply(self, block_NK: np.ndarray, levels: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
         """The features of rows that were read, N × F, float32.
 
         Args:
-            block_NK: numbers in the order of :attr:`names`, NaN where a cell is missing.
+            block_NK: numbers, NaN where a cell is missing, and of categories what ``levels`` has a text for; in the
+                order of :attr:`names`.
+            levels: of each category.
         """
-        return self.scaling.apply(_filled(block_NK, self.fill_K))
+        names = self.names
+        number_NM = block_NK
+        if self.categories:
+            number_NM = block_NK[:, [names.index(name) for name in self.numbers]]
+        scaled_NM = self.scaling.apply(_filled(number_NM, np.array(self.fill)))
+        if not self.indicators and not self.categories:
+            return scaled_NM
+        missing = np.isnan(block_NK[:, [names.index(name) for name in self.indicators]]).astype(np.float32)
+        hot = [
+            category.apply(block_NK[:, names.index(category.name)], (levels or {})[category.name])
+            for category in self.categories
+        ]
+        return np.concatenate([scaled_NM, missing, *hot], axis=1)
 
     def _array(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         if self.columns:
             raise ValueError(f"an array has no columns; give a table with the columns {few(self.names)}")
-        n = len(self.fill_K)
+        n = len(self.fill)
         if rows.ndim < 2 or rows[:1].size not in (0, n):
             raise ValueError(f"the array has shape {rows.shape}; it must have {n} features per example")
         if rows.dtype.kind not in "fiub":
@@ -99,22 +211,35 @@ class Preprocessing:
         flat = rows.reshape(len(rows), n)
         yield from (flat[start : start + BLOCK] for start in range(0, len(flat), BLOCK))
 
-    def _read(self, table: Table) -> Iterator[np.ndarray]:
+    def _read(self, table: Table) -> Iterator[tuple[np.ndarray, Mapping[str, Sequence[str]]]]:
+        """(rows × K, the levels of each category) of consecutive rows."""
+        from objectives.data.cells import ColumnReader
+        from objectives.data.table import check_range, named
+
         names = named(table.names)
         self._check_names(names)
-        readers = [NumberReader(name, table.is_text, table.may_have_decimal_commas) for name in self.names]
+        categories = {category.name: category for category in self.categories}
+        kinds = {column.name: column.kind for column in self.columns}
+        readers = [
+            ColumnReader(name, table.is_text, table.may_have_decimal_commas, is_declared=name in categories)
+            for name in self.names
+        ]
         first_row = 0
         for columns in table.batches([names.index(name) for name in self.names]):
             block = np.stack([reader.read(next(columns)) for reader in readers], axis=1)
             for reader in readers:
                 if reader.text:
                     row, cell = reader.text
-                    raise ValueError(
-                        f"column {reader.name!r} has {cell!r:.60} in {table.place(row)}; in training it held numbers"
-                    )
+                    what = f"{cell!r:.60} in {table.place(row)}"
+                    raise ValueError(f"column {reader.name!r} has {what}; in training it held numbers")
+                if "boolean" in reader.kinds and kinds.get(reader.name) == "number":
+                    raise ValueError(f"column {reader.name!r} is true or false; in training it held numbers")
+                if "number" in reader.kinds and reader.is_category and categories[reader.name].is_text:
+                    shown = few(map(repr, categories[reader.name].levels))
+                    raise ValueError(f"column {reader.name!r} holds numbers; in training it held text: {shown}")
             check_range(table, self.names, block, first_row)
             first_row += len(block)
-            yield block
+            yield block, {reader.name: reader.levels for reader in readers if reader.is_category}
 
     def _check_names(self, names: Sequence[str]) -> None:
         known = [column.name for column in self.columns] or list(self.names)
@@ -129,14 +254,10 @@ class Preprocessing:
 
     def to_data(self) -> dict[str, Any]:
         """As JSON has it; :meth:`from_data` gives the same transformation, to the bit."""
-        std = [None if np.isinf(std) else float(std) for std in self.scaling.std_F]  # JSON has no infinity
-        return {
-            "columns": [asdict(column) for column in self.columns],
-            "fill": self.fill_K.tolist(),
-            "mean": self.scaling.mean_F.tolist(),
-            "std": std,
-            "precision": self.scaling.mean_F.dtype.name,
-        }
+        data = asdict(self)
+        data["std"] = [None if np.isinf(std) else std for std in self.std]  # JSON has no infinity
+        plain: dict[str, Any] = json.loads(json.dumps(data))
+        return plain
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Preprocessing:
@@ -146,32 +267,57 @@ class Preprocessing:
             ValueError: it did not.
         """
         try:
-            precision = {"float32": np.float32, "float64": np.float64}[data["precision"]]
-            std = [np.inf if std is None else std for std in data["std"]]
             return cls(
                 columns=tuple(Column(**column) for column in data["columns"]),
-                fill_K=np.array(data["fill"], dtype=np.float64),
-                scaling=Scaling(mean_F=np.array(data["mean"], dtype=precision), std_F=np.array(std, dtype=precision)),
+                fill=tuple(data["fill"]),
+                mean=tuple(data["mean"]),
+                std=tuple(np.inf if std is None else std for std in data["std"]),
+                precision=np.dtype(data["precision"]).name,
+                indicators=tuple(data["indicators"]),
+                categories=tuple(
+                    Category(**{**category, "levels": tuple(category["levels"])}) for category in data["categories"]
+                ),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"is no description of a preprocessing ({type(error).__name__}: {error!s:.80})") from None
 
 
-def _filled(block_NK: np.ndarray, fill_K: np.ndarray) -> np.ndarray:
-    """The same block where no cell is missing."""
-    is_missing = np.isnan(block_NK)
-    return np.where(is_missing, fill_K, block_NK) if is_missing.any() else block_NK
+def _names(columns: Sequence[Column]) -> tuple[str, ...]:
+    return tuple(column.name for column in columns if column.role == "feature")
 
 
-def _medians(blocks: Sequence[np.ndarray], is_train_N: np.ndarray) -> np.ndarray:
-    """Of each column's cells that are there in training rows; 0 where none is."""
-    masks = np.split(is_train_N, np.cumsum([len(block) for block in blocks])[:-1])
-    n_columns, at_a_time = blocks[0].shape[1], max(1, CHUNK_CELLS // len(is_train_N))
-    found = np.zeros(n_columns)
-    for start in range(0, n_columns, at_a_time):
-        some = slice(start, start + at_a_time)
-        chunk = np.concatenate([block[mask, some] for block, mask in zip(blocks, masks, strict=True)])
-        for j, column in enumerate(chunk.T):
+def _filled(number_NM: np.ndarray, fill_M: np.ndarray) -> np.ndarray:
+    """The same array where no cell is missing."""
+    is_missing = np.isnan(number_NM)
+    return np.where(is_missing, fill_M, number_NM) if is_missing.any() else number_NM
+
+
+def _medians(
+    blocks: Sequence[np.ndarray], masks: Sequence[np.ndarray], number_M: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(median, count of missing cells) of each number's training cells; the median is 0 where no cell is there."""
+    n_rows = sum(map(len, blocks))
+    at_a_time = max(1, CHUNK_CELLS // n_rows)
+    medians, missing = np.zeros(len(number_M)), np.zeros(len(number_M), dtype=int)
+    for start in range(0, len(number_M), at_a_time):
+        some = number_M[start : start + at_a_time]
+        chunk = np.concatenate(
+            [block[np.flatnonzero(mask)[:, None], some] for block, mask in zip(blocks, masks, strict=True)]
+        )
+        for j, column in enumerate(chunk.T.astype(np.float64), start):
             there = column[~np.isnan(column)]
-            found[start + j] = np.median(there) if len(there) else 0.0
-    return found
+            missing[j] = len(column) - len(there)
+            if len(there):
+                medians[j] = np.median(there)
+    return medians, missing
+
+
+def _category(name: str, levels: Sequence[str], code_N: np.ndarray) -> Category:
+    """The indicators that the training rows' codes are worth."""
+    counts = np.bincount(code_N.astype(int), minlength=len(levels))
+    frequent = sorted((i for i in range(len(levels)) if counts[i] >= MIN_ROWS), key=lambda i: (-counts[i], levels[i]))
+    kept = [levels[i] for i in frequent[:MAX_LEVELS]]
+    has_other = bool(counts.sum() > sum(counts[i] for i in frequent[:MAX_LEVELS]))
+    if len(kept) + has_other < 2:  # constant: it would be a second bias, and one that an unknown level has not
+        kept, has_other = [], False
+    return Category(name=name, levels=tuple(sorted(kept)), has_other=has_other)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from objectives.data.cells import NumberReader, hint
+from objectives.data.cells import ColumnReader, hint
 from objectives.data.raw import SHOWN, Role, declare, few
 
 log = logging.getLogger(__name__)
@@ -21,26 +21,29 @@ Place = Callable[[int], str]
 """Says where a row is, counted from 0."""
 
 
-def check(readers: Sequence[NumberReader], place: Place) -> None:
+def check(readers: Sequence[ColumnReader], place: Place) -> None:
     """Refuse what is no number or may be meant in two ways; say how the rest was read.
 
     Raises:
         ValueError: names the columns, shows a cell of each, and says what to do.
     """
     _check_text(readers, place)
-    _check_missing(readers, place)
     _check_exact(readers, place)
     _check_commas(readers, place)
     zeros = [f"{reader.name!r} ({reader.zero[1]!r})" for reader in readers if reader.zero]
     if zeros:
         log.warning("leading zeros, as codes have, were read as numbers: %s", few(zeros))
+    _say_missing(readers, place)
+    categories = [f"{reader.name!r} ({len(reader.levels)} levels)" for reader in readers if reader.is_category]
+    if categories:
+        log.info("read as categories: %s", few(categories))
     truth = [repr(reader.name) for reader in readers if reader.kind == "boolean"]
     if truth:
         log.info("true and false, or yes and no, were read as 1 and 0: %s", few(truth))
 
 
-def _check_text(readers: Sequence[NumberReader], place: Place) -> None:
-    found = [(reader.name, *reader.text) for reader in readers if reader.text]
+def _check_text(readers: Sequence[ColumnReader], place: Place) -> None:
+    found = [(reader.name, *reader.text) for reader in readers if reader.text and not reader.is_category]
     if found:
         shown = []
         for name, row, cell in found[:SHOWN]:
@@ -48,26 +51,22 @@ def _check_text(readers: Sequence[NumberReader], place: Place) -> None:
             shown.append(f"{name!r} ({cell[:40]!r} in {place(row)}{f': {advice}' if advice else ''})")
         more = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
         raise ValueError(
-            f"has columns that are not numbers: {', '.join(shown)}{more}; turn them into numbers, "
-            f"or {_leave_out([name for name, _, _ in found])}"
+            f"has columns that are not numbers: {', '.join(shown)}{more}; turn them into numbers, give them the role "
+            f'"category", or {_leave_out([name for name, _, _ in found])}'
         )
 
 
-def _check_missing(readers: Sequence[NumberReader], place: Place) -> None:
-    found = [reader for reader in readers if reader.missing]
+def _say_missing(readers: Sequence[ColumnReader], place: Place) -> None:
+    found = [
+        f"{reader.name!r} ({reader.missing} of {reader.rows}, the first in {place(reader.first_missing)})"
+        for reader in readers
+        if 0 < reader.missing < reader.rows
+    ]
     if found:
-        shown = [
-            f"{reader.name!r} ({reader.missing} of {reader.rows}, the first in {place(reader.first_missing)})"
-            for reader in found[:SHOWN]
-        ]
-        more = f", … ({len(found)} in all)" if len(found) > SHOWN else ""
-        raise ValueError(
-            f"has missing cells in the columns {', '.join(shown)}{more}; fill them, remove these rows, "
-            f"or {_leave_out([reader.name for reader in found])}"
-        )
+        log.warning("missing cells count as the median of the training rows: %s", few(found))
 
 
-def _check_exact(readers: Sequence[NumberReader], place: Place) -> None:
+def _check_exact(readers: Sequence[ColumnReader], place: Place) -> None:
     for reader in readers:
         if reader.too_exact:
             row, cell = reader.too_exact
@@ -77,7 +76,7 @@ def _check_exact(readers: Sequence[NumberReader], place: Place) -> None:
             )
 
 
-def _check_commas(readers: Sequence[NumberReader], place: Place) -> None:
+def _check_commas(readers: Sequence[ColumnReader], place: Place) -> None:
     commas = [(reader.name, reader.comma) for reader in readers if reader.comma]
     points = [(reader.name, reader.point) for reader in readers if reader.point]
     if not commas:
@@ -97,19 +96,23 @@ def _check_commas(readers: Sequence[NumberReader], place: Place) -> None:
     log.info("decimal commas were read as such: %s", few(f"{name!r} ({cell!r})" for name, (_, cell) in commas))
 
 
-def without_row_numbers(
-    blocks: deque[np.ndarray], readers: Sequence[NumberReader], roles: Mapping[str, Role]
-) -> list[int]:
-    """The features but those that only number the rows: in a sorted table they give the label away."""
-    dropped = [
-        j for j, reader in enumerate(readers) if reader.name not in roles and _numbers_rows(blocks, j, reader.name)
+def kept_features(blocks: deque[np.ndarray], readers: Sequence[ColumnReader], roles: Mapping[str, Role]) -> list[int]:
+    """The features but those without a cell, and those that only number the rows: sorted, they give the label away."""
+    empty = [j for j, reader in enumerate(readers) if reader.missing == reader.rows or reader.levels == ("",)]
+    if empty:
+        log.warning("left out, since all their cells are missing: %s", few(repr(readers[j].name) for j in empty))
+    numbers = [
+        (j, reader.name)
+        for j, reader in enumerate(readers)
+        if j not in empty and not reader.is_category and reader.name not in roles
     ]
-    if dropped:
-        names = [readers[j].name for j in dropped]
+    counts = [j for j, name in numbers if _numbers_rows(blocks, j, name)]
+    if counts:
+        names = [readers[j].name for j in counts]
         log.warning(
             "left out, since they only number the rows: %s; to keep them: %s", few(map(repr, names)), keep(names)
         )
-    return [j for j in range(len(readers)) if j not in dropped]
+    return [j for j in range(len(readers)) if j not in (*empty, *counts)]
 
 
 def _numbers_rows(blocks: deque[np.ndarray], j: int, name: str) -> bool:

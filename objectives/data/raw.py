@@ -1,6 +1,6 @@
 """A data set as it was read: rows of numbers, labels, and what is known of the columns.
 
-Axes: N examples, F features.
+Axes: N examples, K columns that are read.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from objectives.data.labels import Labels
 
-Role = Literal["feature", "target", "ignore"]
-Kind = Literal["number", "boolean", "text", "unread"]
+Role = Literal["feature", "category", "target", "ignore"]
+Kind = Literal["number", "boolean", "category", "text", "unread"]
 
 #: Errors and warnings name this many columns or labels.
 SHOWN = 8
@@ -35,7 +35,8 @@ class Column:
     name: str
     role: Role
     kind: Kind
-    """``boolean``: true and false, or yes and no, read as 1 and 0. ``unread``: an ignored column."""
+    """``boolean``: true and false, or yes and no, read as 1 and 0. ``category``: few different texts, or declared so.
+    ``unread``: an ignored column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +44,22 @@ class Raw:
     """A data set before it is split and standardised."""
 
     blocks: deque[np.ndarray]
-    """Consecutive rows × F. Whoever converts them takes them out, so that memory never holds them all twice."""
+    """Consecutive rows × K, NaN where a number is missing. Whoever converts them takes them out, so that memory never
+    holds them all twice."""
     labels: Labels
     test_blocks: deque[np.ndarray] | None = None
     test_labels: Labels | None = None
     """Numbered by themselves, until they are split."""
     columns: tuple[Column, ...] = ()
     """Of a table, in its order; an array has none."""
+    levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of each category, whose cells are numbers from 0: what they stand for. Empty text is a missing cell."""
     is_image: bool = False
     """All features are of one kind and share one mean and standard deviation."""
 
     @property
-    def n_features(self) -> int:
-        """F."""
+    def n_columns(self) -> int:
+        """K."""
         return int(self.blocks[0].shape[1])
 
 

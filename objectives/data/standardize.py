@@ -5,8 +5,9 @@ Axes: N examples, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,24 +32,17 @@ class Scaling:
         return shifted.astype(np.float32, copy=False)
 
 
-def fit(blocks: Iterable[np.ndarray], is_train_N: np.ndarray, *, is_image: bool) -> Scaling:
+def fit(
+    training_rows: Callable[[], Iterable[np.ndarray]], *, is_image: bool, precision: type[np.floating[Any]]
+) -> Scaling:
     """Mean and standard deviation of the training rows.
 
     Args:
-        blocks: consecutive rows × F; gone through twice.
-        is_train_N: which rows to look at.
+        training_rows: gives them in consecutive blocks of rows × F, float64, which may be changed; called twice.
         is_image: whether all features share one mean and standard deviation.
+        precision: the type to apply them in.
     """
     axis = None if is_image else 0
-    blocks = list(blocks)
-    starts = np.cumsum([0, *map(len, blocks)])
-
-    def training_rows() -> Iterable[np.ndarray]:
-        for start, block in zip(starts, blocks, strict=False):
-            rows = block[is_train_N[start : start + len(block)]]
-            if len(rows):
-                yield rows.astype(np.float64)
-
     count, total, low, high = 0, np.zeros(1), np.array([np.inf]), np.array([-np.inf])
     for rows in training_rows():
         count += rows.size if is_image else len(rows)
@@ -63,6 +57,4 @@ def fit(blocks: Iterable[np.ndarray], is_train_N: np.ndarray, *, is_image: bool)
     std_F = np.sqrt(squares / count)
     largest = np.maximum(np.abs(low), np.abs(high))
     std_F[high - low <= ROUNDINGS * np.finfo(np.float64).eps * largest] = np.inf
-    # Bytes are exact in float32, and an epoch is not waited for: MNIST takes half the time of float64.
-    dtype = np.float32 if blocks[0].dtype.itemsize == 1 else np.float64
-    return Scaling(mean_F=mean_F.astype(dtype), std_F=std_F.astype(dtype))
+    return Scaling(mean_F=mean_F.astype(precision), std_F=std_F.astype(precision))

@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from objectives.data.cells import MISSING, NumberReader
+from objectives.data.cells import MISSING, ColumnReader
 from objectives.data.columnar import ArrowTable, ParquetTable
 from objectives.data.delimited import OPENERS, TextTable
 from objectives.data.labels import Labels, is_number
-from objectives.data.questions import check, keep, without_row_numbers
+from objectives.data.questions import check, keep, kept_features
 from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few, one_line
 
 log = logging.getLogger(__name__)
@@ -122,12 +122,18 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw
     _check_declared(names, target, roles)
     assert target is not None  # checked
     features = [i for i, name in enumerate(names) if _is_read(table.names[i], name, target, roles)]
-    readers = [NumberReader(names[i], table.is_text, table.may_have_decimal_commas) for i in features]
+    readers = [
+        ColumnReader(
+            names[i], table.is_text, table.may_have_decimal_commas, is_declared=roles.get(names[i]) == "category"
+        )
+        for i in features
+    ]
     if not features:
         raise _no_feature(target)
     labels, blocks = _read(table, names.index(target), features, readers)
+    _put_codes(blocks, readers)
     check(readers, table.place)
-    kept = without_row_numbers(blocks, readers, roles)
+    kept = kept_features(blocks, readers, roles)
     if not kept:
         raise _no_feature(target)
     if len(kept) < len(readers):
@@ -135,7 +141,8 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw
     described = {name: Column(name=name, role="ignore", kind="unread") for name in names}
     described[target] = Column(name=target, role="target", kind="text")
     described |= {readers[j].name: Column(name=readers[j].name, role="feature", kind=readers[j].kind) for j in kept}
-    return Raw(blocks=blocks, labels=labels, columns=tuple(described.values()))
+    levels = {readers[j].name: readers[j].levels for j in kept if readers[j].is_category}
+    return Raw(blocks=blocks, labels=labels, columns=tuple(described.values()), levels=levels)
 
 
 def _no_feature(target: str) -> ValueError:
@@ -174,7 +181,7 @@ def _is_read(given: str, name: str, target: str, roles: Mapping[str, Role]) -> b
 
 
 def _read(
-    table: Table, target: int, features: Sequence[int], readers: Sequence[NumberReader]
+    table: Table, target: int, features: Sequence[int], readers: Sequence[ColumnReader]
 ) -> tuple[Labels, deque[np.ndarray]]:
     """The labels, and rows × F in blocks; NaN where a cell is missing or no number."""
     cells: list[pa.Array] = []
@@ -200,6 +207,16 @@ def _read(
     return _labels(table, table.names[target], pa.chunked_array(cells)), blocks
 
 
+def _put_codes(blocks: deque[np.ndarray], readers: Sequence[ColumnReader]) -> None:
+    """Of texts that turned out to be categories once all rows were read."""
+    for j, reader in enumerate(readers):
+        if reader.is_category and reader.codes:
+            starts = np.cumsum([len(block) for block in blocks])[:-1]
+            for block, code_N in zip(blocks, np.split(np.concatenate(reader.codes), starts), strict=True):
+                block[:, j] = code_N
+            reader.codes = []
+
+
 def _cut(rows: int, features: int) -> Iterator[int]:
     """The sizes of blocks for so many rows."""
     most = max(1, BLOCK_CELLS // features)
@@ -213,10 +230,10 @@ def _pages(shape: tuple[int, int], dtype: type[np.floating[Any]]) -> np.ndarray:
 
 
 def _compact(block: np.ndarray) -> np.ndarray:
-    """In half the memory if nothing is lost, as with whole numbers."""
+    """In half the memory if nothing is lost, as with whole numbers; NaN stays NaN."""
     narrow = _pages((block.shape[0], block.shape[1]), np.float32)
     narrow[:] = block
-    return narrow if (narrow == block).all() else block
+    return narrow if np.array_equal(narrow, block, equal_nan=True) else block
 
 
 def check_range(table: Table, names: Sequence[str], block: np.ndarray, first_row: int) -> None:
@@ -230,7 +247,7 @@ def check_range(table: Table, names: Sequence[str], block: np.ndarray, first_row
         )
 
 
-def _note_missing(readers: Sequence[NumberReader], block: np.ndarray, first_row: int) -> None:
+def _note_missing(readers: Sequence[ColumnReader], block: np.ndarray, first_row: int) -> None:
     is_missing = np.isnan(block)
     for j in np.flatnonzero(is_missing.any(axis=0)):
         if readers[int(j)].text is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from objectives.data import Dataset, Part, Preprocessing, load, open_table
+from objectives.data import Dataset, Part, Preprocessing, load
+from objectives.data.table import open_table
 
 CATS = ("cat", "dog")
 
@@ -111,7 +113,7 @@ def test_raw_pixels_become_the_features_of_training(tmp_path: Path) -> None:
 def test_a_missing_cell_counts_as_the_median_of_the_training_rows(tmp_path: Path) -> None:
     write_csv(tmp_path / "own.csv", rows_of_numbers())
     preprocessing = load("own.csv", data_dir=tmp_path, target="y", columns={"c": "ignore"}).preprocessing
-    medians = dict(zip(preprocessing.names, preprocessing.fill_K.tolist(), strict=True))
+    medians = dict(zip(preprocessing.names, preprocessing.fill, strict=True))
     filled, missing = ({"a": [value], "flag": [True], "big": [2]} for value in (medians["a"], None))
     assert np.array_equal(preprocessing.transform(missing), preprocessing.transform(filled))
 
@@ -160,6 +162,89 @@ def test_what_is_no_table_is_refused(preprocessing: Preprocessing, tmp_path: Pat
     ):
         with pytest.raises(ValueError, match=message):
             transformation.transform(rows)
-    with pytest.raises(ValueError, match=r"is no description of a preprocessing \(KeyError: 'precision'\)"):
+    with pytest.raises(ValueError, match=r"is no description of a preprocessing \(KeyError: 'fill'\)"):
         Preprocessing.from_data({"columns": []})
     assert preprocessing.transform({name: [] for name in GOOD}).shape == (0, 4)
+
+
+# Missing cells and categories
+
+SEED = 11
+
+
+def mixed_rows(n: int = 400) -> dict[str, list[Any]]:
+    """``city`` decides the class; rare cities, and gaps in ``age`` and in ``city``."""
+    rng = random.Random(SEED)
+    print("seed", SEED)
+    cities = [rng.choice(["Oslo", "Rome", "Lima"]) for _ in range(n)]
+    rows: dict[str, list[Any]] = {
+        "city": [f"Village {i // 2}" if i < 6 else "" if i % 20 == 6 else city for i, city in enumerate(cities)],
+        "age": ["" if i % 10 == 3 else round(rng.gauss(40, 9), 1) for i in range(n)],
+        "smoker": [rng.choice(["yes", "no"]) if i > n // 2 else "yes" for i in range(n)],
+        "plan": [rng.choice(["yes", "no", "unknown"]) if i > n // 2 else "yes" for i in range(n)],
+        "zip": [f"{rng.randrange(4):05d}" for i in range(n)],
+        "y": [int(city == "Rome") for city in cities],
+    }
+    return rows
+
+
+ROLES: dict[str, Any] = {"zip": "category"}
+
+
+def test_categories_and_missing_cells_become_indicators(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = mixed_rows()
+    write_csv(tmp_path / "own.csv", columns)
+    # In blocks of few rows: `plan` is yes and no for a while, and only then a category.
+    monkeypatch.setattr("objectives.data.delimited.BLOCK_BYTES", 1000)
+    caplog.set_level("INFO")
+    data = load("own.csv", data_dir=tmp_path, target="y", columns=ROLES)
+    assert "read as categories: 'city' (7 levels), 'plan' (3 levels), 'zip' (4 levels)" in caplog.text
+    preprocessing = Preprocessing.from_data(json.loads(json.dumps(data.preprocessing.to_data())))
+    assert preprocessing == data.preprocessing
+    assert preprocessing.feature_names == (
+        *("age", "smoker", "age is missing"),
+        *("city is missing", "city = Lima", "city = Oslo", "city = Rome", "city is rare"),
+        *("plan = no", "plan = unknown", "plan = yes"),
+        *("zip = 00000", "zip = 00001", "zip = 00002", "zip = 00003"),
+    )
+    assert data.n_features == len(preprocessing.feature_names)
+    frame = pd.DataFrame({**columns, "age": pd.to_numeric(pd.Series(columns["age"]))}).replace({"": None})
+    frame["smoker"] = frame["smoker"] == "yes"
+    found = preprocessing.transform(frame)
+    assert sorted(map(bytes, found)) == sorted(map(bytes, features_of(data).numpy()))
+    assert np.array_equal(found, preprocessing.transform(open_table(tmp_path / "own.csv", "y")))
+
+
+def test_unknown_levels_and_missing_cells_are_legal_later(tmp_path: Path) -> None:
+    write_csv(tmp_path / "own.csv", mixed_rows())
+    preprocessing = load("own.csv", data_dir=tmp_path, target="y", columns=ROLES).preprocessing
+    row = {"age": [None], "smoker": [None], "city": ["Atlantis"], "plan": [None], "zip": [" 00002 "]}
+    found = dict(zip(preprocessing.feature_names, preprocessing.transform(row)[0].tolist(), strict=True))
+    assert {name for name, value in found.items() if value == 1} == {"age is missing", "city is rare", "zip = 00002"}
+    with pytest.raises(ValueError, match=r"column 'zip' holds numbers; in training it held text: '00000', '00001'"):
+        preprocessing.transform({**row, "zip": [2]})
+    with pytest.raises(ValueError, match=r"column 'age' is true or false; in training it held numbers"):
+        preprocessing.transform({**row, "age": [True]})
+
+
+def test_nothing_of_validation_and_test_rows_is_in_any_statistic(tmp_path: Path) -> None:
+    """Marks them with extreme numbers, levels of their own and missing cells; training rows stay as they are."""
+    columns = mixed_rows()
+    for number, name in enumerate(("plain", "marked")):
+        write_csv(tmp_path / f"{name}.csv", {"row": list(range(400, 800)), **columns})
+        if number:
+            continue
+        plain = load("plain.csv", data_dir=tmp_path, target="y", columns={**ROLES, "row": "feature"})
+        held_out = torch.cat([plain.validation.x_NF[:, 0], plain.test.x_NF[:, 0]]).double()
+        rows = (held_out * plain.std_F[0] + plain.mean_F[0]).round().int().tolist()
+        for i in (row - 400 for row in rows):
+            columns["age"][i] = "" if i % 2 else 1e30
+            columns["city"][i] = f"Marked {i % 3}"
+            columns["zip"][i] = "" if i % 2 else "marked"
+    marked = load("marked.csv", data_dir=tmp_path, target="y", columns={**ROLES, "row": "feature"})
+    assert marked.preprocessing == plain.preprocessing
+    assert torch.equal(marked.train.x_NF, plain.train.x_NF)
+    assert not torch.equal(marked.test.x_NF, plain.test.x_NF)
+    assert "arked" not in json.dumps(marked.preprocessing.to_data())
