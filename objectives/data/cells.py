@@ -32,7 +32,7 @@ HINTS = {
     r"^[+-]?[\d.,]+ ?%$": "the percent sign should go",
     r"^[$€£¥] ?[\d.,]+$|^[\d.,]+ ?[$€£¥]$": "the currency should go",
     r"^\d{4}[-/]\d{1,2}[-/]\d{1,2}|^\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|^\d{1,2}:\d{2}": "a date or time",
-    r"^[+-]?[\d.]+( ?[;|,\t] ?[+-]?[\d.]+)+$": "several numbers",
+    r"^[+-]?[\d.]+( ?[;|\t] ?[+-]?[\d.]+)+$": "several numbers",
 }
 #: A column of more different texts is no category unless it is declared one.
 MAX_TEXTS = 10_000
