@@ -26,6 +26,7 @@ SPACE = {"float": FloatParameter, "int": IntParameter, "categorical": Categorica
 #: What the validators of a key accept, where its type alone does not tell.
 LEGAL = {
     "objective.path": "`package.module:callable` or `file.py:callable`",
+    "constraints": '`{ METRIC = "<= NUMBER" }`, with `<=` or `>=`',
     "objective.sha256": "64 hexadecimal digits",
     "sampler.name": ", ".join(f"`{name}`" for name in SAMPLERS),
     "pruner.name": ", ".join(f"`{name}`" for name in PRUNERS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 
+from objectives.costs import COSTS, costs
 from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, load
 from objectives.hyperparameters import METRICS, MINIMIZED, Hyperparameters
 from objectives.model import load_model, save_model
@@ -52,7 +53,9 @@ class MLP:
         validation: the share of the data, without the test data, that is for validation.
         task: ``classification`` or ``regression``; by default classification, unless the target looks like numbers,
             which is refused.
-        metric: the trial's value; by default accuracy, or the RMSE in the target's unit.
+        metric: the trial's value; by default accuracy, or the RMSE in the target's unit. A list makes a value of each,
+            of several objectives; the first is a metric of the validation data, the others may be costs, see
+            :mod:`objectives.costs`.
         folds: above 1, each trial is trained once per fold of training and validation data; its value is the mean.
         seeds: likewise, with so many seeds.
         fixed: hyperparameters of all trials, which the study does not sample.
@@ -75,7 +78,7 @@ class MLP:
         validation: float = VALIDATION_SHARE,
         columns: Mapping[str, Role] | None = None,
         task: str | None = None,
-        metric: str | None = None,
+        metric: str | list[str] | None = None,
         folds: int = 1,
         seeds: int = 1,
         fixed: Mapping[str, Any] | None = None,
@@ -107,10 +110,7 @@ class MLP:
             validation=validation,
             task=task,
         )
-        legal = METRICS[self._data.task]
-        if metric is not None and metric not in legal:
-            raise ValueError(f"metric = {metric!r}; for {self._data.task} it must be one of {', '.join(legal)}")
-        self._metric = metric or legal[0]
+        self._metric, *self._others = _checked_metrics(metric, self._data.task)
         self._task = Task(n_features=self._data.n_features, classes=self._data.classes, unit=self._data.target_std)
         self._check_folds()
         self.check_params({})
@@ -118,9 +118,18 @@ class MLP:
         self._both: dict[str, Part] = {}
 
     @property
-    def direction(self) -> str:
-        """``minimize`` or ``maximize``, as the metric is better."""
-        return "minimize" if self._metric in MINIMIZED else "maximize"
+    def direction(self) -> str | list[str]:
+        """``minimize`` or ``maximize``, as the metric is better; of several metrics one for each."""
+        minimized = MINIMIZED.union(COSTS)
+        found = ["minimize" if name in minimized else "maximize" for name in (self._metric, *self._others)]
+        return found if self._others else found[0]
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """The names that a trial reports; a study's constraints may be on them."""
+        trained = ("loss", "accuracy" if self._data.classes else "rmse")
+        validated = [f"val_{name}" for name in METRICS[self._data.task]]
+        return frozenset([*(f"train_{name}" for name in trained), *validated, "scheduled_lr", *COSTS])
 
     def check_params(self, params: Mapping[str, Any]) -> None:
         """Raise :exc:`ValueError` where no trial can have these hyperparameters, be they some or all."""
@@ -133,8 +142,8 @@ class MLP:
             what = "the rarest class has so many examples" if self._data.classes else "a fold needs two examples"
             raise ValueError(f"folds = {self._folds}; at most {most} are possible: {what}")
 
-    def __call__(self, trial: Any) -> float:
-        """Train with the trial's parameters; returns its value.
+    def __call__(self, trial: Any) -> float | list[float]:
+        """Train with the trial's parameters; returns its value, or one for each of several metrics.
 
         Raises:
             StateError: the trial's checkpoint is damaged, or not of these parameters.
@@ -302,7 +311,22 @@ class MLP:
             for member_seed in seeds
             for train, validation in self._folded(device)
         ]
-        return Training(members, hyperparameters, metric=self._metric, epochs=self.epochs, trial=trial)
+        named = [name if name in COSTS else f"val_{name}" for name in (self._metric, *self._others)]
+        return Training(
+            members,
+            hyperparameters,
+            metric=self._metric,
+            epochs=self.epochs,
+            trial=trial,
+            values=named if self._others else (),
+            costs=dict if trial is None else partial(self._costs, hyperparameters, device, trial),
+        )
+
+    def _costs(self, hyperparameters: Hyperparameters, device: str, trial: Any) -> dict[str, float]:
+        # The one number of a trial that is not a function of its seed: measured only where the study goes by it.
+        timed = "latency_ms" in {*self._others, *getattr(trial, "constrained", ())}
+        outputs = len(self._data.classes) or 1
+        return costs(hyperparameters, self._data.n_features, outputs, device, timed=timed)
 
     def _member(
         self,
@@ -327,7 +351,8 @@ class MLP:
         """Metrics of the validation data that are told of each epoch."""
         if not self._data.classes:
             return frozenset(METRICS["regression"])
-        return frozenset({"loss", "accuracy", self._metric, hyperparameters.monitor})
+        others = set(self._others).difference(COSTS)
+        return frozenset({"loss", "accuracy", self._metric, hyperparameters.monitor, *others})
 
     def _folded(self, device: str) -> list[tuple[Examples, Examples]]:
         """(training, validation) examples of each fold."""
@@ -394,6 +419,19 @@ def _check_roles(columns: object) -> None:
     for name, role in (columns or {}).items():
         if role not in ROLES:
             raise ValueError(f"columns.{name} = {role!r}; it must be one of {', '.join(ROLES)}")
+
+
+def _checked_metrics(metric: object, task: str) -> list[str]:
+    """The metrics whose values a trial has: the first of the validation data, costs perhaps after it."""
+    legal = METRICS[task]
+    given: list[Any] = metric if isinstance(metric, list) and metric else [metric or legal[0]]
+    for i, name in enumerate(given):
+        allowed = (*legal, *COSTS) if i else legal
+        if name not in allowed:
+            raise ValueError(f"metric = {name!r}; for {task} it must be one of {', '.join(allowed)}")
+        if name in given[:i]:
+            raise ValueError(f"metric lists {name!r} twice; name each once")
+    return given
 
 
 def _checked_fixed(fixed: object) -> dict[str, Any]:

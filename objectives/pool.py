@@ -86,8 +86,8 @@ class Result:
     trial: Any
     state: State
     """``left``: it goes on elsewhere, from its newest checkpoint."""
-    value: float | None = None
-    """Of a complete one."""
+    value: float | list[float] | None = None
+    """Of a complete one; of several objectives one for each."""
     error: BaseException | None = None
     """Of a failed one."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -153,6 +153,8 @@ class Training:
         metric: of the validation data; the mean of the members' is the trial's value.
         epochs: at most.
         trial: ``None`` to train without one.
+        values: the names of the trial's values among the metrics, where it has several; the first is ``metric``'s.
+        costs: are asked for once, at the end, and reported with the last epoch.
     """
 
     def __init__(
@@ -163,12 +165,17 @@ class Training:
         metric: str,
         epochs: int,
         trial: Any = None,
+        values: Sequence[str] = (),
+        costs: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.members = list(members)
         self.trial = trial
         self._hyperparameters = hyperparameters
         self._metric = metric
         self._epochs = epochs
+        self._values = values
+        self._costs = costs
+        self._measured: Mapping[str, float] = {}
         self.epoch = 0
 
     @property
@@ -199,7 +206,9 @@ class Training:
                 raise Diverged(f"the training loss is {loss} after {member.step} steps{which} (lr = {lr:.3g})")
         self.epoch += 1
         metrics = self._means([member.metrics for member in self.members])
-        return {**metrics, "scheduled_lr": max(member.lr for member in self.members)}
+        if self.is_over:
+            self._measured = self._costs()
+        return {**metrics, "scheduled_lr": max(member.lr for member in self.members), **self._measured}
 
     def _means(self, of_members: Sequence[Mapping[str, float]]) -> dict[str, float]:
         means = {name: statistics.fmean(of[name] for of in of_members) for name in of_members[0]}
@@ -224,7 +233,9 @@ class Training:
                 attributes["stopped_early"] = (
                     f"after epoch {self.epoch} of {self._epochs}: val_{monitor} was no better for {patience} epochs"
                 )
-        return Result(trial=self.trial, state="complete", value=self.value(self._means(final)), attributes=attributes)
+        metrics = {**self._means(final), **self._measured}
+        value = [metrics[name] for name in self._values] if self._values else self.value(metrics)
+        return Result(trial=self.trial, state="complete", value=value, attributes=attributes)
 
     def checkpoint(self) -> None:
         """Offer the trial a checkpoint, between two batches."""

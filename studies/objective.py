@@ -7,8 +7,9 @@ instances are such callables. Beyond that a class may have
   nothing that differs between machines);
 - an attribute ``parameters``: the names of all parameters it understands; a space with another
   name is refused before anything is written;
-- an attribute ``direction``: ``minimize`` or ``maximize``; a study with another one is refused, and one that says none
-  takes it;
+- an attribute ``direction``: ``minimize`` or ``maximize``, of several objectives a list of these; a study with another
+  one is refused, and one that says none takes it;
+- an attribute ``metrics``: the names of all metrics it reports; a constraint on another one is refused;
 - a method ``check_params(params)``, which raises :exc:`ValueError` where no trial can have these, be they some or all:
   a space that allows them is refused before anything is written;
 - a method ``finalize`` (see :mod:`studies.finalize`);
@@ -145,19 +146,41 @@ def build(
     return built
 
 
-def direction_of(path: str, objective: Any) -> str | None:
-    """Whether what an objective returns is to be minimized or maximized; ``None`` where it does not say.
+def directions_of(path: str, objective: Any) -> list[str] | None:
+    """Whether each value that an objective returns is to be minimized or maximized; ``None`` where it does not say.
 
     Raises:
         ObjectiveError: it says something else.
     """
-    direction: str | None = getattr(objective, "direction", None)
-    if direction not in (None, "minimize", "maximize"):
+    direction = getattr(objective, "direction", None)
+    if direction is None:
+        return None
+    directions = list(direction) if isinstance(direction, list | tuple) else [direction]
+    if not directions or any(each not in ("minimize", "maximize") for each in directions):
         raise ObjectiveError(
-            f"objective {path!r} has direction = {direction!r:.80}; it must be 'minimize' or 'maximize', by which "
-            "Studyhall checks a study, or have another name"
+            f"objective {path!r} has direction = {direction!r:.80}; it must be 'minimize' or 'maximize', or a list of "
+            "these, by which Studyhall checks a study, or have another name"
         )
-    return direction
+    return directions
+
+
+def check_constraints(path: str, objective: Any, names: Sequence[str]) -> None:
+    """Check that an objective reports what a study constrains.
+
+    Args:
+        path: of the objective.
+        objective: as it was built.
+        names: of the constraints that are on no value that the objective returns.
+
+    Raises:
+        ObjectiveError: it says what it reports, and that lacks one.
+    """
+    known = getattr(objective, "metrics", None)
+    for name in names:
+        if known is not None and name not in known:
+            raise ObjectiveError(
+                f"objective {path!r} reports no metric {name!r} (constraints.{name}); {nearest(name, known)}"
+            )
 
 
 def check_space(path: str, objective: Any, space: Mapping[str, Any]) -> None:

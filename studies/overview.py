@@ -76,7 +76,6 @@ class Overview:
     """A study at one moment, with the figures computed from its trials."""
 
     status: Status
-    objectives: int
     seconds_left: float | None
     """Seconds until the budget is spent, by the pace so far; ``None`` without a budget or a pace."""
     running: Sequence[Running]
@@ -86,6 +85,8 @@ class Overview:
     """The most frequent first; without cancelled trials."""
     cancelled: int
     pruning: Pruning
+    front: Sequence[FrozenTrial] = ()
+    """The Pareto front of several objectives, by number."""
 
     @property
     def is_over(self) -> bool:
@@ -103,8 +104,8 @@ def overview(
     trials: Sequence[FrozenTrial],
     attempts: Mapping[int, Attempt],
     *,
-    objectives: int,
     now: datetime,
+    front: Sequence[FrozenTrial] = (),
 ) -> Overview:
     """Compute the figures.
 
@@ -112,20 +113,20 @@ def overview(
         status: of the study.
         trials: all of it, by number.
         attempts: who ran each trial last, by number.
-        objectives: how many it has.
         now: local time without a zone, as Optuna's trials have it.
+        front: the Pareto front of several objectives.
     """
     cancelled, failures = _failures(trials)
     done = _by_worker(trials, attempts)
     return Overview(
         status=status,
-        objectives=objectives,
         seconds_left=seconds_left(status, trials, attempts, now),
         running=[_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
         throughput={worker.id: _throughput(done.get(worker.id, []), attempts) for worker in status.workers},
         failures=failures,
         cancelled=cancelled,
         pruning=_pruning(trials),
+        front=front,
     )
 
 

@@ -152,19 +152,20 @@ class Session:
             record = self._storage.find_study(spec.name)
         except StudyNotFound:
             record = None
-        if record is None and not spec.says_direction:
-            return spec.model_copy(update={"direction": natural})
+        if record is None and not spec.says_direction and len(natural) == 1:
+            return spec.model_copy(update={"direction": natural[0]})
         stored = (record and record.spec) or spec
-        if stored.all_directions == [natural]:
+        if stored.all_directions == natural:
             return spec
-        way_out = f"give --direction {natural}"
+        given = [word for direction in natural for word in ("--direction", direction)]
+        way_out = f"give {shlex.join(given)}"
         if record:
-            way_out = f"change it with: {command('extend', record.name, '--direction', natural)}"
-            if self._storage.status(record).finished:
-                way_out = f"trials have finished by that: give another --name, with --direction {natural}"
+            way_out = f"change it with: {command('extend', record.name, *given)}"
+            if self._storage.status(record).finished or len(stored.all_directions) != len(natural):
+                way_out = f"give another --name, with {shlex.join(given)}"
+        aims = " and ".join(f"{direction}d" for direction in natural)
         raise ObjectiveError(
-            f"study {spec.name!r} {stored.goal}, but its objective {spec.objective.path!r} is to be {natural}d; "
-            f"{way_out}"
+            f"study {spec.name!r} {stored.goal}, but its objective {spec.objective.path!r} is to be {aims}; {way_out}"
         )
 
     def begin(self) -> None:

@@ -182,9 +182,15 @@ class Study:
 
         Raises:
             NothingFinished: no trial is complete.
-            StorageError: the study has several objectives; see ``study.optuna.best_trials``.
+            StorageError: the study has several objectives; see :attr:`pareto`.
         """
         return self.storage.best(self._record)
+
+    @property
+    def pareto(self) -> list[FrozenTrial]:
+        """The Pareto front, by number: the trials that keep the constraints and that no other one beats in all
+        objectives. Empty where no such trial is complete."""
+        return self.storage.front(self._record)
 
     @property
     def trials(self) -> Trials:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -75,9 +75,23 @@ class Trial(optuna.trial.Trial):
     Pruned = optuna.TrialPruned
     Interrupted = Interrupted
 
-    def __init__(self, study: optuna.Study, trial_id: int, *, holder: LeaseHolder, seed: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        trial_id: int,
+        *,
+        holder: LeaseHolder,
+        seed: Callable[[int], int],
+        prune_on: str | None = None,
+        constrained: Collection[str] = (),
+    ) -> None:
         super().__init__(study, trial_id)
+        #: The metrics that the study constrains: what is expensive to measure may be left out of the reports otherwise.
+        self.constrained = constrained
         self._holder = holder
+        self._prune_on = prune_on
+        #: The latest value of each metric that this attempt reported.
+        self.last_metrics: dict[str, float] = {}
         self._reported: dict[int, set[str]] = {}  # the metrics of each step that this attempt reported
         self._chosen: dict[str, Any] = {}  # the objective's own objects: a tuple is stored as a list
         self._stop_was_requested = False
@@ -143,7 +157,8 @@ class Trial(optuna.trial.Trial):
         attempt of this trial.
 
         Args:
-            value: the intermediate value: anything that float() takes; it may be infinite or nan.
+            value: the intermediate value: anything that float() takes; it may be infinite or nan. Where the spec has
+                ``pruner.metric``, the value of that metric takes its place, if it is among ``metrics``.
             step: increasing, from 0 or 1; a fraction is cut off.
             metrics: named numbers, for example ``val_loss=0.3``; these may be infinite or nan.
 
@@ -151,30 +166,36 @@ class Trial(optuna.trial.Trial):
             TypeError: a value or step that is no number.
             ValueError: a negative step, or one above :data:`MAX_STEP`.
             OverflowError: a whole number that no float can hold.
-            NotImplementedError: the study has several objectives.
             Interrupted: a stop was requested at the previous report.
         """
         if self._stop_was_requested:
             raise Interrupted
-        if len(self.study.directions) > 1:
-            raise NotImplementedError("Trial.report is not supported for multi-objective optimization.")
         number, step = _as_number(value, "trial.report: value"), _as_step(step)
         # The metrics before the value: a step in Optuna's tables is then complete.
         named = self._reported.get(step, set())
-        self._holder.put_metrics(
-            step,
-            {
-                key: _as_number(metric, f"trial.report: metric {key!r:.60}")
-                for key, metric in metrics.items()
-                if key not in named
-            },
-        )
+        numbers = {
+            key: _as_number(metric, f"trial.report: metric {key!r:.60}")
+            for key, metric in metrics.items()
+            if key not in named
+        }
+        self._holder.put_metrics(step, numbers)
+        self.last_metrics |= numbers
+        if self._prune_on is not None:
+            number = numbers.get(self._prune_on, number)
         if step in self._reported or step not in self._cached_frozen_trial.intermediate_values:
-            super().report(number, step)  # which warns of a step that was reported before
+            self._report_value(number, step)
         self._reported[step] = named | set(metrics)
         self._holder.flush(step)
         # An objective that ignores stop_requested is interrupted at its next report, after a step to save its state in.
         self._stop_was_requested = self._holder.stop_requested
+
+    def _report_value(self, value: float, step: int) -> None:
+        if len(self.study.directions) == 1:
+            super().report(value, step)  # which warns of a step that was reported before
+        elif step not in self._reported:
+            # As there, but for several objectives Optuna refuses it (optuna#3450).
+            self.storage.set_trial_intermediate_value(self._trial_id, step, value)
+            self._cached_frozen_trial.intermediate_values[step] = value
 
     def should_prune(self) -> bool:
         """Whether to prune this trial; also true when it was cancelled or its lease is lost.
@@ -186,7 +207,9 @@ class Trial(optuna.trial.Trial):
             return True
         if self._holder.stop_requested:
             raise Interrupted
-        return super().should_prune()
+        if len(self.study.directions) == 1:
+            return super().should_prune()
+        return self.study.pruner.prune(self.study, self._get_latest_trial())
 
     def checkpoint(self, step: int, state: bytes | Callable[[], bytes]) -> None:
         """Save a checkpoint if one is due. Cheap: call it at every step.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from studies.errors import StudyhallError
+from studies.spec.constraints import Constraint
 from studies.spec.script import CHANGED_SCRIPT, OWN_ATTRIBUTES
 from studies.text import number, printable
 from studies.values import finite, to_text
@@ -22,6 +23,7 @@ from studies.values import to_json as strict_json
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from studies.spec.study import StudySpec
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import StudyRecord
 
@@ -60,12 +62,15 @@ def _to_yaml(data: Mapping[str, Any], *, allow_unicode: bool) -> str:
 def best_data(trial: FrozenTrial, metrics: Mapping[str, float]) -> dict[str, Any]:
     """The best trial as data; of several objectives there are ``values`` instead of a ``value``."""
     values = list(map(finite, trial.values or [None]))
+    constraints = {name: finite(value) for name, value in trial.constraints.items()}
     return {
         "number": trial.number,
         **({"value": values[0]} if len(values) == 1 else {"values": values}),
         "params": trial.params,
         "metrics": {name: finite(value) for name, value in metrics.items()},
         "user_attrs": user_attrs(trial),
+        # Optuna's numbers: at most 0 where the trial keeps the constraint.
+        **({"constraints": constraints} if constraints else {}),
         **({CHANGED_SCRIPT: changed} if (changed := trial.user_attrs.get(CHANGED_SCRIPT)) else {}),
     }
 
@@ -77,7 +82,19 @@ def best_lines(storage: PostgresStorage, record: StudyRecord, trial: FrozenTrial
     return [
         f"best of {record.name}: trial {trial.number} with {metric} = {number(trial.value)} ({how}d)",
         *detail_lines(trial, storage.metrics.last([trial])[trial.number]),
+        *constraint_lines(record.spec, trial),
     ]
+
+
+def constraint_lines(spec: StudySpec | None, trial: FrozenTrial) -> list[str]:
+    """How far a trial keeps the constraints of its spec, below an empty line; nothing without any."""
+    bounds = {name: Constraint.parse(text) for name, text in spec.constraints.items()} if spec else {}
+    shown = [
+        (name, f"{number(bound.value_of(by))} ({bound}{' is broken' if by > 0 else ''})")
+        for name, bound in bounds.items()
+        if (by := trial.constraints.get(name)) is not None
+    ]
+    return ["", "constraints:", *aligned(shown)] if shown else []
 
 
 def detail_lines(trial: FrozenTrial, metrics: Mapping[str, float]) -> list[str]:

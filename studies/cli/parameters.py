@@ -141,6 +141,6 @@ def quoted_arguments(params: Mapping[str, Any], booleans: str | None = None) -> 
     return shlex.join(arguments(params, booleans))
 
 
-def quoted_variables(params: Mapping[str, Any], prefix: str = "") -> str:
+def quoted_variables(params: Mapping[str, Any], prefix: str = "", separator: str = "\n") -> str:
     """:func:`variables` for a shell's ``eval``, one in each line."""
-    return "\n".join(f"{name}={shlex.quote(text)}" for name, text in variables(params, prefix).items())
+    return separator.join(f"{name}={shlex.quote(text)}" for name, text in variables(params, prefix).items())

@@ -10,6 +10,7 @@ from studies.cli.common import Common, common_options, complete_trials, say, stu
 from studies.cli.formats import (
     aligned,
     attribute_lines,
+    constraint_lines,
     echo,
     echo_data,
     print_columns,
@@ -80,7 +81,7 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         "worker": _attempt(attempt),
         **{name: readable(value) for name, value in params.items()},
     }
-    echo(*aligned([*facts.items()]), *attribute_lines(trial))
+    echo(*aligned([*facts.items()]), *attribute_lines(trial), *constraint_lines(record.spec, trial))
     if trial.intermediate_values:
         names = sorted({name for values in metrics.values() for name in values})
         echo("")

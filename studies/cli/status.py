@@ -16,6 +16,7 @@ from studies.cli.formats import (
     to_json,
 )
 from studies.errors import command
+from studies.spec.constraints import in_words
 from studies.stop_reasons import BY_HAND, STOP_REASONS
 from studies.text import counted, duration, number
 
@@ -34,6 +35,7 @@ def status(common: Common, name: str, kind: str) -> None:
         record = storage.find_study(name)
         now = storage.status(record)
         metrics = storage.metrics.last([now.best]) if now.best else {}
+        front = storage.front(record) if now.best is None else []
     if kind == "json":
         best = now.best and {"study": name, **best_data(now.best, metrics[now.best.number])}
         data = {
@@ -50,8 +52,8 @@ def status(common: Common, name: str, kind: str) -> None:
     echo(status_line(now, record))
     if now.budget:
         echo(budget_line(now.budget))
-    if now.best:
-        echo(f"best: {number(now.best.value)} in trial {now.best.number} ({command('best', name)})")
+    if best_so_far := best_line(now, record, len(front)):
+        echo(best_so_far)
     if now.workers:
         echo("")
         print_columns(
@@ -84,6 +86,24 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
     if halted and now.ended in (None, BY_HAND):
         halted += f"; go on with: {command('resume', record.name)}"
     return f"{record.name}: {now.finished:,}{of} trials done ({counts}){took}{halted}"
+
+
+def best_line(now: Status, record: StudyRecord, front: int) -> str | None:
+    """The best trial, or the size of the Pareto front, in one line; ``None`` while no trial is complete.
+
+    Args:
+        now: the study's status.
+        record: the study.
+        front: how many trials are on the Pareto front of several objectives.
+    """
+    kept = in_words(record.spec.constraints) if record.spec else ""
+    best = f"best with {kept}" if kept else "best"
+    if now.best:
+        return f"{best}: {number(now.best.value)} in trial {now.best.number} ({command('best', record.name)})"
+    if front:
+        look = command("best", record.name, "--pareto")
+        return f"{best}: {counted(front, 'trial')} on the Pareto front ({look})"
+    return f"{best}: none; no complete trial keeps this" if now.trials["complete"] and kept else None
 
 
 def budget_line(budget: BudgetSpec) -> str:

@@ -47,7 +47,7 @@ def watch(common: Common, name: str, every: float) -> None:
     """
     with common.open() as storage:
         record = storage.find_study(name)
-        metric = storage.objective_names(record)[0]
+        metric = ", ".join(storage.objective_names(record))
         _end_in_order()
         with _view(metric, every) as view:
             seen = _follow(storage, record, view)
@@ -85,7 +85,7 @@ def _say_next(seen: Overview) -> None:
 
     now = seen.status
     assert now.ended is not None  # else it is still watched
-    look = command("best", now.study) if now.best else command("trials", now.study)
+    look = command("best", now.study) if now.best or seen.front else command("trials", now.study)
     if now.ended == "failures":
         look = command("trials", now.study, "--state", "fail")
     say(f"next: {look}; go on with: {way_on(now.study, now.ended)}")
@@ -123,7 +123,13 @@ class _OverviewReader:
         ended = status.finished + status.trials["fail"]
         if self._attempts[0] != ended:
             self._attempts = ended, self._storage.leases.attempts(self._record)
-        return overview(status, trials, self._attempts[1], objectives=self._objectives, now=datetime.now())
+        return overview(
+            status,
+            trials,
+            self._attempts[1],
+            now=datetime.now(),
+            front=self._storage.front(self._record) if self._objectives > 1 else (),
+        )
 
 
 def _view(metric: str, every: float) -> LiveView | PlainView:
@@ -205,6 +211,7 @@ class PlainView:
             now.paused,
             now.ended,
             now.best and now.best.number,
+            [trial.number for trial in seen.front],
             [w.id for w in now.workers],
         )
         due = self._is_waiting or seen.is_over or time.monotonic() - self._at >= self._every
@@ -233,6 +240,8 @@ def _facts(seen: Overview) -> str:
     facts += [f"{now.trials[key]:,} {word}" for key, word in words.items() if now.trials[key]]
     if now.best:
         facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
+    if seen.front:
+        facts.append(f"{len(seen.front):,} on the Pareto front")
     if seen.seconds_left is not None:
         facts.append(time_left(seen.seconds_left))
     facts.append(state_of(seen)[0])

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The most lines of what is wrong, of a command to type, of the best parameters, and of reasons why trials failed.
 TROUBLE_LINES, JOIN_LINES, PARAMETER_LINES, REASONS = 3, 4, 2, 2
+#: Of a Pareto front so many trials are shown.
+FRONT_LINES = 5
 #: The parameters of running trials are shown where they have so many columns.
 PARAMETER_COLUMNS = 16
 #: Of the steps at which trials were pruned, so many are named.
@@ -34,7 +36,7 @@ def picture(seen: Overview, metric: str, console: Console, *, trouble: str | Non
 
     Args:
         seen: the study.
-        metric: what its objective returns.
+        metric: what its objective returns; of several, all names.
         console: where it will be shown.
         trouble: why this is not how it stands now.
         height: lines.
@@ -125,15 +127,29 @@ def _headline(seen: Overview, console: Console, trouble: str | None) -> list[Ren
 
 def _best(seen: Overview, metric: str, console: Console) -> list[RenderableType]:
     now = seen.status
-    if seen.objectives > 1:
-        return [_line("best  – ", (f"({seen.objectives} objectives: see {command('best', now.study)})", "dim"))]
+    if seen.front:
+        return _front(seen, metric)
     if now.best is None:
-        return [_line("best  – ", ("(no trial is complete)", "dim"))]
+        reason = "no complete trial keeps the constraints" if now.trials["complete"] else "no trial is complete"
+        return [_line("best  – ", (f"({reason})", "dim"))]
     words = "  ".join(f"{name}={readable(value)}" for name, value in now.best.params.items())
     return [
         _line("best  ", (number(now.best.value), "bold green"), f" {metric}, trial {now.best.number}"),
         *_folded(words, console, PARAMETER_LINES),
     ]
+
+
+def _front(seen: Overview, metrics: str) -> list[RenderableType]:
+    """The Pareto front: its size, and the values and parameters of its newest trials."""
+    newest = seen.front[-FRONT_LINES:]
+    count = counted(len(seen.front), "trial")
+    shown = "" if len(newest) == len(seen.front) else f", the newest {len(newest)}"
+    lines: list[RenderableType] = [_line("best  ", (count, "bold green"), f" on the Pareto front of {metrics}{shown}:")]
+    for trial in newest:
+        words = "  ".join(f"{name}={readable(value)}" for name, value in trial.params.items())
+        values = ", ".join(map(number, trial.values))
+        lines.append(_line(f"  trial {trial.number}  ", (values, "green"), f"  {words}"))
+    return lines
 
 
 def _table(*columns: str, left: Sequence[str], widest: int = 32) -> Table:

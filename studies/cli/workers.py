@@ -19,7 +19,7 @@ from studies.cli.common import (
 from studies.cli.formats import best_lines, echo
 from studies.cli.interrupts import Interrupts
 from studies.cli.mirror import Mirroring, tracking_option
-from studies.cli.status import status_line
+from studies.cli.status import best_line, status_line
 from studies.cli.target import say_grid
 from studies.errors import StorageUnreachable, StudyhallError, command
 from studies.stop_reasons import BY_HAND
@@ -218,5 +218,11 @@ def conclude(
         say(f"next: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
     elif now.trials["complete"]:
         say()
-        say(f"it has several objectives, so no best trial; next: {command('best', record.name)}")
+        if front := storage.front(record):
+            say(
+                f"it has several objectives, so no best trial: {counted(len(front), 'trial')} on the Pareto front; "
+                f"next: {command('best', record.name, '--pareto')}"
+            )
+        else:
+            say(f"{best_line(now, record, 0)}; next: {command('trials', record.name)}")
     require_success(storage, record, now, must_be_over=must_be_over)

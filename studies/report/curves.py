@@ -99,6 +99,8 @@ def _lines(data: StudyData) -> dict[str, dict[int, Line]]:
             found.setdefault(point.name, {}).setdefault(trial.number, {})[point.step] = point.value
         if trial.intermediate_values:
             reported[trial.number] = trial.intermediate_values
+    curved = {name: by_trial for name, by_trial in found.items() if max(map(len, by_trial.values())) > 1}
+    found = curved or found  # what each trial reports once, such as a cost, is no curve
     if reported and not any(_is_same(by_trial, reported) for by_trial in found.values()):
         found[REPORTED] = reported
     return {

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.overview import Overview, overview
 from studies.report.curves import points_of_line
 from studies.report.subset import Subset, choose, is_placed, of_kind
+from studies.spec.constraints import Constraint
 from studies.stop_reasons import STOP_REASONS
 from studies.storage.postgres import PostgresStorage
 from studies.storage.reader import StudyReader
@@ -38,6 +39,8 @@ class StudyData:
     """Who ran a trial; without those of stock Optuna workers."""
     spec: str | None = None
     """The study file, without secrets; ``None`` where stock Optuna made the study."""
+    constraints: Mapping[str, Constraint] = field(default_factory=dict)
+    """The bounds of the spec, by metric."""
     now: datetime = field(default_factory=datetime.now)
     """When it was read: local time without a zone, as Optuna's trials have it."""
     subset: Subset | None = None
@@ -60,7 +63,7 @@ class StudyData:
     @cached_property
     def overview(self) -> Overview:
         """What follows from the trials."""
-        return overview(self.status, self.outlines, self.attempts, objectives=len(self.directions), now=self.now)
+        return overview(self.status, self.outlines, self.attempts, now=self.now)
 
     @cached_property
     def valued(self) -> Sequence[FrozenTrial]:
@@ -134,6 +137,9 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
         metric_names=storage.objective_names(record),
         attempts=storage.leases.attempts(record),
         spec=_study_file(record),
+        constraints={name: Constraint.parse(bound) for name, bound in record.spec.constraints.items()}
+        if record.spec
+        else {},
         subset=subset,
         in_short=() if subset is None else outlines,
     )

@@ -77,16 +77,30 @@ def best(data: StudyData) -> str:
         return _front(data)
     trial = data.best
     if trial is None:
-        return reason("no trial is complete yet")
+        return reason(_nothing_best(data))
     last = {point.name: point for point in data.curves.get(trial.number, ())}
     facts = [(name, param(value)) for name, value in trial.params.items()]
     metrics = [(name, number(point.value)) for name, point in last.items()]
     tables = _pairs("parameter", facts) + (_pairs("metric of its last step", metrics) if metrics else "")
     line = text(command("best", data.name, "--format", "json"))
     return (
-        f'<div class="side">{tables}</div><p>As data: <code id="command">{line}</code> '
+        f'<div class="side">{tables}</div>{_constraints(data, trial)}<p>As data: <code id="command">{line}</code> '
         '<button type="button" id="copy" hidden>Copy</button></p>'
     )
+
+
+def _nothing_best(data: StudyData) -> str:
+    return "no complete trial keeps the constraints" if data.status.trials["complete"] else "no trial is complete yet"
+
+
+def _constraints(data: StudyData, trial: FrozenTrial) -> str:
+    """How far a trial keeps each constraint of the spec."""
+    kept = [
+        f"{name} = {number(bound.value_of(trial.constraints[name]))} ({bound})"
+        for name, bound in data.constraints.items()
+        if name in trial.constraints
+    ]
+    return f"<p>Within the constraints: {text('; '.join(kept))}.</p>" if kept else ""
 
 
 def _pairs(what: str, pairs: Sequence[tuple[str, str]]) -> str:
@@ -95,11 +109,11 @@ def _pairs(what: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _front(data: StudyData) -> str:
-    if not data.valued:
-        return reason("no trial is complete yet")
     with quiet():
-        numbers = [trial.number for trial in snapshot(data, "pareto", str).best_trials]
-    trials = [data.trials[number] for number in numbers]
+        numbers = {trial.number for trial in snapshot(data, "pareto", str).best_trials}
+    trials = [trial for trial in data.trials if trial.number in numbers]
+    if not trials:
+        return reason(_nothing_best(data))
     names = [
         f"{name} ({'min' if direction == StudyDirection.MINIMIZE else 'max'})"
         for name, direction in zip(data.metric_names, data.directions, strict=True)

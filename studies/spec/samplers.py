@@ -11,6 +11,7 @@ import optuna
 from optuna.samplers._lazy_random_state import LazyRandomState
 
 from studies.errors import nearest, one_line
+from studies.search.pruning import HyperbandPruner
 from studies.search.samplers import BruteForceSampler, GridSampler, QMCSampler
 from studies.spec.space import CategoricalParameter
 
@@ -30,7 +31,7 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
 }
 PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
-    "hyperband": optuna.pruners.HyperbandPruner,
+    "hyperband": HyperbandPruner,
     "median": optuna.pruners.MedianPruner,
     "none": optuna.pruners.NopPruner,
     "patient": optuna.pruners.PatientPruner,

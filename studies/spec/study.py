@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from studies.errors import SpecError, SpecMismatch, command, nearest
 from studies.objective import work_command
+from studies.spec import constraints as bounds
 from studies.spec.locations import mask_url, validate_location, validate_url
 from studies.spec.script import is_script, short
 from studies.spec.space import Parameter, check_conditions, suggestion_order
@@ -137,6 +138,9 @@ class PrunerSpec(Section):
         default={},
         description="Optuna's keyword arguments of that pruner; another pruner is { name = …, options = {…} }",
     )
+    metric: str | None = Field(
+        default=None, description="of several objectives the one to prune on; without it nothing is pruned there"
+    )
 
 
 class CheckpointsSpec(Section):
@@ -173,6 +177,11 @@ class StudySpec(Section):
     )
     metric: str | list[str] = Field(
         default="value", description="the name of what the objective returns; of several objectives one name for each"
+    )
+    constraints: dict[str, Annotated[str, AfterValidator(bounds.check)]] = Field(
+        default={},
+        description='bounds on an objective or on a reported metric, such as { latency_ms = "<= 5" }; a trial that '
+        "breaks one is never the best",
     )
     seed: int = Field(
         default=0,
@@ -215,8 +224,17 @@ class StudySpec(Section):
         sampler = self.to_sampler(0)
         if len(self.all_directions) > 1:
             require_several_objectives(sampler)
-        self.to_pruner()
+        self._check_pruner()
         return self
+
+    def _check_pruner(self) -> None:
+        from studies.search import pruning
+
+        pruner, metric = self.to_pruner(), self.pruner.metric
+        if metric is not None and metric not in self.metric_names:
+            raise ValueError(f"pruner.metric: {metric!r} is no objective; {nearest(metric, self.metric_names)}")
+        if len(self.all_directions) > 1:
+            pruning.require_several_objectives(pruner)
 
     # Reading and writing
 
@@ -392,10 +410,23 @@ class StudySpec(Section):
         return grid.size if grid else None
 
     def to_pruner(self) -> optuna.pruners.BasePruner:
-        """The pruner of every trial."""
+        """The pruner of every trial: none for several objectives without ``pruner.metric``."""
         from studies.spec.samplers import build_pruner
 
-        return build_pruner(self.pruner.name, self.pruner.options)
+        is_undecided = len(self.all_directions) > 1 and self.pruner.metric is None
+        return build_pruner("none", {}) if is_undecided else build_pruner(self.pruner.name, self.pruner.options)
+
+    def to_study(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
+        """The study in ``storage`` as an Optuna object, with this sampler and pruner."""
+        from optuna.study import StudyDirection
+
+        from studies.search.pruning import Study
+
+        study = Study(self.name, storage, sampler=self.to_sampler(0), pruner=self.to_pruner())
+        if self.pruner.metric is not None:
+            direction = self.all_directions[self.metric_names.index(self.pruner.metric)]
+            study.pruned_direction = StudyDirection[direction.upper()]
+        return study
 
     def suggest(self, trial: optuna.trial.Trial) -> None:
         """Sample the space into ``trial.params``, parents first."""

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
 from optuna.study import StudyDirection
@@ -23,6 +23,7 @@ from studies.errors import (
     command,
     nearest,
 )
+from studies.spec.constraints import in_words
 from studies.spec.study import BudgetSpec, Direction, StudySpec
 from studies.storage import roles, schema
 from studies.storage.budgets import Budgets
@@ -259,17 +260,30 @@ class PostgresStorage(OptunaContract):
         if objectives > 1:
             raise StorageError(
                 f"study {record.name!r} has {objectives} objectives, so no best trial; choose one with --trial N "
-                f"out of: {command('best', record.name)}"
+                f"out of: {command('best', record.name, '--pareto')}"
             )
-        best = self.find_best(record)
-        if best is None:
-            counts = self.database.rows("status", study_id=record.study_id)[0]
-            shown = ", ".join(f"{counts[state]} {state}" for state in ("pruned", "running", "waiting", "fail"))
-            what = "complete trial that keeps its constraints" if counts["complete"] else "complete trial"
-            raise NothingFinished(
-                f"study {record.name!r} has no {what} yet ({shown}); see: studyhall status {record.name}"
-            )
-        return best
+        return self.find_best(record) or self.refuse_best(record)
+
+    def refuse_best(self, record: StudyRecord) -> NoReturn:
+        """Raise :exc:`NothingFinished`, with what the study has instead of a feasible COMPLETE trial."""
+        counts = self.database.rows("status", study_id=record.study_id)[0]
+        shown = ", ".join(f"{counts[state]} {state}" for state in ("pruned", "running", "waiting", "fail"))
+        kept = in_words(record.spec.constraints) if record.spec else ""
+        what = f"complete trial that keeps {kept or 'its constraints'}" if counts["complete"] else "complete trial"
+        raise NothingFinished(
+            f"study {record.name!r} has no {what} yet ({shown}); see: {command('status', record.name)}"
+        )
+
+    def front(self, record: StudyRecord) -> list[FrozenTrial]:
+        """The Pareto front, by number: the feasible trials that no other one beats in all objectives.
+
+        Of a single objective these are its best trials, which are equal.
+        """
+        from optuna.study._multi_objective import _get_pareto_front_trials_by_trials
+
+        directions = self.get_study_directions(record.study_id)
+        complete = self.get_all_trials(record.study_id, deepcopy=False, states=(TrialState.COMPLETE,))
+        return _get_pareto_front_trials_by_trials(complete, directions, consider_constraint=True)
 
     def trials(self, record: StudyRecord) -> list[FrozenTrial]:
         """Every trial, by number."""

@@ -4,7 +4,7 @@ It reads two lines of JSON from its standard input, a :class:`Setup` and an :cla
 writes events, one line of JSON each, to its standard output:
 
 - ``{"event": "ready", "slots": …, "directions": …}`` when the objective is built, with the number of trials that it
-  trains at once and the direction of each study's objective;
+  trains at once and the directions of each study's objective;
 - ``{"event": "over", "reason": …}`` when its studies are over or it was stopped;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -58,6 +58,8 @@ class ObjectiveSetup:
     space: Mapping[str, Any]
     """As JSON has it."""
     share: float
+    constraints: tuple[str, ...] = ()  # a supervisor from before an upgrade does not know it
+    """The metrics that the objective has to report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def main() -> int:
         setup = _read_setup(sys.stdin.readline())
         built = {each.study: _build(each, setup) for each in setup.objectives}
         slots = max(objective.slots_of(each, setup.device, setup.slots) for each in built.values())
-        directions = {each.study: objective.direction_of(each.path, built[each.study]) for each in setup.objectives}
+        directions = {each.study: objective.directions_of(each.path, built[each.study]) for each in setup.objectives}
         events.send("ready", slots=slots, directions=directions)
         line = sys.stdin.readline()
         if line:
@@ -120,6 +122,7 @@ def _build(each: ObjectiveSetup, setup: Setup) -> Objective:
         sha256=each.sha256,
     )
     objective.check_space(each.path, built, each.space)
+    objective.check_constraints(each.path, built, each.constraints)
     return built
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.objective import Objective, slots_of, trains_several
 from studies.search.samplers import grid_of
+from studies.spec.constraints import Constraint
 from studies.spec.samplers import reseed
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim, StudyRecord
@@ -54,9 +56,7 @@ class ServedStudy:
         if self.spec.checkpoints.store != "postgresql":
             self.store = open_store(self.spec.checkpoints.store, record.uid)
             self.store.check()
-        self.optuna = storage.load_study(record)
-        self.optuna.sampler = self.spec.to_sampler(0)
-        self.optuna.pruner = self.spec.to_pruner()
+        self.optuna = self.spec.to_study(storage)
         self._grid = grid_of(self.optuna.sampler)
         # Optuna allows study.stop() inside optimize() only; objectives and samplers may call it here as well.
         self.optuna._thread_local.in_optimize_loop = True
@@ -102,4 +102,40 @@ class ServedStudy:
         """
         self.optuna._thread_local.cached_all_trials = self._storage.known_trials(claim.study_id)
         reseed(self.optuna.sampler, self.spec.seed_of(claim.number))
-        return Trial(self.optuna, claim.trial_id, holder=holder, seed=self.spec.seed_of)
+        return Trial(
+            self.optuna,
+            claim.trial_id,
+            holder=holder,
+            seed=self.spec.seed_of,
+            prune_on=self.spec.pruner.metric,
+            constrained=self.spec.constraints,
+        )
+
+    def constrain(self, trial: Trial, values: Sequence[float] | None) -> list[str]:
+        """Set the constraints of the spec by the objective's values, and by what the trial reported last.
+
+        Args:
+            trial: that ends.
+            values: of a COMPLETE trial; ``None`` of a pruned one.
+
+        Returns:
+            The metrics that the trial never reported.
+
+        Raises:
+            StorageUnreachable: only the database knows what an earlier attempt reported.
+        """
+        bounds = {name: Constraint.parse(text) for name, text in self.spec.constraints.items()}
+        if not bounds:
+            return []
+        known = {**trial.last_metrics, **dict(zip(self.spec.metric_names, values or (), strict=False))}
+        if not bounds.keys() <= known.keys() and values is not None:
+            known = self._reported_before(trial) | known
+        for name, bound in bounds.items():
+            if name in known and name not in trial.constraints:
+                trial.set_constraint(name, bound.violation(known[name]))
+        return [name for name in bounds if name not in known]
+
+    def _reported_before(self, trial: Trial) -> dict[str, float]:
+        """The latest value of each metric that earlier attempts of a trial reported."""
+        steps = self._storage.metrics.of(self._storage.get_trial(trial._trial_id))
+        return {name: value for _, metrics in sorted(steps.items()) for name, value in metrics.items()}

@@ -92,7 +92,7 @@ class Supervisor:
         #: How many trials a worker trains at once; 1 until a worker is ready.
         self.slots = 1
         #: By the name of a study, what its objective says of its direction; known when a worker is ready.
-        self.directions: Mapping[str, str | None] = {}
+        self.directions: Mapping[str, list[str] | None] = {}
         self._until_idle = until_idle
         self._specs = specs
         self._devices = devices
@@ -218,6 +218,7 @@ class Supervisor:
             args=spec.objective.args,
             space={name: parameter.model_dump(mode="json") for name, parameter in spec.space.items()},
             share=share,
+            constraints=tuple(name for name in spec.constraints if name not in spec.metric_names),
         )
 
     def _reap(self, process: _Process, status: int) -> None:

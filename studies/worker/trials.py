@@ -21,7 +21,7 @@ import optuna
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import TrialState
 
-from studies.errors import LeaseLost, Refused, StorageUnreachable, described
+from studies.errors import LeaseLost, Refused, StorageUnreachable, described, nearest
 from studies.spec.script import CHANGED_SCRIPT
 from studies.stop_reasons import CANCELLED
 from studies.storage.postgres import PostgresStorage
@@ -260,9 +260,17 @@ class Trials:
         if run.leased.lease.cancelled and state != TrialState.COMPLETE:
             run.trial.set_user_attr("error", CANCELLED)
             return TrialState.FAIL, None
+        if state == TrialState.PRUNED:
+            self._study.constrain(run.trial, None)
         if state != TrialState.COMPLETE:
             return None if state is None else (state, None)
         values = as_values(result.value, len(self._study.spec.all_directions))
+        try:
+            missing = [] if isinstance(values, str) else self._study.constrain(run.trial, values)
+        except StorageUnreachable:
+            return None  # rather trained again from its checkpoint than taken for a feasible one
+        if missing:
+            values = _never_reported(missing, [*self._study.spec.metric_names, *run.trial.last_metrics])
         if isinstance(values, str):
             run.trial.set_user_attr("error", _failure(run.claim, values))
             return TrialState.FAIL, None
@@ -334,6 +342,15 @@ def _failure(claim: Claim, message: str) -> str:
     """Log why a trial failed. Returns what is stored of the message."""
     log.warning("trial %d failed: %s", claim.number, message[:MAX_ERROR])
     return message[:MAX_ERROR]
+
+
+def _never_reported(missing: Sequence[str], known: Sequence[str]) -> str:
+    """Why a trial FAILs whose constraints cannot be judged: Optuna would take it for a feasible one."""
+    name = missing[0]
+    return (
+        f"constraints.{name}: the trial never reported the metric {name!r}; report it by "
+        f"trial.report(value, step, {name}=…), or make a study without this constraint; {nearest(name, known)}"
+    )
 
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}

@@ -67,7 +67,7 @@ def test_its_exit_status_and_its_end_are_the_program_s(told: Shell) -> None:
 
 def test_what_cannot_be_done_is_one_line_with_the_way_out(told: Shell) -> None:
     reserved = "parameter 'path' would be the variable PATH, which shells or programs obey; give --prefix HP_"
-    several = "2 objectives, so no best trial; choose one with --trial N out of: studyhall best two"
+    several = "2 objectives, so no best trial; choose one with --trial N out of: studyhall best two --pareto"
     for line, status, words in (
         ("exec one", 2, "no program to run; for example: studyhall exec one -- python train.py"),
         ("exec one -- no-such-program", 1, "cannot run 'no-such-program': No such file or directory"),
@@ -81,6 +81,7 @@ def test_what_cannot_be_done_is_one_line_with_the_way_out(told: Shell) -> None:
         ("best one --prefix HP_", 2, "--prefix is for variables; add --format env"),
         ("best one --booleans flag", 2, "--booleans is for arguments; add --format args"),
         ("best two --format env", 1, several),
+        ("best two --pareto --trial 1", 2, "--pareto and --trial exclude each other; give one of them"),
     ):
         done = CliRunner().invoke(studyhall, line.split(), env=told.environment)
         assert (done.exit_code, done.stdout) == (status, ""), line
@@ -118,6 +119,13 @@ def test_the_front_of_several_objectives_is_printed(told: Shell) -> None:
         ["1", "1", "0.5"],
     ]
     assert told.data("best", "two", "--trial", "2").startswith("trial 2 of two: complete, 3 0.5\n")
+    for kind, each in (("args", "--lr 0.001 "), ("env", "HP_LR=0.001 ")):
+        prefix = ["--prefix", "HP_"] if kind == "env" else []
+        assert told.data("best", "two", "--pareto", "--format", kind, *prefix).count(each) == 2
+    (alone,) = json.loads(told.data("best", "one", "--pareto", "--format", "json"))["best_trials"]
+    assert alone == {
+        key: value for key, value in json.loads(told.data("best", "one", "--format", "json")).items() if key != "study"
+    }
 
 
 def test_python_opens_the_storage_of_the_command_line(told: Shell, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

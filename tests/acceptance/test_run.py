@@ -226,7 +226,7 @@ def test_a_study_of_two_objectives_ends_without_a_best(shell: Shell) -> None:
     directions = "directions=['minimize', 'maximize']"
     done = shell.run("run", "script.py:two", "--trials", "3", "--workers", "1", "--set", directions)
     assert done.returncode == 0, done.stderr
-    assert "it has several objectives, so no best trial; next: studyhall best script-two" in done.stderr
+    assert "on the Pareto front; next: studyhall best script-two --pareto" in done.stderr
     assert done.stdout == ""
     assert json.loads(shell.data("status", "script-two", "--format", "json"))["best"] is None
     assert "3 of 3 trials done" in shell.data("status", "script-two")

@@ -574,6 +574,81 @@ def test_an_attribute_may_be_set_over_and_over(storage: PostgresStorage, run: Ru
     assert trials(storage)[0].user_attrs == {"count": -4, "last": 4}
 
 
+# Constraints and several objectives
+
+
+def test_constraints_are_judged_by_the_last_report_and_read_by_stock_optuna(storage: PostgresStorage, run: Run) -> None:
+    stop = threading.Event()
+
+    def objective(trial: Trial) -> float:
+        if (saved := trial.restore()) is None:
+            trial.report(0.0, 1, ms=9.0 if trial.number == 2 else 1.0, size=1.0)
+            trial.report(0.0, 2, ms=float(trial.number))
+        if trial.number == 0 and saved is None:  # another attempt ends it, which reports nothing
+            stop.set()
+            trial.checkpoint(2, b"state")
+            raise trial.Interrupted
+        return float(trial.number) if trial.number != 3 else math.nan
+
+    spec = {"constraints": {"ms": "<= 1", "size": ">= 1", "loss": ">= 0"}, "metric": "loss", "direction": "maximize"}
+    run(objective, stop=stop, **spec)
+    assert run(objective, **spec) == "complete"
+    assert [trial.constraints for trial in trials(storage)[:3]] == [
+        {"ms": -1.0, "size": 0.0, "loss": -0.0},
+        {"ms": 0.0, "size": 0.0, "loss": -1.0},
+        {"ms": 1.0, "size": 0.0, "loss": -2.0},
+    ]
+    record = storage.find_study("study")
+    stock = optuna.load_study(study_name="study", storage=storage.location.sqlalchemy)
+    assert storage.best(record).number == stock.best_trial.number == 1
+    assert [trial.number for trial in storage.front(record)] == [1]
+
+
+def test_a_constraint_on_a_metric_that_is_never_reported_fails_the_trial_by_name(
+    storage: PostgresStorage, run: Run
+) -> None:
+    def objective(trial: Trial) -> float:
+        trial.report(1.0, 1, latency=1.0)
+        return 1.0
+
+    spec: dict[str, Any] = {"constraints": {"latency_ms": "<= 1"}, "budget": {"trials": 3, "max_failures": 1}}
+    assert run(objective, **spec) == "failures"
+    assert trials(storage)[0].user_attrs["error"] == (
+        "constraints.latency_ms: the trial never reported the metric 'latency_ms'; report it by trial.report(value, "
+        "step, latency_ms=…), or make a study without this constraint; did you mean 'latency'?"
+    )
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_a_study_of_several_objectives_is_pruned_on_one_of_them(
+    storage: PostgresStorage, run: Run, pruner: str
+) -> None:
+    def objective(trial: Trial) -> tuple[float, float]:
+        x = trial.suggest_float("x", 0, 1)
+        for step in range(1, 10):
+            trial.report(-1.0, step, accuracy=x * step)  # the named value takes the place of the first
+            if trial.should_prune():
+                raise trial.Pruned
+        return 9 * x, x
+
+    options = {"median": {"n_startup_trials": 1}, "hyperband": {"max_resource": 9}}[pruner]
+    run(
+        objective,
+        directions=["maximize", "minimize"],
+        metric=["accuracy", "cost"],
+        pruner={"name": pruner, "metric": "accuracy", "options": options},
+        budget={"trials": 30},
+        constraints={"cost": "<= 0.9"},
+    )
+    found = trials(storage)
+    assert {trial.state for trial in found} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(trial.intermediate_values[1] == trial.params["x"] for trial in found)
+    stock = optuna.load_study(study_name="study", storage=storage.location.sqlalchemy)
+    front = [trial.number for trial in storage.front(storage.find_study("study"))]
+    assert front == [trial.number for trial in stock.best_trials]
+    assert all(found[number].params["x"] <= 0.9 for number in front)
+
+
 # Several studies
 
 

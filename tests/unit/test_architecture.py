@@ -40,6 +40,7 @@ LAYERS = (
     "studies.spec.samplers",
     "studies.search",
     "studies.spec.space",
+    "studies.spec.constraints",
     "studies.spec.script",
     "studies.notify.webhook",
     "studies.notify",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from studies.errors import ObjectiveError
-from studies.objective import build, direction_of, is_allowed
+from studies.objective import build, check_constraints, directions_of, is_allowed
 from studies.spec.script import Script, find
 from studies.trial import as_values
 
@@ -150,12 +150,20 @@ def test_a_file_that_does_not_import_says_why(tmp_path: Path, text: str, message
     assert message in str(caught.value)
 
 
-def test_an_objective_says_its_direction_in_optuna_s_words_or_not_at_all() -> None:
-    for direction in (None, "minimize", "maximize"):
-        assert direction_of("net.py:Net", SimpleNamespace(direction=direction)) == direction
-    assert direction_of("net.py:f", len) is None
+def test_an_objective_says_its_directions_in_optuna_s_words_or_not_at_all() -> None:
+    for direction, found in ((None, None), ("minimize", ["minimize"]), (["maximize", "minimize"],) * 2):
+        assert directions_of("net.py:Net", SimpleNamespace(direction=direction)) == found
+    assert directions_of("net.py:f", len) is None
     with pytest.raises(ObjectiveError, match=r"has direction = 'up'; it must be 'minimize' or 'maximize'"):
-        direction_of("net.py:Net", SimpleNamespace(direction="up"))
+        directions_of("net.py:Net", SimpleNamespace(direction="up"))
+
+
+def test_a_constraint_on_what_the_objective_does_not_report_is_refused() -> None:
+    net = SimpleNamespace(metrics={"latency_ms", "parameters"})
+    check_constraints("net.py:Net", net, ["latency_ms"])
+    check_constraints("net.py:f", len, ["anything"])
+    with pytest.raises(ObjectiveError, match=r"reports no metric 'latency' \(constraints.latency\); did you mean 'lat"):
+        check_constraints("net.py:Net", net, ["latency"])
 
 
 def test_a_space_with_a_name_that_the_objective_does_not_know_is_refused(script: str, tmp_path: Path) -> None:

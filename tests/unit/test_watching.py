@@ -141,14 +141,14 @@ def test_a_worker_s_trials_and_pace_are_its_own() -> None:
     trials = [trial(n, begin=10 * n, end=10 * n + 10) for n in range(6)]
     trials.append(trial(6, TrialState.FAIL, begin=60, end=61))
     attempts = {n: attempt("w0" if n < 4 or n == 6 else "other") for n in range(7)}
-    seen = overview(status(trials), trials, attempts, objectives=1, now=at(60))
+    seen = overview(status(trials), trials, attempts, now=at(60))
     assert seen.throughput == {"w0": Throughput(done=4, per_hour=360), "w1": Throughput(done=0, per_hour=None)}
 
 
 def test_failures_are_counted_by_their_kind_and_cancelled_ones_apart() -> None:
     errors = ["ValueError: 1", "cancelled", "KeyError: 'x'", "ValueError:\n 2", None, "ValueError: 3"]
     trials = [trial(n, TrialState.FAIL, **({"error": text} if text else {})) for n, text in enumerate(errors)]
-    seen = overview(status(trials), trials, {}, objectives=1, now=at(0))
+    seen = overview(status(trials), trials, {}, now=at(0))
     assert seen.cancelled == 1
     assert [(f.count, f.reason) for f in seen.failures] == [
         (3, "ValueError: 3"),
@@ -161,11 +161,11 @@ def test_what_pruning_saved_is_measured_by_the_complete_trials() -> None:
     trials = [trial(n, steps=[0.0] * 10) for n in range(3)]
     trials += [trial(3, TrialState.PRUNED, steps=[0.0] * 2), trial(4, TrialState.PRUNED, steps=[0.0] * 4)]
     trials += [trial(5, TrialState.PRUNED), trial(6, TrialState.FAIL, steps=[0.0])]
-    pruning = overview(status(trials), trials, {}, objectives=1, now=at(0)).pruning
+    pruning = overview(status(trials), trials, {}, now=at(0)).pruning
     assert list(pruning.at_step.items()) == [(None, 1), (1, 1), (3, 1)]
     assert pruning.saved == 8 + 6 + 10
     assert pruning.share == pytest.approx(24 / 60)
-    nothing = overview(status(trials[3:]), trials[3:], {}, objectives=1, now=at(0)).pruning
+    nothing = overview(status(trials[3:]), trials[3:], {}, now=at(0)).pruning
     assert nothing.saved is nothing.share is None
 
 
@@ -173,7 +173,7 @@ def test_a_study_is_over_when_its_last_trials_are() -> None:
     trials = two_by_two(1)
 
     def is_over(**facts: Any) -> bool:
-        return overview(status(trials, **facts), trials, {}, objectives=1, now=at(0)).is_over
+        return overview(status(trials, **facts), trials, {}, now=at(0)).is_over
 
     assert not is_over()
     assert not is_over(ended="timeout")
@@ -241,7 +241,7 @@ def crowded() -> Overview:
     now = status(trials, best=best, workers=0)
     workers = [worker(n, host="a-host-with-a-very-long-name.example.org" * 2, trial=76 + n) for n in range(64)]
     now = Status(**{**vars(now), "workers": workers, "study": "s" * 128})
-    return overview(now, trials, {n: attempt(f"w{n}") for n in range(70)}, objectives=1, now=at(100))
+    return overview(now, trials, {n: attempt(f"w{n}") for n in range(70)}, now=at(100))
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 40), (100, 30), (60, 24), (200, 60)])
@@ -270,7 +270,7 @@ def test_the_picture_shows_all_of_a_small_study() -> None:
     ]
     now = status(trials, best=best, budget=10)
     now = Status(**{**vars(now), "workers": [worker(0, host="alpha", pid=77, device="cuda:1", trial=2, step=2)]})
-    lines = drawn(overview(now, trials, {0: attempt("w0")}, objectives=1, now=at(11)))
+    lines = drawn(overview(now, trials, {0: attempt("w0")}, now=at(11)))
     words = [line.split() for line in lines]
     assert lines[0].startswith("study  1 worker at work")
     assert "2 of 10 trials, 39 s left" in lines[1]
@@ -286,18 +286,30 @@ def test_the_picture_shows_all_of_a_small_study() -> None:
     assert ["failed", "1", "×", "cancelled"] in words
 
 
+def test_the_picture_shows_the_newest_trials_of_a_front() -> None:
+    front = [trial(n, params={"lr": n / 100}) for n in range(7)]
+    for made in front:
+        made.values = [float(made.number), 0.5]
+    lines = drawn(overview(status(front), front, {}, now=at(10), front=front))
+    place = next(i for i, line in enumerate(lines) if "on the Pareto front" in line)
+    assert lines[place].rstrip() == "best  7 trials on the Pareto front of val_accuracy, the newest 5:"
+    assert [line.split() for line in lines[place + 1 : place + 6]] == [
+        ["trial", str(n), f"{n},", "0.5", f"lr={n / 100}"] for n in range(2, 7)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("facts", "objectives", "words"),
+    ("facts", "words"),
     [
-        ({}, 1, "0 of 100 trials, – left"),
-        ({"workers": 0}, 1, "no worker is running"),
-        ({"workers": 0, "objective": "lab.nets:fit"}, 1, "join with: studyhall work study --allow lab.nets:fit"),
-        ({"paused": True}, 1, "paused; go on with: studyhall resume study"),
-        ({"ended": "failures"}, 1, "stopped after too many failed trials"),
-        ({"ended": "enough of it"}, 1, "enough of it"),
-        ({"budget": None}, 2, "best  – (2 objectives: see studyhall best study)"),
-        ({}, 1, "no trial has begun"),
+        ({}, "0 of 100 trials, – left"),
+        ({"workers": 0}, "no worker is running"),
+        ({"workers": 0, "objective": "lab.nets:fit"}, "join with: studyhall work study --allow lab.nets:fit"),
+        ({"paused": True}, "paused; go on with: studyhall resume study"),
+        ({"ended": "failures"}, "stopped after too many failed trials"),
+        ({"ended": "enough of it"}, "enough of it"),
+        ({"budget": None}, "best  – (no trial is complete)"),
+        ({}, "no trial has begun"),
     ],
 )
-def test_the_picture_says_how_the_study_stands(facts: dict[str, Any], objectives: int, words: str) -> None:
-    assert words in "\n".join(drawn(overview(status([], **facts), [], {}, objectives=objectives, now=at(0))))
+def test_the_picture_says_how_the_study_stands(facts: dict[str, Any], words: str) -> None:
+    assert words in "\n".join(drawn(overview(status([], **facts), [], {}, now=at(0))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class RecordingTrial:
     prune_at: int | None = None
     stop_after: int | None = None
     """How often ``stop_requested`` is false."""
+    constrained: Collection[str] = ()
     reports: list[tuple[int, float, dict[str, float]]] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
     asked: int = 0
