@@ -1,0 +1,54 @@
+"""What a study trains next: the seam between the schedulers, the workers and the search benchmark.
+
+A scheduler never stops a trial for good. It says until which step a trial trains; there the trial is paused with its
+checkpoint, and a later choice lets it continue on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from optuna.distributions import BaseDistribution
+
+State = Literal["running", "paused", "complete", "pruned", "fail"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial has come."""
+
+    number: int
+    params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    values: Mapping[int, float]
+    """The reported values by their steps, in ascending order."""
+    state: State
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to train next."""
+
+    number: int | None
+    """The trial; ``None`` for a new one."""
+    until: int
+    """The step at which it is paused, unless it is complete by then."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Of a new trial: parameters to set as an enqueued trial has them. The study's sampler suggests all others."""
+
+
+class Scheduler(Protocol):
+    """Decides which trials continue."""
+
+    def choose(self, trials: Sequence[Progress], count: int) -> list[Choice]:
+        """What ``count`` free slots train next, the most urgent first.
+
+        Args:
+            trials: all those of the study, by number.
+            count: at least 1.
+
+        Returns:
+            ``count`` choices of different trials. A choice that the budget has no room for is dropped.
+        """
