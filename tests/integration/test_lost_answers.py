@@ -22,6 +22,7 @@ from studies.storage.notices import Notices
 from studies.storage.workers import Workers
 from studies.trial import Trial
 from tests.conftest import Server
+from tests.support.pool import Pool, Steps
 from tests.support.proxy import Proxy, When
 from tests.support.stage import CASES, SILENT, Contents, Stages, contents, lose_reports, shown, spec
 from tests.support.worker import worker_on
@@ -54,19 +55,19 @@ def test_a_broken_connection_changes_nothing_of_what(method: str, proxy: Proxy, 
                 assert stages.contents() == expected, where
 
 
+@pytest.mark.parametrize("slots", [1, 3])
 def test_a_worker_whose_every_third_answer_is_lost_does_what_it_does_undisturbed(
-    separate_server: Server, tmp_path: Path
+    separate_server: Server, tmp_path: Path, slots: int
 ) -> None:
-    def objective(trial: Trial) -> float:
+    def steps(trial: Trial) -> Steps:
         x = trial.suggest_float("x", 0, 1)
         for step in range(3):
-            trial.report(x + step, step, loss=x)
-            trial.checkpoint(step, b"state")
-            if trial.should_prune():
-                raise trial.Pruned
+            yield x + step, step, b"state", {"loss": x}
         trial.set_user_attr("x", x)
         return x
 
+    pool = Pool(steps, slots)
+    objective = pool if slots > 1 else pool.__call__
     lost: list[int] = []
 
     def run(*, disturbed: bool) -> Contents:
@@ -126,25 +127,28 @@ def test_optunas_own_loop_loses_no_trial_to_a_lost_answer(separate_server: Serve
         assert len(contents(url)["public.trials"]) == 10
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_what_a_crashed_server_has_lost_of_a_running_trial_is_told_again(
-    storage: PostgresStorage, tmp_path: Path, steps: int
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("told", [1, 2])
+def test_what_a_crashed_server_has_lost_of_running_trials_is_told_again(
+    storage: PostgresStorage, tmp_path: Path, told: int, slots: int
 ) -> None:
     """Reports are committed asynchronously: of a server that crashes, the last ones may be gone."""
 
-    def objective(trial: Trial) -> float:
+    def steps(trial: Trial) -> Steps:
         x = trial.suggest_float("x", 0, 1)
-        trial.report(1.0, 0, loss=3.0)
+        yield 1.0, 0, b"state", {"loss": 3.0}
         lose_reports(storage.location)
-        for step in range(1, steps):  # the next thing told is a report, or the result
-            trial.report(2.0, step)
+        for step in range(1, told):  # the next thing told is a report, or the result
+            yield 2.0, step, b"state"
         return x
 
-    data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": 1}}
+    pool = Pool(steps, slots)
+    data = {"name": "study", "objective": {"path": "tests:objective"}, "budget": {"trials": slots}}
     record, _ = storage.create_study(StudySpec.from_dict(data))
-    worker_on(storage, record, objective, tmp_path).run()
-    [trial] = storage.trials(record)
-    assert trial.state == TrialState.COMPLETE
-    assert trial.params == {"x": trial.value}
-    assert trial.intermediate_values == dict(zip(range(steps), [1.0, 2.0], strict=False))
-    assert storage.metrics.of(trial)[0] == {"loss": 3.0}
+    worker_on(storage, record, pool if slots > 1 else pool.__call__, tmp_path).run()
+    trials = storage.trials(record)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * slots
+    for trial in trials:
+        assert trial.params == {"x": trial.value}
+        assert trial.intermediate_values == dict(zip(range(told), [1.0, 2.0], strict=False))
+        assert storage.metrics.of(trial)[0] == {"loss": 3.0}
