@@ -25,8 +25,9 @@ import optuna
 def objective(trial):
     x = trial.suggest_float("x", -10, 10)
     for step in range(5):
-        if os.path.exists(os.environ.get("SLOW_WHILE", __file__)):  # a file that a test removes
-            time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+        while os.path.exists(f"before step {step}"):  # a file that a test removes
+            time.sleep(0.05)
         trial.report((x - 2) ** 2 + 5 - step, step)
         if trial.should_prune():
             raise optuna.TrialPruned()

@@ -110,10 +110,10 @@ def refuse(shell: Shell, *command: str, status: int, message: str) -> None:
 
 @contextmanager
 def two_runs(shell: Shell, storage: PostgresStorage) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two commands that run one study, each with a worker whose trial has reported; slowly, until :func:`go_fast`."""
-    slow = shell.folder / "slow"
-    slow.touch()
-    runs = [shell.start(*RUN, STEP_SECONDS="5", SLOW_WHILE=str(slow)) for _ in range(2)]
+    """Two commands that run one study, each with a worker whose trial waits before step 1 for :func:`go_on`."""
+    for step in range(1, 5):
+        (shell.folder / f"before step {step}").touch()
+    runs = [shell.start(*RUN) for _ in range(2)]
     try:
         eventually(lambda: any(row["running"] == 2 for row in storage.list_studies()))
         eventually(lambda: len(in_state(storage, TrialState.RUNNING)) == 2 and all(steps(storage).values()))
@@ -124,9 +124,10 @@ def two_runs(shell: Shell, storage: PostgresStorage) -> Iterator[list[subprocess
             process.communicate()
 
 
-def go_fast(shell: Shell) -> None:
-    """Let the trials of :func:`two_runs` end as soon as they can."""
-    (shell.folder / "slow").unlink()
+def go_on(shell: Shell, *, steps: int = 5) -> None:
+    """Let the trials of :func:`two_runs` do so many steps in all."""
+    for step in range(1, steps):
+        (shell.folder / f"before step {step}").unlink(missing_ok=True)
 
 
 # What workers do
@@ -139,6 +140,7 @@ def test_a_paused_study_rests_within_a_step_and_goes_on_with_the_same_trials(she
         reported = steps(storage)
         assert said.startswith("study 's' is paused")
         assert said.endswith("go on with: studyhall resume s")
+        go_on(shell, steps=2)
         eventually(lambda: "RUNNING" not in states(storage))
         rested = steps(storage)
         assert all(count <= reported[number] + 1 for number, count in rested.items())
@@ -155,7 +157,7 @@ def test_a_paused_study_rests_within_a_step_and_goes_on_with_the_same_trials(she
 
         assert say(shell, "resume", "s") == "study 's' goes on; 2 workers seen"
         assert say(shell, "resume", "s") == "study 's' is neither paused nor stopped; 2 workers seen"
-        go_fast(shell)
+        go_on(shell)
         ends = [process.communicate(timeout=300) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     after = trials(storage)
@@ -171,6 +173,7 @@ def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed
     with two_runs(shell, storage) as runs:
         assert say(shell, "stop", "s").startswith("study 's' is stopped")
         reported = steps(storage)
+        go_on(shell, steps=2)
         ends = [process.communicate(timeout=300) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     assert all("; stopped by hand; go on with: studyhall resume s" in err for _, err in ends)
@@ -184,6 +187,7 @@ def test_a_stopped_study_ends_its_workers_within_a_step_and_goes_on_when_resumed
     refuse(shell, *RUN, status=1, message=f"study 's' was stopped by hand, and no trial is run; {resume}")
     work = "studyhall work s --objective script.py:objective"
     assert say(shell, "resume", "s") == f"study 's' goes on; run it with: {work}"
+    go_on(shell)
     done = shell.run(*RUN)
     assert done.returncode == 0, done.stderr
     assert states(storage) == ["COMPLETE"] * 8
@@ -225,11 +229,12 @@ def test_a_cancelled_trial_ends_within_a_step_and_counts_for_nothing(shell: Shel
         reported = len(trials(storage)[number].intermediate_values)
         if not trials(storage)[number].state.is_finished():
             assert said.startswith(f"trial {number} of study 's' is cancelled: it ends at its next step, on ")
+        go_on(shell, steps=2)
         eventually(lambda: trials(storage)[number].state.is_finished())
         cancelled = trials(storage)[number]
         assert (cancelled.state.name, cancelled.user_attrs["error"]) == ("FAIL", "cancelled")
         assert len(cancelled.intermediate_values) <= reported + 1
-        go_fast(shell)
+        go_on(shell)
         ends = [process.communicate(timeout=300) for process in runs]
         assert [process.returncode for process in runs] == [0, 0], ends
     ended = states(storage)
