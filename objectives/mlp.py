@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold, StratifiedKFold
 
 from objectives.costs import COSTS, costs
 from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, load
@@ -370,6 +369,8 @@ class MLP:
 
     @cached_property
     def _fold_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        from sklearn.model_selection import KFold, StratifiedKFold  # takes 1.5 s of CPU
+
         kind = StratifiedKFold if self._data.classes else KFold
         y_N = torch.cat([self._data.train.y_N, self._data.validation.y_N]).numpy()
         return list(kind(self._folds, shuffle=True, random_state=self._split_seed).split(y_N, y_N))

@@ -33,15 +33,17 @@ def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder with the real MNIST; without it the test is skipped, and fails under CI."""
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with the real MNIST; without it the test is skipped, and fails under CI."""
     folder = Path(os.environ.get("STUDYHALL_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "MNIST" / "raw").is_dir():
         reason = f"no MNIST in {folder}; set STUDYHALL_TEST_DATA"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    return folder.resolve()
+    own = tmp_path_factory.mktemp("data")  # gets prepared data
+    (own / "MNIST").symlink_to((folder / "MNIST").resolve())
+    return own
 
 
 class Server:

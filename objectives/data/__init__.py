@@ -12,13 +12,13 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from objectives.data.delimited import OPENERS
+from objectives.data.endings import COMPRESSIONS, SUFFIXES, is_table
 from objectives.data.named import NAMES
 from objectives.data.npz import read_npz
 from objectives.data.parts import VALIDATION_SHARE, Dataset, Part, split
+from objectives.data.prepared import key_of, prepared
 from objectives.data.preprocessing import Preprocessing
 from objectives.data.raw import Raw, Role
-from objectives.data.table import SUFFIXES, is_table, read_table
 
 __all__ = [
     "ROLES",
@@ -51,12 +51,12 @@ def load(
     validation: float = VALIDATION_SHARE,
     task: str | None = None,
 ) -> Dataset:
-    """Read, split and standardise a data set.
+    """Read, split and standardise a data set; or map what a process of this machine has prepared so.
 
     Args:
         dataset: a name of :data:`NAMES`, or a path to an ``.npz`` (arrays X, y and, if there is a test
             set, X_test, y_test) or a table; sought as given and then below ``data_dir``.
-        data_dir: where torchvision's data sets are, or are downloaded to.
+        data_dir: where torchvision's data sets are, or are downloaded to; its folder ``prepared`` gets the result.
         target: the column of a table that holds the labels.
         columns: roles of other columns of a table, where they are not to be guessed.
         split_seed: of the split; not of the training.
@@ -66,11 +66,18 @@ def load(
     Raises:
         DataError: the data is missing, malformed, too small to be split, or of doubtful meaning.
     """
-    try:
+    # Whatever is to be chosen: another argument is another data set.
+    arguments = {name: value for name, value in locals().items() if name != "data_dir"}
+
+    def make() -> Dataset:
         raw = _read(dataset, data_dir, target, columns or {})
         labels = raw.labels.judged(f"target {target!r}" if target else "y", task)
         test_labels = raw.test_labels.like(labels) if raw.test_labels else None
         return split(replace(raw, labels=labels, test_labels=test_labels), split_seed, validation)
+
+    try:
+        _check(dataset, target, columns)
+        return prepared(data_dir / "prepared", lambda: key_of(arguments, _files(dataset, data_dir)), make)
     except DataError:
         raise
     except ValueError as error:
@@ -78,21 +85,41 @@ def load(
         raise DataError(f"data set {dataset!r}: {error}") from None
 
 
-def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str, Role]) -> Raw:
+def _check(dataset: str, target: str | None, columns: Mapping[str, Role] | None) -> None:
     if is_table(dataset):
-        return read_table(_find(dataset, data_dir), target, columns)
-    is_npz = dataset.lower().endswith(".npz")
-    if not is_npz and dataset not in NAMES:
+        return
+    if not _is_npz(dataset) and dataset not in NAMES:
         close = get_close_matches(dataset, NAMES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise DataError(
             f"dataset = {dataset!r} is unknown; {hint}known: {', '.join(NAMES)}, or a path to a file that ends in "
-            f".npz, {', '.join(SUFFIXES)} (as text also {', '.join(filter(None, OPENERS))})"
+            f".npz, {', '.join(SUFFIXES)} (as text also {', '.join(filter(None, COMPRESSIONS))})"
         )
     for argument, value in (("target", target), ("columns", columns)):
         if value:
             raise DataError(f"{argument} = {value!r} is about a table, and {dataset!r} is none; leave it out")
-    return read_npz(_find(dataset, data_dir)) if is_npz else NAMES[dataset](data_dir)
+
+
+def _is_npz(dataset: str) -> bool:
+    return dataset.lower().endswith(".npz")
+
+
+def _files(dataset: str, data_dir: Path) -> list[Path]:
+    """What a data set is read from, as far as it is there."""
+    if dataset in NAMES:
+        return NAMES[dataset].files(data_dir)
+    return [_find(dataset, data_dir)]
+
+
+def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str, Role]) -> Raw:
+    if dataset in NAMES:
+        return NAMES[dataset].read(data_dir)
+    file = _find(dataset, data_dir)
+    if _is_npz(dataset):
+        return read_npz(file)
+    from objectives.data.table import read_table  # pyarrow is needed for nothing else
+
+    return read_table(file, target, columns)
 
 
 def _find(path: str, data_dir: Path) -> Path:

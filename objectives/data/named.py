@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,23 @@ from objectives.data.raw import Raw, blocks_of, one_line
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A data set with a name."""
+
+    read: Callable[[Path], Raw]
+    """From the data directory, downloaded first where it is not there."""
+    folder: str | None = None
+    """Its folder there."""
+
+    def files(self, data_dir: Path) -> list[Path]:
+        """What is there of it."""
+        if self.folder is None:
+            return []
+        walked = os.walk(data_dir / self.folder, followlinks=True)
+        return sorted(Path(folder, name) for folder, _, names in walked for name in names)
+
+
 def _digits(_data_dir: Path) -> Raw:
     from sklearn.datasets import load_digits
 
@@ -24,8 +43,8 @@ def _digits(_data_dir: Path) -> Raw:
     return Raw(blocks=blocks_of(bunch.data.astype(np.uint8)), labels=Labels.of(bunch.target), is_image=True)
 
 
-def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]) -> Callable[[Path], Raw]:
-    """A reader of torchvision's data set ``name``, which lies in ``folder`` of the data directory.
+def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]) -> Named:
+    """torchvision's data set ``name``, which lies in ``folder`` of the data directory.
 
     ``read`` is called with (data directory, whether the training part, whether to download).
     """
@@ -60,7 +79,7 @@ def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]
                 f"put torchvision's files of {name} there, or name their folder with --data-dir"
             ) from None
 
-    return load_both
+    return Named(read=load_both, folder=folder)
 
 
 def _corrupted(place: Path, error: Exception) -> ValueError:
@@ -85,8 +104,8 @@ def _idx(class_name: str, **options: Any) -> Callable[[Path, bool, bool], Any]:
     return read
 
 
-NAMES: dict[str, Callable[[Path], Raw]] = {
-    "digits": _digits,
+NAMES: dict[str, Named] = {
+    "digits": Named(read=_digits),
     "mnist": _torchvision("MNIST", "MNIST", _idx("MNIST")),
     "fashion-mnist": _torchvision("Fashion-MNIST", "FashionMNIST", _idx("FashionMNIST")),
     "kmnist": _torchvision("Kuzushiji-MNIST", "KMNIST", _idx("KMNIST")),

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from objectives.data.preprocessing import Preprocessing
@@ -174,6 +173,8 @@ def _scaled(y_N: np.ndarray, mean: float, std: float) -> np.ndarray:
 
 def _rows(raw: Raw, seed: int, validation: float) -> dict[str, np.ndarray]:
     """The rows of each part that ``raw.blocks`` have; stratified by class."""
+    from sklearn.model_selection import train_test_split  # takes 1.5 s of CPU, once per machine
+
     y_N = raw.labels.y_N
     rows = {"train": np.arange(len(y_N))}
     cuts = {"validation": validation}

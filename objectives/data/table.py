@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 
 from objectives.data.cells import MISSING, ColumnReader
 from objectives.data.columnar import ArrowTable, ParquetTable
-from objectives.data.delimited import OPENERS, TextTable
+from objectives.data.delimited import TextTable
+from objectives.data.endings import endings
 from objectives.data.labels import Labels, is_number
 from objectives.data.questions import check, keep, kept_features
 from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few, one_line
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 
 #: Cells of a block, which is handled at once.
 BLOCK_CELLS = 2**19
-SUFFIXES = (".csv", ".tsv", ".parquet")
 MISSING_LABELS = frozenset(MISSING.to_pylist())
 
 
@@ -57,27 +57,14 @@ Rows: TypeAlias = "Table | pa.Table | Mapping[str, Any]"
 """What :func:`as_table` takes; a pandas frame behaves as a mapping from names to columns."""
 
 
-def is_table(path: str) -> bool:
-    """Whether a path is one of a table, by its ending."""
-    suffix, compression = _endings(path)
-    return suffix in SUFFIXES and (compression == "" or suffix != ".parquet")
-
-
-def _endings(path: str) -> tuple[str, str]:
-    """(.csv, .gz) of x.CSV.gz."""
-    *_, last = ["", *Path(path.lower()).suffixes]
-    compression = last if last in OPENERS else ""
-    return Path(path.lower().removesuffix(compression)).suffix, compression
-
-
 def open_table(file: Path, column: str) -> Table:
-    """A file by its ending, one of :data:`SUFFIXES`.
+    """A file by its ending, one of :data:`objectives.data.endings.SUFFIXES`.
 
     Args:
         file: read as it is used, not here.
         column: one that it should have; tells the separator of a text where several would do.
     """
-    suffix, compression = _endings(file.name)
+    suffix, compression = endings(file.name)
     return ParquetTable(file) if suffix == ".parquet" else TextTable(file, suffix, compression, column)
 
 
@@ -113,7 +100,7 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw
     """Read a table.
 
     Args:
-        file: ends in one of :data:`SUFFIXES`, with the ending of a compression or not.
+        file: ends in one of :data:`objectives.data.endings.SUFFIXES`, with the ending of a compression or not.
         target: the column with the labels.
         roles: of other columns; a column that is not in it is a feature if it can be one.
     """

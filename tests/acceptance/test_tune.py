@@ -41,7 +41,7 @@ def test_the_best_digits_are_finalized_once(shell: Shell) -> None:
     assert f"test_accuracy {metrics['metrics']['test_accuracy']:.6g}" in done.stdout
     config = json.loads((final / "config.json").read_text())
     assert config["params"] == json.loads(shell.data("best", "digits", "--format", "json"))["params"]
-    data = load("digits", data_dir=Path("unused"))
+    data = load("digits", data_dir=shell.folder)
     predicted = load_model(final)(data.test.x_NF * data.std_F + data.mean_F).argmax(1)
     assert torch.isclose(
         (predicted == data.test.y_N).float().mean(), torch.tensor(metrics["metrics"]["test_accuracy"]), atol=1e-6

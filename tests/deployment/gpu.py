@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from tests.unit.objectives.conftest import RecordingTrial
 from tests.unit.objectives.test_pool import Source
 
 DEVICE = "cuda"
+FOLDER = tempfile.gettempdir()
 PARAMS = {"lr": 5e-3, "dropout": 0.2, "depth": 2, "width": 60}
 
 
@@ -51,7 +53,7 @@ def differences(found: Any, expected: Any) -> Iterator[float]:
 
 
 def a_trial_ends_in_a_pool_as_it_does_alone() -> None:
-    mlp = MLP("digits", epochs=8, data_dir="unused")  # 8 epochs of 12 steps: 96 steps
+    mlp = MLP("digits", epochs=8, data_dir=FOLDER)  # 8 epochs of 12 steps: 96 steps
     alone = trials(1)
     mlp.train(Source(list(alone)), 1, device=DEVICE)
     company = trials(12)
@@ -67,7 +69,7 @@ def a_trial_ends_in_a_pool_as_it_does_alone() -> None:
 
 
 def a_trial_on_a_gpu_is_that_of_a_cpu() -> None:
-    mlp = MLP("digits", epochs=3, data_dir="unused")
+    mlp = MLP("digits", epochs=3, data_dir=FOLDER)
     here, there = trials(1), trials(1)
     there[0].device = "cpu"
     mlp.train(Source(list(here)), 1, device=DEVICE)
@@ -93,7 +95,7 @@ def nothing_in_an_epoch_waits_for_the_device(part: Part) -> None:
 
 def a_pool_that_runs_out_of_memory_halves_its_slots() -> None:
     """Really: the memory that this process may take is limited."""
-    mlp = MLP("digits", epochs=2, data_dir="unused")
+    mlp = MLP("digits", epochs=2, data_dir=FOLDER)
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[1]
     # 6 layers of 4096 units: 0.34 GB of weights, 1.4 GB with gradients and moments; 4 of them, not 32.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +67,14 @@ class RecordingTrial:
 def _one_thread() -> None:
     """As in a CPU worker."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("objectives")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_the_tests(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What data directories such as "unused" get stays out of the sources; digits are prepared once for all tests."""
+    monkeypatch.chdir(_folder)

@@ -49,11 +49,11 @@ def rows_of(data: Dataset) -> list[set[tuple[float, ...]]]:
 
 
 def test_digits_come_without_a_download(tmp_path: Path) -> None:
-    data = load("digits", data_dir=tmp_path / "nowhere")
+    data = load("digits", data_dir=tmp_path / "new")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [1293, 144, 360]
     assert data.n_features == 64
     assert data.classes == tuple("0123456789")
-    assert not (tmp_path / "nowhere").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["prepared"]
 
 
 def test_the_parts_are_disjoint_stratified_and_seeded(tmp_path: Path) -> None:
@@ -227,11 +227,11 @@ def idx_files(folder: Path) -> None:
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
 
 
-def test_files_that_are_there_are_read_without_writing(tmp_path: Path) -> None:
+def test_files_that_are_there_are_not_downloaded(tmp_path: Path) -> None:
     idx_files(tmp_path / "MNIST" / "raw")
     data = load("mnist", data_dir=tmp_path)
     assert [len(part) for part in (data.train, data.validation, data.test)] == [36, 4, 20]
-    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MNIST", "prepared"]
 
 
 def test_a_torn_file_is_an_error_that_names_its_folder(tmp_path: Path) -> None:
