@@ -39,7 +39,7 @@ UNUSED_SECONDS, MOST_BYTES = 30 * 24 * 3600.0, 20 * 2**30
 #: The file in which processes take turns.
 _TURNS = ".lock"
 #: What a file may hold beside tensors and plain values; nothing else in it is built, and none of it is run.
-CLASSES = (Dataset, Part, Column, Preprocessing, Category)
+CLASSES = (Dataset, Part, Preprocessing, Category, Column)
 
 
 def prepared(folder: Path, key: Callable[[], str], make: Callable[[], Dataset]) -> Dataset:
