@@ -1,7 +1,8 @@
 """Data sets as tensors, with a fixed, seeded, stratified split.
 
-``digits`` comes with scikit-learn; ``mnist``, ``fashion-mnist``, ``kmnist``, ``emnist-letters`` and
-``cifar10`` are read, and downloaded once, by torchvision; ``.npz`` and tables are the user's own.
+``digits``, ``diabetes``, ``breast-cancer`` and ``wine`` come with scikit-learn; ``mnist``, ``fashion-mnist``,
+``kmnist``, ``emnist-letters`` and ``cifar10`` are read, and downloaded once, by torchvision; ``.npz`` and tables are
+the user's own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from objectives.data.endings import COMPRESSIONS, SUFFIXES, is_table
-from objectives.data.named import NAMES
+from objectives.data.named import NAMES, REFUSED
 from objectives.data.npz import read_npz
 from objectives.data.parts import VALIDATION_SHARE, Dataset, Part, split
 from objectives.data.prepared import key_of, prepared
@@ -88,6 +89,8 @@ def load(
 def _check(dataset: str, target: str | None, columns: Mapping[str, Role] | None) -> None:
     if is_table(dataset):
         return
+    if dataset in REFUSED:
+        raise ValueError(REFUSED[dataset])
     if not _is_npz(dataset) and dataset not in NAMES:
         close = get_close_matches(dataset, NAMES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""

@@ -76,6 +76,10 @@ class Labels:
         Raises:
             ValueError: they are neither, or may be meant in two ways.
         """
+        if not self.names:
+            if task == "classification":
+                raise ValueError(f'{what} is a number; leave task out, or give "regression"')
+            return self
         if len(self.names) < 2:
             raise ValueError(f"all labels are {self.names[0]}; a classifier needs at least two classes")
         counts = np.bincount(self.y_N, minlength=len(self.names))

@@ -1,4 +1,4 @@
-"""The named data sets: scikit-learn's digits, and torchvision's, downloaded once per machine."""
+"""The named data sets: those that come with scikit-learn, and torchvision's, downloaded once per machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from objectives.data.labels import Labels
-from objectives.data.raw import Raw, blocks_of, one_line
+from objectives.data.raw import Column, Raw, blocks_of, one_line
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,25 @@ def _digits(_data_dir: Path) -> Raw:
 
     bunch = load_digits()  # whole numbers from 0 to 16, as float64
     return Raw(blocks=blocks_of(bunch.data.astype(np.uint8)), labels=Labels.of(bunch.target), is_image=True)
+
+
+def _packaged(function: str, *, target: str, **options: Any) -> Named:
+    """A reader of a table that comes with scikit-learn, in its own units."""
+
+    def read(_data_dir: Path) -> Raw:
+        import sklearn.datasets
+
+        bunch = getattr(sklearn.datasets, function)(**options)
+        names = getattr(bunch, "target_names", None)
+        labels = Labels(names=(), y_N=bunch.target) if names is None else Labels.of(names[bunch.target])
+        features = (Column(name=str(name), role="feature", kind="number") for name in bunch.feature_names)
+        return Raw(
+            blocks=blocks_of(bunch.data),
+            labels=labels,
+            columns=(*features, Column(name=target, role="target", kind="number" if names is None else "text")),
+        )
+
+    return Named(read=read)
 
 
 def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]) -> Named:
@@ -106,9 +125,18 @@ def _idx(class_name: str, **options: Any) -> Callable[[Path, bool, bool], Any]:
 
 NAMES: dict[str, Named] = {
     "digits": Named(read=_digits),
+    "diabetes": _packaged("load_diabetes", target="progression", scaled=False),
+    "breast-cancer": _packaged("load_breast_cancer", target="diagnosis"),
+    "wine": _packaged("load_wine", target="cultivar"),
     "mnist": _torchvision("MNIST", "MNIST", _idx("MNIST")),
     "fashion-mnist": _torchvision("Fashion-MNIST", "FashionMNIST", _idx("FashionMNIST")),
     "kmnist": _torchvision("Kuzushiji-MNIST", "KMNIST", _idx("KMNIST")),
     "emnist-letters": _torchvision("EMNIST", "EMNIST", _idx("EMNIST", split="letters")),
     "cifar10": _torchvision("CIFAR-10", "cifar-10-batches-py", _idx("CIFAR10")),
+}
+
+#: What somebody might ask for, and why not.
+REFUSED = {
+    "linnerud": "has three targets (Weight, Waist, Pulse), and a model here predicts one; write the features and one "
+    "target into a CSV, and name that",
 }

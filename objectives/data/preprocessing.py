@@ -158,6 +158,13 @@ class Preprocessing:
         mean, std = (np.array(values, dtype=self.precision) for values in (self.mean, self.std))
         return Scaling(mean_F=mean, std_F=std)
 
+    @property
+    def example(self) -> dict[str, list[Any]]:
+        """One raw row, made up of medians and levels: nobody's own."""
+        fill = dict(zip(self.numbers, self.fill, strict=True))
+        level = {category.name: next(filter(None, category.levels), "other") for category in self.categories}
+        return {name: [fill.get(name, level.get(name))] for name in self.names}
+
     def transform(self, rows: Rows | np.ndarray) -> np.ndarray:
         """The features of rows, N × F, float32. Missing cells and unknown levels are legal.
 

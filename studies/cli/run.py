@@ -37,7 +37,7 @@ def run(
 ) -> None:
     """Run a study on this machine until its budget is spent.
 
-    TARGET is a preset (digits, mnist, fashion-mnist), a study file (my.toml), or any Optuna
+    TARGET is a preset (digits, diabetes, mnist, …), a study file (my.toml), or any Optuna
     objective (script.py:objective, package.module:objective). An existing study of that name is
     joined. Ctrl-C requeues the running trials; the same command continues.
     """

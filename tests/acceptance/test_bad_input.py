@@ -67,7 +67,7 @@ def test_a_spec_that_is_not_legal(shell: Shell, look: Look, settings: list[str],
 
 def test_an_unknown_preset_names_the_nearest_and_the_others(shell: Shell) -> None:
     line = refuse(shell, "run", "mnits", status=2, message="did you mean 'mnist'?")
-    assert "digits, fashion-mnist, mnist" in line
+    assert "diabetes, digits, fashion-mnist, linear-regression, mnist" in line
 
 
 @pytest.mark.parametrize("content", ["name = ", "[space\n", 'a = "\x01"'])

@@ -56,6 +56,20 @@ def test_digits_come_without_a_download(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["prepared"]
 
 
+def test_tables_that_come_with_scikit_learn_are_read_by_name(tmp_path: Path) -> None:
+    for name, rows, features, classes in (
+        ("diabetes", 442, 10, ()),
+        ("breast-cancer", 569, 30, ("benign", "malignant")),
+        ("wine", 178, 13, ("class_0", "class_1", "class_2")),
+    ):
+        data = load(name, data_dir=tmp_path)
+        assert (sum(map(len, (data.train, data.validation, data.test))), data.n_features) == (rows, features)
+        assert data.classes == classes
+        assert len(data.columns) == features + 1
+    with pytest.raises(DataError, match=r"y is a number; leave task out, or give \"regression\""):
+        load("diabetes", data_dir=tmp_path, task="classification")
+
+
 def test_the_parts_are_disjoint_stratified_and_seeded(tmp_path: Path) -> None:
     data = load("digits", data_dir=tmp_path)
     train, validation, test = rows_of(data)
@@ -158,7 +172,8 @@ def test_a_bad_npz_is_refused(tmp_path: Path, arrays: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("dataset", "target", "message"),
     [
-        ("mnits", None, "dataset = 'mnits' is unknown; did you mean 'mnist'? known: digits, mnist, fashion-mnist"),
+        ("mnits", None, "dataset = 'mnits' is unknown; did you mean 'mnist'? known: digits, diabetes, breast-cancer"),
+        ("linnerud", None, "has three targets (Weight, Waist, Pulse), and a model here predicts one; write the"),
         ("digits", "label", "target = 'label' is about a table, and 'digits' is none; leave it out"),
         ("none.csv", "label", "no such file: neither "),
         ("none.npz", None, "no such file: neither "),
