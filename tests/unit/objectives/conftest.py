@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("objectives")
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_the_tests(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _in_a_folder_of_the_tests(_folder: Path) -> Iterator[None]:
     """What data directories such as "unused" get stays out of the sources; digits are prepared once for all tests."""
-    monkeypatch.chdir(_folder)
+    with contextlib.chdir(_folder):
+        yield
