@@ -120,9 +120,27 @@ def place() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture(scope="module")
+def created() -> Iterator[Path]:
+    """A home with its cluster, to copy: creating one takes ten times as long."""
+    path = Path(tempfile.mkdtemp(prefix="studyhall-test-", dir=SCRATCH))
+    path.chmod(0o755)
+    with EmbeddedServer(path / "home"):
+        pass
+    yield path / "home"
+    shutil.rmtree(path)
+
+
 @pytest.fixture
-def home(place: Path) -> Iterator[Path]:
-    """Where the server lives; it is stopped at the end whatever the test did."""
+def home(new_home: Path, created: Path) -> Path:
+    """A home with a cluster, whose server has been stopped."""
+    subprocess.run(["cp", "-a", created, new_home], check=True)  # with its owners
+    return new_home
+
+
+@pytest.fixture
+def new_home(place: Path) -> Iterator[Path]:
+    """Where a server will live; it is stopped at the end whatever the test did."""
     home = place / "home"
     yield home
     (home / "postgresql/host").unlink(missing_ok=True)
@@ -130,15 +148,15 @@ def home(place: Path) -> Iterator[Path]:
     assert not runs(postmaster(home))
 
 
-def test_the_first_user_creates_the_server_and_the_last_one_stops_it(home: Path) -> None:
-    with EmbeddedServer(home) as url:
+def test_the_first_user_creates_the_server_and_the_last_one_stops_it(new_home: Path) -> None:
+    with EmbeddedServer(new_home) as url:
         assert query(url, "SELECT current_user || ' ' || current_database()") == "studyhall studyhall"
         query(url, "CREATE TABLE kept AS SELECT 1 AS n")
-        pid = postmaster(home)
+        pid = postmaster(new_home)
         assert runs(pid)
     assert not runs(pid)
-    assert postmaster(home) is None
-    with EmbeddedServer(home) as url:
+    assert postmaster(new_home) is None
+    with EmbeddedServer(new_home) as url:
         assert query(url, "SELECT n FROM kept") == 1
 
 
@@ -163,13 +181,13 @@ def test_another_process_joins_the_server_that_runs(home: Path) -> None:
     assert not runs(pid)
 
 
-def test_eight_starters_at_once_get_one_server(home: Path) -> None:
-    users = [User(home) for _ in range(8)]
+def test_eight_starters_at_once_get_one_server(new_home: Path) -> None:
+    users = [User(new_home) for _ in range(8)]
     for user in users:
         user.ready()
-    started = (home / "postgresql/postgresql.log").read_text().count("ready to accept connections")
+    started = (new_home / "postgresql/postgresql.log").read_text().count("ready to accept connections")
     assert started == 1
-    pid = postmaster(home)
+    pid = postmaster(new_home)
     for user in users:
         pipe(user.process.stdin).close()
     for user in users:
@@ -180,15 +198,15 @@ def test_eight_starters_at_once_get_one_server(home: Path) -> None:
     assert not runs(pid)
 
 
-def test_starters_and_enders_may_meet(home: Path) -> None:
-    users = [User(home, "sys.stdin.close(); sys.exit()") for _ in range(6)]
+def test_starters_and_enders_may_meet(new_home: Path) -> None:
+    users = [User(new_home, "sys.stdin.close(); sys.exit()") for _ in range(6)]
     assert [user.end() for user in users] == [""] * 6
     assert [user.process.returncode for user in users] == [0] * 6
-    assert postmaster(home) is None
+    assert postmaster(new_home) is None
 
 
-def test_threads_share_one_server(home: Path) -> None:
-    server, urls = EmbeddedServer(home), []
+def test_threads_share_one_server(new_home: Path) -> None:
+    server, urls = EmbeddedServer(new_home), []
     threads = [threading.Thread(target=lambda: urls.append(server.start())) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -197,7 +215,7 @@ def test_threads_share_one_server(home: Path) -> None:
     assert len(set(urls)) == 1
     server.close()
     server.close()
-    assert postmaster(home) is None
+    assert postmaster(new_home) is None
 
 
 @pytest.mark.parametrize(
@@ -229,12 +247,12 @@ def test_a_relative_home_means_the_directory_of_the_moment(place: Path, monkeypa
     assert (place / "home/postgresql/18").is_dir()
 
 
-def test_nobody_else_can_come_near(home: Path) -> None:
-    with EmbeddedServer(home) as url:
-        for path in (home / "postgresql/18", Path(url.hosts[0][0])):
+def test_nobody_else_can_come_near(new_home: Path) -> None:
+    with EmbeddedServer(new_home) as url:
+        for path in (new_home / "postgresql/18", Path(url.hosts[0][0])):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
         assert stat.S_IMODE((Path(url.hosts[0][0]) / ".s.PGSQL.5432").stat().st_mode) == 0o700
-        for path in (home, home / "postgresql", *(home / "postgresql").glob("*.*")):
+        for path in (new_home, new_home / "postgresql", *(new_home / "postgresql").glob("*.*")):
             assert not stat.S_IMODE(path.stat().st_mode) & 0o067, path
 
 
@@ -350,9 +368,9 @@ def test_connections_by_url_alone_count_as_use_when_stopping(home: Path) -> None
     assert server.stop()
 
 
-def test_stopping_where_nothing_ever_ran_makes_nothing(home: Path) -> None:
-    assert not EmbeddedServer(home).stop()
-    assert not home.exists()
+def test_stopping_where_nothing_ever_ran_makes_nothing(new_home: Path) -> None:
+    assert not EmbeddedServer(new_home).stop()
+    assert not new_home.exists()
 
 
 def test_a_process_number_that_another_program_has_by_now_is_no_obstacle(home: Path) -> None:
@@ -374,8 +392,6 @@ def test_a_process_number_that_another_program_has_by_now_is_no_obstacle(home: P
 
 
 def test_a_server_that_was_started_by_hand_is_left_alone(home: Path) -> None:
-    with EmbeddedServer(home):
-        pass
     data = home / "postgresql/18"
     account = account_for(data)
     postgres = str(find_binaries(account, home / "postgresql") / "postgres")
@@ -388,14 +404,14 @@ def test_a_server_that_was_started_by_hand_is_left_alone(home: Path) -> None:
     assert by_hand.wait(timeout=300) == 0
 
 
-def test_a_starter_killed_while_it_creates_the_cluster_leaves_no_ruin(home: Path) -> None:
-    user = User(home)
-    eventually(lambda: any((home / "postgresql").glob("new-*/base")))
+def test_a_starter_killed_while_it_creates_the_cluster_leaves_no_ruin(new_home: Path) -> None:
+    user = User(new_home)
+    eventually(lambda: any((new_home / "postgresql").glob("new-*/base")))
     user.kill()
-    assert not (home / "postgresql/18").exists()
-    with EmbeddedServer(home) as url:
+    assert not (new_home / "postgresql/18").exists()
+    with EmbeddedServer(new_home) as url:
         assert query(url, "SELECT 1") == 1
-        assert not list((home / "postgresql").glob("new-*"))
+        assert not list((new_home / "postgresql").glob("new-*"))
 
 
 def test_a_server_of_another_host_is_refused(home: Path) -> None:
@@ -413,31 +429,27 @@ def test_a_server_of_another_host_is_refused(home: Path) -> None:
         assert query(url, "SELECT 1") == 1
 
 
-def test_what_is_no_cluster_is_not_touched(home: Path) -> None:
-    data = home / "postgresql/18"
+def test_what_is_no_cluster_is_not_touched(new_home: Path) -> None:
+    data = new_home / "postgresql/18"
     data.mkdir(parents=True)
-    for directory in (home, home / "postgresql"):
+    for directory in (new_home, new_home / "postgresql"):
         directory.chmod(0o711)
     (data / "thesis.txt").write_text("mine")
     with pytest.raises(EmbeddedServerError, match="is no PostgreSQL cluster: move it away"):
-        EmbeddedServer(home).start()
+        EmbeddedServer(new_home).start()
     assert (data / "thesis.txt").read_text() == "mine"
     (data / "thesis.txt").unlink()
-    with EmbeddedServer(home) as url:
+    with EmbeddedServer(new_home) as url:
         assert query(url, "SELECT 1") == 1
 
 
 def test_a_cluster_of_another_version_is_refused(home: Path) -> None:
-    with EmbeddedServer(home):
-        pass
     (home / "postgresql/18/PG_VERSION").write_text("17\n")
     with pytest.raises(EmbeddedServerError, match="a cluster of PostgreSQL 17, and this Studyhall has 18"):
         EmbeddedServer(home).start()
 
 
 def test_a_server_that_cannot_start_says_why_and_where_its_log_is(home: Path) -> None:
-    with EmbeddedServer(home):
-        pass
     with (home / "postgresql/18/postgresql.conf").open("a") as settings:
         settings.write("max_connections = many\n")
     with pytest.raises(EmbeddedServerError) as caught:
@@ -453,8 +465,6 @@ def test_a_home_that_is_a_file_is_refused(place: Path) -> None:
 
 
 def test_an_interrupted_start_leaves_no_server(home: Path) -> None:
-    with EmbeddedServer(home):
-        pass
     interrupted = []
     for milliseconds in range(0, 60, 6):  # around the moment when the server comes up, or just after
         user = User(home, start=f"import _thread, threading; threading.Timer({milliseconds / 1000}, lambda: "
@@ -511,19 +521,19 @@ def uid() -> Iterator[int]:
     subprocess.run(["userdel", name], check=True)
 
 
-def test_an_ordinary_user_has_a_server_of_its_own(place: Path, home: Path, uid: int) -> None:
+def test_an_ordinary_user_has_a_server_of_its_own(place: Path, new_home: Path, uid: int) -> None:
     if not Account(uid=uid or os.geteuid(), gid=uid or os.getegid()).succeeds(wheel() / "postgres", "-V"):
         pytest.skip(f"another user cannot reach {wheel()}")
     place.chmod(0o777)
-    users = [User(home, uid=uid) for _ in range(2)]
+    users = [User(new_home, uid=uid) for _ in range(2)]
     for user in users:
         user.ready()
-    assert Path(f"/proc/{postmaster(home)}").stat().st_uid == (uid or os.geteuid())
-    assert stat.S_IMODE(home.stat().st_mode) == stat.S_IMODE((home / "postgresql").stat().st_mode) == 0o700
-    with EmbeddedServer(home) as url:  # root may join it
+    assert Path(f"/proc/{postmaster(new_home)}").stat().st_uid == (uid or os.geteuid())
+    assert stat.S_IMODE(new_home.stat().st_mode) == stat.S_IMODE((new_home / "postgresql").stat().st_mode) == 0o700
+    with EmbeddedServer(new_home) as url:  # root may join it
         assert query(url, "SELECT 1") == 1
     assert [user.end() for user in users] == ["", ""]
-    assert postmaster(home) is None
+    assert postmaster(new_home) is None
 
 
 def test_a_home_that_cannot_be_written_is_refused(place: Path, uid: int) -> None:

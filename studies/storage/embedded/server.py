@@ -66,12 +66,14 @@ class EmbeddedServer:
             self._cluster.prepare()
             with self._turn() as turn:
                 self._refuse_other_host()
-                joined = self._share is None
-                self._join()
+                joins = self._share is None
                 try:
+                    # Joined only after: a child that was forked and not yet executed would hold a copy of the share,
+                    # and an interrupted start would find the server in use and leave it.
                     self._ensure(turn)
+                    self._join()
                 except BaseException as exc:
-                    if joined:
+                    if joins:
                         self._leave()
                     if not isinstance(exc, Exception):
                         self._stop_unused()  # Ctrl-C: the server may be on its way up
