@@ -166,49 +166,67 @@ def test_failures_and_prunings_have_their_reasons(
     assert "reason" not in runs[0].data.tags
 
 
-@pytest.mark.slow
-def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
-    storage: PostgresStorage, tracking: str, client: MlflowClient, draw: random.Random, name: str, home: Path
-) -> None:
-    record = begin(storage, name, 200)
-    worker = threading.Thread(target=lambda: run(PostgresStorage(storage.location), record, 160, 8, draw))
-    worker.start()
-    kills = random.Random(draw.random())
-    most = 160 + 1
+class TestKilledMirrors:
+    """A class of its own: ``--dist loadscope`` runs it beside the other tests."""
 
-    def runs() -> int:
-        experiment = client.get_experiment_by_name(name)
-        return len(client.search_runs([experiment.experiment_id], max_results=5000)) if experiment else 0
+    @pytest.mark.slow
+    def test_ten_mirrors_killed_at_random_leave_one_run_for_each_trial(
+        self,
+        storage: PostgresStorage,
+        tracking: str,
+        client: MlflowClient,
+        draw: random.Random,
+        name: str,
+        home: Path,
+    ) -> None:
+        record = begin(storage, name, 200)
+        worker = threading.Thread(target=lambda: run(PostgresStorage(storage.location), record, 160, 8, draw))
+        worker.start()
+        kills = random.Random(draw.random())
+        most = 160 + 1
 
-    written: list[int] = []
-    for number in range(10):
-        (process,) = processes(storage, tracking, record, home, 1, once=False)
-        while not any(event["event"] == "connected" for event in process.new_events()):
-            assert process.popen.poll() is None
-            time.sleep(0.01)
-        # Every other one while it writes, however slow the machine is.
-        if number % 2:
-            eventually(lambda: runs() > written[-1] or runs() == most, "more runs")
-        time.sleep(kills.uniform(0.02, 1.2))
-        process.kill()
-        written.append(runs())
-    worker.join()
-    print(f"runs after each kill: {written}")
-    assert len(set(written)) > 1, "no kill met a mirror that was writing"
-    (last,) = processes(storage, tracking, record, home, 1)
-    assert last.wait(300) == 0
-    assert_same(storage, record, client)
+        def runs() -> int:
+            experiment = client.get_experiment_by_name(name)
+            return len(client.search_runs([experiment.experiment_id], max_results=5000)) if experiment else 0
+
+        written: list[int] = []
+        for number in range(10):
+            (process,) = processes(storage, tracking, record, home, 1, once=False)
+            while not any(event["event"] == "connected" for event in process.new_events()):
+                assert process.popen.poll() is None
+                time.sleep(0.01)
+            # Every other one while it writes, however slow the machine is.
+            if number % 2:
+                eventually(lambda: runs() > written[-1] or runs() == most, "more runs")
+            time.sleep(kills.uniform(0.02, 1.2))
+            process.kill()
+            written.append(runs())
+        worker.join()
+        print(f"runs after each kill: {written}")
+        assert len(set(written)) > 1, "no kill met a mirror that was writing"
+        (last,) = processes(storage, tracking, record, home, 1)
+        assert last.wait(300) == 0
+        assert_same(storage, record, client)
 
 
-@pytest.mark.slow
-def test_four_mirrors_at_once_leave_one_run_for_each_trial(
-    storage: PostgresStorage, tracking: str, client: MlflowClient, draw: random.Random, name: str, home: Path
-) -> None:
-    record = begin(storage, name, 60)
-    run(storage, record, 60, 4, draw)
-    mirrors = processes(storage, tracking, record, home, 4)
-    assert [process.wait(300) for process in mirrors] == [0] * 4, [process.last_events for process in mirrors]
-    assert_same(storage, record, client)
+class TestMirrorsAtOnce:
+    """A class of its own: ``--dist loadscope`` runs it beside the other tests."""
+
+    @pytest.mark.slow
+    def test_four_mirrors_at_once_leave_one_run_for_each_trial(
+        self,
+        storage: PostgresStorage,
+        tracking: str,
+        client: MlflowClient,
+        draw: random.Random,
+        name: str,
+        home: Path,
+    ) -> None:
+        record = begin(storage, name, 60)
+        run(storage, record, 60, 4, draw)
+        mirrors = processes(storage, tracking, record, home, 4)
+        assert [process.wait(300) for process in mirrors] == [0] * 4, [process.last_events for process in mirrors]
+        assert_same(storage, record, client)
 
 
 def test_a_run_or_an_experiment_that_a_person_deletes(
