@@ -7,6 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ class PendingResults:
             for folder in (self._directory, self._directory.parent):
                 _sync(folder)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):  # the directory may be what is wrong
+                beside.unlink()
             log.warning("%s can't be written, its content is in memory only: %s", file, error.strerror)
             return None
         return file
