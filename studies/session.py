@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import uuid4
 
-from studies import checkpoint_stores, objective
+from studies import checkpoint_stores, environment, objective
 from studies.errors import ObjectiveError, StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.notify.notifier import Notifier
 from studies.spec.script import Script, find, found_as, is_script
@@ -134,8 +134,16 @@ class Session:
         self._specs = [self._directed(spec) for spec in self._specs]
 
     def join(self) -> list[Joined]:
-        """Create the studies, or join existing ones."""
+        """Create the studies, or join existing ones.
+
+        Raises:
+            SpecMismatch: a study exists with another spec.
+            ObjectiveError: a study was made with a data set of another content.
+        """
         joined = [Joined(*self._storage.create_study(spec)) for spec in self._specs]
+        for record, _ in joined:
+            here = self.supervisor.environments[record.name]
+            environment.require_same_data(record.name, self._storage.settle_environment(record, here), here)
         self.records = [record for record, _ in joined]
         return joined
 
@@ -257,6 +265,40 @@ def require_runnable(record: StudyRecord, allow: Sequence[str], data_dir: Path, 
         objective.require_allowed(spec.objective.path, allow, record.name)
     checkpoint_stores.require_allowed(spec.checkpoints.store, allow, data_dir, record.name)
     return spec
+
+
+def build_objective(
+    record: StudyRecord,
+    scripts: Sequence[Script],
+    *,
+    allow: Sequence[str],
+    data_dir: Path,
+    allow_changed: bool = False,
+) -> objective.Objective:
+    """The objective of a study, built in this process.
+
+    Args:
+        record: the study.
+        scripts: where this machine has the study's script, if it has one.
+        allow: what the study may run beside ``objectives.*``.
+        data_dir: where this machine keeps data sets.
+        allow_changed: whether the script may have another content than the study's.
+
+    Raises:
+        StorageError: stock Optuna made the study.
+        ObjectiveError: it is not allowed here, has changed, does not import, or refuses its arguments.
+    """
+    spec = record.require_spec("its objective is not known")
+    script = find_scripts([record], scripts, allow_changed=allow_changed).get(record.name)
+    if script is None:
+        objective.require_allowed(spec.objective.path, allow, record.name)
+    return objective.build(
+        script.path if script else spec.objective.path,
+        spec.objective.args,
+        allow=[*allow, *([script.path] if script else [])],
+        data_dir=data_dir,
+        sha256=script.sha256 if script else None,
+    )
 
 
 def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, *, must_be_over: bool = True) -> None:

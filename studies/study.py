@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Self
 from studies import lifecycle
 from studies.errors import ObjectiveError, StorageUnreachable
 from studies.progress import Progress
-from studies.session import POLL, Session, find_scripts, permissions, require_runnable, require_success
+from studies.reproduce import Reproduction, reproduce, require_reproducible
+from studies.session import (
+    POLL,
+    Session,
+    build_objective,
+    find_scripts,
+    permissions,
+    require_runnable,
+    require_success,
+)
 from studies.spec.script import Script
 from studies.spec.source import put, read_target, take_script
 from studies.spec.study import StudySpec
@@ -306,6 +315,36 @@ class Study:
 
         texts = [f"{name}={to_text(value)}" for name, value in params.items()]
         return lifecycle.enqueue(self.storage, self._record, texts).number
+
+    def reproduce(
+        self,
+        number: int,
+        *,
+        device: str = "cpu",
+        script: str | None = None,
+        allow: Sequence[str] = (),
+        data_dir: str | Path | None = None,
+    ) -> Reproduction:
+        """Run a COMPLETE or PRUNED trial again in this process, and compare. Writes nothing to the study.
+
+        Args:
+            number: of the trial.
+            device: the PyTorch name of the device.
+            script: as :meth:`start` takes it; likewise ``allow`` and ``data_dir``.
+
+        Raises:
+            TrialNotFound: there is no such trial.
+            StudyhallError: the trial has no result.
+            ObjectiveError: the objective cannot be built here, or raises now.
+        """
+        trial = self.storage.trial(self._record, number)
+        require_reproducible(self._record, trial)
+        used = Script.read(script) if script else self._script
+        folder = Path(data_dir).absolute() if data_dir else chosen_home() / "data"
+        objective = build_objective(
+            self._record, [used] if used else [], allow=(*self._chosen, *allow), data_dir=folder
+        )
+        return reproduce(self.storage, self._record, trial, objective, device=device)
 
     def retry(self, number: int) -> int:
         """Enqueue the parameters of a failed trial again; returns the new number."""

@@ -7,11 +7,15 @@ the user's own.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from objectives.data.endings import COMPRESSIONS, SUFFIXES, is_table
 from objectives.data.named import NAMES, REFUSED
@@ -30,6 +34,7 @@ __all__ = [
     "Part",
     "Preprocessing",
     "Role",
+    "fingerprint",
     "load",
 ]
 
@@ -123,6 +128,30 @@ def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str
     from objectives.data.table import read_table  # pyarrow is needed for nothing else
 
     return read_table(file, target, columns)
+
+
+def fingerprint(dataset: str, data_dir: Path, data: Dataset) -> str:
+    """The SHA-256 of a data set's content, in hexadecimal: of the user's own file, else of what was read.
+
+    Standardised numbers are left out: processors round their means differently.
+
+    Args:
+        dataset: as :func:`load` took it.
+        data_dir: likewise.
+        data: what it returned. Its test part is not looked at.
+    """
+    if dataset not in NAMES:
+        with _find(dataset, data_dir).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if data.train.stored_NF.dtype == torch.uint8:
+        arrays = [tensor.numpy() for part in (data.train, data.validation) for tensor in (part.stored_NF, part.y_N)]
+    else:  # what comes with a package is small
+        raw = NAMES[dataset].read(data_dir)
+        arrays = [*raw.blocks, raw.labels.y_N]
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def _find(path: str, data_dir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from studies import environment
+from studies.environment import Environment
 from studies.errors import (
     NothingFinished,
     SpecError,
@@ -29,6 +32,7 @@ from studies.storage import roles, schema
 from studies.storage.budgets import Budgets
 from studies.storage.database import Database
 from studies.storage.leases import Leases
+from studies.storage.limits import to_json
 from studies.storage.metrics import Metrics
 from studies.storage.notices import Notices
 from studies.storage.optuna_storage import OptunaContract
@@ -179,6 +183,16 @@ class PostgresStorage(OptunaContract):
             spec=StudySpec.from_json(row["spec"], row["notify_url"]) if row["spec"] else None,
             budget=row["budget"] and BudgetSpec(**row["budget"]),
         )
+
+    def settle_environment(self, record: StudyRecord, given: Environment) -> dict[str, Any]:
+        """The environment that the study stores: that of its first worker, which is ``given`` where it has none."""
+        key = environment.ATTRIBUTE
+        row = self._required("agree", study_id=record.study_id, key=key, value=to_json(key, given))
+        return dict(json.loads(row["value_json"]))
+
+    def environment(self, record: StudyRecord) -> dict[str, Any] | None:
+        """The environment that the study stores; ``None`` before its first worker, or of an older version."""
+        return self.get_study_system_attrs(record.study_id).get(environment.ATTRIBUTE)
 
     def study_names(self) -> list[str]:
         """The names of all studies."""

@@ -3,8 +3,8 @@
 It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
 writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "ready", "slots": …, "directions": …}`` when the objective is built, with the number of trials that it
-  trains at once and the directions of each study's objective;
+- ``{"event": "ready", "slots": …, "directions": …, "environments": …}`` when the objective is built, with the number of
+  trials that it trains at once, and for each study the objective's directions and the worker's environment;
 - ``{"event": "over", "reason": …}`` when its studies are over or it was stopped;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -34,7 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from studies import objective
+from studies import environment, objective
+from studies.environment import Environment
 from studies.errors import StorageUnreachable
 from studies.objective import Objective
 from studies.processes import Events, wait_for_end_of_input
@@ -102,10 +103,13 @@ def main() -> int:
         built = {each.study: _build(each, setup) for each in setup.objectives}
         slots = max(objective.slots_of(each, setup.device, setup.slots) for each in built.values())
         directions = {each.study: objective.directions_of(each.path, built[each.study]) for each in setup.objectives}
-        events.send("ready", slots=slots, directions=directions)
+        environments = {
+            each.study: environment.collect(each.path, built[each.study], setup.device) for each in setup.objectives
+        }
+        events.send("ready", slots=slots, directions=directions, environments=environments)
         line = sys.stdin.readline()
         if line:
-            events.send("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
+            events.send("over", reason=_work(setup, Assignment(**json.loads(line)), built, environments, stop))
     except Exception as error:
         events.send_error(error, kind=type(error).__name__, traceback=traceback.format_exc())
         return 1
@@ -126,12 +130,18 @@ def _build(each: ObjectiveSetup, setup: Setup) -> Objective:
     return built
 
 
-def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
+def _work(
+    setup: Setup,
+    assignment: Assignment,
+    built: Mapping[str, Objective],
+    environments: Mapping[str, Environment],
+    stop: threading.Event,
+) -> str:
     threading.Thread(target=_end_with_supervisor, args=(stop, assignment.lease_seconds), daemon=True).start()
     is_cut_off = False
     while not stop.is_set():
         try:
-            return _run(setup, assignment, built, stop)
+            return _run(setup, assignment, built, environments, stop)
         except StorageUnreachable as error:  # a worker that starts during an outage waits like the running ones
             if not is_cut_off:
                 log.warning("waiting for the database: %s", error)
@@ -140,7 +150,13 @@ def _work(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], 
     return "interrupted"
 
 
-def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], stop: threading.Event) -> str:
+def _run(
+    setup: Setup,
+    assignment: Assignment,
+    built: Mapping[str, Objective],
+    environments: Mapping[str, Environment],
+    stop: threading.Event,
+) -> str:
     # Imported here: the objective imports first, and its errors are shown before any of ours.
     from studies import checkpoint_stores as checkpoints
     from studies.storage.postgres import PostgresStorage
@@ -155,6 +171,7 @@ def _run(setup: Setup, assignment: Assignment, built: Mapping[str, Objective], s
                 objective=built[each.study],
                 share=each.share,
                 script_sha256=each.sha256,
+                environment=environments[each.study],
             )
             for each in setup.objectives
         ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from studies import environment
 from studies.checkpoint_stores import CheckpointStore, open_store
+from studies.environment import Environment
 from studies.objective import Objective, slots_of, trains_several
 from studies.search.samplers import grid_of
 from studies.spec.constraints import Constraint
@@ -30,6 +32,8 @@ class Service:
     """Of the worker's trials, relative to the shares of the other studies."""
     script_sha256: str | None = None
     """SHA-256 of the objective's script, in hexadecimal; ``None`` for an objective in a package."""
+    environment: Environment = field(default_factory=dict)
+    """Of the worker; empty where nobody is to know."""
 
 
 class ServedStudy:
@@ -51,6 +55,8 @@ class ServedStudy:
         made_with, here = self.spec.objective.sha256, service.script_sha256
         #: The SHA-256 of the objective's script if it differs from the one that made the study.
         self.changed_script = here if made_with and here != made_with else None
+        #: The facts of the worker's environment that differ from the study's.
+        self.other_environment = environment.differing(storage.environment(record) or {}, service.environment)
         self.results = PendingResults(results, record.uid)
         self.store: CheckpointStore | None = None
         if self.spec.checkpoints.store != "postgresql":
@@ -110,6 +116,11 @@ class ServedStudy:
             prune_on=self.spec.pruner.metric,
             constrained=self.spec.constraints,
         )
+
+    def note_environment(self, trial: Trial) -> None:
+        """Store with a trial what differs in its environment; an earlier attempt may have had another one."""
+        if self.other_environment or environment.ATTRIBUTE in trial.storage.get_trial_system_attrs(trial._trial_id):
+            trial.storage.set_trial_system_attr(trial._trial_id, environment.ATTRIBUTE, self.other_environment)
 
     def constrain(self, trial: Trial, values: Sequence[float] | None) -> list[str]:
         """Set the constraints of the spec by the objective's values, and by what the trial reported last.

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty
 
+from studies.environment import Environment
 from studies.errors import ObjectiveError, StorageUnreachable, WorkerError
 from studies.processes import Child
 from studies.spec.script import Script
@@ -93,6 +94,7 @@ class Supervisor:
         self.slots = 1
         #: By the name of a study, what its objective says of its direction; known when a worker is ready.
         self.directions: Mapping[str, list[str] | None] = {}
+        self.environments: Mapping[str, Environment] = {}
         self._until_idle = until_idle
         self._specs = specs
         self._devices = devices
@@ -140,6 +142,7 @@ class Supervisor:
                 raise WorkerError(f"worker 0 ended with status {first.popen.returncode} while it started") from None
             if event["event"] == "ready":
                 self.slots, self.directions = event["slots"], event["directions"]
+                self.environments = event["environments"]
                 return
             raise ObjectiveError(event["message"])
 

@@ -247,6 +247,7 @@ class Trials:
         try:
             if self._study.changed_script:
                 run.trial.set_user_attr(CHANGED_SCRIPT, self._study.changed_script)
+            self._study.note_environment(run.trial)
             self._study.spec.suggest(run.trial)
         except BaseException as error:
             return Result(trial=run.trial, state="fail", error=error)

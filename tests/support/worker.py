@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ def worker_on(
     results: Path,
     *,
     script_sha256: str | None = None,
+    environment: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Worker:
     """A worker on one study.
@@ -30,8 +31,9 @@ def worker_on(
         objective: what it runs.
         results: the directory where results wait while the database is away.
         script_sha256: of the script that holds the objective.
+        environment: of the worker.
         options: of :class:`Worker`, where they differ from worker ``w`` on a CPU with a lease of 30 s.
     """
     usual = {"worker_id": "w", "device": "cpu", "lease_seconds": 30, "stop": threading.Event()}
-    service = Service(record=record, objective=objective, script_sha256=script_sha256)
+    service = Service(record=record, objective=objective, script_sha256=script_sha256, environment=environment or {})
     return Worker(storage, [service], results=results, **usual | options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import http.server
@@ -22,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from objectives.data import DataError, Dataset, load
+from objectives.data import DataError, Dataset, fingerprint, load
 
 SEED = 12345
 
@@ -345,3 +346,16 @@ def test_the_real_mnist_is_read(real_data: Path) -> None:
     assert [len(part) for part in (data.train, data.validation, data.test)] == [54_000, 6_000, 10_000]
     assert data.n_features == 784
     assert float(data.train.x_NF.mean()) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_fingerprint_is_of_the_content_and_leaves_the_test_part_alone(tmp_path: Path) -> None:
+    digits = load("digits", data_dir=tmp_path)
+    blind = dataclasses.replace(digits, test=None)  # type: ignore[arg-type]
+    assert fingerprint("digits", tmp_path, blind) == fingerprint("digits", tmp_path, load("digits", data_dir=tmp_path))
+    changed = dataclasses.replace(digits.train, stored_NF=digits.train.stored_NF + 1)
+    assert fingerprint("digits", tmp_path, dataclasses.replace(digits, train=changed)) != fingerprint(
+        "digits", tmp_path, digits
+    )
+    file = tmp_path / "own.csv"
+    file.write_text("a,b\n1,x\n")
+    assert fingerprint("own.csv", tmp_path, digits) == hashlib.sha256(file.read_bytes()).hexdigest()
