@@ -3,8 +3,8 @@
 It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
 writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "ready", "slots": …, "directions": …}`` when the objective is built, with the number of trials that it
-  trains at once and the directions of each study's objective;
+- ``{"event": "ready", "slots": …, "directions": …, "steps": …}`` when the objective is built, with the number of trials
+  that it trains at once, and the directions and number of steps of each study's objective;
 - ``{"event": "over", "reason": …}`` when its studies are over or it was stopped;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -102,7 +102,8 @@ def main() -> int:
         built = {each.study: _build(each, setup) for each in setup.objectives}
         slots = max(objective.slots_of(each, setup.device, setup.slots) for each in built.values())
         directions = {each.study: objective.directions_of(each.path, built[each.study]) for each in setup.objectives}
-        events.send("ready", slots=slots, directions=directions)
+        steps = {name: objective.steps_of(each) for name, each in built.items()}
+        events.send("ready", slots=slots, directions=directions, steps=steps)
         line = sys.stdin.readline()
         if line:
             events.send("over", reason=_work(setup, Assignment(**json.loads(line)), built, stop))
