@@ -10,13 +10,13 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from pydantic import BaseModel
 
 from studies.cli import studyhall
-from studies.spec.samplers import PRUNERS, SAMPLERS
+from studies.spec.samplers import PRUNERS, SAMPLERS, SCHEDULERS
 from studies.spec.space import CategoricalParameter, FloatParameter, IntParameter
 from studies.spec.study import StudySpec
 
@@ -30,6 +30,7 @@ LEGAL = {
     "objective.sha256": "64 hexadecimal digits",
     "sampler.name": ", ".join(f"`{name}`" for name in SAMPLERS),
     "pruner.name": ", ".join(f"`{name}`" for name in PRUNERS),
+    "scheduler.name": ", ".join(f"`{name}`" for name in SCHEDULERS),
     "checkpoints.store": "`postgresql`, a path, or `s3://bucket/prefix`",
     "notify.url": "an `http://` or `https://` URL",
     "space.NAME.when": "`{ PARENT = [VALUE, …] }`",
@@ -46,7 +47,7 @@ TYPES = {
 def study_file() -> str:
     """A table of the keys for each table of the study file."""
     fields = StudySpec.model_fields
-    tables = {name: field.annotation for name, field in fields.items() if _is_table(field.annotation)}
+    tables = {name: table for name, field in fields.items() if (table := _table(field.annotation))}
     plain = {name for name in fields if name not in tables and name != "space"}
     parts = ["## The study", "", *_keys(StudySpec, "", only=plain)]
     for name, model in tables.items():
@@ -62,8 +63,10 @@ def study_file() -> str:
     return "\n".join(parts) + "\n"
 
 
-def _is_table(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _table(annotation: Any) -> type[BaseModel] | None:
+    """The model of a table, required or not; ``None`` of another key."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _sentence(model: type[BaseModel]) -> str:

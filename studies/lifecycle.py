@@ -140,12 +140,13 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
     now = storage.status(record)
     require_open(now)
     number = _add_waiting(storage, record, system_attrs={"fixed_params": params})  # as Optuna's enqueue_trial
+    begun = sum(count for state, count in now.trials.items() if state != "fail")
     return Enqueued(
         number=number,
         params=params,
         is_checked=bool(space),
         conditions=open_conditions(params, space),
-        has_room=now.budget is None or now.finished + now.trials["running"] + now.trials["waiting"] < now.budget.trials,
+        has_room=now.budget is None or begun < now.budget.trials,
     )
 
 

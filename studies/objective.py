@@ -12,6 +12,8 @@ instances are such callables. Beyond that a class may have
 - an attribute ``metrics``: the names of all metrics it reports; a constraint on another one is refused;
 - a method ``check_params(params)``, which raises :exc:`ValueError` where no trial can have these, be they some or all:
   a space that allows them is refused before anything is written;
+- an attribute ``epochs``: how many steps each trial trains; a scheduler with a rung at that step or beyond is refused
+  before anything is written;
 - a method ``finalize`` (see :mod:`studies.finalize`);
 - methods ``slots`` and ``train``, to train several trials at once (see ``docs/objectives.md``).
 
@@ -359,6 +361,12 @@ def trains_several(objective: Any) -> bool:
         if "__call__" in vars(cls):
             return False
     return False
+
+
+def steps_of(objective: Any) -> int | None:
+    """How many steps an objective trains: its attribute ``epochs``; ``None`` where it does not say."""
+    epochs = getattr(objective, "epochs", None)
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
 
 
 def slots_of(objective: Any, device: str, wanted: int | None = None) -> int:

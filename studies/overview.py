@@ -137,6 +137,9 @@ def seconds_left(
     running = status.trials["running"]
     if status.budget is None or status.paused or status.ended or not (running or status.workers):
         return None
+    # Trials of a scheduler finish at the study's end, most of them.
+    if not status.budget.limits_trials or status.trials.get("paused"):
+        return None
     remaining = status.budget.trials - status.finished
     finished = sorted(_ended(trial) for trial in trials if trial.state in _FINISHED and trial.datetime_complete)
     # No estimate before each worker has finished a trial: until then only the shortest have, which biases it.

@@ -38,9 +38,9 @@ class Progress:
         self._console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live: Live | None = None
         self._began = time.monotonic()
-        self._finished_before: dict[str, int] = {}  # by study, at the start of this command
+        self._share_before: dict[str, float] = {}  # by study, at the start of this command
         self._paused: set[str] = set()
-        self._printed: dict[str, tuple[int, float]] = {}
+        self._printed: dict[str, tuple[tuple[int, int, int], float]] = {}
         self._reminded = 0.0
 
     def __enter__(self) -> Progress:
@@ -77,7 +77,7 @@ class Progress:
         """Show the status of the studies."""
         self._reminded = 0.0
         for now, record in studies:
-            self._finished_before.setdefault(record.name, now.finished)
+            self._share_before.setdefault(record.name, now.share_done or 0.0)
         if self._live:
             self._live.update(Group(*(self._picture(now, record) for now, record in studies)))
             return
@@ -89,33 +89,36 @@ class Progress:
                     if now.paused
                     else f"{record.name} goes on"
                 )
-            finished, at = self._printed.get(record.name, (-1, 0.0))
-            if now.finished and now.finished != finished and time.monotonic() - at > PLAIN_EVERY:
-                self._printed[record.name] = (now.finished, time.monotonic())
-                self._say(f"{record.name}: {now.finished:,}{_of(now)} trials done, {self._facts(now)}")
+            shown = now.finished, now.epochs, now.trials["paused"]
+            before, at = self._printed.get(record.name, ((0, 0, 0), 0.0))
+            if shown != before and time.monotonic() - at > PLAIN_EVERY:
+                self._printed[record.name] = (shown, time.monotonic())
+                self._say(f"{record.name}: {now.done} done, {self._facts(now)}")
 
     def _say(self, line: str) -> None:
         self._console.print(printable(line))
 
     def _picture(self, now: Status, record: StudyRecord) -> Group:
-        total = now.budget.trials if now.budget else None
+        share = now.share_done
         line = Table.grid(padding=(0, 1))
         line.add_column(no_wrap=True, max_width=30)
         line.add_column(ratio=1)
         line.add_column(no_wrap=True)
         line.add_row(
             Text(printable(record.name), "bold"),
-            ProgressBar(total=total, completed=now.finished, width=max(10, min(40, self._console.width - 45))),
-            Text(f"{now.finished:,}{_of(now)} trials"),
+            ProgressBar(
+                total=None if share is None else 1.0,
+                completed=share or 0.0,
+                width=max(10, min(40, self._console.width - 45)),
+            ),
+            Text(now.done),
         )
         return Group(line, Text(f"  {printable(self._facts(now))}", overflow="ellipsis", no_wrap=True))
 
     def _facts(self, now: Status) -> str:
         facts = [f"{now.trials['running']} running", f"{now.trials['pruned']} pruned"]
-        if now.trials["waiting"]:
-            facts.append(f"{now.trials['waiting']} waiting")
-        if now.trials["fail"]:
-            facts.append(f"{now.trials['fail']} failed")
+        words = {"waiting": "waiting", "paused": "paused by the scheduler", "fail": "failed"}
+        facts += [f"{now.trials[key]} {word}" for key, word in words.items() if now.trials[key]]
         if now.best:
             facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
         left = self._seconds_left(now)
@@ -126,12 +129,8 @@ class Progress:
         return ", ".join(facts)
 
     def _seconds_left(self, now: Status) -> float | None:
-        """Seconds left, from the pace since the start of this command; ``None`` until a trial has finished."""
-        done = now.finished - self._finished_before[now.study]
-        if now.budget is None or done <= 0 or now.finished >= now.budget.trials:
+        """Seconds left, from the pace since the start of this command; ``None`` until some of the budget is spent."""
+        share = now.share_done
+        if share is None or share <= self._share_before[now.study] or share >= 1:
             return None
-        return (now.budget.trials - now.finished) * (time.monotonic() - self._began) / done
-
-
-def _of(now: Status) -> str:
-    return f" of {now.budget.trials:,}" if now.budget else ""
+        return (1 - share) * (time.monotonic() - self._began) / (share - self._share_before[now.study])

@@ -156,6 +156,11 @@ class _Replay:
         is_there = self._last is None or (reached is not None and reached >= self._last)
         return self._stored.state == TrialState.PRUNED and is_there
 
+    @property
+    def ends_at_rung(self) -> bool:
+        """No scheduler looks on."""
+        return False
+
     def run(self, spec: StudySpec, objective: Objective) -> list[float] | None:
         """The objective's values; ``None`` of a pruned trial."""
         trial = self._trial(spec)

@@ -123,8 +123,8 @@ class Session:
 
         Raises:
             CheckpointError: a study's checkpoint store fails.
-            ObjectiveError: an objective does not import, refuses its arguments, data or space, or has another direction
-                than its study.
+            ObjectiveError: an objective does not import, refuses its arguments, data or space, has another direction
+                than its study, or ends before the study's scheduler pauses it.
             WorkerError: a worker died without a reason.
         """
         for spec in self._specs:
@@ -132,6 +132,8 @@ class Session:
                 checkpoint_stores.open_store(spec.checkpoints.store, str(uuid4())).check()
         self.supervisor.wait_until_ready()
         self._specs = [self._directed(spec) for spec in self._specs]
+        for spec in self._specs:
+            self._check_scheduler(spec)
 
     def join(self) -> list[Joined]:
         """Create the studies, or join existing ones.
@@ -175,6 +177,12 @@ class Session:
         raise ObjectiveError(
             f"study {spec.name!r} {stored.goal}, but its objective {spec.objective.path!r} is to be {aims}; {way_out}"
         )
+
+    def _check_scheduler(self, spec: StudySpec) -> None:
+        try:
+            spec.to_scheduler(self.supervisor.steps.get(spec.name))
+        except ValueError as error:
+            raise ObjectiveError(f"study {spec.name!r}: {error}") from None
 
     def begin(self) -> None:
         """Let the workers run trials."""

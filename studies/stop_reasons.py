@@ -23,6 +23,8 @@ STOP_REASONS: Final = {
     "failures": "stopped after too many failed trials",
     "timeout": "stopped: time limit reached",
     "target": "the target is reached",
+    "epochs": "the budget of epochs is spent",
+    "gpu_hours": "the budget of GPU hours is spent",
     "stopped": "stopped by its objective or sampler",
     BY_HAND: "stopped by hand",
     "deleted": "the study was deleted",
@@ -34,6 +36,8 @@ EXTENSIONS: Final = {
     "failures": "--max-failures +10",
     "timeout": "--timeout TIME",
     "target": "--target VALUE",
+    "epochs": "--epochs +1000",
+    "gpu_hours": "--gpu-hours +1",
 }
 
 

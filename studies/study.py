@@ -157,7 +157,7 @@ class Study:
 
     def __repr__(self) -> str:
         now = self.status
-        return f"<Study {self.name!r}: {now.finished} of {now.budget.trials if now.budget else '∞'} trials done>"
+        return f"<Study {self.name!r}: {now.done} done>"
 
     def close(self) -> None:
         """Close the storage, if this study opened it."""

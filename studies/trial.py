@@ -53,6 +53,10 @@ class LeaseHolder(Protocol):
     def is_over(self) -> bool:
         """Whether a result would be refused: the trial was cancelled, or its lease is lost."""
 
+    @property
+    def ends_at_rung(self) -> bool:
+        """Whether the scheduler ends the trial here, as it can't be paused without a checkpoint."""
+
     def agree(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
         """The distribution under which the study stores a parameter: the first trial's."""
 
@@ -105,7 +109,10 @@ class Trial(optuna.trial.Trial):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to stop: save a checkpoint and raise :attr:`Interrupted` at the next step."""
+        """Whether to stop: save a checkpoint and raise :attr:`Interrupted` at the next step.
+
+        Its worker is asked to stop, or the study's scheduler pauses the trial here.
+        """
         return self._holder.stop_requested
 
     @property
@@ -200,10 +207,13 @@ class Trial(optuna.trial.Trial):
     def should_prune(self) -> bool:
         """Whether to prune this trial; also true when it was cancelled or its lease is lost.
 
+        Also true at the step where the study's scheduler pauses a trial that has saved no checkpoint.
+
         Raises:
-            Interrupted: the worker is being stopped. Never raised to an objective that checks :attr:`stop_requested`.
+            Interrupted: the worker is being stopped, or the scheduler pauses the trial. Never raised to an objective
+                that checks :attr:`stop_requested`.
         """
-        if self._holder.is_over:
+        if self._holder.is_over or self._holder.ends_at_rung:
             return True
         if self._holder.stop_requested:
             raise Interrupted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -34,9 +35,26 @@ def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
     return (None, int(text)) if text.startswith("+") else (int(text), 0)
 
 
+def _hours(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[float | None, float]:
+    """The same for hours: ``1.5`` → (1.5, 0), ``+1.5`` → (None, 1.5)."""
+    if text is None:
+        return None, 0.0
+    try:
+        hours = float(text.removeprefix("+"))
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < math.inf:
+        raise click.BadParameter(f"{text!r} is neither a number of hours above 0, nor + and one: 24, +1.5")
+    return (None, hours) if text.startswith("+") else (hours, 0.0)
+
+
 @click.command()
 @study_argument
 @click.option("--trials", metavar="N|+N", callback=_count, help="So many trials, or so many more.")
+@click.option(
+    "--epochs", metavar="N|+N", callback=_count, help="So many steps that all trials report, or so many more."
+)
+@click.option("--gpu-hours", metavar="H|+H", callback=_hours, help="So many hours of trials on GPUs, or so many more.")
 @click.option("--timeout", metavar="TIME", callback=time_value, help="Time in which trials may begin: 90s, 30m, 2h.")
 @click.option("--target", type=float, help="Stop when a trial reaches this value.")
 @click.option("--max-failures", metavar="N|+N", callback=_count, help="FAILed trials before the study stops.")
@@ -46,6 +64,8 @@ def extend(
     common: Common,
     name: str,
     trials: tuple[int | None, int],
+    epochs: tuple[int | None, int],
+    gpu_hours: tuple[float | None, float],
     timeout: float | None,
     target: float | None,
     max_failures: tuple[int | None, int],
@@ -55,12 +75,15 @@ def extend(
 
     --direction changes what is minimized to be maximized, or the other way round.
     """
-    has_budget = any(given is not None for given in (timeout, target)) or any((*trials, *max_failures))
+    has_budget = any(given is not None for given in (timeout, target)) or any(
+        (*trials, *epochs, *gpu_hours, *max_failures)
+    )
     if has_budget == bool(directions):
         raise click.UsageError(
             "a direction is changed by itself, a budget with another command"
             if directions
-            else "nothing to change; give --trials +50, --timeout, --target, --max-failures or --direction"
+            else "nothing to change; give --trials +50, --epochs, --gpu-hours, --timeout, --target, --max-failures or "
+            "--direction"
         )
     with common.open() as storage:
         record = storage.find_study(name)
@@ -74,6 +97,10 @@ def extend(
             record,
             trials=trials[0],
             more_trials=trials[1],
+            epochs=epochs[0],
+            more_epochs=epochs[1],
+            gpu_hours=gpu_hours[0],
+            more_gpu_hours=gpu_hours[1],
             max_failures=max_failures[0],
             more_failures=max_failures[1],
             timeout=timeout,
@@ -91,7 +118,9 @@ def _say_extended(storage: PostgresStorage, before: StudyRecord) -> None:
     say(status_line(now, record))
     say(budget_line(now.budget))
     if now.budget.trials < before.budget.trials:
-        surplus = now.finished + now.trials["running"] + now.trials["waiting"] - now.budget.trials
+        surplus = (
+            now.finished + now.trials["running"] + now.trials["waiting"] + now.trials["paused"] - now.budget.trials
+        )
         none = f"; {counted(surplus, 'trial')} that ran or waited will wait until it grows again" if surplus > 0 else ""
         say(f"that is smaller: {counted(now.budget.trials, 'trial')} instead of {before.budget.trials:,}{none}")
     if now.ended is None and not now.paused:

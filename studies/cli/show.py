@@ -67,13 +67,15 @@ def _took(trial: FrozenTrial, attempt: Attempt | None) -> str:
 
 
 def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int) -> None:
-    from studies.storage.trials import known_params
+    from studies.storage.trials import known_params, paused_at
 
     trial = storage.trial(record, trial_number)
     params = known_params(trial.state, trial.params, trial.system_attrs)
     metrics = storage.metrics.of(trial)
     attempt = storage.leases.attempts(record).get(trial_number)
-    echo(f"trial {trial.number} of {record.name}: {trial.state.name.lower()}")
+    paused = paused_at(trial.state, trial.system_attrs)
+    state = trial.state.name.lower() if paused is None else f"paused at step {paused} by the study's scheduler"
+    echo(f"trial {trial.number} of {record.name}: {state}")
     facts = {
         "value": " ".join(number(value) for value in trial.values or []) or "–",
         "began": str(trial.datetime_start or "–").partition(".")[0],

@@ -42,6 +42,8 @@ def status(common: Common, name: str, kind: str) -> None:
             "study": name,
             "budget": now.budget and now.budget.trials,
             "trials": dict(now.trials),
+            "epochs": _spent(now.epochs, now.budget.epochs if now.budget else None),
+            "gpu_hours": _spent(now.gpu_hours, now.budget.gpu_hours if now.budget else None),
             "paused": now.paused,
             "ended": now.ended,
             "best": best,
@@ -69,10 +71,9 @@ def status(common: Common, name: str, kind: str) -> None:
 
 def status_line(now: Status, record: StudyRecord, seconds: float | None = None) -> str:
     """The status of a study in one line. ``seconds``: how long the command ran."""
-    of = f" of {now.budget.trials:,}" if now.budget else ""
     counts = ", ".join(
         f"{now.trials[key]:,} {'failed' if key == 'fail' else key}"
-        for key in ("complete", "pruned", "running", "waiting", "fail")
+        for key in ("complete", "pruned", "running", "waiting", "paused", "fail")
         if now.trials[key] or key == "complete"
     )
     # "40 of 40" already says that the budget is spent.
@@ -85,7 +86,11 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
         halted, took = f"{halted} after {duration(seconds or 0)}", ""
     if halted and now.ended in (None, BY_HAND):
         halted += f"; go on with: {command('resume', record.name)}"
-    return f"{record.name}: {now.finished:,}{of} trials done ({counts}){took}{halted}"
+    return f"{record.name}: {now.done} done ({counts}){took}{halted}"
+
+
+def _spent(spent: float, budget: float | None) -> dict[str, float] | None:
+    return None if budget is None else {"spent": spent, "budget": budget}
 
 
 def best_line(now: Status, record: StudyRecord, front: int) -> str | None:
@@ -108,7 +113,12 @@ def best_line(now: Status, record: StudyRecord, front: int) -> str | None:
 
 def budget_line(budget: BudgetSpec) -> str:
     """The limits of a study, in one line."""
-    limits = [counted(budget.trials, "trial"), counted(budget.max_failures, "failure")]
+    limits = [counted(budget.trials, "trial")] if budget.limits_trials else []
+    if budget.epochs is not None:
+        limits.append(counted(budget.epochs, "epoch"))
+    if budget.gpu_hours is not None:
+        limits.append(f"{number(budget.gpu_hours)} GPU hours")
+    limits.append(counted(budget.max_failures, "failure"))
     if budget.timeout is not None:
         limits.append(f"{duration(budget.timeout)} from the first trial")
     if budget.target is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from studies.storage.database import Database
     from studies.storage.reader import TrialRow
 
-STATES: Final = ("complete", "pruned", "fail", "running", "waiting")
+STATES: Final = ("complete", "pruned", "fail", "running", "waiting", "paused")
 
 
 def _complete_column(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
@@ -190,7 +190,7 @@ def _cells(row: TrialRow, objectives: int) -> list[str]:
     )
     return [
         str(row.number),
-        row.state.lower(),
+        row.state.lower() if row.paused is None else f"paused at step {row.paused}",
         *([number(value) for value in row.values] or ["–"] * objectives),
         str(row.steps),
         # Of several attempts it is not stored how long each took.

@@ -234,9 +234,8 @@ def _facts(seen: Overview) -> str:
     from studies.cli.watch_picture import state_of, way_to_join
 
     now = seen.status
-    of = f" of {now.budget.trials:,}" if now.budget else ""
-    facts = [f"{now.finished:,}{of} trials done"]
-    words = {"running": "running", "pruned": "pruned", "waiting": "waiting", "fail": "failed"}
+    facts = [f"{now.done} done"]
+    words = {"running": "running", "pruned": "pruned", "waiting": "waiting", "paused": "paused", "fail": "failed"}
     facts += [f"{now.trials[key]:,} {word}" for key, word in words.items() if now.trials[key]]
     if now.best:
         facts.append(f"best {number(now.best.value)} (trial {now.best.number})")

@@ -107,20 +107,19 @@ def _headline(seen: Overview, console: Console, trouble: str | None) -> list[Ren
         lines += _folded(f"join with: {way}", console, JOIN_LINES, "yellow")
     if trouble:
         lines += _folded(trouble, console, TROUBLE_LINES, "bold yellow")
-    if now.budget:
-        done = f"{now.finished:,} of {now.budget.trials:,} trials"
+    share = now.share_done
+    if share is not None:
+        words = now.done
         if now.ended is None:
-            done += f", {time_left(seen.seconds_left)}"
+            words += f", {time_left(seen.seconds_left)}"
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(
-                total=now.budget.trials, completed=now.finished, width=max(10, min(60, console.width - len(done) - 2))
-            ),
-            _line(done),
+            ProgressBar(total=1.0, completed=share, width=max(10, min(60, console.width - len(words) - 2))),
+            _line(words),
         )
         lines.append(bar)
-    words = {"complete": "complete", "pruned": "pruned", "running": "running", "waiting": "waiting", "fail": "failed"}
-    counts = [f"{now.trials[key]} {word}" for key, word in words.items() if now.trials[key]]
+    states = ("complete", "pruned", "running", "waiting", "paused", "fail")
+    counts = [f"{now.trials[key]} {'failed' if key == 'fail' else key}" for key in states if now.trials.get(key)]
     lines.append(_line(" · ".join(counts) or "no trial has begun"))
     return lines
 

@@ -154,8 +154,7 @@ class StudyEvents:
     def _end(self, _names: Sequence[str]) -> tuple[str, dict[str, Any]]:
         now = self._status
         assert now.ended is not None  # it is what the event is about
-        of = f" of {now.budget.trials}" if now.budget else ""
-        text = f"{STOP_REASONS.get(now.ended, now.ended)}: {now.finished}{of} trials done, {now.trials['fail']} failed"
+        text = f"{STOP_REASONS.get(now.ended, now.ended)}: {now.done} done, {now.trials['fail']} failed"
         data: dict[str, Any] = {
             "ended": now.ended,
             "trials": dict(now.trials),

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.errors import command
 from studies.report.formats import count, moment, param
 from studies.report.snapshot import quiet, snapshot
+from studies.storage.trials import paused_at
 from studies.text import counted, duration, in_one_line, number, printable
 
 if TYPE_CHECKING:
@@ -40,10 +41,16 @@ def header(data: StudyData) -> str:
 def tiles(data: StudyData) -> str:
     """The key figures."""
     now = data.status
-    of = f" of {count(now.budget.trials)}" if now.budget else ""
-    words = {"complete": "complete", "pruned": "pruned", "fail": "failed", "running": "running", "waiting": "waiting"}
-    states = " · ".join(f"{count(now.trials[key])} {word}" for key, word in words.items() if now.trials[key])
+    of = f" of {count(now.budget.trials)}" if now.budget and now.budget.limits_trials else ""
+    names = ("complete", "pruned", "fail", "running", "waiting", "paused")
+    states = " · ".join(
+        f"{count(now.trials[key])} {'failed' if key == 'fail' else key}" for key in names if now.trials.get(key)
+    )
     shown = [("trials done", f"{count(now.finished)}{of}", states or "none has begun")]
+    if now.budget and now.budget.epochs is not None:
+        shown.append(("epochs", f"{count(now.epochs)} of {count(now.budget.epochs)}", "reported by all trials"))
+    if now.budget and now.budget.gpu_hours is not None:
+        shown.append(("GPU hours", f"{number(now.gpu_hours)} of {number(now.budget.gpu_hours)}", "of all workers"))
     if len(data.directions) == 1:
         goal = f"{data.directions[0].name.lower()} {data.metric_names[0]}"
         best = data.best
@@ -167,12 +174,14 @@ def _trial(data: StudyData, trial: FrozenTrial, params: Iterable[str]) -> str:
     span = data.span(trial)
     seconds = (span[1] - span[0]).total_seconds() if span else None
     is_repeated = attempt is not None and attempt.times > 1
+    step = paused_at(trial.state, trial.system_attrs)
     state = trial.state.name.lower()
+    shown = "failed" if state == "fail" else state if step is None else f"paused at step {step}"
     error = in_one_line(str(trial.user_attrs.get("error", ""))) if trial.state == TrialState.FAIL else ""
     values = trial.values or [None] * len(data.directions)
     worker = (f"{attempt.host} {attempt.device}" if attempt.host else attempt.worker) if attempt else "–"
     cells = [
-        f"<td>{trial.number}</td><td class={state}>{'failed' if state == 'fail' else state}</td>",
+        f"<td>{trial.number}</td><td class={state}>{shown}</td>",
         *(_cell(number(value), value) for value in values),
         *(_cell(_param(trial, name), trial.params.get(name)) for name in params),
         f"<td>{len(trial.intermediate_values)}</td>",

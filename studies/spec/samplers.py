@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners by their short names, built from a spec's options."""
+"""Samplers, pruners and schedulers by their short names, built from a spec's options."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import optuna
 from optuna.samplers._lazy_random_state import LazyRandomState
 
 from studies.errors import nearest, one_line
+from studies.search.halving import Halving
 from studies.search.pruning import HyperbandPruner
 from studies.search.samplers import BruteForceSampler, GridSampler, QMCSampler
 from studies.spec.space import CategoricalParameter
 
 if TYPE_CHECKING:
+    from studies.search.scheduler import Scheduler
     from studies.spec.space import FloatParameter, IntParameter
 
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
@@ -40,6 +42,7 @@ PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
     "threshold": optuna.pruners.ThresholdPruner,
     "wilcoxon": optuna.pruners.WilcoxonPruner,
 }
+SCHEDULERS: dict[str, Callable[..., Scheduler]] = {"halving": Halving}
 # Options that are a sampler or pruner themselves: { name = …, options = {…} }.
 _NESTED = ("base_sampler", "independent_sampler", "wrapped_pruner")
 # Options that TOML cannot represent, or that other keys of the spec set.
@@ -61,6 +64,8 @@ _HIDDEN = frozenset(
         "after_trial_strategy",
         "args",
         "kwargs",
+        "direction",
+        "steps",
     ]
 )
 
@@ -78,7 +83,10 @@ _PLAIN: Mapping[str, Any] = {"int": int, "float": int | float, "bool": bool, "st
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 # The least values of integer options (default: 0), which Optuna checks too late, in the worker.
-_LEAST = {"min_resource": 1, "reduction_factor": 2, "population_size": 2, "n_ei_candidates": 1, "interval_steps": 1}
+_LEAST = {
+    **dict.fromkeys(("min_resource", "min_steps", "n_ei_candidates", "interval_steps"), 1),
+    **dict.fromkeys(("reduction_factor", "population_size"), 2),
+}
 # Real-valued ones that may be written as a whole number below that, and a default of -1.
 _SIGNED = ("lower", "upper", "inc_popsize", "sigma0")
 
@@ -145,6 +153,22 @@ def build_pruner(name: str, options: Mapping[str, Any], key: str = "pruner") -> 
         options["wrapped_pruner"] = None
     pruner: optuna.pruners.BasePruner = _build(key, PRUNERS, name, options, {})
     return pruner
+
+
+def build_scheduler(name: str, options: Mapping[str, Any], direction: str, steps: int | None) -> Scheduler:
+    """The scheduler ``name`` of a study with one objective.
+
+    Args:
+        name: of :data:`SCHEDULERS`.
+        options: its keyword arguments.
+        direction: of the objective: minimize or maximize.
+        steps: how many the objective trains; ``None`` if that is unknown.
+
+    Raises:
+        ValueError: unknown name or option, or a value that it refuses; the message says which.
+    """
+    scheduler: Scheduler = _build("scheduler", SCHEDULERS, name, options, {"direction": direction, "steps": steps})
+    return scheduler
 
 
 def _build(

@@ -104,9 +104,9 @@ def read_value(text: str) -> Any:
 
 
 def put(table: dict[str, Any], key: Sequence[str], value: Any) -> None:
-    """Set ``key``, whose last part is in ``table``, and delete what it excludes: the options of another sampler or
-    pruner, the other one of ``direction`` and ``directions``."""
-    if tuple(key) in (("sampler", "name"), ("pruner", "name")) and table.get("name") != value:
+    """Set ``key``, whose last part is in ``table``, and delete what it excludes: the options of another sampler,
+    pruner or scheduler, the other one of ``direction`` and ``directions``."""
+    if tuple(key) in (("sampler", "name"), ("pruner", "name"), ("scheduler", "name")) and table.get("name") != value:
         table.pop("options", None)
     if tuple(key) in (("direction",), ("directions",)):
         table.pop("direction", None)

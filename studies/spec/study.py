@@ -26,6 +26,8 @@ from studies.text import counted
 if TYPE_CHECKING:
     import optuna
 
+    from studies.search.scheduler import Scheduler
+
 MAX_NAME = 128
 Direction = Literal["minimize", "maximize"]
 Event = Literal["best", "finished", "failures", "worker_lost"]
@@ -118,6 +120,28 @@ class BudgetSpec(Section):
         default=None, gt=0, le=MAX_SECONDS, description="no trial begins so long after the first one began"
     )
     target: float | None = Field(default=None, description="stop when a trial reaches this value")
+    epochs: int | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_INTEGER,
+        description="steps that the trials report in all; a step that is trained again counts once",
+    )
+    gpu_hours: float | None = Field(
+        default=None, gt=0, le=MAX_SECONDS / 3600, description="hours in which workers have trials on a GPU, in all"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_trials(cls, data: Any) -> Any:
+        """A budget of epochs or GPU hours alone has no limit of trials."""
+        if isinstance(data, Mapping) and any(data.get(key) is not None for key in ("epochs", "gpu_hours")):
+            return {"trials": MAX_COUNT, **data}
+        return data
+
+    @property
+    def limits_trials(self) -> bool:
+        """Whether the number of trials is limited by more than what the database can count."""
+        return self.trials < MAX_COUNT
 
 
 class SamplerSpec(Section):
@@ -141,6 +165,13 @@ class PrunerSpec(Section):
     metric: str | None = Field(
         default=None, description="of several objectives the one to prune on; without it nothing is pruned there"
     )
+
+
+class SchedulerSpec(Section):
+    """[scheduler]: pauses trials and continues the best ones, instead of a pruner."""
+
+    name: str = Field(description="its short name")
+    options: JsonTable = Field(default={}, description="its options")
 
 
 class CheckpointsSpec(Section):
@@ -193,6 +224,7 @@ class StudySpec(Section):
     budget: BudgetSpec = BudgetSpec()
     sampler: SamplerSpec = SamplerSpec()
     pruner: PrunerSpec = PrunerSpec()
+    scheduler: SchedulerSpec | None = None
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     notify: NotifySpec = NotifySpec()
     space: dict[str, Parameter] = {}
@@ -203,6 +235,13 @@ class StudySpec(Section):
         for key, value in _leaves(data):
             if isinstance(value, int) and abs(value) > MAX_INTEGER:
                 raise ValueError(f"{key} is a whole number of {value.bit_length()} bits; legal are at most 63")
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_pruner(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("scheduler") is not None:
+            return {"pruner": {"name": "none"}, **data}
         return data
 
     @model_validator(mode="after")
@@ -225,6 +264,7 @@ class StudySpec(Section):
         if len(self.all_directions) > 1:
             require_several_objectives(sampler)
         self._check_pruner()
+        self._check_scheduler()
         return self
 
     def _check_pruner(self) -> None:
@@ -235,6 +275,21 @@ class StudySpec(Section):
             raise ValueError(f"pruner.metric: {metric!r} is no objective; {nearest(metric, self.metric_names)}")
         if len(self.all_directions) > 1:
             pruning.require_several_objectives(pruner)
+
+    def _check_scheduler(self) -> None:
+        if self.scheduler is None:
+            return
+        self.to_scheduler()
+        if len(self.all_directions) > 1:
+            raise ValueError(
+                f"scheduler.name: {self.scheduler.name!r} takes one objective, and this study has several; leave "
+                "[scheduler] out"
+            )
+        if self.pruner.name != "none":
+            raise ValueError(
+                f"pruner.name: {self.pruner.name!r} and scheduler.name: {self.scheduler.name!r} are both given, and "
+                'would fight over the same trials; keep one (pruner = { name = "none" })'
+            )
 
     # Reading and writing
 
@@ -428,6 +483,21 @@ class StudySpec(Section):
             study.pruned_direction = StudyDirection[direction.upper()]
         return study
 
+    def to_scheduler(self, steps: int | None = None) -> Scheduler | None:
+        """A new scheduler; ``None`` for a study without one.
+
+        Args:
+            steps: how many the objective trains; ``None`` if that is unknown.
+
+        Raises:
+            ValueError: an unknown name or option, or a rung that no trial reaches.
+        """
+        from studies.spec.samplers import build_scheduler
+
+        if self.scheduler is None:
+            return None
+        return build_scheduler(self.scheduler.name, self.scheduler.options, self.all_directions[0], steps)
+
     def suggest(self, trial: optuna.trial.Trial) -> None:
         """Sample the space into ``trial.params``, parents first."""
         for name in suggestion_order(self.space):
@@ -533,6 +603,7 @@ def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[s
         "budget": BudgetSpec,
         "sampler": SamplerSpec,
         "pruner": PrunerSpec,
+        "scheduler": SchedulerSpec,
         "checkpoints": CheckpointsSpec,
         "notify": NotifySpec,
         "int": IntParameter,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from studies.errors import SpecError
+from studies.errors import SpecError, command
 from studies.spec.study import StudySpec
 from studies.storage.database import Database, new_token
 from studies.storage.records import StudyRecord
@@ -27,6 +27,10 @@ class Budgets:
         more_failures: int = 0,
         timeout: float | None = None,
         target: float | None = None,
+        epochs: int | None = None,
+        more_epochs: int = 0,
+        gpu_hours: float | None = None,
+        more_gpu_hours: float = 0.0,
     ) -> None:
         """Change the budget, and continue a study that its budget stopped.
 
@@ -40,6 +44,10 @@ class Budgets:
             more_failures: added likewise.
             timeout: seconds after the start of the first trial.
             target: the value that stops the study.
+            epochs: the new number of steps that trials report in all.
+            more_epochs: added likewise.
+            gpu_hours: the new number of hours in which workers have trials on a GPU, in all.
+            more_gpu_hours: added likewise.
 
         Raises:
             SpecError: a value is not legal; nothing is changed.
@@ -51,11 +59,24 @@ class Budgets:
             "max_failures": max_failures,
             "timeout": timeout,
             "target": target,
+            "epochs": epochs,
+            "gpu_hours": gpu_hours,
         }
         now = record.budget or spec.budget
         budget = now.model_dump() | {key: value for key, value in changes.items() if value is not None}
-        budget["trials"] += more_trials
-        budget["max_failures"] += more_failures
+        more = {
+            "trials": more_trials,
+            "max_failures": more_failures,
+            "epochs": more_epochs,
+            "gpu_hours": more_gpu_hours,
+        }
+        for key, added in more.items():
+            if added and budget[key] is None:
+                raise SpecError(
+                    f"{record.name}: budget.{key} + {added:g}: it has no such limit; say how many it may use in all: "
+                    f"{command('extend', record.name, '--' + key.replace('_', '-'), 'N')}"
+                )
+            budget[key] = budget[key] + added if added else budget[key]
         size = spec.combinations
         if size is not None and budget["trials"] > size:
             raise SpecError(
@@ -67,8 +88,7 @@ class Budgets:
             "extend",
             token=new_token(),
             study_id=record.study_id,
-            more_trials=more_trials,
-            more_failures=more_failures,
+            **{f"more_{key.removeprefix('max_')}": added for key, added in more.items()},
             **changes,
         )
         if row["finished"] is not None:

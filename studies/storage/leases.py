@@ -12,7 +12,16 @@ from typing import Any
 from studies.errors import LeaseLost
 from studies.storage.database import ANSWER_SECONDS, Database, WritesLost, new_token
 from studies.storage.known_trials import KnownTrials, Writer
-from studies.storage.records import Acknowledgement, Attempt, Changes, Claim, SavedCheckpoint, StudyRecord, Update
+from studies.storage.records import (
+    Acknowledgement,
+    Attempt,
+    Changes,
+    Claim,
+    Plan,
+    SavedCheckpoint,
+    StudyRecord,
+    Update,
+)
 
 
 class Leases:
@@ -35,9 +44,18 @@ class Leases:
         return claims if isinstance(claims, str) else claims[0]
 
     def claim_many(
-        self, record: StudyRecord, worker_id: str, lease_seconds: float, *, count: int, most: int | None = None
+        self,
+        record: StudyRecord,
+        worker_id: str,
+        lease_seconds: float,
+        *,
+        count: int,
+        most: int | None = None,
+        plan: Plan | None = None,
     ) -> list[Claim] | str:
         """Claim the next trials for a worker: WAITING ones, then new ones while the budget has room.
+
+        With a scheduler those that wait for any worker come first, then what it has chosen.
 
         Args:
             record: the study.
@@ -45,14 +63,26 @@ class Leases:
             lease_seconds: how long the lease lasts after each write or heartbeat.
             count: at most.
             most: create a new trial only while the study has fewer trials than this, in any state.
+            plan: of the scheduler, from the trials as last read; ``None`` without one.
 
         Returns:
             At least one claim, by number; or why there is none: ``wait`` while other workers run the last trials,
-            ``paused``, ``exhausted`` if only ``most`` forbids a new trial, or the stop reason of the study.
+            ``paused``, ``exhausted`` if only ``most`` or the plan forbids a new trial, ``changed`` if the plan is out
+            of date, or the stop reason of the study.
         """
         tokens = [new_token() for _ in range(count)]
+        choices = plan.choices if plan else ()
         rows = self._known.ask(
-            "claim", record.study_id, worker_id=worker_id, lease_seconds=lease_seconds, claims=tokens, most=most
+            "claim",
+            record.study_id,
+            worker_id=worker_id,
+            lease_seconds=lease_seconds,
+            claims=tokens,
+            most=most,
+            fresh=plan and plan.fresh,
+            numbers=[choice.number for choice in choices],
+            untils=[choice.until for choice in choices],
+            params=[json.dumps(dict(choice.params)) if choice.params else None for choice in choices],
         )
         if rows[0]["reason"]:
             return str(rows[0]["reason"])
@@ -64,6 +94,7 @@ class Leases:
                     number=row["number"],
                     epoch=row["epoch"],
                     token=row["token"],
+                    until=row["until"],
                 )
                 for row in rows
                 if row["token"]
@@ -151,9 +182,17 @@ class Leases:
         )
         return [_failure(row["failure"], update) for update, row in _answers(updates, rows)]
 
-    def requeue(self, claim: Claim, changes: Changes) -> None:
-        """Requeue a leased trial: RUNNING → WAITING. Does nothing to a trial with another claim."""
-        self._database.rows("requeue", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes))
+    def requeue(self, claim: Claim, changes: Changes, *, paused: bool = False) -> None:
+        """Requeue a leased trial: RUNNING → WAITING. Does nothing to a trial with another claim.
+
+        Args:
+            claim: of the trial.
+            changes: to write to it.
+            paused: whether only its scheduler may continue it.
+        """
+        self._database.rows(
+            "requeue", trial_id=claim.trial_id, claim=claim.token, changes=json.dumps(changes), paused=paused
+        )
 
     def attach(self, claim: Claim, writer: Writer) -> None:
         """Send all writes to the claimed trial through ``writer`` from now on."""

@@ -31,7 +31,8 @@ from studies.storage.trials import copied, read_distribution, to_trial, to_utc
 from studies.values import strict
 
 SPEC_COLUMNS: Final = (
-    "spec", "sha256", "metric_names", "trials", "max_failures", "timeout_seconds", "target", "notify_url",
+    "spec", "sha256", "metric_names", "trials", "max_failures", "timeout_seconds", "target", "epochs", "gpu_hours",
+    "notify_url",
 )  # fmt: skip
 """The columns of a study with a spec, all null for stock Optuna's."""
 

@@ -228,7 +228,8 @@ class PostgresStorage(OptunaContract):
     def status(self, record: StudyRecord) -> Status:
         """The study's current trials, best trial and workers."""
         row = self.database.rows("status", study_id=record.study_id)[0]
-        ended, paused = row.pop("ended"), row.pop("paused")
+        ended, paused = row.pop("ended"), row.pop("is_paused")
+        epochs, gpu_seconds = row.pop("epochs"), row.pop("gpu_seconds")
         found = self.find_study(record.name)
         return Status(
             study=record.name,
@@ -240,6 +241,8 @@ class PostgresStorage(OptunaContract):
             workers=self.workers.of(record),
             objective=found.spec.objective.path if found.spec else None,
             store=found.spec.checkpoints.store if found.spec else None,
+            epochs=epochs,
+            gpu_hours=gpu_seconds / 3600,
         )
 
     def find_best(self, record: StudyRecord) -> FrozenTrial | None:
@@ -282,6 +285,8 @@ class PostgresStorage(OptunaContract):
         """Raise :exc:`NothingFinished`, with what the study has instead of a feasible COMPLETE trial."""
         counts = self.database.rows("status", study_id=record.study_id)[0]
         shown = ", ".join(f"{counts[state]} {state}" for state in ("pruned", "running", "waiting", "fail"))
+        if counts["paused"]:
+            shown += f", {counts['paused']} paused"
         kept = in_words(record.spec.constraints) if record.spec else ""
         what = f"complete trial that keeps {kept or 'its constraints'}" if counts["complete"] else "complete trial"
         raise NothingFinished(

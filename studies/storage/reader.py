@@ -32,7 +32,7 @@ from studies.storage.pages import (
     values_of,
 )
 from studies.storage.records import Point
-from studies.storage.trials import known_params, read_distribution, to_local
+from studies.storage.trials import known_params, paused_at, read_distribution, to_local
 
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
@@ -44,6 +44,7 @@ class TrialRow(NamedTuple):
 
     number: int
     state: str
+    """As Optuna names it; or PAUSED, of a WAITING trial that the study's scheduler paused."""
     values: Sequence[float]
     params: Mapping[str, Any]
     """Of a WAITING trial also those that it was enqueued with."""
@@ -64,6 +65,8 @@ class TrialRow(NamedTuple):
     """Without those of :data:`~studies.spec.script.OWN_ATTRIBUTES`."""
     script_sha256: str | None
     """Of the script that ran it, if it differs from the study's."""
+    paused: int | None
+    """The step at which the study's scheduler paused it; ``None`` if it is not paused."""
 
 
 class StudyReader:
@@ -171,7 +174,7 @@ def _rows(page: Page) -> list[TrialRow]:
     return [
         TrialRow(
             number,
-            state.name,
+            "PAUSED" if (paused := paused_at(state, system_attrs)) is not None else state.name,
             values,
             known_params(state, params, system_attrs),
             metrics[trial_id],
@@ -183,6 +186,7 @@ def _rows(page: Page) -> list[TrialRow]:
             user_attrs.get("error"),
             {name: value for name, value in user_attrs.items() if name not in OWN_ATTRIBUTES},
             user_attrs.get(CHANGED_SCRIPT),
+            paused,
         )
         for trial_id, number, state, values, params, reports, start, complete, user_attrs, system_attrs in zip(
             integers(page["trial_ids"]),

@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from studies.errors import StorageError
+from studies.text import counted, number
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from studies.search.scheduler import Choice
     from studies.spec.study import BudgetSpec, StudySpec
 
 Change = Mapping[str, Any]
@@ -87,22 +89,47 @@ class Status:
     study: str
     budget: BudgetSpec | None
     trials: Mapping[str, int]
-    """How many are complete, pruned, running, waiting, fail."""
+    """How many are complete, pruned, running, waiting, paused (by the study's scheduler), fail."""
     paused: bool
     """Whether a person paused the study."""
     ended: str | None
-    """The stop reason: complete, failures, timeout, target, stopped, "by hand"; ``None`` while trials may start."""
+    """The stop reason: complete, failures, timeout, target, epochs, gpu_hours, stopped, "by hand"; ``None`` while
+    trials may start."""
     best: FrozenTrial | None
     workers: Sequence[Worker]
     objective: str | None = None
     """The path of the objective; ``None`` if stock Optuna made the study."""
     store: str | None = None
     """The checkpoint store; ``None`` likewise."""
+    epochs: int = 0
+    """How many steps were reported for the first time, where the budget has epochs."""
+    gpu_hours: float = 0.0
+    """For how long workers had trials on a GPU, where the budget has such hours."""
 
     @property
     def finished(self) -> int:
         """COMPLETE + PRUNED, which the budget counts."""
         return self.trials["complete"] + self.trials["pruned"]
+
+    @property
+    def done(self) -> str:
+        """What of the budget is spent, for people: ``12 of 100 trials, 340 of 5,000 epochs``."""
+        of = f" of {self.budget.trials:,}" if self.budget and self.budget.limits_trials else ""
+        parts = [f"{self.finished:,}{of} trials"]
+        if self.budget and self.budget.epochs is not None:
+            parts.append(f"{self.epochs:,} of {counted(self.budget.epochs, 'epoch')}")
+        if self.budget and self.budget.gpu_hours is not None:
+            parts.append(f"{number(self.gpu_hours)} of {number(self.budget.gpu_hours)} GPU hours")
+        return ", ".join(parts)
+
+    @property
+    def share_done(self) -> float | None:
+        """How much of the budget is spent, from 0 to 1, of the limit that is nearest; ``None`` without a budget."""
+        if self.budget is None:
+            return None
+        budget = self.budget
+        spent = ((self.finished, budget.trials), (self.epochs, budget.epochs), (self.gpu_hours, budget.gpu_hours))
+        return min(1.0, max(used / limit for used, limit in spent if limit))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +143,18 @@ class Claim:
     """The number of claims of this trial so far."""
     token: str
     """The fencing token: the database refuses writes with the token of an earlier claim."""
+    until: int | None = None
+    """The step at which the trial is paused; ``None`` without a scheduler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a worker's scheduler wants to train next."""
+
+    choices: Sequence[Choice]
+    """The first ones first."""
+    fresh: int
+    """The step at which a trial that was enqueued is paused."""
 
 
 @dataclass(frozen=True, kw_only=True)

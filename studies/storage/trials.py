@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from struct import unpack
-from typing import Any
+from typing import Any, Final
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
@@ -55,6 +55,16 @@ def to_trial(row: Mapping[str, Any]) -> FrozenTrial:
         system_attrs=json.loads(row["system_attrs"]) if row["system_attrs"] else {},
         intermediate_values=dict(zip(unpack(f">{count}i", steps), unpack(f">{count}d", reports), strict=True)),
     )
+
+
+#: The system attribute with the step at which a scheduler paused a trial; null once the trial goes on.
+PAUSED: Final = "studyhall:paused"
+
+
+def paused_at(state: TrialState, system_attrs: Mapping[str, Any]) -> int | None:
+    """The step at which the study's scheduler paused a trial; ``None`` if it is not paused."""
+    step = system_attrs.get(PAUSED)
+    return step if state == TrialState.WAITING and isinstance(step, int) else None
 
 
 def known_params(state: TrialState, params: Mapping[str, Any], system_attrs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -30,6 +30,7 @@ class LeasedTrial:
         device: the PyTorch name of the device.
         stop: set when the worker is asked to stop.
         flushes: whether each report is sent at once; a pool sends the reports of its trials together instead.
+        reached: the last step that earlier attempts reported.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class LeasedTrial:
         device: str,
         stop: threading.Event,
         flushes: bool,
+        reached: int | None = None,
     ) -> None:
         self._storage = storage
         self.device = device
@@ -48,6 +50,9 @@ class LeasedTrial:
         self.checkpoints = checkpoints
         self._stop = stop
         self._tells_at_once = flushes
+        self._reached = reached
+        #: Whether the objective has offered a checkpoint.
+        self.saves = False
         self._pending: Changes | None = None
         #: The first error of the trial while it trained beside others, which must not see it.
         self.error: BaseException | None = None
@@ -59,8 +64,24 @@ class LeasedTrial:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the objective should stop: :attr:`is_stopping`, or the trial has an :attr:`error`."""
-        return self.is_stopping or self.error is not None
+        """Whether the objective should stop: :attr:`is_stopping`, at its rung, or because of an :attr:`error`."""
+        return self.is_stopping or self.is_at_rung or self.error is not None
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether any attempt of the trial reported a step."""
+        return self._reached is not None
+
+    @property
+    def is_at_rung(self) -> bool:
+        """Whether the trial has reported the step at which its scheduler pauses it."""
+        until = self.lease.claim.until
+        return until is not None and self._reached is not None and self._reached >= until
+
+    @property
+    def ends_at_rung(self) -> bool:
+        """Whether the trial ends at this step: it should be paused, and its objective saves no checkpoints."""
+        return self.is_at_rung and not self.saves
 
     @contextmanager
     def capturing_errors(self) -> Iterator[None]:
@@ -99,16 +120,18 @@ class LeasedTrial:
     def flush(self, step: int) -> None:
         """End a step: its report and metrics are sent, by this call or by the pool."""
         self.lease.set_step(step)
+        self._reached = step if self._reached is None else max(step, self._reached)
         if self._tells_at_once:
             self.lease.flush()
 
     def save(self, step: int, state: Callable[[], bytes]) -> None:
-        """Save a checkpoint if one is due, or if the trial is about to be requeued.
+        """Save a checkpoint if one is due, or if the trial is about to be requeued or paused.
 
         A checkpoint is never ahead of the reports in the database: a worker that restores it would not report the
         steps between.
         """
-        if self.is_over or self.error or not (self.is_stopping or self.checkpoints.is_due):
+        self.saves = True
+        if self.is_over or self.error or not (self.stop_requested or self.checkpoints.is_due):
             return
         if not self.lease.is_flushed():
             self.lease.flush()
@@ -136,7 +159,7 @@ class LeasedTrial:
                     raise Interrupted from None
 
     def requeue(self) -> bool:
-        """Requeue the trial, with everything pending.
+        """Requeue the trial, with everything pending; or pause it, at its rung.
 
         Returns:
             Whether the trial is no longer leased; ``False`` where the database is unreachable.
@@ -145,7 +168,7 @@ class LeasedTrial:
             self._pending = self.lease.close()
         while not self.lease.lost:
             try:
-                self._storage.leases.requeue(self.lease.claim, self._pending)
+                self._storage.leases.requeue(self.lease.claim, self._pending, paused=self.is_at_rung)
                 return True
             except Refused as error:  # requeue all the same: the next attempt meets the refusal again, and FAILs
                 log.warning("trial %d is requeued without its last reports: %s", self.lease.claim.number, error)

@@ -3,8 +3,9 @@
 It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
 writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "ready", "slots": …, "directions": …, "environments": …}`` when the objective is built, with the number of
-  trials that it trains at once, and for each study the objective's directions and the worker's environment;
+- ``{"event": "ready", "slots": …, "directions": …, "steps": …, "environments": …}`` when the objective is built: how many
+  trials it trains at once, and for each study the directions and number of steps of its objective, and the worker's
+  environment;
 - ``{"event": "over", "reason": …}`` when its studies are over or it was stopped;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 
@@ -106,7 +107,8 @@ def main() -> int:
         environments = {
             each.study: environment.collect(each.path, built[each.study], setup.device) for each in setup.objectives
         }
-        events.send("ready", slots=slots, directions=directions, environments=environments)
+        steps = {name: objective.steps_of(each) for name, each in built.items()}
+        events.send("ready", slots=slots, directions=directions, steps=steps, environments=environments)
         line = sys.stdin.readline()
         if line:
             events.send("over", reason=_work(setup, Assignment(**json.loads(line)), built, environments, stop))

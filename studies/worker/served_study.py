@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from studies import environment
 from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.environment import Environment
-from studies.objective import Objective, slots_of, trains_several
+from studies.objective import Objective, slots_of, steps_of, trains_several
 from studies.search.samplers import grid_of
 from studies.spec.constraints import Constraint
 from studies.spec.samplers import reseed
@@ -20,6 +21,9 @@ from studies.trial import Trial
 from studies.worker.checkpoints import delete_ended
 from studies.worker.leased_trial import LeasedTrial
 from studies.worker.pending_results import PendingResults
+from studies.worker.planner import Planner
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +68,20 @@ class ServedStudy:
             self.store.check()
         self.optuna = self.spec.to_study(storage)
         self._grid = grid_of(self.optuna.sampler)
+        scheduler = self.spec.to_scheduler(steps_of(self.objective))
+        #: Asks the study's scheduler; ``None`` without one.
+        self.planner = Planner(storage, record, scheduler) if scheduler else None
         # Optuna allows study.stop() inside optimize() only; objectives and samplers may call it here as well.
         self.optuna._thread_local.in_optimize_loop = True
         self._storage = storage
         self._is_clean = False
+        self._warned: set[str] = set()
+
+    def warn_once(self, message: str, *arguments: object) -> None:
+        """Log a warning, unless this worker has logged the same message of the study."""
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning(message, *arguments)
 
     def clean_up(self) -> None:
         """Finish the work of earlier workers, once: send pending results, delete checkpoints of ended trials."""
@@ -94,11 +108,11 @@ class ServedStudy:
         return len(trials) + self._grid.left(trials)
 
     def end_exhausted(self) -> None:
-        """Stop a study whose grid is exhausted.
+        """Stop a study whose grid is exhausted, or whose scheduler wants nothing more.
 
         Optuna's grid sampler does this itself after its last trial, unless that worker dies before.
         """
-        if self._grid and not self._grid.left(self._storage.trials(self.record)):
+        if self.planner or (self._grid and not self._grid.left(self._storage.trials(self.record))):
             self._storage.budgets.stop(self.record, "stopped")
 
     def begin(self, claim: Claim, holder: LeasedTrial) -> Trial:

@@ -94,6 +94,9 @@ class Supervisor:
         self.slots = 1
         #: By the name of a study, what its objective says of its direction; known when a worker is ready.
         self.directions: Mapping[str, list[str] | None] = {}
+        #: Likewise how many steps it trains.
+        self.steps: Mapping[str, int | None] = {}
+        #: Likewise what its trials' numbers depend on.
         self.environments: Mapping[str, Environment] = {}
         self._until_idle = until_idle
         self._specs = specs
@@ -141,7 +144,7 @@ class Supervisor:
                     continue
                 raise WorkerError(f"worker 0 ended with status {first.popen.returncode} while it started") from None
             if event["event"] == "ready":
-                self.slots, self.directions = event["slots"], event["directions"]
+                self.slots, self.directions, self.steps = event["slots"], event["directions"], event["steps"]
                 self.environments = event["environments"]
                 return
             raise ObjectiveError(event["message"])

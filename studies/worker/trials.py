@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import optuna
 from optuna.study._tell import _tell_with_warning
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds until the next claim after one that gave no trial: at first, and at most.
 POLL, LONGEST_POLL = 0.25, 2.0
+#: How often a scheduler chooses anew, at once, where other workers took what it had chosen.
+CHOICES = 10
 #: Characters that are stored of an error, and of its traceback, whose end matters most.
 MAX_ERROR, MAX_TRACEBACK = 2_000, 20_000
 
@@ -194,13 +196,7 @@ class Trials:
         most = count if self._most is None else min(count, self._most - self.taken)
         self.reason = self.unreachable = None
         try:
-            claims = self._storage.leases.claim_many(
-                self._study.record,
-                self._worker_id,
-                self._keeper.lease_seconds,
-                count=most,
-                most=self._study.most_trials(),
-            )
+            claims = self._claim_now(most)
         except StorageUnreachable as error:
             self.unreachable = error
         else:
@@ -213,6 +209,21 @@ class Trials:
         # A trial that ends elsewhere may make room, but a pool must not claim at each of its steps.
         self._ask_at, self._poll = time.monotonic() + self._poll, min(LONGEST_POLL, self._poll * 1.5)
         return []
+
+    def _claim_now(self, count: int) -> list[Claim] | str:
+        planner = self._study.planner
+        for _ in range(CHOICES):
+            claims = self._storage.leases.claim_many(
+                self._study.record,
+                self._worker_id,
+                self._keeper.lease_seconds,
+                count=count,
+                most=self._study.most_trials(),
+                plan=planner.plan(count) if planner else None,
+            )
+            if claims != "changed":
+                return claims
+        return "wait"
 
     def _begin(self, claim: Claim) -> _Run | None:
         """Start to train a claimed trial; ``None`` if its sampler failed, and with it the trial."""
@@ -228,6 +239,7 @@ class Trials:
             device=self._device,
             stop=self._stop,
             flushes=not study.trains_several,
+            reached=max(self._storage.get_trial(claim.trial_id).intermediate_values, default=None),
         )
         try:
             run = _Run(claim=claim, trial=study.begin(claim, leased), leased=leased)
@@ -258,6 +270,12 @@ class Trials:
     def _outcome(self, run: _Run, result: Result) -> tuple[TrialState, list[float] | None] | None:
         """The state and values of a result; ``None`` if the trial is requeued."""
         state = self._state(run, result)
+        if state is None and run.leased.ends_at_rung:
+            state = TrialState.PRUNED
+        if state == TrialState.PRUNED and run.leased.ends_at_rung:
+            self._study.warn_once(_UNSAVED, run.claim.number, run.claim.until)
+        if state == TrialState.COMPLETE and self._study.planner and not run.leased.has_reported:
+            self._study.warn_once(_UNREPORTED, run.claim.number)
         if run.leased.lease.cancelled and state != TrialState.COMPLETE:
             run.trial.set_user_attr("error", CANCELLED)
             return TrialState.FAIL, None
@@ -353,6 +371,15 @@ def _never_reported(missing: Sequence[str], known: Sequence[str]) -> str:
         f"trial.report(value, step, {name}=…), or make a study without this constraint; {nearest(name, known)}"
     )
 
+
+_UNSAVED: Final = (
+    "trial %d is pruned at step %d, where its scheduler would pause it: the objective saves no checkpoint; "
+    "call trial.checkpoint(step, state) before trial.should_prune()"
+)
+_UNREPORTED: Final = (
+    "trial %d has reported no step, so the scheduler has nothing to choose by and every trial trains to its end; "
+    "call trial.report(value, step), or leave [scheduler] out"
+)
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}
 

@@ -49,6 +49,8 @@ SEED: Final = int(os.environ.get("STUDYHALL_SEED", random.SystemRandom().randran
 
 TRIALS: Final = 5
 STEPS: Final = 3
+RUNG: Final = 1
+"""The step at which a scheduler pauses, where there is one."""
 LEASE: Final = 1.0
 """Seconds."""
 RECOVERY: Final = LEASE + 5
@@ -188,7 +190,9 @@ def database(separate_server: Server) -> Iterator[StorageURL]:
 class Run:
     """A study of its own, and a process that is to be killed over it."""
 
-    def __init__(self, database: StorageURL, fork: Any, results: Path, slots: int) -> None:
+    def __init__(
+        self, database: StorageURL, fork: Any, results: Path, slots: int, *, is_scheduled: bool = False
+    ) -> None:
         self.name = f"study-{uuid.uuid4()}"
         self.seen: list[str] = []
         """The kinds of the statements that reached the proxy."""
@@ -199,6 +203,7 @@ class Run:
         self._fork = fork
         self._results = results / self.name
         self._slots = slots
+        self._is_scheduled = is_scheduled
         self._started = threading.Event()
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -206,7 +211,7 @@ class Run:
     def play(self, point: Point | None) -> None:
         """Run the victim, kill it at ``point``, and let another worker finish the study."""
         with closing(PostgresStorage(self._database)) as storage:
-            record, _ = storage.create_study(spec(self.name))
+            record, _ = storage.create_study(spec(self.name, is_scheduled=self._is_scheduled))
             dead = self._leave_trials_of_the_dead(storage, record)
             self._run_victim(point, dead)
             begin = self.died_at or time.monotonic()
@@ -277,12 +282,14 @@ class Run:
         assert left == [{"count": 0, "held": 0}]
 
     def _check_trial(self, storage: PostgresStorage, trial: FrozenTrial) -> None:
-        assert trial.state == TrialState.COMPLETE, trial
-        curve = {step: expected(trial.params, step) for step in range(STEPS)}
+        is_pruned = self._is_scheduled and trial.state == TrialState.PRUNED
+        assert is_pruned or trial.state == TrialState.COMPLETE, trial
+        steps = RUNG + 1 if is_pruned else STEPS
+        curve = {step: expected(trial.params, step) for step in range(steps)}
         assert trial.params.keys() == {"x", "z", "optimizer"}
         assert trial.intermediate_values == curve, trial
-        assert trial.values == [curve[STEPS - 1]], trial
-        assert trial.user_attrs == {"z": trial.params["z"]}, trial
+        assert trial.values == [curve[steps - 1]], trial
+        assert trial.user_attrs == ({} if is_pruned else {"z": trial.params["z"]}), trial
         metrics = storage.metrics.of(trial)
         if trial.number == 0:
             metrics[0] = {"loss": -curve[0]}  # the dead worker wrote none
@@ -292,15 +299,17 @@ class Run:
         assert trial.datetime_start <= trial.datetime_complete
 
 
-def spec(name: str) -> StudySpec:
+def spec(name: str, *, is_scheduled: bool = False) -> StudySpec:
+    halving = {"name": "halving", "options": {"rungs": [RUNG], "reduction_factor": 2}}
+    # Looks at all trials, and prunes none.
+    median = {"name": "median", "options": {"n_startup_trials": 1000}}
     return StudySpec.from_dict(
         {
             "name": name,
             "seed": SEED,
             "objective": {"path": "tests:objective"},
             "budget": {"trials": TRIALS, "max_failures": 1},
-            # Looks at all trials, and prunes none.
-            "pruner": {"name": "median", "options": {"n_startup_trials": 1000}},
+            **({"scheduler": halving} if is_scheduled else {"pruner": median}),
             "checkpoints": {"every": 0},
             "space": SPACE,
         }
@@ -324,18 +333,18 @@ def points(counts: Counter[str], when: When) -> list[Point]:
     ]
 
 
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(("slots", "is_scheduled"), [(1, False), (3, False), (3, True)], ids=["1", "3", "scheduler"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_worker_killed_at_any_statement_costs_the_study_nothing(
-    when: When, slots: int, database: StorageURL, fork: Any, tmp_path: Path
+    when: When, slots: int, is_scheduled: bool, database: StorageURL, fork: Any, tmp_path: Path
 ) -> None:
-    clean = Run(database, fork, tmp_path, slots)
+    clean = Run(database, fork, tmp_path, slots, is_scheduled=is_scheduled)
     clean.play(None)
     counts = Counter(clean.seen)
     assert counts.keys() >= KINDS
 
     def sweep(point: Point) -> str | None:
-        run = Run(database, fork, tmp_path, slots)
+        run = Run(database, fork, tmp_path, slots, is_scheduled=is_scheduled)
         try:
             run.play(point)
         except Exception as error:

@@ -111,7 +111,7 @@ def test_the_bests_and_the_end_are_told(storage: PostgresStorage, there: Webhook
     assert abs((datetime.now(UTC) - at).total_seconds()) < 60
     [end] = there.events("finished")
     assert end["ended"] == "complete"
-    assert end["trials"] == {"complete": 3, "pruned": 0, "running": 0, "waiting": 0, "fail": 0}
+    assert end["trials"] == {"complete": 3, "pruned": 0, "running": 0, "waiting": 0, "paused": 0, "fail": 0}
     assert end["budget"] == 3
     assert end["best"] == {"trial": 2, "value": 0.5, "params": {"x": 0.5}, "metrics": {"loss": 0.5}}
     assert end["text"] == (

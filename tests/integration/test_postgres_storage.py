@@ -500,7 +500,7 @@ def test_the_status_shows_trials_best_and_workers(storage: PostgresStorage) -> N
     storage.set_trial_state_values(begin(storage, record, "a"), TrialState.COMPLETE, [0.5])
     storage.leases.write(hold(storage, record, "b"), {}, step=7)
     now = storage.status(record)
-    assert now.trials == {"complete": 1, "pruned": 0, "running": 1, "waiting": 0, "fail": 0}
+    assert now.trials == {"complete": 1, "pruned": 0, "running": 1, "waiting": 0, "paused": 0, "fail": 0}
     assert now.best is not None
     assert now.best.value == 0.5
     worker = next(worker for worker in now.workers if worker.id == "b")

@@ -4,7 +4,7 @@
 -- Change a study's budget. If more trials have finished than it allows: change nothing, and return how many.
 select finished from studyhall.extend(
     %(token)s, %(study_id)s, %(trials)s, %(more_trials)s, %(max_failures)s, %(more_failures)s,
-    %(timeout)s, %(target)s
+    %(timeout)s, %(target)s, %(epochs)s, %(more_epochs)s, %(gpu_hours)s, %(more_gpu_hours)s
 )
 
 -- name: pause

@@ -1,12 +1,13 @@
 -- Leases: a worker claims trials, writes to them, and finishes or requeues them. Parameters are psycopg2's.
 
 -- name: claim
--- Claim the next trials for a worker. Returns all trials that changed since a snapshot, the claimed ones with their
--- token and epoch; or one row with the reason why there is none.
-select reason, token, epoch, snapshot, (trial).*
+-- Claim the next trials for a worker, of those that its scheduler chose, if there is one. Returns all trials that
+-- changed since a snapshot, the claimed ones with their token, their epoch and the step at which they are paused; or one
+-- row with the reason why there is none.
+select reason, token, epoch, until, snapshot, (trial).*
 from studyhall.claim(
-    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claims)s::uuid[], %(most)s, %(since)s::pg_snapshot,
-    %(again)s::integer[]
+    %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claims)s::uuid[], %(most)s, %(fresh)s,
+    %(numbers)s::integer[], %(untils)s::integer[], %(params)s::text[], %(since)s::pg_snapshot, %(again)s::integer[]
 )
 
 -- name: write
@@ -25,13 +26,13 @@ from studyhall.finish(
 )
 
 -- name: requeue
--- Requeue a leased trial: RUNNING to WAITING.
-select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s)
+-- Requeue a leased trial: RUNNING to WAITING; or pause it until its scheduler chooses it again.
+select studyhall.give_back(%(trial_id)s, %(claim)s, %(changes)s, %(paused)s)
 
 -- name: requeue_expired
 -- Requeue the trials of a study whose leases have expired; returns how many. Here a lease ends: studyhall.sweep
--- (migrations/0008_batches.sql) finds held leases whose expires_at has passed, and studyhall.requeue (same file) turns
--- each trial from RUNNING to WAITING, or to FAIL after its third death. Every claim and every heartbeat (studyhall.beat)
+-- (migrations/0008_batches.sql) finds held leases whose expires_at has passed, and studyhall.requeue
+-- (migrations/0010_schedulers.sql) turns each trial from RUNNING to WAITING, or to FAIL after its third death. Every claim and every heartbeat (studyhall.beat)
 -- call studyhall.sweep as well; no timer runs in the server.
 select studyhall.sweep(%(study_id)s) as requeued
 
@@ -47,7 +48,7 @@ select name, step, sha256, data from studyhall.checkpoints where trial_id = %(tr
 
 -- name: attempts
 -- The last attempt of each trial of a study: its worker, host and device, and how many attempts there were.
-select t.number, l.worker_id as worker, w.host, w.device, l.epoch as times
+select t.number, l.worker_id as worker, w.host, w.device, l.epoch - l.promotions as times
 from studyhall.leases l
 join trials t using (trial_id)
 left join studyhall.workers w on w.worker_id = l.worker_id

@@ -74,7 +74,7 @@ from (
 ) r, (
     select array_agg(name order by name) as metric_names, array_agg(numbers order by name) as metrics from metric
 ) m, (
-    select string_agg(int4send(trial_id), '') as begun, array_agg(worker_id) as workers, array_agg(epoch) as epochs
+    select string_agg(int4send(trial_id), '') as begun, array_agg(worker_id) as workers, array_agg(epoch - promotions) as epochs
     from runs, lateral (select * from studyhall.leases where trial_id between first and last offset 0) l
     where epoch > 0
 ) l

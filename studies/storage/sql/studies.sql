@@ -21,8 +21,8 @@ with request as (
     insert into study_system_attributes (study_id, key, value_json)
     select study_id, 'study:metric_names', to_json(%(metric_names)s::text[])::text from study where %(spec)s is not null
 ), budget as (
-    insert into studyhall.budgets (study_id, trials, max_failures, timeout_seconds, target)
-    select study_id, %(trials)s, %(max_failures)s, %(timeout_seconds)s, %(target)s from study where %(spec)s is not null
+    insert into studyhall.budgets (study_id, trials, max_failures, timeout_seconds, target, epochs, gpu_hours)
+    select study_id, %(trials)s, %(max_failures)s, %(timeout_seconds)s, %(target)s, %(epochs)s, %(gpu_hours)s from study where %(spec)s is not null
 ), address as (
     insert into studyhall.addresses (study_id, url) select study_id, %(notify_url)s from study where %(notify_url)s::text is not null
 ), remembered as (
@@ -44,7 +44,8 @@ select study_id from studies where study_name = %(name)s
 -- A study by its name, with its spec as JSON (null where stock Optuna made it) and its live budget.
 select s.study_id, s.study_name as name, a.value_json as spec, b.uid::text as uid, studyhall.address(s.study_id) as notify_url,
     case when b.study_id is not null then json_build_object(
-        'trials', b.trials, 'max_failures', b.max_failures, 'timeout', b.timeout_seconds, 'target', b.target
+        'trials', b.trials, 'max_failures', b.max_failures, 'timeout', b.timeout_seconds, 'target', b.target,
+        'epochs', b.epochs, 'gpu_hours', b.gpu_hours
     ) end as budget
 from studies s
 left join studyhall.budgets b using (study_id)
@@ -90,10 +91,15 @@ left join (
 order by t.began nulls last, s.study_id
 
 -- name: status
--- The trials by state, and the stop reason (null while trials may start).
-select t.complete, t.pruned, t.running, t.waiting, t.failed + t.cancelled as fail,
-    coalesce((select paused from studyhall.budgets where study_id = t.study_id), false) as paused, studyhall.ended(t) as ended
+-- The trials by state, of which those that a scheduler paused count apart, what was spent of a budget of epochs or GPU
+-- hours, and the stop reason (null while trials may start).
+select t.complete, t.pruned, t.running, r.ready as waiting, t.waiting - r.ready as paused, t.failed + t.cancelled as fail,
+    coalesce(b.paused, false) as is_paused, studyhall.ended(t) as ended,
+    coalesce(s.epochs, 0) as epochs, coalesce(s.gpu_seconds, 0) as gpu_seconds
 from studyhall.tally(%(study_id)s) t
+cross join lateral (select count(*) as ready from studyhall.leases l where l.study_id = t.study_id and l.ready) r
+left join studyhall.budgets b on b.study_id = t.study_id
+left join studyhall.spent s on s.study_id = t.study_id
 
 -- name: study_user_attrs
 -- A study's user attributes as a JSON text; no row where there is no study.

@@ -1,0 +1,133 @@
+"""Asynchronous successive halving: pause trials at rungs, and promote the best of each rung."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+from studies.search.scheduler import Choice, Progress
+
+#: The ``until`` of a trial that is not paused any more: the largest step that a table holds.
+TO_THE_END: Final = 2**31 - 1
+
+Rank = tuple[float, int]
+"""The value of a trial at a rung, negative where values are maximized, and the trial's number."""
+
+
+class Halving:
+    """Asynchronous successive halving, which promotes (Li et al., arXiv 1810.05934, algorithm 2).
+
+    A trial is paused at each rung. As soon as it is among the best 1 / ``reduction_factor`` of all that have reached
+    the rung, a free slot continues it to the next rung; those at the highest rung come first. Without such a trial a
+    new one begins. What a trial reported at the first step from the rung on is its value there; nan is never promoted.
+
+    Args:
+        min_steps: the first rung.
+        reduction_factor: how many times as far as a rung the next one is, and of how many trials one is promoted.
+        rungs: the steps of all rungs, instead of ``min_steps`` and its multiples.
+        direction: ``minimize`` or ``maximize``.
+        steps: how many the objective trains: no rung lies there or beyond. ``None`` if that is unknown; then the
+            longest complete trial tells it.
+
+    Raises:
+        ValueError: ``rungs`` do not ascend from 1, or no trial reaches them all.
+    """
+
+    def __init__(
+        self,
+        *,
+        direction: str,
+        steps: int | None,
+        min_steps: int = 1,
+        reduction_factor: int = 3,
+        rungs: Sequence[int] | None = None,
+    ) -> None:
+        if rungs is None:
+            found = [min_steps]
+            while found[-1] * reduction_factor < (steps or TO_THE_END):
+                found.append(found[-1] * reduction_factor)
+        else:
+            found = _checked(rungs)
+        if steps is not None and found[-1] >= steps:
+            raise ValueError(
+                f"the rung at step {found[-1]} pauses no trial, as the objective trains {steps}; legal are "
+                f"1 to {steps - 1}"
+            )
+        self._rungs = found
+        self._factor = reduction_factor
+        self._sign = -1.0 if direction == "maximize" else 1.0
+        self._knows_steps = steps is not None
+        self._longest = 0  # the last step of any complete trial
+        # Trials are only ever added, and few change between two choices: what is known of the others stays.
+        self._known: dict[int, Progress] = {}
+        self._reached: list[list[Rank]] = [[] for _ in found]  # all trials with a value at a rung, the best first
+        self._paused: list[list[Rank]] = [[] for _ in found]  # those that are paused there
+
+    def choose(self, trials: Sequence[Progress], count: int) -> list[Choice]:
+        """See :class:`studies.search.scheduler.Scheduler`."""
+        self._learn(trials)
+        choices: list[Choice] = []
+        for place in reversed(range(len(self._rungs))):
+            reached = self._reached[place]
+            for rank in self._paused[place]:
+                is_among_best = bisect_left(reached, rank) < len(reached) // self._factor and rank[0] < math.inf
+                if not is_among_best or len(choices) == count:
+                    break
+                choices.append(Choice(number=rank[1], until=self._next(place)))
+        return choices + [Choice(number=None, until=self._rungs[0])] * (count - len(choices))
+
+    def _next(self, place: int) -> int:
+        """The step until which a trial is promoted from a rung."""
+        if place + 1 == len(self._rungs):
+            return TO_THE_END
+        step = self._rungs[place + 1]
+        return TO_THE_END if not self._knows_steps and 0 < self._longest <= step else step
+
+    def _learn(self, trials: Sequence[Progress]) -> None:
+        known = self._known
+        for trial in [trial for trial in trials if known.get(trial.number) is not trial]:
+            if before := known.get(trial.number):
+                for place, rank in self._ranks(before):
+                    _remove(self._reached[place], rank)
+                    _remove(self._paused[place], rank)
+            known[trial.number] = trial
+            ranks = self._ranks(trial)
+            for place, rank in ranks:
+                insort(self._reached[place], rank)
+            if trial.state == "paused" and ranks:
+                place, rank = ranks[-1]
+                insort(self._paused[place], rank)
+            if trial.state == "complete":
+                self._longest = max(self._longest, max(trial.values, default=0))
+
+    def _ranks(self, trial: Progress) -> list[tuple[int, Rank]]:
+        """The rungs that a trial has reached, as places, with its rank at each."""
+        ranks: list[tuple[int, Rank]] = []
+        for step in sorted(trial.values):
+            while len(ranks) < len(self._rungs) and step >= self._rungs[len(ranks)]:
+                value = trial.values[step]
+                rank = math.inf if math.isnan(value) else self._sign * value
+                ranks.append((len(ranks), (rank, trial.number)))
+        return ranks
+
+
+def _remove(ranked: list[Rank], rank: Rank) -> None:
+    place = bisect_left(ranked, rank)
+    if ranked[place : place + 1] == [rank]:
+        del ranked[place]
+
+
+def _checked(rungs: Sequence[int]) -> list[int]:
+    is_legal = (
+        isinstance(rungs, list)
+        and bool(rungs)
+        and all(isinstance(rung, int) and not isinstance(rung, bool) for rung in rungs)
+        and rungs[0] >= 1
+        and all(a < b for a, b in pairwise(rungs))
+    )
+    if not is_legal:
+        raise ValueError(f"rungs = {rungs!r}: should be whole numbers of steps that ascend from 1, such as [1, 3, 9]")
+    return list(rungs)

@@ -1,0 +1,70 @@
+"""What a worker claims in a study with a scheduler: the scheduler's choice among the trials as the worker sees them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.search.scheduler import Progress, Scheduler, State
+from studies.storage.postgres import PostgresStorage
+from studies.storage.records import Plan, StudyRecord
+from studies.storage.trials import paused_at
+
+_STATES: Final[dict[TrialState, State]] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "fail",
+}
+
+
+class Planner:
+    """Asks the scheduler of one study, which keeps what it knows of the trials.
+
+    Args:
+        storage: where the study is.
+        record: the study.
+        scheduler: of the study, new.
+    """
+
+    def __init__(self, storage: PostgresStorage, record: StudyRecord, scheduler: Scheduler) -> None:
+        self._storage = storage
+        self._record = record
+        self._scheduler = scheduler
+        self._trials: list[FrozenTrial] = []
+        self._progress: list[Progress | None] = []  # of each trial; None before it begins
+        # An enqueued trial trains as far as the first one of a study.
+        self._fresh = scheduler.choose([], 1)[0].until
+
+    def plan(self, count: int) -> Plan:
+        """What to train next in ``count`` slots, by the trials as they are now: one statement."""
+        trials = self._storage.trials(self._record)
+        # Of a large study few trials have changed since the last choice.
+        for place, (before, now) in enumerate(zip(self._trials, trials, strict=False)):
+            if before is not now:
+                self._progress[place] = progress_of(now)
+        self._progress += map(progress_of, trials[len(self._trials) :])
+        self._trials = trials
+        begun = [progress for progress in self._progress if progress is not None]
+        return Plan(choices=self._scheduler.choose(begun, count), fresh=self._fresh)
+
+
+def progress_of(trial: FrozenTrial) -> Progress | None:
+    """A trial as a scheduler sees it; ``None`` of one that has not begun.
+
+    An interrupted trial counts as running: the next worker continues it, whatever the scheduler chooses.
+    """
+    if trial.state == TrialState.WAITING:
+        state: State = "running" if paused_at(trial.state, trial.system_attrs) is None else "paused"
+        if not trial.intermediate_values:
+            return None
+    else:
+        state = _STATES[trial.state]
+    return Progress(
+        number=trial.number,
+        params=trial.params,
+        distributions=trial.distributions,
+        values=trial.intermediate_values,
+        state=state,
+    )
