@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from studies.errors import StudyNotFound, TrackingError, TrackingUnreachable
-from studies.finalize import stored
+from studies.finalize.final import stored
 from studies.mirror.experiment import Experiment
 from studies.mirror.names import Legal
 from studies.mirror.pages import page_of, query

@@ -9,7 +9,7 @@ from typing import Any
 
 from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.objective import Objective, slots_of, trains_several
-from studies.search.samplers import grid_of
+from studies.search.samplers import finite_of
 from studies.spec.constraints import Constraint
 from studies.spec.samplers import reseed
 from studies.storage.postgres import PostgresStorage
@@ -57,7 +57,7 @@ class ServedStudy:
             self.store = open_store(self.spec.checkpoints.store, record.uid)
             self.store.check()
         self.optuna = self.spec.to_study(storage)
-        self._grid = grid_of(self.optuna.sampler)
+        self._finite = finite_of(self.optuna.sampler)
         # Optuna allows study.stop() inside optimize() only; objectives and samplers may call it here as well.
         self.optuna._thread_local.in_optimize_loop = True
         self._storage = storage
@@ -82,17 +82,17 @@ class ServedStudy:
 
     def most_trials(self) -> int | None:
         """The number of trials beyond which the study gets no new one: a grid ends with its combinations."""
-        if self._grid is None:
+        if self._finite is None:
             return None
         trials = self._storage.trials(self.record)
-        return len(trials) + self._grid.left(trials)
+        return len(trials) + self._finite.left(trials)
 
     def end_exhausted(self) -> None:
-        """Stop a study whose grid is exhausted.
+        """Stop a study that gets no new trials, such as one whose grid is exhausted.
 
         Optuna's grid sampler does this itself after its last trial, unless that worker dies before.
         """
-        if self._grid and not self._grid.left(self._storage.trials(self.record)):
+        if self._finite and not self._finite.left(self._storage.trials(self.record)):
             self._storage.budgets.stop(self.record, "stopped")
 
     def begin(self, claim: Claim, holder: LeasedTrial) -> Trial:

@@ -42,7 +42,7 @@ COMMANDS = """
     stop s                              may_work
     resume s                            may_work
     extend s --trials +1                may_work
-    finalize s --allow script. --again --out NEW  may_work
+    finalize s --trial 0 --allow script. --again --out NEW  may_work
     db backup NEW                       may_work
     doctor                              may_view
     db url                              stranger
