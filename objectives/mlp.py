@@ -24,6 +24,9 @@ from objectives.profiling import STEPS, profiled
 from objectives.randomness import MEMBER, seed_of
 from objectives.training import Examples, Member, StateError, Task
 
+#: By which MLflow loads a registered model.
+_load_pyfunc = load_model
+
 __all__ = ["MLP", "Hyperparameters", "Report", "Result", "StateError", "Trial", "Trials", "load_model"]
 
 #: On a CPU the slots of a worker take turns, an epoch each. More of them only make reports fewer and larger, which is

@@ -145,13 +145,21 @@ class Model(nn.Module):
 
     @property
     def example(self) -> pd.DataFrame | np.ndarray:
-        """A raw row as :meth:`predict` takes it: medians of the training data, and nobody's own."""
+        """A raw row as :meth:`predict` takes it: medians of the training data, and nobody's own.
+
+        A cell is missing where its column may hold cells of several types, such as true and ``yes``.
+        """
         import pandas as pd
 
         medians = self.preprocessing.fill_K
         if not self.preprocessing.columns:
             return medians[None]
-        return pd.DataFrame({name: [median] for name, median in zip(self.preprocessing.names, medians, strict=True)})
+        kinds = {column.name: column.kind for column in self.preprocessing.columns}
+        cells = {
+            name: median if kinds[name] == "number" else None
+            for name, median in zip(self.preprocessing.names, medians.tolist(), strict=True)
+        }
+        return pd.DataFrame({name: [cell] for name, cell in cells.items()})
 
 
 def _in_batches(function: Callable[[Tensor], Tensor], features: Callable[[int, int], Tensor], n: int) -> Tensor:

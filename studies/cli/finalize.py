@@ -24,6 +24,7 @@ from studies.cli.common import (
 )
 from studies.cli.formats import echo, print_columns
 from studies.cli.mirror import checked
+from studies.cli.register import later, model_name, register_model, say_registered
 from studies.cli.workers import run_to_end, worker_options
 from studies.errors import StudyhallError
 from studies.report.files import file_name
@@ -66,6 +67,9 @@ TOP, SEEDS = 10, 5
     help="What wins: the simplest model within one standard error of the best mean, or the best mean.",
 )
 @click.option("--ensemble", is_flag=True, help="Keep a model for each seed, and average what they predict.")
+@click.option(
+    "--register", "model", metavar="MODEL", callback=model_name, help="Register it in MLflow under this name."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to make; default: NAME-final.")
 @click.option("--again", is_flag=True, help="Use the test data again; how often is stored.")
 @worker_options
@@ -80,6 +84,7 @@ def finalize(
     seeds: int,
     rule: Rule,
     ensemble: bool,
+    model: str | None,
     out: Path | None,
     again: bool,
     data_dir: Path | None,
@@ -98,12 +103,13 @@ def finalize(
     Reusing test data biases the result: a second test is refused without --again.
     """
     from studies.finalize import final, folder
-    from studies.objective import build
+    from studies.objective import build, require_loader
     from studies.session import find_scripts, require_runnable
     from studies.worker import devices
 
     directory = (out or Path(file_name(name, "-final"))).absolute()
-    mirrors = [checked(tracking_uri)] if mlflow else []
+    tracking_uri = checked(tracking_uri)
+    mirrors = [tracking_uri] if mlflow else []
     with common.open() as storage:
         record = storage.find_study(name)
         chosen = choose_trial(storage, record, trial_number)
@@ -134,6 +140,8 @@ def finalize(
             )
         members = seeds if ensemble else 1
         final.require_finalizable(spec, objective, ensemble=members)
+        if model:
+            require_loader(spec.objective.path, allow)
         choice = None
         if trial_number is None:
             choice = _compare(
@@ -149,8 +157,14 @@ def finalize(
                 storage, record, spec, chosen, objective, device=device, directory=directory, progress=_show,
                 code=_code_of(objective), choice=choice, ensemble=members,
             )  # fmt: skip
-    echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
-    say(f"wrote {directory}" + (f"; this was test {before['looks'] + 1} on the same test data" if before else ""))
+        echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
+        say(f"wrote {directory}" + (f"; this was test {before['looks'] + 1} on the same test data" if before else ""))
+        if model:
+            try:
+                say_registered(register_model(storage, directory, model, tracking_uri, allow), tracking_uri)
+            except StudyhallError as error:
+                way = later(directory, model, tracking_uri)
+                raise StudyhallError(f"the model is not registered: {error}; do it later with: {way}") from error
 
 
 def _compare(

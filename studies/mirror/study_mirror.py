@@ -106,6 +106,17 @@ class StudyMirror:
         """The numbers of the trials of which MLflow refuses something."""
         return sorted(int(trial) for trial in self.refused if trial != WHOLE_STUDY)
 
+    @property
+    def run_id(self) -> str:
+        """The study's run. After :meth:`catch_up`."""
+        return self._runs[WHOLE_STUDY].run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """The study's experiment. After :meth:`catch_up`."""
+        assert self._experiment is not None
+        return self._experiment.id
+
     def retry(self) -> None:
         """Let the next :meth:`catch_up` retry what MLflow refused, even if it has not changed."""
         for number in self.refused_trials:

@@ -7,18 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from studies import PostgresStorage, StudySpec, lifecycle
+from studies.cli import studyhall
 from studies.errors import NothingFinished, StorageError, StudyhallError
 from studies.finalize import comparison
 from studies.stop_reasons import BY_HAND
 from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import SEED, Trial
+from tests.support.postgres import free_port
 from tests.support.worker import worker_on
 
+NET = """
+class Net:
+    def __call__(self, trial):
+        return trial.params["x"]
+
+    def finalize(self, params, *, seed, device, directory, progress):
+        (directory / "weights").write_text("w")
+        return {"accuracy": 1.0}
+"""
+LOADER = """
+
+def _load_pyfunc(directory):
+    raise AssertionError("never loaded")
+"""
 X = {"x": {"type": "float", "low": 0.0, "high": 10.0}}
 
 
@@ -139,3 +156,45 @@ def test_a_study_of_enqueued_trials_alone_ends_with_them(storage: PostgresStorag
     good, bad = storage.trials(record)
     assert (good.value, bad.state) == (3.0, TrialState.FAIL)
     assert "the sampler 'enqueued' draws nothing, and the trial was enqueued without 'x'" in bad.user_attrs["error"]
+
+
+def test_a_folder_is_written_though_mlflow_is_unreachable_and_the_command_for_later_is_told(
+    database: StorageURL, storage: PostgresStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("STUDYHALL_HOME", str(tmp_path / "home"))
+    Path("nets.py").write_text(NET + LOADER)
+    Path("old.py").write_text(NET)
+    study(storage, 0.5, objective={"path": "nets:Net"})
+    study(storage, 0.5, name="old", objective={"path": "old:Net"})
+
+    def told(*arguments: str) -> tuple[int, str]:
+        environment = {"STUDYHALL_STORAGE": database.sqlalchemy}
+        done = CliRunner().invoke(studyhall, [*arguments, "--allow", "nets.", "--allow", "old."], env=environment)
+        return done.exit_code, done.stderr
+
+    away = f"http://127.0.0.1:{free_port()}"
+    status, lines = told("finalize", "s", "--trial", "0", "--register", "net", "--tracking-uri", away)
+    assert status == 1
+    assert lines.splitlines()[-1].startswith(f"error: the model is not registered: no answer from MLflow at {away}: ")
+    assert lines.endswith(f"do it later with: studyhall register {tmp_path}/s-final net --tracking-uri {away}\n")
+    assert (tmp_path / "s-final" / "weights").read_text() == "w"
+    card = (tmp_path / "s-final" / "README.md").read_text()
+    assert "A person named the trial" in card
+    assert "| accuracy | 1 |" in card
+    for arguments, message in {
+        (
+            "finalize",
+            "s",
+            "--register",
+            "a/b",
+        ): "'a/b' is no name for a registered model; legal is text without /",
+        ("finalize", "old", "--register", "net"): "module 'old' has no function _load_pyfunc(directory)",
+        ("finalize", "old", "--ensemble"): "cannot make an ensemble: leave --ensemble out",
+        ("register", str(tmp_path), "net", "--tracking-uri", away): "no answer from MLflow",
+    }.items():
+        status, lines = told(*arguments)
+        assert status != 0
+        assert message in lines, lines
+    assert storage.study_names() == ["old", "s"]

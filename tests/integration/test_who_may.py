@@ -52,6 +52,7 @@ COMMANDS = """
 """
 #: These go on for ever, or start processes, where they are allowed: only who may not is shown here.
 LASTING = {
+    "register FOLDER MODEL": WORKER,
     "exec s -- true": VIEWER,
     "run script.py:f": WORKER,
     "work s --allow script.": WORKER,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,25 @@ def test_finalize_trains_on_the_validation_data_too_and_tests_once(
     mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *_: None)
     assert tested == [360]
     assert trained == [1293 + 144]
+
+
+def test_nothing_but_finalize_reads_the_test_data(tmp_path: Path) -> None:
+    class Sealed:
+        def __getattribute__(self, name: str) -> Any:
+            if name != "to":
+                raise AssertionError(f"the test data were read: {name}")
+            return lambda _device: self
+
+        def __len__(self) -> int:
+            raise AssertionError("the test data were counted")
+
+    mlp = MLP("digits", epochs=2, folds=2, data_dir="unused")
+    mlp._data = replace(mlp._data, test=Sealed())
+    mlp(RecordingTrial(GOOD))
+    list(mlp.curves(GOOD))
+    mlp.n_parameters(GOOD)
+    with pytest.raises(AssertionError, match="the test data were"):
+        mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *_: None)
 
 
 def test_the_documented_techniques_are_those_there_are_and_each_trains(mlp: MLP) -> None:
