@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,10 +18,14 @@ from objectives.costs import COSTS, costs
 from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, fingerprint, load
 from objectives.hyperparameters import METRICS, MINIMIZED, Hyperparameters
 from objectives.model import load_model, save_model
+from objectives.network import Layout
 from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
 from objectives.profiling import STEPS, profiled
 from objectives.randomness import MEMBER, seed_of
-from objectives.training import Examples, Member, Stack, StateError, Task
+from objectives.training import Examples, Member, StateError, Task
+
+#: By which MLflow loads a registered model.
+_load_pyfunc = load_model
 
 __all__ = ["MLP", "Hyperparameters", "Report", "Result", "StateError", "Trial", "Trials", "load_model"]
 
@@ -222,6 +228,14 @@ class MLP:
             _run_epoch(tick, training)
             yield training.end_epoch()
 
+    def n_parameters(self, params: Mapping[str, Any]) -> int:
+        """How many weights and biases a model with these hyperparameters has."""
+        hyperparameters = self.hyperparameters(params)
+        layout = Layout(
+            self._data.n_features, hyperparameters.widths, self._task.n_outputs, hyperparameters.normalization
+        )
+        return sum(math.prod(shape) for shape in layout.own_shapes.values())
+
     def finalize(
         self,
         params: Mapping[str, Any],
@@ -230,6 +244,7 @@ class MLP:
         device: str,
         directory: Path,
         progress: Callable[[int, int], None],
+        ensemble: int = 1,
     ) -> dict[str, float]:
         """Retrain on training and validation data, look at the test data once, and keep the model.
 
@@ -239,32 +254,44 @@ class MLP:
             params: the hyperparameters.
             seed: of weights, dropout and order.
             device: the PyTorch name of the device.
-            directory: gets ``weights.pt`` and ``model.json``, which :func:`load_model` reads.
+            directory: gets what :func:`objectives.model.load_model` reads, ``test.json``, ``curves.csv`` and
+                ``README.md``.
             progress: is called with (epochs done, epochs in all).
+            ensemble: how many models to train, with seeds that come from ``seed``; what they predict is averaged.
 
         Returns:
-            Of the test data every metric (``test_accuracy``, …), of the training data those that training gives.
+            Of the test data every metric (``test_accuracy``, …), the ends of the confidence interval of the trials'
+            one, and of classes the calibration error; of the training data the means over the models.
         """
-        data, hyperparameters = self._data_on(device), self.hyperparameters(params)
+        # Of a final model alone: a worker does not wait for these imports.
+        from objectives import card, evaluation
+
+        hyperparameters = self.hyperparameters(params)
+        data = self._data_on(device)
         stops = hyperparameters.patience is not None
         train = Examples(part=data.train if stops else self._both_on(device))
         validation = Examples(part=data.validation) if stops else None
-        member = self._member(hyperparameters, train, validation, seed, _pad(device))
-        training = Training([member], hyperparameters, metric=self._metric, epochs=self.epochs)
-        tick = Tick(stacked=False)
+        members = [
+            self._member(hyperparameters, train, validation, member_seed, _pad(device))
+            for member_seed in self._member_seeds(seed, ensemble)
+        ]
+        training = Training(members, hyperparameters, metric=self._metric, epochs=self.epochs)
+        tick, curves = Tick(stacked=_is_stacked(device)), []
         while not training.is_over:
             _run_epoch(tick, training)
-            training.end_epoch()
+            curves.append(training.end_epoch())
             progress(training.epoch, self.epochs)
-        metrics = member.best.metrics if member.best else member.metrics
-        member.take_best()
-        stack = Stack([member])
-        tested = stack.evaluate([Examples(part=data.test)])
-        save_model(
-            {name: tensor.cpu() for name, tensor in member.tensors().items()}, hyperparameters, self._data, directory
-        )
-        return {f"test_{name}": float(of_G) for name, of_G in tested.items()} | {
-            name: value for name, value in metrics.items() if name.startswith("train_")
+        trained = [member.best.metrics if member.best else member.metrics for member in members]
+        for member in members:
+            member.take_best()
+        tensors = [{name: tensor.cpu() for name, tensor in member.tensors().items()} for member in members]
+        model = save_model(tensors, hyperparameters, self._data, directory)
+        test = self._data.test
+        outputs_NC = model.outputs(test)
+        metrics, details = evaluation.evaluate(outputs_NC, test.y_N, self._task, self._metric)
+        card.describe(directory, model, hyperparameters, details, curves, examples=len(train))
+        return {f"test_{name}": value for name, value in metrics.items()} | {
+            name: statistics.fmean(of[name] for of in trained) for name in trained[0] if name.startswith("train_")
         }
 
     def _pool(self, trials: Trials, slots: int, *, stacked: bool = False) -> Pool:
@@ -313,10 +340,9 @@ class MLP:
             trial: ``None`` to train without one.
             pad: what a width becomes; by default a bucket's on a GPU, and itself on a CPU.
         """
-        seeds = [seed, *(seed_of(seed, i, MEMBER) for i in range(1, self._seeds))]
         members = [
             self._member(hyperparameters, train, validation, member_seed, pad or _pad(device))
-            for member_seed in seeds
+            for member_seed in self._member_seeds(seed, self._seeds)
             for train, validation in self._folded(device)
         ]
         named = [name if name in COSTS else f"val_{name}" for name in (self._metric, *self._others)]
@@ -335,6 +361,11 @@ class MLP:
         timed = "latency_ms" in {*self._others, *getattr(trial, "constrained", ())}
         outputs = len(self._data.classes) or 1
         return costs(hyperparameters, self._data.n_features, outputs, device, timed=timed)
+
+    @staticmethod
+    def _member_seeds(seed: int, count: int) -> list[int]:
+        """The seed itself, and further ones that come from it."""
+        return [seed, *(seed_of(seed, i, MEMBER) for i in range(1, count))]
 
     def _member(
         self,

@@ -1,21 +1,33 @@
-"""The perceptron as a PyTorch module: what is kept of a training, ready to use anywhere.
+"""The model that is kept of a training: raw rows in, predictions out, ready to use anywhere.
 
-Axes: B examples of a batch, F features, C outputs.
+- ``weights.safetensors`` has the tensors of each perceptron.
+- ``model.json`` has all else: the hyperparameters, the classes, and the preprocessing of raw rows.
+
+Axes: N examples, B of a batch, F features, C outputs, M members of an ensemble.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from objectives.data import Dataset
+from objectives.data import Dataset, Part, Preprocessing, Rows
 from objectives.hyperparameters import Hyperparameters
+from objectives.training import EVALUATION_BATCH
 
+if TYPE_CHECKING:  # a worker, which keeps no model, need not wait for it
+    import pandas as pd
+
+WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
 _ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -69,93 +81,135 @@ class Perceptron(nn.Module):
         return y
 
 
-class Standardize(nn.Module):
-    """(x − mean) / std of each feature, B × F → B × F: with it a model takes data as they are on disk.
+class Model(nn.Module):
+    """One perceptron, or the average of several, with the preprocessing of its rows.
 
-    Computed in the type of ``mean_F``: of a table in float64, in which times in seconds since 1970 should
-    also come; as float32 they are two minutes apart.
-    """
-
-    mean_F: Tensor
-    std_F: Tensor
-
-    def __init__(self, mean_F: Tensor, std_F: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean_F", mean_F)
-        self.register_buffer("std_F", std_F)
-
-    def forward(self, x_BF: Tensor) -> Tensor:
-        """Standardise a batch."""
-        return ((x_BF.to(self.mean_F.dtype) - self.mean_F) / self.std_F).float()
-
-
-class InUnit(nn.Module):
-    """y · std + mean, B × C → B × C: the numbers of a regression in the target's unit."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, y_BC: Tensor) -> Tensor:
-        """Of a batch."""
-        return y_BC * self.std + self.mean
-
-
-def save_model(tensors: Mapping[str, Tensor], hyperparameters: Hyperparameters, data: Dataset, directory: Path) -> None:
-    """Write ``weights.pt`` and ``model.json``, which :func:`load_model` reads.
+    The average is that of the probabilities, or of the numbers (Lakshminarayanan et al., arXiv 1612.01474).
 
     Args:
-        tensors: of the perceptron, by the names of its ``state_dict``.
-        hyperparameters: its.
-        data: what it was trained on.
+        description: what ``model.json`` holds.
+    """
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.preprocessing = Preprocessing.from_data(description["preprocessing"])
+        self.classes = tuple(description["classes"])
+        """Empty in regression."""
+        self.target_mean: float = description["target_mean"]
+        self.target_std: float = description["target_std"]
+        n_features, hyperparameters = description["n_features"], Hyperparameters(**description["hyperparameters"])
+        self.members = nn.ModuleList(
+            Perceptron(n_features, len(self.classes) or 1, hyperparameters) for _ in range(description["members"])
+        )
+        self.eval()
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        """Features, as the preprocessing makes them → the logarithms of the classes' probabilities (B × C), or numbers
+        in the target's unit (B × 1)."""
+        y_BC = self.average(x_BF)
+        return y_BC if self.classes else y_BC * self.target_std + self.target_mean
+
+    def average(self, x_BF: Tensor) -> Tensor:
+        """Likewise, but numbers are standardised, as those of the training."""
+        outputs_MBC = torch.stack([member(x_BF) for member in self.members])
+        if not self.classes:
+            return outputs_MBC.mean(0)
+        return outputs_MBC.log_softmax(-1).logsumexp(0) - math.log(len(self.members))
+
+    def outputs(self, part: Part) -> Tensor:
+        """:meth:`average` of all examples of a part of the data, N × C."""
+        return _in_batches(self.average, part.features, len(part))
+
+    def predict(self, rows: Rows | np.ndarray) -> pd.DataFrame:
+        """What the model says of raw rows.
+
+        Args:
+            rows: of a model of a table a pandas or pyarrow table or a mapping of columns, in which cells may be
+                missing; else an array, examples first.
+
+        Returns:
+            A row for each: ``prediction``, and of classes ``probability_CLASS`` of each.
+
+        Raises:
+            ValueError: columns are missing, unknown or of another type, by name; the array has another shape.
+        """
+        import pandas as pd
+
+        x_NF = torch.from_numpy(self.preprocessing.transform(rows))
+        outputs_NC = _in_batches(self, lambda start, stop: x_NF[start:stop], len(x_NF)).double().numpy()
+        if not self.classes:
+            return pd.DataFrame({"prediction": outputs_NC[:, 0]})
+        labels = np.array(self.classes, dtype=object)[outputs_NC.argmax(1)]
+        shares = {f"probability_{name}": np.exp(outputs_NC[:, i]) for i, name in enumerate(self.classes)}
+        return pd.DataFrame({"prediction": labels, **shares})
+
+    @property
+    def example(self) -> pd.DataFrame | np.ndarray:
+        """A raw row as :meth:`predict` takes it: medians of the training data, and nobody's own.
+
+        A cell is missing where its column may hold cells of several types, such as true and ``yes``.
+        """
+        import pandas as pd
+
+        medians = self.preprocessing.fill_K
+        if not self.preprocessing.columns:
+            return medians[None]
+        kinds = {column.name: column.kind for column in self.preprocessing.columns}
+        cells = {
+            name: median if kinds[name] == "number" else None
+            for name, median in zip(self.preprocessing.names, medians.tolist(), strict=True)
+        }
+        return pd.DataFrame({name: [cell] for name, cell in cells.items()})
+
+
+def _in_batches(function: Callable[[Tensor], Tensor], features: Callable[[int, int], Tensor], n: int) -> Tensor:
+    """``function`` of n examples' features."""
+    with torch.inference_mode():
+        starts = range(0, max(n, 1), EVALUATION_BATCH)
+        return torch.cat([function(features(start, start + EVALUATION_BATCH)) for start in starts])
+
+
+def save_model(
+    members: Sequence[Mapping[str, Tensor]], hyperparameters: Hyperparameters, data: Dataset, directory: Path
+) -> Model:
+    """Write ``weights.safetensors`` and ``model.json``, which :func:`load_model` reads.
+
+    Args:
+        members: the tensors of each perceptron, by the names of its ``state_dict``.
+        hyperparameters: of all.
+        data: what they were trained on.
         directory: exists.
     """
     description = {
-        "hyperparameters": hyperparameters.plain(),
-        "n_features": data.n_features,
+        "members": len(members),
         "classes": data.classes,
-        "columns": [dataclasses.asdict(column) for column in data.columns],
+        "target_mean": data.target_mean,
+        "target_std": data.target_std,
+        "n_features": data.n_features,
+        "hyperparameters": hyperparameters.plain(),
+        "preprocessing": data.preprocessing.to_data(),
     }
-    whole = _whole(
-        data.n_features,
-        len(data.classes),
-        hyperparameters,
-        Standardize(data.mean_F, data.std_F),
-        InUnit(*(torch.tensor(number, dtype=torch.float32) for number in (data.target_mean, data.target_std))),
-    )
-    whole[1].load_state_dict({**whole[1].state_dict(), **tensors})
-    torch.save(whole.state_dict(), directory / "weights.pt")
-    (directory / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    model = Model(description)
+    tensors = {f"{i}.{name}": tensor for i, member in enumerate(members) for name, tensor in member.items()}
+    model.members.load_state_dict({**model.members.state_dict(), **tensors})
+    save_file({name: tensor.contiguous() for name, tensor in model.members.state_dict().items()}, directory / WEIGHTS)
+    (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return model
 
 
-def load_model(directory: str | Path) -> nn.Module:
-    """The model that :meth:`objectives.mlp.MLP.finalize` kept, ready to use.
+def load_model(directory: str | Path) -> Model:
+    """The model that :meth:`objectives.mlp.MLP.finalize` kept.
 
-    Returns:
-        A module in evaluation mode: features as they are on disk (B × F, float64 if they are large) →
-        logits (B × C), or numbers in the target's unit (B × 1). The names of the classes are in ``model.json``, and of
-        a table its columns.
+    Raises:
+        ValueError: the folder holds none, or a damaged one.
     """
     directory = Path(directory)
-    description = json.loads((directory / "model.json").read_text(encoding="utf-8"))
-    state = torch.load(directory / "weights.pt", weights_only=True, map_location="cpu")
-    whole = _whole(
-        description["n_features"],
-        len(description["classes"]),
-        Hyperparameters(**description["hyperparameters"]),
-        Standardize(state["0.mean_F"], state["0.std_F"]),
-        InUnit(state["2.mean"], state["2.std"]) if "2.mean" in state else nn.Identity(),
-    )
-    whole.load_state_dict(state)
-    return whole.eval()
-
-
-def _whole(
-    n_features: int, n_classes: int, hyperparameters: Hyperparameters, before: nn.Module, after: nn.Module
-) -> nn.Sequential:
-    perceptron = Perceptron(n_features, n_classes or 1, hyperparameters)
-    return nn.Sequential(before, perceptron, nn.Identity() if n_classes else after)
+    try:
+        model = Model(json.loads((directory / DESCRIPTION).read_text(encoding="utf-8")))
+        model.members.load_state_dict(load_file(directory / WEIGHTS))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{str(directory)!r} holds no model that can be read ({' '.join(str(error).split())[:200]}); name a folder "
+            "that studyhall finalize wrote"
+        ) from None
+    return model

@@ -139,7 +139,7 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
     params = read_params(texts, space)
     now = storage.status(record)
     require_open(now)
-    number = _add_waiting(storage, record, system_attrs={"fixed_params": params})  # as Optuna's enqueue_trial
+    number = add_waiting(storage, record, system_attrs={"fixed_params": params})  # as Optuna's enqueue_trial
     begun = sum(count for state, count in now.trials.items() if state != "fail")
     return Enqueued(
         number=number,
@@ -160,6 +160,8 @@ def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
         TrialNotFound: there is no such trial.
         StorageError: the trial did not fail or was retried before, or the study has ended.
     """
+    from studies.trial import SEED
+
     trial = storage.trial(record, number)
     if trial.state.name != "FAIL":
         raise StorageError(f"trial {number} of study {record.name!r} {_is(trial)}; only failed trials can be retried")
@@ -172,7 +174,7 @@ def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
     require_open(storage.status(record))
     history = [*_history(trial), number]
     # As Optuna's RetryHeartbeatStaleTrialCallback, but without the pruner's attributes: the new trial starts at step 0.
-    return _add_waiting(
+    return add_waiting(
         storage,
         record,
         params=trial.params,
@@ -180,13 +182,14 @@ def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
         user_attrs={key: value for key, value in trial.user_attrs.items() if key not in OWN_ATTRIBUTES},
         system_attrs={
             "fixed_params": {**trial.system_attrs.get("fixed_params", {}), **trial.params},
+            **{key: value for key, value in trial.system_attrs.items() if key == SEED},
             "failed_trial": history[0],
             "retry_history": history,
         },
     )
 
 
-def _add_waiting(storage: PostgresStorage, record: StudyRecord, **contents: Any) -> int:
+def add_waiting(storage: PostgresStorage, record: StudyRecord, **contents: Any) -> int:
     """Create a WAITING trial; returns its number."""
     import optuna
 

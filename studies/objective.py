@@ -40,6 +40,8 @@ from studies.values import to_text
 
 Objective = Callable[[Any], Any]
 
+#: The function of an objective's module by which MLflow loads a final model.
+LOADER = "_load_pyfunc"
 #: The prefix that is always allowed: the objectives that ship with Studyhall.
 BUILT_IN_PREFIX = "objectives."
 
@@ -348,6 +350,26 @@ def _construct(path: str, cls: type, args: Mapping[str, Any], data_dir: Path) ->
 def _kind(value: Any) -> str:
     # Not the value: that may be a secret of its module.
     return f"a module ({value.__name__})" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"
+
+
+def require_loader(path: str, allow: Sequence[str]) -> ModuleType:
+    """The module by which MLflow loads the models of an objective.
+
+    Raises:
+        ObjectiveError: it is not allowed here, or has no such module.
+    """
+    if script.is_script(path):
+        raise ObjectiveError(
+            f"objective {path!r} is a script, and a registered model needs a module: put it into a package"
+        )
+    import_objective(path, allow)
+    module = sys.modules[path.partition(":")[0]]
+    if not hasattr(module, LOADER):
+        raise ObjectiveError(
+            f"module {module.__name__!r} has no function {LOADER}(directory), by which MLflow loads a model; "
+            "give it one, as objectives.mlp has"
+        )
+    return module
 
 
 def trains_several(objective: Any) -> bool:

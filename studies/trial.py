@@ -18,6 +18,8 @@ from studies.values import as_stored, key_of
 
 #: The largest step: Optuna's tables hold 32 bits.
 MAX_STEP: Final = 2**31 - 1
+#: System attribute of a trial that was enqueued with a seed of its own.
+SEED: Final = "studyhall:seed"
 #: float() reads these, but Optuna refuses them as values.
 _TEXT: Final = (str, bytes, bytearray)
 
@@ -99,8 +101,8 @@ class Trial(optuna.trial.Trial):
         self._reported: dict[int, set[str]] = {}  # the metrics of each step that this attempt reported
         self._chosen: dict[str, Any] = {}  # the objective's own objects: a tuple is stored as a list
         self._stop_was_requested = False
-        #: A seed of 32 bits, from (study seed, trial number): the same on any worker.
-        self.seed = seed(self.number)
+        #: A seed of 32 bits, from (study seed, trial number) or as it was enqueued: the same on any worker.
+        self.seed: int = self._cached_frozen_trial.system_attrs.get(SEED, seed(self.number))
 
     @property
     def device(self) -> str:

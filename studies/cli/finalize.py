@@ -1,11 +1,13 @@
-"""The command finalize."""
+"""The command finalize: compare the best trials, retrain the winner, test it once, and keep it."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,28 +16,63 @@ from studies.cli.common import (
     allow_option,
     choose_trial,
     common_options,
-    data_dir_option,
     data_dir_or_default,
     objective_options,
     say,
     study_argument,
     trial_option,
 )
-from studies.cli.formats import echo
+from studies.cli.formats import echo, print_columns
+from studies.cli.mirror import checked
+from studies.cli.register import later, model_name, register_model, say_registered
+from studies.cli.workers import run_to_end, worker_options
 from studies.errors import StudyhallError
 from studies.report.files import file_name
 from studies.text import number
 
 if TYPE_CHECKING:
+    from studies.finalize.choice import Rule
+    from studies.finalize.final import Choice
     from studies.spec.script import Script
+    from studies.spec.study import StudySpec
+    from studies.storage.postgres import PostgresStorage
+    from studies.storage.records import StudyRecord
+    from studies.worker.devices import Device
+
+TOP, SEEDS = 10, 5
 
 
 @click.command()
 @study_argument
 @trial_option
+@click.option(
+    "--top",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help=f"Compare so many of the best trials; default: {TOP}, or as many as are COMPLETE.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=SEEDS,
+    show_default=True,
+    help="Train each of them with so many fresh seeds; also the models of an ensemble.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["one-se", "best"]),
+    default="one-se",
+    show_default=True,
+    help="What wins: the simplest model within one standard error of the best mean, or the best mean.",
+)
+@click.option("--ensemble", is_flag=True, help="Keep a model for each seed, and average what they predict.")
+@click.option(
+    "--register", "model", metavar="MODEL", callback=model_name, help="Register it in MLflow under this name."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to make; default: NAME-final.")
 @click.option("--again", is_flag=True, help="Use the test data again; how often is stored.")
-@data_dir_option
+@worker_options
 @allow_option
 @objective_options
 @common_options
@@ -43,31 +80,42 @@ def finalize(
     common: Common,
     name: str,
     trial_number: int | None,
+    top: int | None,
+    seeds: int,
+    rule: Rule,
+    ensemble: bool,
+    model: str | None,
     out: Path | None,
     again: bool,
     data_dir: Path | None,
     allow: tuple[str, ...],
     scripts: tuple[Script, ...],
     allow_changed: bool,
+    mlflow: bool,
+    tracking_uri: str | None,
+    **how: Any,
 ) -> None:
-    """Retrain the best trial, and test it once.
+    """Choose the best model fairly, retrain it, and test it once.
 
-    Trains on training and validation data, writes weights, configuration and metrics to a folder,
-    and stores the metrics in the study. Reusing test data biases the result: a second test is
-    refused without --again.
+    The best trials run again with fresh seeds, in a study NAME.finalize: studyhall work NAME.finalize
+    helps from any machine, and after an interruption the same command continues. The winner is
+    retrained on training and validation data and tested; its folder holds all that it needs.
+    Reusing test data biases the result: a second test is refused without --again.
     """
-    from studies import finalize as final
-    from studies.objective import build, require_allowed
-    from studies.session import find_scripts
+    from studies.finalize import final, folder
+    from studies.objective import build, require_loader
+    from studies.session import find_scripts, require_runnable
     from studies.worker import devices
 
     directory = (out or Path(file_name(name, "-final"))).absolute()
+    tracking_uri = checked(tracking_uri)
+    mirrors = [tracking_uri] if mlflow else []
     with common.open() as storage:
         record = storage.find_study(name)
-        trial = choose_trial(storage, record, trial_number)
+        chosen = choose_trial(storage, record, trial_number)
         spec = record.require_spec("its objective is not known")
         # All checks come before the training, which may take hours.
-        final.require_complete(record, trial)
+        final.require_complete(record, chosen)
         before = final.stored(storage, record)
         if before and not again:
             shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())
@@ -77,26 +125,121 @@ def finalize(
             )
         storage.require("worker")  # before hours of training, whose result a viewer could not store
         script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
-        if script is None:
-            require_allowed(spec.objective.path, allow, name)
-        final.require_new(directory, "--out")
+        data_folder = data_dir_or_default(data_dir)
+        require_runnable(record, allow, data_folder, has_script=script is not None)
+        folder.require_new(directory, "--out")
         device = devices.choose(1, os.environ.get("CUDA_VISIBLE_DEVICES"))[0]
-        os.environ.update(device.environment)  # before the objective imports PyTorch
-        objective = build(
-            script.path if script else spec.objective.path,
-            spec.objective.args,
-            allow=[*allow, *([script.path] if script else [])],
-            space=tuple(spec.space),
-            data_dir=data_dir_or_default(data_dir),
-            sha256=script.sha256 if script else None,
-        )
-        retraining = f"retraining trial {trial.number} of {name} on training and validation data ({device.label})"
-        metrics = final.finalize(
-            storage, record, spec, trial, objective,
-            device=device.torch, directory=directory, begin=lambda: say(retraining), progress=_show,
-        )  # fmt: skip
-    echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
-    say(f"wrote {directory}" + (f"; this was test {before['looks'] + 1} on the same test data" if before else ""))
+        with _environment(device):  # before the objective imports PyTorch
+            objective = build(
+                script.path if script else spec.objective.path,
+                spec.objective.args,
+                allow=[*allow, *([script.path] if script else [])],
+                space=tuple(spec.space),
+                data_dir=data_folder,
+                sha256=script.sha256 if script else None,
+            )
+        members = seeds if ensemble else 1
+        final.require_finalizable(spec, objective, ensemble=members)
+        if model:
+            require_loader(spec.objective.path, allow)
+        choice = None
+        if trial_number is None:
+            choice = _compare(
+                storage, record, spec, objective, top=top, seeds=seeds, rule=rule,
+                scripts={} if script is None else {f"{name}.finalize": script},
+                allow=allow, data_dir=data_dir, mirrors=mirrors, **how,
+            )  # fmt: skip
+            chosen = storage.trial(record, choice.winner.trial)
+        models = f"{members} models of trial" if ensemble else "trial"
+        say(f"retraining {models} {chosen.number} of {name} on training and validation data ({device.label})")
+        with _environment(device):
+            metrics = final.finalize(
+                storage, record, spec, chosen, objective, device=device, directory=directory, progress=_show,
+                code=_code_of(objective), choice=choice, ensemble=members,
+            )  # fmt: skip
+        echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
+        say(f"wrote {directory}" + (f"; this was test {before['looks'] + 1} on the same test data" if before else ""))
+        if model:
+            try:
+                say_registered(register_model(storage, directory, model, tracking_uri, allow), tracking_uri)
+            except StudyhallError as error:
+                way = later(directory, model, tracking_uri)
+                raise StudyhallError(f"the model is not registered: {error}; do it later with: {way}") from error
+
+
+def _compare(
+    storage: PostgresStorage,
+    record: StudyRecord,
+    spec: StudySpec,
+    objective: Any,
+    *,
+    top: int | None,
+    seeds: int,
+    rule: Rule,
+    scripts: Mapping[str, Script],
+    **how: Any,
+) -> Choice:
+    """Run the best trials again with fresh seeds, and print how they did."""
+    from studies.finalize import comparison
+    from studies.finalize.choice import applicable, choose
+    from studies.finalize.final import Choice
+    from studies.session import require_success
+
+    trials = comparison.top_trials(storage, record, top or TOP, is_at_most=top is None)
+    given = comparison.fresh_seeds(spec, seeds)
+    compared = comparison.enqueue(storage, record, spec, trials, given)
+    if storage.status(compared).ended is None:
+        say(f"comparing {len(trials)} trials of {record.name} with {seeds} fresh seeds each")
+        run_to_end(storage, [(compared.require_spec(""), 1.0)], scripts=scripts, **how)
+        require_success(storage, compared, storage.status(compared))
+    candidates = comparison.results(storage, compared, trials, given, getattr(objective, "n_parameters", None))
+    is_minimized = spec.all_directions[0] == "minimize"
+    if rule != (rule := applicable(rule, candidates)):
+        say("one-se needs several seeds, and an objective with n_parameters(): the best mean wins")
+    winner = choose(candidates, compared.name, rule, is_minimized=is_minimized)
+    choice = Choice(comparison=compared.name, rule=rule, winner=winner, candidates=candidates)
+    _print(choice, spec.metric_names[0], is_minimized=is_minimized)
+    return choice
+
+
+def _print(choice: Choice, metric: str, *, is_minimized: bool) -> None:
+    """The candidates, and why the winner is the winner."""
+    from studies.finalize.choice import RULES, best_of, paired
+
+    best, winner = best_of(choice.candidates, choice.comparison, is_minimized=is_minimized), choice.winner
+    rows = []
+    for each in choice.candidates:
+        shown = ["failed", "", ""]
+        if each.is_complete:
+            compared = paired(best, each, is_minimized=is_minimized)
+            shown = [number(each.mean), number(each.std), "" if each is best else f"{compared.p:.3f}"]
+        size = "" if each.n_parameters is None else f"{each.n_parameters:,}"
+        rows.append([str(each.trial), number(each.tuned), *shown, size, "chosen" if each is winner else ""])
+    header = ["trial", f"tuned {metric}", "mean", "std", "p", "size", ""]
+    print_columns(header, rows, numeric=header[:-1])
+    echo("")
+    say(
+        f"trial {winner.trial} wins ({RULES[choice.rule]}): tuned {metric} {number(winner.tuned)}, with fresh seeds "
+        f"{number(winner.mean)} ± {number(winner.std)}"
+    )
+
+
+def _code_of(objective: object) -> Path:
+    """The folder with the objective's code."""
+    file = getattr(sys.modules.get(type(objective).__module__), "__file__", None)
+    return Path(file).parent if file else Path.cwd()
+
+
+@contextmanager
+def _environment(device: Device) -> Iterator[None]:
+    """The variables of a device, inside the block alone: the workers of the comparison have devices of their own."""
+    before = dict(os.environ)
+    os.environ.update(device.environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _show(done: int, total: int) -> None:

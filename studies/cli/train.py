@@ -73,7 +73,7 @@ def train(
     TARGET is as for run; its objective must be a class with a method curves(), as objectives.mlp:MLP
     is. The curves are drawn while it trains. After Ctrl-C the file has the steps so far.
     """
-    from studies.finalize import new_directory, require_new
+    from studies.finalize.folder import new_directory, require_new
     from studies.objective import build
     from studies.session import permissions
     from studies.spec.params import read_params

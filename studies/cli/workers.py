@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -89,6 +89,17 @@ worker_options = together(
 
 
 def run_workers(
+    storage: PostgresStorage, specs: Sequence[tuple[StudySpec, float]], *, until_idle: float | None = None, **how: Any
+) -> None:
+    """Start workers on the studies of ``specs``, as :func:`run_to_end` does, and print how they ended."""
+    began = time.monotonic()
+    records = run_to_end(storage, specs, until_idle=until_idle, **how)
+    if until_idle is not None:
+        say(f"no trial for {duration(until_idle)}: the workers ended")
+    _conclude_all(storage, records, time.monotonic() - began, must_be_over=until_idle is None)
+
+
+def run_to_end(
     storage: PostgresStorage,
     specs: Sequence[tuple[StudySpec, float]],
     *,
@@ -101,10 +112,18 @@ def run_workers(
     notify_url: str | None,
     mirrors: Sequence[str | None],
     until_idle: float | None = None,
-) -> None:
-    """Start workers on the studies of ``specs``, show progress until they are done, and print the best.
+) -> Sequence[StudyRecord]:
+    """Start workers on the studies of ``specs``, and show progress until they are done; after Ctrl-C the command exits.
 
-    ``mirrors`` are tracking URIs, as :class:`Mirroring` takes them.
+    Args:
+        storage: where the studies are.
+        specs: each with its share of the workers' trials.
+        scripts, allow, workers, slots, until_idle: as :class:`studies.session.Session` takes them.
+        data_dir, lease, notify_url: likewise, as :data:`worker_options` gives them.
+        mirrors: tracking URIs, as :class:`Mirroring` takes them.
+
+    Returns:
+        The studies.
     """
     from studies.progress import Progress
     from studies.session import Session
@@ -123,7 +142,6 @@ def run_workers(
         notify_url=notify_url,
         until_idle=until_idle,
     )
-    began = time.monotonic()
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts(storage.stop))
         with interrupts.deferred():  # a worker that is half started would be orphaned
@@ -149,9 +167,7 @@ def run_workers(
             say(f"interrupted: {last_line(storage, record)}")
         # 130 is the shell's status for SIGINT. A preempted job is no failure: schedulers must not count it as one.
         raise click.exceptions.Exit(0 if interrupts.is_preemption else 130)
-    if until_idle is not None:
-        say(f"no trial for {duration(until_idle)}: the workers ended")
-    _conclude_all(storage, session.records, time.monotonic() - began, must_be_over=until_idle is None)
+    return session.records
 
 
 def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrorings: Sequence[Mirroring]) -> None:

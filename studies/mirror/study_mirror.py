@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from studies.errors import StudyNotFound, TrackingError, TrackingUnreachable
-from studies.finalize import stored
+from studies.finalize.final import stored
 from studies.mirror.experiment import Experiment
 from studies.mirror.names import Legal
 from studies.mirror.pages import page_of, query
@@ -105,6 +105,17 @@ class StudyMirror:
     def refused_trials(self) -> list[int]:
         """The numbers of the trials of which MLflow refuses something."""
         return sorted(int(trial) for trial in self.refused if trial != WHOLE_STUDY)
+
+    @property
+    def run_id(self) -> str:
+        """The study's run. After :meth:`catch_up`."""
+        return self._runs[WHOLE_STUDY].run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """The study's experiment. After :meth:`catch_up`."""
+        assert self._experiment is not None
+        return self._experiment.id
 
     def retry(self) -> None:
         """Let the next :meth:`catch_up` retry what MLflow refused, even if it has not changed."""

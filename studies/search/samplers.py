@@ -146,6 +146,27 @@ class GridSampler(optuna.samplers.BaseSampler):
         return {_key(params): place for place, params in enumerate(self._order)}
 
 
+class EnqueuedSampler(optuna.samplers.BaseSampler):
+    """Draws nothing: all trials of its study are enqueued, and workers begin no others."""
+
+    def left(self, trials: Sequence[FrozenTrial]) -> int:
+        """How many trials are to be added to ``trials``: none."""
+        return 0
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise ValueError(f"the sampler 'enqueued' draws nothing, and the trial was enqueued without {param_name!r}")
+
+
 class BruteForceSampler(optuna.samplers.BruteForceSampler):
     """Optuna's, for parameters that an objective suggests by itself. It takes lists as choices, and no range that
     does not fit into memory."""
@@ -167,6 +188,11 @@ def grid_of(sampler: optuna.samplers.BaseSampler) -> GridSampler | None:
     if isinstance(sampler, optuna.samplers.PartialFixedSampler):
         return grid_of(sampler._base_sampler)
     return sampler if isinstance(sampler, GridSampler) else None
+
+
+def finite_of(sampler: optuna.samplers.BaseSampler) -> GridSampler | EnqueuedSampler | None:
+    """The sampler, or the grid in it, that says how many trials are ``left``; ``None`` where they never end."""
+    return sampler if isinstance(sampler, EnqueuedSampler) else grid_of(sampler)
 
 
 def require_several_objectives(sampler: optuna.samplers.BaseSampler) -> None:

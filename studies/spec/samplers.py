@@ -13,7 +13,7 @@ from optuna.samplers._lazy_random_state import LazyRandomState
 from studies.errors import nearest, one_line
 from studies.search.halving import Halving
 from studies.search.pruning import HyperbandPruner
-from studies.search.samplers import BruteForceSampler, GridSampler, QMCSampler
+from studies.search.samplers import BruteForceSampler, EnqueuedSampler, GridSampler, QMCSampler
 from studies.spec.space import CategoricalParameter
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "bruteforce": BruteForceSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
+    "enqueued": EnqueuedSampler,
     "gp": optuna.samplers.GPSampler,
     "grid": GridSampler,
     "nsgaii": optuna.samplers.NSGAIISampler,
@@ -118,7 +119,7 @@ def build_sampler(
         _check_options(key, SAMPLERS, name, options)
         return _grid(key, name, space, study_seed)
     # All trials draw from one quasi-random sequence, at the index of their number.
-    extra = {} if name == "partialfixed" else {"seed": study_seed if name == "qmc" else trial_seed}
+    extra = {} if name in ("partialfixed", "enqueued") else {"seed": study_seed if name == "qmc" else trial_seed}
     sampler: optuna.samplers.BaseSampler = _build(key, SAMPLERS, name, options, extra)
     if isinstance(sampler, QMCSampler):
         found = {name: parameter.distribution() for name, parameter in space.items()}

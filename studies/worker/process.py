@@ -3,9 +3,9 @@
 It reads two lines of JSON from its standard input, a :class:`Setup` and an :class:`Assignment`, and
 writes events, one line of JSON each, to its standard output:
 
-- ``{"event": "ready", "slots": …, "directions": …, "steps": …, "environments": …}`` when the objective is built: how many
-  trials it trains at once, and for each study the directions and number of steps of its objective, and the worker's
-  environment;
+- ``{"event": "ready", "slots": …, "directions": …, "steps": …, "environments": …}`` when the objective is built: how
+  many trials it trains at once, and for each study the directions and number of steps of its objective, and the
+  environment of the worker;
 - ``{"event": "over", "reason": …}`` when its studies are over or it was stopped;
 - ``{"event": "error", "message": …}`` before it exits with 1.
 

@@ -12,7 +12,7 @@ from studies import environment
 from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.environment import Environment
 from studies.objective import Objective, slots_of, steps_of, trains_several
-from studies.search.samplers import grid_of
+from studies.search.samplers import finite_of
 from studies.spec.constraints import Constraint
 from studies.spec.samplers import reseed
 from studies.storage.postgres import PostgresStorage
@@ -67,7 +67,7 @@ class ServedStudy:
             self.store = open_store(self.spec.checkpoints.store, record.uid)
             self.store.check()
         self.optuna = self.spec.to_study(storage)
-        self._grid = grid_of(self.optuna.sampler)
+        self._finite = finite_of(self.optuna.sampler)
         scheduler = self.spec.to_scheduler(steps_of(self.objective))
         #: Asks the study's scheduler; ``None`` without one.
         self.planner = Planner(storage, record, scheduler) if scheduler else None
@@ -102,17 +102,17 @@ class ServedStudy:
 
     def most_trials(self) -> int | None:
         """The number of trials beyond which the study gets no new one: a grid ends with its combinations."""
-        if self._grid is None:
+        if self._finite is None:
             return None
         trials = self._storage.trials(self.record)
-        return len(trials) + self._grid.left(trials)
+        return len(trials) + self._finite.left(trials)
 
     def end_exhausted(self) -> None:
-        """Stop a study whose grid is exhausted, or whose scheduler wants nothing more.
+        """Stop a study that gets no new trials: its grid is exhausted, or its scheduler wants nothing more.
 
         Optuna's grid sampler does this itself after its last trial, unless that worker dies before.
         """
-        if self.planner or (self._grid and not self._grid.left(self._storage.trials(self.record))):
+        if self.planner or (self._finite and not self._finite.left(self._storage.trials(self.record))):
             self._storage.budgets.stop(self.record, "stopped")
 
     def begin(self, claim: Claim, holder: LeasedTrial) -> Trial:

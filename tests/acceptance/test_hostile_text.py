@@ -233,7 +233,7 @@ def test_finalize_replaces_a_link_and_not_what_it_leads_to(shell: Shell, target:
     shell.data("run", "final.py:Net", "--name", "net", "--workers", "1", "--trials", "1")
     (shell.folder / "real").mkdir()
     (shell.folder / "out").symlink_to(target)
-    shell.data("finalize", "net", "--out", "out", "--objective", "final.py:Net")
+    shell.data("finalize", "net", "--trial", "0", "--out", "out", "--objective", "final.py:Net")
     assert not (shell.folder / "out").is_symlink()
     assert (shell.folder / "out" / "weights").read_text() == "w"
     assert not list((shell.folder / "real").iterdir())

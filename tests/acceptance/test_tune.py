@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from objectives.data import load
 from objectives.mlp import load_model
@@ -32,20 +31,25 @@ def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell
 def test_the_best_digits_are_finalized_once(shell: Shell) -> None:
     settings = ("--trials", "3", "--set", "objective.args.epochs=8", "--workers", "2")
     assert shell.run("run", "digits", *settings).returncode == 0
-    done = shell.run("finalize", "digits", "--out", "final")
+    done = shell.run("finalize", "digits", "--out", "final", "--seeds", "2", "--workers", "2")
     assert done.returncode == 0, done.stderr
     final = shell.folder / "final"
-    assert sorted(path.name for path in final.iterdir()) == ["config.json", "metrics.json", "model.json", "weights.pt"]
+    assert sorted(path.name for path in final.iterdir()) == [
+        *("README.md", "config.json", "curves.csv", "environment.json", "metrics.json", "model.json", "test.json"),
+        "weights.safetensors",
+    ]
     metrics = json.loads((final / "metrics.json").read_text())
     assert metrics["looks"] == 1
     assert f"test_accuracy {metrics['metrics']['test_accuracy']:.6g}" in done.stdout
     config = json.loads((final / "config.json").read_text())
-    assert config["params"] == json.loads(shell.data("best", "digits", "--format", "json"))["params"]
+    trials = json.loads(shell.data("trials", "digits", "--format", "json"))
+    assert config["params"] == trials[metrics["trial"]]["params"]
+    compared = json.loads(shell.data("status", "digits.finalize", "--format", "json"))["trials"]
+    assert (compared["complete"], compared["waiting"]) == (2 * metrics["candidates"], 0)
     data = load("digits", data_dir=shell.folder)
-    predicted = load_model(final)(data.test.x_NF * data.std_F + data.mean_F).argmax(1)
-    assert torch.isclose(
-        (predicted == data.test.y_N).float().mean(), torch.tensor(metrics["metrics"]["test_accuracy"]), atol=1e-6
-    )
+    raw = (data.test.x_NF * data.std_F + data.mean_F).numpy()
+    predicted = load_model(final).predict(raw)["prediction"].astype(int)
+    assert (predicted == data.test.y_N.numpy()).mean() == pytest.approx(metrics["metrics"]["test_accuracy"], abs=1e-6)
 
     refused = shell.run("finalize", "digits", "--out", "second")
     assert refused.returncode == 1

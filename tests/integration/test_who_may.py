@@ -42,7 +42,7 @@ COMMANDS = """
     stop s                              may_work
     resume s                            may_work
     extend s --trials +1                may_work
-    finalize s --allow script. --again --out NEW  may_work
+    finalize s --trial 0 --allow script. --again --out NEW  may_work
     db backup NEW                       may_work
     doctor                              may_view
     db url                              stranger
@@ -52,6 +52,7 @@ COMMANDS = """
 """
 #: These go on for ever, or start processes, where they are allowed: only who may not is shown here.
 LASTING = {
+    "register FOLDER MODEL": WORKER,
     "exec s -- true": VIEWER,
     "run script.py:f": WORKER,
     "work s --allow script.": WORKER,

@@ -46,7 +46,10 @@ from tests.support.spec import BASE, sampled, spec_with
         ("space.momentum.when={optimizer=['sg']}", "space.momentum.when.optimizer lists 'sg', which 'optimizer' never"),
         ("space.momentum.when={optimizer=[]}", "space.momentum.when.optimizer is empty; list the values"),
         ("space.optimizer.when={momentum=[0.5]}", "space: the conditions go round: "),
-        ("sampler.name=tep", "sampler.name: 'tep' is unknown; did you mean 'tpe'?; all: bruteforce, cmaes, gp, grid"),
+        (
+            "sampler.name=tep",
+            "sampler.name: 'tep' is unknown; did you mean 'tpe'?; all: bruteforce, cmaes, enqueued",
+        ),
         ("sampler.options={n_startup=3}", "sampler.options.n_startup: 'tpe' has no such option; did you mean"),
         ("sampler.options={n_startup_trials='x'}", "sampler.options.n_startup_trials = 'x': should be a whole number"),
         ("sampler.options={seed=3}", "sampler.options.seed: 'tpe' has no such option"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 from objectives.data import load
 from objectives.mlp import MLP, Hyperparameters, load_model
-from objectives.training import Diverged, Member, Stack
+from objectives.model import Model
+from objectives.training import Diverged, Member
 from tests.conftest import ROOT
 from tests.unit.objectives.conftest import Interrupted, Pruned, RecordingTrial
 
@@ -171,14 +173,15 @@ def test_finalize_keeps_a_model_that_predicts_from_the_data_as_they_are(tmp_path
     mlp = MLP("digits", epochs=10, data_dir="unused")
     seen: list[tuple[int, int]] = []
     metrics = mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *done: seen.append(done))
-    tested = {"test_accuracy", "test_balanced_accuracy", "test_macro_f1", "test_loss"}
+    tested = {f"test_{name}" for name in ("accuracy", "balanced_accuracy", "macro_f1", "loss", "ece")}
+    tested |= {"test_accuracy_low", "test_accuracy_high"}
     assert set(metrics) == {*tested, "train_accuracy", "train_loss"}
     assert metrics["test_accuracy"] > 0.9
     assert seen == [(epoch, 10) for epoch in range(1, 11)]
     data = load("digits", data_dir=Path("unused"))
     raw = data.test.x_NF * data.std_F + data.mean_F
-    predicted = load_model(tmp_path)(raw).argmax(1)
-    assert float((predicted == data.test.y_N).float().mean()) == pytest.approx(metrics["test_accuracy"], abs=1e-6)
+    predicted = load_model(tmp_path).predict(raw.numpy())["prediction"].astype(int)
+    assert (predicted == data.test.y_N.numpy()).mean() == pytest.approx(metrics["test_accuracy"], abs=1e-6)
 
 
 def test_finalize_trains_on_the_validation_data_too_and_tests_once(
@@ -187,21 +190,40 @@ def test_finalize_trains_on_the_validation_data_too_and_tests_once(
     mlp = MLP("digits", epochs=1, data_dir="unused")
     tested: list[int] = []
     trained: list[int] = []
-    real_evaluate, real_init = Stack.evaluate, Member.__init__
+    real_outputs, real_init = Model.outputs, Member.__init__
 
-    def counting_evaluate(self: Stack, examples: Any) -> Any:
-        tested.append(len(examples[0]))
-        return real_evaluate(self, examples)
+    def counting_outputs(self: Model, part: Any) -> Any:
+        tested.append(len(part))
+        return real_outputs(self, part)
 
     def counting_init(self: Member, hyperparameters: Any, task: Any, train: Any, *more: Any, **options: Any) -> None:
         trained.append(len(train))
         real_init(self, hyperparameters, task, train, *more, **options)
 
-    monkeypatch.setattr(Stack, "evaluate", counting_evaluate)
+    monkeypatch.setattr(Model, "outputs", counting_outputs)
     monkeypatch.setattr(Member, "__init__", counting_init)
     mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *_: None)
     assert tested == [360]
     assert trained == [1293 + 144]
+
+
+def test_nothing_but_finalize_reads_the_test_data(tmp_path: Path) -> None:
+    class Sealed:
+        def __getattribute__(self, name: str) -> Any:
+            if name != "to":
+                raise AssertionError(f"the test data were read: {name}")
+            return lambda _device: self
+
+        def __len__(self) -> int:
+            raise AssertionError("the test data were counted")
+
+    mlp = MLP("digits", epochs=2, folds=2, data_dir="unused")
+    mlp._data = replace(mlp._data, test=Sealed())
+    mlp(RecordingTrial(GOOD))
+    list(mlp.curves(GOOD))
+    mlp.n_parameters(GOOD)
+    with pytest.raises(AssertionError, match="the test data were"):
+        mlp.finalize(GOOD, seed=1, device="cpu", directory=tmp_path, progress=lambda *_: None)
 
 
 def test_the_documented_techniques_are_those_there_are_and_each_trains(mlp: MLP) -> None:

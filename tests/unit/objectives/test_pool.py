@@ -210,7 +210,7 @@ def test_a_regression_learns_reports_and_keeps_a_model_in_the_target_s_unit(tmp_
         assert rmse < 40
         metrics = mlp.finalize(trial.params, seed=0, device="cpu", directory=tmp_path, progress=lambda *_: None)
         assert metrics["test_rmse"] < 60
-    assert abs(load_model(tmp_path)(torch.zeros(1, 3, dtype=torch.float64)).item() - 1e4) < 100
+    assert abs(load_model(tmp_path).predict(np.zeros((1, 3)))["prediction"][0] - 1e4) < 100
 
 
 @pytest.mark.parametrize(

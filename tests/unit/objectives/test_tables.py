@@ -536,9 +536,8 @@ def test_a_constant_column_counts_as_0_for_ever_and_is_said(
     ]
     mlp = MLP("own.csv", epochs=1, target="y", data_dir=tmp_path)
     mlp.finalize({}, seed=0, device="cpu", directory=tmp_path, progress=lambda *_: None)
-    model = load_model(tmp_path)
-    here, there = (model(torch.tensor([[0.5, other]])) for other in (float(value), 7e7))
-    assert torch.equal(here, there)
+    predicted = load_model(tmp_path).predict({"a": [0.5, 0.5], "c": [float(value), 7e7]})
+    assert predicted.loc[0].equals(predicted.loc[1])
 
 
 @pytest.mark.parametrize("values", [(0.3, 0.1 + 0.2), (0.1, 0.1 + 2e-17), (1e15, 1e15 + 0.125)])
@@ -561,15 +560,15 @@ def test_a_large_offset_keeps_its_digits_in_training_and_in_the_kept_model(tmp_p
     assert np.allclose(rows(data)[:, 0] - offset, sorted(40 * (i % 2) + i % 9 for i in range(ROWS)), atol=1e-4)
     mlp = MLP("own.csv", epochs=30, target="y", data_dir=tmp_path)
     mlp.finalize({"lr": 1e-2}, seed=0, device="cpu", directory=tmp_path, progress=lambda *_: None)
-    raw = torch.tensor([[offset + 4.0], [offset + 44.0]], dtype=torch.float64)
-    assert load_model(tmp_path)(raw).argmax(1).tolist() == [0, 1]
+    predicted = load_model(tmp_path).predict({"t": [offset + 4, offset + 44]})
+    assert predicted["prediction"].tolist() == ["0", "1"]
 
 
 def test_the_kept_model_says_its_columns(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text(table(",a,flag,y", lambda i: f"{i},{NOISE[i]},{i % 3 == 0},{i % 2}"))
     mlp = MLP("own.csv", epochs=1, target="y", data_dir=tmp_path)
     mlp.finalize({}, seed=0, device="cpu", directory=tmp_path, progress=lambda *_: None)
-    assert json.loads((tmp_path / "model.json").read_text())["columns"] == [
+    assert json.loads((tmp_path / "model.json").read_text())["preprocessing"]["columns"] == [
         {"name": "Unnamed: 0", "role": "ignore", "kind": "unread"},
         {"name": "a", "role": "feature", "kind": "number"},
         {"name": "flag", "role": "feature", "kind": "boolean"},
