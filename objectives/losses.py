@@ -51,6 +51,7 @@ class CrossEntropy:
         torch.amax(log_p_GCB, 1, keepdim=True, out=record[1])
         p_GCB = d_GCB.exp_()
         if self._smoothing is None and self._weights is None:
+            # p − 1 at the label alone: no one-hot matrix is made.
             if self._minus_one.shape != y_G1B.shape:
                 self._minus_one = torch.full_like(record[0], -1.0)
             p_GCB.scatter_add_(1, y_G1B, self._minus_one).mul_(1 / n)
@@ -65,6 +66,7 @@ class CrossEntropy:
 
     def measure(self, record_GN: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Loss and accuracy."""
+        # Correct where no class has a larger log p than the label: no argmax over the classes.
         return {
             "loss": -record_GN[0].mean(1),
             "accuracy": (record_GN[0] >= record_GN[1]).to(record_GN[0].dtype).mean(1),

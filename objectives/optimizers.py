@@ -65,6 +65,7 @@ class Optimizer:
             return
         beta1, beta2 = (np.array([[getattr(h, name)] for h in self._settings]) for name in ("beta1", "beta2"))
         decay = np.array([[h.weight_decay] for h in self._settings])
+        # What depends on the step alone, the bias corrections among it, is computed here once.
         columns = {
             "rate": -rates_GS,
             "kept": 1 - rates_GS * decay,

@@ -86,6 +86,7 @@ def resume(storage: PostgresStorage, record: StudyRecord) -> bool:
         StorageError: the study has ended by its budget, which only `extend` changes, or stock Optuna made it.
     """
     now = _steerable_status(storage, record)
+    # Clearing the stop would not help: at the next claim the budget would end the study again.
     if now.ended in EXTENSIONS:
         require_open(now)
     if now.ended is None and not now.paused:
@@ -172,6 +173,7 @@ def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
                 f"see: {command('show', record.name, other.number)}"
             )
     require_open(storage.status(record))
+    # The whole chain, as Optuna has it: a retry of a retry still names the first trial.
     history = [*_history(trial), number]
     # As Optuna's RetryHeartbeatStaleTrialCallback, but without the pruner's attributes: the new trial starts at step 0.
     return add_waiting(

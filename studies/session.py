@@ -96,6 +96,7 @@ class Session:
             until_idle=until_idle,
             environment={name: value for name, value in os.environ.items() if name not in _SECRETS},
             output=output,
+            # A share in the embedded server: it stays while a worker lives, even if this process is killed.
             inherit=[storage.server.fileno()] if storage.server else [],
         )
 
@@ -129,6 +130,7 @@ class Session:
         """
         for spec in self._specs:
             if spec.checkpoints.store != "postgresql":
+                # In a folder of its own: the study has no id before it is made.
                 checkpoint_stores.open_store(spec.checkpoints.store, str(uuid4())).check()
         self.supervisor.wait_until_ready()
         self._specs = [self._directed(spec) for spec in self._specs]
@@ -207,6 +209,7 @@ class Session:
         except StudyNotFound:
             return []
         except StorageUnreachable:
+            # Killed or crashed, the embedded server is started by nobody else: the workers only wait for it.
             if self._storage.server:
                 self._storage.server.start()
             raise

@@ -388,6 +388,7 @@ class Running:
         self._progress = progress
         self._stop = threading.Event()
         self._error: BaseException | None = None
+        # Where one of these fails, the stack ends the processes that were started.
         with ExitStack() as stack:
             stack.enter_context(session)
             session.prepare()
@@ -444,6 +445,7 @@ class Running:
             with self._stack, self._progress or nullcontext():
                 is_stopping = False
                 while self._session.workers:
+                    # Here and not in stop(): only this thread calls the session.
                     if self._stop.is_set() and not is_stopping:
                         is_stopping = True
                         self._session.stop()

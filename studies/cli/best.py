@@ -66,6 +66,7 @@ def best(
         several = len(storage.get_study_directions(record.study_id)) > 1
         if pareto and trial_number is not None:
             raise click.UsageError("--pareto and --trial exclude each other; give one of them")
+        # A shell's eval takes one assignment of each name: env and args have a front only where it is asked for.
         if pareto or (several and trial_number is None and kind not in ("env", "args")):
             front = storage.front(record) or storage.refuse_best(record)
             if kind in ("env", "args"):

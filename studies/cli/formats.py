@@ -47,6 +47,7 @@ def data_as(kind: str, data: Mapping[str, Any]) -> str:
 def _to_yaml(data: Mapping[str, Any], *, allow_unicode: bool) -> str:
     import yaml
 
+    # A subclass: add_representer changes the class, which other users of PyYAML in this process share.
     class Dumper(yaml.SafeDumper):
         pass
 
@@ -154,6 +155,7 @@ def _escaped(text: str, escape: Callable[[str], str]) -> str:
 
 
 def _is_plain(text: str) -> bool:
+    # A pipe in the C locale is ASCII: what it lacks is escaped in the way of the format.
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
     return text.replace("\n", "").isprintable() and (encoding in ("utf-8", "utf8") or text.isascii())
 

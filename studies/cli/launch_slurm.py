@@ -212,6 +212,7 @@ def slurm(
         if _goes_on(storage, record):
             _warn(storage, workers)
             study = RunnableStudy(uid=record.uid, spec=spec, location=storage.location)
+            # In the environment, not the arguments: scontrol and ps show those to everybody.
             _submit(array(study), {**os.environ, "STUDYHALL_STORAGE": str(common.storage_url)}, workers)
 
 

@@ -97,6 +97,7 @@ def trials(
         reader = StudyReader(storage, record)
         objectives = storage.objective_names(record)
         is_chosen = columns is not None
+        # Naming the columns takes statements over all trials: only where columns are named.
         known = columns_of(reader, objectives) if kind == "csv" or is_chosen or order is not None else []
         headings = {"#": "number", "time": "seconds"} | ({objectives[0]: "value"} if len(objectives) == 1 else {})
         chosen = None

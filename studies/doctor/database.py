@@ -129,6 +129,7 @@ def connections(used: int, slots: int, *, is_embedded: bool) -> Finding:
     what = f"{used} of {slots} in use; a worker takes up to two"
     if used <= MAX_CONNECTIONS_IN_USE * slots:
         return Finding(level="ok", about="connections", what=what)
+    # A changed max_connections takes effect at the next start of the server alone.
     restart = "studyhall db stop" if is_embedded else "pg_ctl restart"
     return Finding(
         level="warning",
@@ -158,6 +159,7 @@ def _tables(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
             yield failed(roles.no_tables(database))
         return
     (optuna,) = database.rows("optuna_version") or [{"optuna": None, "version": None}]
+    # Before the versions: an upgrade by Optuna's command alone would leave local times, now taken for UTC.
     if schema.is_optuna_4(optuna["optuna"]):
         yield Finding(
             level="error",

@@ -113,6 +113,7 @@ def gpus(visible: str | None) -> Finding:
     if not found:
         return Finding(level="ok", about="GPUs", what=f"none here: {on_cores}")
     shown = f"{len(named or found)} of {len(found)}: {', '.join(sorted(set(found)))}"
+    # The version of the wheel names its build; to ask PyTorch itself would take seconds.
     torch = _torch_version()
     if torch.endswith("+cpu"):
         what = f"{shown}; PyTorch {torch} is built without CUDA and cannot use them"
@@ -139,6 +140,7 @@ def _nvidia_smi() -> list[str] | str:
 
 
 def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding]:
+    # By the id in the folder's name: a study of the same name in another database has other results.
     by_uid = {study.uid: study for study in studies}
     for folder in sorted(directory.glob("*")):
         waiting, refused = list(folder.glob("*.json")), list(folder.glob("*.refused"))
@@ -191,6 +193,7 @@ def disks(directories: Mapping[str, Path]) -> Iterator[Finding]:
     """Whether the file systems of these directories have free space; one finding for each file system."""
     seen: dict[int, tuple[Path, list[str]]] = {}
     for name, path in directories.items():
+        # A folder that is not made yet will be on the file system of its nearest parent.
         existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
         seen.setdefault(existing.stat().st_dev, (existing, []))[1].append(name)
     for path, names in seen.values():

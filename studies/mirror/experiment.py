@@ -91,6 +91,7 @@ class Experiment:
             found.setdefault(run.data.tags.get(TRIAL_TAG, ""), []).append(run)
         kept: dict[str, Known] = {}
         for trial, runs in found.items():
+            # A finished run wins, as it holds everything; else the lowest id. All mirrors choose alike.
             first, *twins = sorted(runs, key=lambda run: (run.info.status not in OVER, run.info.run_id))
             for twin in twins:
                 self.delete(twin.info.run_id)
@@ -109,6 +110,7 @@ class Experiment:
 
     def _known(self, run: Run) -> Known:
         metrics: set[tuple[str, int]] = set()
+        # A finished run is never written to: its history, a request per metric, is not needed.
         if run.info.status not in OVER:
             for key in run.data.metrics:
                 metrics |= {(key, m.step) for m in self._client.get_metric_history(run.info.run_id, key)}
@@ -151,6 +153,7 @@ class Experiment:
 
     def write(self, known: Known, contents: Contents) -> None:
         """Write the missing contents of a run. The status comes last: a run that is finished is complete."""
+        # A text is written before the value that refers to it, and only where no value does: once.
         there = {digest_in(value) for value in (*known.tags.values(), *known.params.values())}
         for sha256, text in contents.texts.items():
             if sha256 not in there:
@@ -158,6 +161,7 @@ class Experiment:
         for batch in batches(contents, known):
             self._client.log_batch(known.run_id, batch.metrics, batch.params, batch.tags)
             self._beat()
+            # After each batch: where a later one fails, the next attempt sends only the rest.
             known.metrics |= {(metric.key, metric.step) for metric in batch.metrics}
             known.params |= {param.key: param.value for param in batch.params}
             known.tags |= {tag.key: tag.value for tag in batch.tags}

@@ -159,6 +159,7 @@ class Mirror:
         self._events.send("connected")
         self._said, self._pause = "", MIN_PAUSE
         with closing(PostgresStorage(location, create=False, patience=0.0)) as storage:
+            # After an error nobody knows what was written: each study asks MLflow anew.
             self._mirrors.clear()
             self._due.clear()
             while True:

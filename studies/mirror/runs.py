@@ -330,6 +330,7 @@ def _metrics(legal: Legal, names: Sequence[str], trial: FrozenTrial, points: Seq
     for point in points:
         yield Metric(legal.key(point.name, reserved=ours), point.value, times.get(point.step, began), point.step)
     for step, value in trial.intermediate_values.items():
+        # A metric of the objective's name may differ from what was reported: then both are written, under two names.
         given = named.get((step, names[0]))
         if given is None or not _same(given, value):
             key = legal.key(names[0], reserved=ours) if given is None else legal.key(reported)

@@ -82,6 +82,7 @@ class _Address(threading.Thread):
     ) -> None:
         super().__init__(name=f"notify {mask_url(url)}", daemon=True)
         self._url = url
+        # A hash names the address in the table of notices, which viewers read: the URL may hold a token.
         self._id = hashlib.sha256(url.encode()).hexdigest()[:32]
         self._warn = warn
         self._studies = [StudyEvents(storage, record, self._id) for record in records]

@@ -68,6 +68,7 @@ def panels(data: StudyData) -> Panels:
     """The metrics that the trials reported, and first of all the value itself, unless it is one of them."""
     found = _lines(data)
     rows = in_rows(list(found))
+    # The last rows hold the metrics without a pair of training and validation.
     while sum(map(len, rows)) > MOST_PANELS:
         rows.pop()
     shown = {name for row in rows for name in row}
@@ -157,6 +158,7 @@ def _panel(
     for trial in data.trials:
         if trial.number in found[name] and trial.number != best:
             groups.setdefault(_GROUPS[trial.state], []).append(found[name][trial.number])
+    # The better lines are drawn later, over the worse ones.
     groups.get("complete", []).sort(key=lambda line: order.get(line.number, -math.inf))
     train = found.get(f"train_{name.removeprefix('val_')}", {}) if name.startswith("val_") else {}
     return Panel(

@@ -143,6 +143,7 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
         subset=subset,
         in_short=() if subset is None else outlines,
     )
+    # Last: which curves are shown, and with how many points, depends on the rest.
     shown = of_kind(data, "curves")
     return replace(data, curves=reader.curves(shown, points_of_line(len(shown))))
 

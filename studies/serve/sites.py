@@ -52,6 +52,7 @@ def listen(host: str, port: int | None, usual: int, option: str) -> socket.socke
     """
     for candidate in [port] if port is not None else range(usual, usual + TRIES):
         try:
+            # Resolved before: the family decides between IPv4 and IPv6, which create_server does not guess.
             family, _, _, _, address = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
             return socket.create_server((address[0], candidate), family=family, backlog=128)
         except socket.gaierror:
@@ -126,6 +127,7 @@ class Site(Restarted):
         """The address for a browser."""
         host, port = self._listener.getsockname()[:2]
         if ipaddress.ip_address(host).is_unspecified:
+            # 0.0.0.0 is an address to listen at; a browser needs a name.
             host = socket.gethostname()
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -158,6 +160,7 @@ class Site(Restarted):
         connection = http.client.HTTPConnection(host, port, timeout=1.0)
         try:
             connection.request("GET", "/")
+            # 401 is an answer, too: a viewer without a token is turned away by a site that works.
             return connection.getresponse().status < 500
         except OSError:
             return False

@@ -25,6 +25,7 @@ def categorical(choices: Sequence[Any]) -> CategoricalDistribution:
     """Optuna's distribution without its warning about lists and dicts as choices: our storage supports them."""
     from optuna.distributions import CategoricalDistribution
 
+    # Optuna warns in the constructor alone.
     distribution = CategoricalDistribution([None] * len(choices))
     distribution.choices = tuple(choices)
     return distribution
@@ -105,6 +106,7 @@ class FloatParameter(_Range):
 
     def grid(self) -> Iterator[Choice]:
         """All values, if finitely many: rounded to decimals like Optuna's, and never above ``high``."""
+        # By decimals: 0.1 + 2 · 0.1 as floats is 0.30000000000000004, another value than 0.3.
         low, step = Decimal(str(self.low)), Decimal(str(self.step or 0))
         return (min(self.high, float(low + i * step)) for i in range(self.size() or 0))
 
@@ -237,6 +239,7 @@ def observed_space(distributions: Iterable[tuple[str, BaseDistribution]]) -> dic
         low, high = min(each.low for each in seen), max(each.high for each in seen)
         steps = {each.step for each in seen}
         is_int = isinstance(seen[0], IntDistribution)
+        # With different steps any value may have occurred: no step for real numbers, 1 for integers.
         step = steps.pop() if len(steps) == 1 else (1 if is_int else None)
         kind = IntParameter if is_int else FloatParameter
         space[name] = kind.model_construct(type="int" if is_int else "float", low=low, high=high, step=step)

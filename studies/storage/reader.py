@@ -98,6 +98,7 @@ class StudyReader:
         """The metrics of ``trials`` by step and name: ``{number: points}``, at most ``most`` points of each line."""
         of = {trial._trial_id: trial.number for trial in trials}
         points: dict[int, list[Point]] = {number: [] for number in of.values()}
+        # Fewer trials than in a page: each may have thousands of points.
         for ids in _parts(list(of), PAGE // 8):
             for row in self._database.rows("thinned_curves", trial_ids=ids, most=most):
                 points[of[row.pop("trial_id")]].append(Point(**row))

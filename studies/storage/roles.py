@@ -50,6 +50,7 @@ def reader(storage: PostgresStorage) -> StorageURL:
         options = dict(storage.location.options)
         options["options"] = f"{options.get('options', '')} -c default_transaction_read_only=on".strip()
         return dataclasses.replace(storage.location, options=tuple(sorted(options.items())))
+    # Two commands may serve at once, and CREATE ROLE has no IF NOT EXISTS.
     storage.database.execute(
         f"do $$ begin create role {READER} login; exception when duplicate_object then null; end $$"
     )
@@ -90,6 +91,7 @@ def grant(database: Database, kind: str, role: str) -> None:
             f"create another user (createuser NAME), then: studyhall db grant {kind} NAME"
         )
     tables = sorted({(row["schema"], row["table"]) for row in database.rows("rights")})
+    # One transaction: a worker whose rights are set anew never lacks them in between.
     with _cursor(database.url) as cursor:
         name = sql.Identifier(role)
         schemas = sql.SQL(", ").join(sql.Identifier(schema) for schema in sorted({schema for schema, _ in tables}))
@@ -179,6 +181,7 @@ def denied(database: Database) -> StorageError:
             f"user {name!r} owns the tables of {_place(database)} and has lost rights to them; take them back with:",
             fix="studyhall db upgrade",
         )
+    # Tables of a later migration: the user was granted its rights before they were made.
     if lost(database).get(name):
         return NotPermitted(
             f"user {name!r} lacks a part of a {kind}'s rights in {_place(database)}: let the owner {owner!r} run:",

@@ -70,6 +70,7 @@ class Checkpoints:
             raise
         except (CheckpointError, StorageError) as error:
             log.warning("trial %d: no checkpoint at step %d: %s", self._claim.number, step, error)
+        # After a failure as well: a store that is full or unreachable is tried once per interval, not at each step.
         self._saved_at = time.monotonic()
 
     def restore(self) -> Checkpoint | None:

@@ -179,6 +179,7 @@ class Supervisor:
     def stop(self) -> None:
         """Ask the workers to requeue their trials at the next step, and to exit."""
         self._stopping = True
+        # No successor may start after this: nobody would stop it.
         self._restarts.clear()
         for process in self._processes:
             process.signal(signal.SIGTERM)
@@ -212,6 +213,7 @@ class Supervisor:
             until_idle=self._until_idle,
             slots=self._wanted_slots,
         )
+        # The device last: a worker must see its own GPU alone, whatever CUDA_VISIBLE_DEVICES said here.
         environment = {**DEFAULTS, **self._environment, **device.environment}
         return _Process(slot, setup, environment, self._output, self._inherit)
 
