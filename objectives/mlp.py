@@ -64,6 +64,8 @@ class MLP:
         folds: above 1, each trial is trained once per fold of training and validation data; its value is the mean.
         seeds: likewise, with so many seeds.
         fixed: hyperparameters of all trials, which the study does not sample.
+        split: of a table, ``{ by = "COLUMN" }`` keeps groups whole, ``{ on = "COLUMN" }`` the order of time.
+        scaling: of numbers, ``standard`` or, for heavy tails, ``quantile``.
         data_dir: where this machine keeps data sets; a worker gives it.
 
     Raises:
@@ -87,6 +89,8 @@ class MLP:
         folds: int = 1,
         seeds: int = 1,
         fixed: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | None = None,
+        scaling: str = "standard",
         *,
         data_dir: str | Path,
     ) -> None:
@@ -115,6 +119,8 @@ class MLP:
             split_seed=split_seed,
             validation=validation,
             task=task,
+            split=split,
+            scaling=scaling,
         )
         self._metric, *self._others = _checked_metrics(metric, self._data.task)
         self._task = Task(n_features=self._data.n_features, classes=self._data.classes, unit=self._data.target_std)
@@ -150,11 +156,9 @@ class MLP:
         self.hyperparameters(params)
 
     def _check_folds(self) -> None:
-        y_N = torch.cat([self._data.train.y_N, self._data.validation.y_N])
-        most = int(y_N.bincount().min()) if self._data.classes else len(y_N) // 2
+        most, why = self._data.most_folds()
         if self._folds > most:
-            what = "the rarest class has so many examples" if self._data.classes else "a fold needs two examples"
-            raise ValueError(f"folds = {self._folds}; at most {most} are possible: {what}")
+            raise ValueError(f"folds = {self._folds}; at most {most} are possible: {why}")
 
     def __call__(self, trial: Any) -> float | list[float]:
         """Train with the trial's parameters; returns its value, or one for each of several metrics.
@@ -409,11 +413,7 @@ class MLP:
 
     @cached_property
     def _fold_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        from sklearn.model_selection import KFold, StratifiedKFold  # takes 1.5 s of CPU
-
-        kind = StratifiedKFold if self._data.classes else KFold
-        y_N = torch.cat([self._data.train.y_N, self._data.validation.y_N]).numpy()
-        return list(kind(self._folds, shuffle=True, random_state=self._split_seed).split(y_N, y_N))
+        return self._data.folds(self._folds, self._split_seed)
 
     def _both_on(self, device: str) -> Part:
         """Training and validation data in one part."""

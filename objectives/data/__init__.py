@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ import torch
 from objectives.data.endings import COMPRESSIONS, SUFFIXES, is_table
 from objectives.data.named import NAMES, REFUSED
 from objectives.data.npz import read_npz
-from objectives.data.parts import VALIDATION_SHARE, Dataset, Part, split
+from objectives.data.parts import VALIDATION_SHARE, Dataset, Part, divided
 from objectives.data.prepared import key_of, prepared
-from objectives.data.preprocessing import Preprocessing
+from objectives.data.preprocessing import SCALINGS, Preprocessing
 from objectives.data.raw import Raw, Role
+from objectives.data.splits import Split
 
 __all__ = [
     "ROLES",
+    "SCALINGS",
     "TASKS",
     "VALIDATION_SHARE",
     "DataError",
@@ -34,6 +37,7 @@ __all__ = [
     "Part",
     "Preprocessing",
     "Role",
+    "Split",
     "fingerprint",
     "load",
 ]
@@ -56,6 +60,8 @@ def load(
     split_seed: int = 0,
     validation: float = VALIDATION_SHARE,
     task: str | None = None,
+    split: Mapping[str, Any] | None = None,
+    scaling: str = "standard",
 ) -> Dataset:
     """Read, split and standardise a data set; or map what a process of this machine has prepared so.
 
@@ -68,6 +74,8 @@ def load(
         split_seed: of the split; not of the training.
         validation: the share of the data, without the test data, that is for validation.
         task: one of :data:`TASKS`; ``None`` to ask where the target looks like numbers.
+        split: of a table, what keeps rows together or in order, see :class:`objectives.data.splits.Split`.
+        scaling: one of :data:`SCALINGS`, of the numbers.
 
     Raises:
         DataError: the data is missing, malformed, too small to be split, or of doubtful meaning.
@@ -76,13 +84,13 @@ def load(
     arguments = {name: value for name, value in locals().items() if name != "data_dir"}
 
     def make() -> Dataset:
-        raw = _read(dataset, data_dir, target, columns or {})
+        raw = _read(dataset, data_dir, target, columns or {}, Split.of(split))
         labels = raw.labels.judged(f"target {target!r}" if target else "y", task)
         test_labels = raw.test_labels.like(labels) if raw.test_labels else None
-        return split(replace(raw, labels=labels, test_labels=test_labels), split_seed, validation)
+        return divided(replace(raw, labels=labels, test_labels=test_labels), split_seed, validation, scaling)
 
     try:
-        _check(dataset, target, columns)
+        _check(dataset, target, columns, Split.of(split), scaling)
         return prepared(data_dir / "prepared", lambda: key_of(arguments, _files(dataset, data_dir)), make)
     except DataError:
         raise
@@ -91,7 +99,11 @@ def load(
         raise DataError(f"data set {dataset!r}: {error}") from None
 
 
-def _check(dataset: str, target: str | None, columns: Mapping[str, Role] | None) -> None:
+def _check(
+    dataset: str, target: str | None, columns: Mapping[str, Role] | None, split: Split | None, scaling: str
+) -> None:
+    if scaling not in SCALINGS:
+        raise ValueError(f"scaling = {scaling!r}; it must be one of {', '.join(SCALINGS)}")
     if is_table(dataset):
         return
     if dataset in REFUSED:
@@ -103,7 +115,7 @@ def _check(dataset: str, target: str | None, columns: Mapping[str, Role] | None)
             f"dataset = {dataset!r} is unknown; {hint}known: {', '.join(NAMES)}, or a path to a file that ends in "
             f".npz, {', '.join(SUFFIXES)} (as text also {', '.join(filter(None, COMPRESSIONS))})"
         )
-    for argument, value in (("target", target), ("columns", columns)):
+    for argument, value in (("target", target), ("columns", columns), ("split", split)):
         if value:
             raise DataError(f"{argument} = {value!r} is about a table, and {dataset!r} is none; leave it out")
 
@@ -119,7 +131,7 @@ def _files(dataset: str, data_dir: Path) -> list[Path]:
     return [_find(dataset, data_dir)]
 
 
-def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str, Role]) -> Raw:
+def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str, Role], split: Split | None) -> Raw:
     if dataset in NAMES:
         return NAMES[dataset].read(data_dir)
     file = _find(dataset, data_dir)
@@ -127,7 +139,7 @@ def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str
         return read_npz(file)
     from objectives.data.table import read_table  # pyarrow is needed for nothing else
 
-    return read_table(file, target, columns)
+    return read_table(file, target, columns, split)
 
 
 def fingerprint(dataset: str, data_dir: Path, data: Dataset) -> str:

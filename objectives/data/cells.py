@@ -133,7 +133,7 @@ class ColumnReader:
         if not self.is_text and not _is_string(cells.type) and cells.null_count < len(cells):
             self.kinds.add("boolean" if pa.types.is_boolean(cells.type) else "number")
         encoded = cells.dictionary_encode()
-        own = [self._codes.setdefault(_level(text), len(self._codes)) for text in encoded.dictionary.to_pylist()]
+        own = [self._codes.setdefault(level(text), len(self._codes)) for text in encoded.dictionary.to_pylist()]
         index = encoded.indices
         if index.null_count:
             own.append(self._codes.setdefault("", len(self._codes)))
@@ -223,7 +223,7 @@ def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _level(cell: object) -> str:
+def level(cell: object) -> str:
     """As text that is the same from every kind of file; empty where it stands for a missing cell."""
     text = plain(str(cell).strip())
     return "" if text.lower() in _MISSING else text

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from objectives.data.preprocessing import Preprocessing
 from objectives.data.raw import Column, Raw, few
+from objectives.data.splits import folds_of, most_folds, rows_of
 
 log = logging.getLogger(__name__)
 
 VALIDATION_SHARE = 0.1
-TEST_FRACTION = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,23 @@ class Dataset:
     """Of a regression's target in the training rows, in its unit: what was subtracted."""
     target_std: float = 1.0
     """Likewise: what it was divided by."""
+    rank_N: Tensor | None = None
+    """int64, of the training rows and then the validation rows: the group of each, or the place of its time."""
+    is_ordered: bool = False
+    """Whether they are times."""
+
+    def most_folds(self) -> tuple[int, str]:
+        """(how many folds the training and validation rows allow, why no more)."""
+        return most_folds(*self._joined, is_class=bool(self.classes), is_ordered=self.is_ordered)
+
+    def folds(self, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(training, validation) rows of each fold, of the training rows and then the validation rows."""
+        return folds_of(*self._joined, count, is_class=bool(self.classes), is_ordered=self.is_ordered, seed=seed)
+
+    @property
+    def _joined(self) -> tuple[np.ndarray, np.ndarray | None]:
+        y_N = torch.cat([self.train.y_N, self.validation.y_N]).numpy()
+        return y_N, None if self.rank_N is None else self.rank_N.numpy()
 
     @property
     def task(self) -> str:
@@ -141,54 +158,46 @@ class Dataset:
         )
 
 
-def split(raw: Raw, seed: int, validation: float) -> Dataset:
+def divided(raw: Raw, seed: int, validation: float, scaling: str) -> Dataset:
     """Split and standardise; takes the rows out of ``raw``.
 
     The training rows alone decide what is subtracted and divided by.
     """
     y_N = raw.labels.y_N
-    rows = _rows(raw, seed, validation)
+    rows = rows_of(
+        y_N,
+        raw.keys,
+        is_class=bool(raw.labels.names),
+        has_test=raw.test_blocks is not None,
+        seed=seed,
+        validation=validation,
+    )
+    if raw.columns:  # parts that are filled from front to back take memory only as the blocks give theirs up
+        rows = {name: np.sort(row_N) for name, row_N in rows.items()}
     mean, std = (0.0, 1.0) if raw.labels.names else (float(y_N[rows["train"]].mean()), float(y_N[rows["train"]].std()))
     is_train_N = np.zeros(len(y_N), dtype=bool)
     is_train_N[rows["train"]] = True
-    preprocessing = Preprocessing.fit(raw, is_train_N)
+    preprocessing = Preprocessing.fit(raw, is_train_N, scaling)
     _say_constant(preprocessing)
     parts = _fill(raw.blocks, _scaled(y_N, mean, std), rows, preprocessing, raw.levels)
     if raw.test_blocks is not None and raw.test_labels is not None:
         y_test_N = _scaled(raw.test_labels.y_N, mean, std)
         parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, preprocessing, raw.levels)
+    joined_N = np.concatenate([rows["train"], rows["validation"]])
     return Dataset(
         **parts,
         classes=raw.labels.names,
         preprocessing=preprocessing,
         target_mean=mean,
         target_std=std,
+        rank_N=None if raw.keys is None else torch.from_numpy(raw.keys.rank_N[joined_N]),
+        is_ordered=raw.keys is not None and raw.keys.split.on is not None,
     )
 
 
 def _scaled(y_N: np.ndarray, mean: float, std: float) -> np.ndarray:
     """Classes as they are; numbers standardised."""
     return y_N if y_N.dtype.kind == "i" else ((y_N - mean) / (std or 1)).astype(np.float32)
-
-
-def _rows(raw: Raw, seed: int, validation: float) -> dict[str, np.ndarray]:
-    """The rows of each part that ``raw.blocks`` have; stratified by class."""
-    from sklearn.model_selection import train_test_split  # takes 1.5 s of CPU, once per machine
-
-    y_N = raw.labels.y_N
-    rows = {"train": np.arange(len(y_N))}
-    cuts = {"validation": validation}
-    if raw.test_blocks is None:
-        cuts = {"test": TEST_FRACTION, **cuts}
-    for name, fraction in cuts.items():
-        rows["train"], rows[name] = train_test_split(
-            rows["train"],
-            test_size=fraction,
-            stratify=y_N[rows["train"]] if raw.labels.names else None,
-            random_state=seed,
-        )
-    # Parts that are filled from front to back take memory only as the blocks give theirs up.
-    return {name: np.sort(row_N) for name, row_N in rows.items()} if raw.columns else rows
 
 
 def _fill(
@@ -222,8 +231,12 @@ def _fill(
 
 
 def _say_constant(preprocessing: Preprocessing) -> None:
-    scaling, names = preprocessing.scaling, preprocessing.names
-    constant = np.flatnonzero(np.isinf(scaling.std_F))
-    if len(constant):
-        shown = few(f"{names[i]} (always {scaling.mean_F[i]:g})" for i in constant)
+    constant = [
+        f"{name} (always {fill:g})"
+        for name, fill, std in zip(preprocessing.numbers, preprocessing.fill, preprocessing.std, strict=False)
+        if np.isinf(std)
+    ]
+    constant += [category.name for category in preprocessing.categories if not category.feature_names]
+    if constant:
+        shown = few(constant)
         log.warning("constant in the training rows, so they count as 0 for ever: %s", shown)

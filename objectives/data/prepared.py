@@ -28,7 +28,7 @@ from typing import TypedDict
 import torch
 
 from objectives.data.parts import Dataset, Part
-from objectives.data.preprocessing import Category, Preprocessing
+from objectives.data.preprocessing import Category, NormalScore, Preprocessing
 from objectives.data.raw import Column, one_line
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ UNUSED_SECONDS, MOST_BYTES = 30 * 24 * 3600.0, 20 * 2**30
 #: The file in which processes take turns.
 _TURNS = ".lock"
 #: What a file may hold beside tensors and plain values; nothing else in it is built, and none of it is run.
-CLASSES = (Dataset, Part, Preprocessing, Category, Column)
+CLASSES = (Dataset, Part, Preprocessing, Category, NormalScore, Column)
 
 
 def prepared(folder: Path, key: Callable[[], str], make: Callable[[], Dataset]) -> Dataset:

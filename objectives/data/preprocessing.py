@@ -1,7 +1,9 @@
 """From rows as a user has them to the features of a network; fitted on training rows alone, stored as JSON.
 
-- A number is filled with the training median where it is missing, and scaled. Where enough training cells were missing,
-  an indicator tells filled cells from others: that a value is missing says something, too (arXiv 2211.09259).
+- A number is filled with the training median where it is missing, and standardised: as it is, or its normal score,
+  which heavy tails do not stretch (``quantile``; Beasley, Erickson and Allison, Behavior Genetics 2009). Where enough
+  training cells were missing, an indicator tells filled cells from others: that a value is missing says something, too
+  (arXiv 2211.09259).
 - A category is an indicator for each of its levels, 0 or 1. The first layer makes a learnt embedding of them, as wide
   as itself: a row of weights for each level (Guo and Berkhahn, arXiv 1604.06737). A table of narrower rows would be one
   more thing for optimizers, stacks and exports. Rare levels share one indicator: a row that four examples have trained
@@ -19,6 +21,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +37,10 @@ if TYPE_CHECKING:  # pyarrow is for raw rows alone: a worker whose data are prep
 CHUNK_CELLS = 2**21
 #: Training rows that a level, or missing cells of a number, need for an indicator of their own.
 MIN_ROWS = 5
+#: How numbers may be scaled.
+SCALINGS = ("standard", "quantile")
+#: Points between which a normal score is a line.
+LANDMARKS = 256
 #: The most frequent levels that have one; the others count as rare.
 MAX_LEVELS = 255
 
@@ -76,6 +83,29 @@ class Category:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormalScore:
+    """What a number's rank among the training rows would be worth in a normal distribution; flat beyond them."""
+
+    name: str
+    values: tuple[float, ...]
+    """Training values, ascending."""
+    scores: tuple[float, ...]
+    """Theirs: Φ⁻¹ of the share of training cells below, half of the equal ones included."""
+
+    @classmethod
+    def fit(cls, name: str, there_N: np.ndarray) -> NormalScore:
+        """Of the training cells that are there."""
+        values, counts = np.unique(there_N, return_counts=True)
+        shares = (np.cumsum(counts) - counts / 2) / len(there_N)
+        places = np.unique(np.linspace(0, len(values) - 1, LANDMARKS).round().astype(int))
+        return cls(
+            name=name,
+            values=tuple(values[places].tolist()),
+            scores=tuple(NormalDist().inv_cdf(share) for share in shares[places].tolist()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """The exact transformation of raw rows: plain values, equal where the transformations are."""
 
@@ -89,42 +119,58 @@ class Preprocessing:
     """Likewise, what is divided by; infinite for a constant, which thereby counts as 0 whatever comes later."""
     precision: str
     """``float64``, or ``float32`` where the data are bytes: the type that this is computed in."""
+    normal_scores: tuple[NormalScore, ...] = ()
+    """Of the numbers that are turned into them before they are standardised."""
     indicators: tuple[str, ...] = ()
     """Numbers with an indicator of missing cells."""
     categories: tuple[Category, ...] = ()
 
     @classmethod
-    def fit(cls, raw: Raw, is_train_N: np.ndarray) -> Preprocessing:
+    def fit(cls, raw: Raw, is_train_N: np.ndarray, scaling: str = "standard") -> Preprocessing:
         """Learn from the training rows, and look at no other.
 
         Args:
             raw: all rows; kept as they are.
             is_train_N: which of them are for training.
+            scaling: one of :data:`SCALINGS`.
         """
         blocks = list(raw.blocks)
         masks = np.split(is_train_N, np.cumsum([len(block) for block in blocks])[:-1])
         names = _names(raw.columns) or tuple(map(str, range(raw.n_columns)))
         numbers = [name for name in names if name not in raw.levels]
+        kinds = {column.name: column.kind for column in raw.columns}
         number_M = [names.index(name) for name in numbers]
-        are_bytes = blocks[0].dtype == np.uint8  # of which none is missing, and sorting them would take long
-        fill_M, missing_M = (np.zeros(1), np.zeros(1)) if are_bytes else _medians(blocks, masks, number_M)
+        are_bytes = blocks[0].dtype == np.uint8
+        fill_M, missing_M, scores = np.zeros(len(numbers)), np.zeros(len(numbers), dtype=int), []
+        if are_bytes and scaling != "standard":
+            raise ValueError(f"scaling = {scaling!r} is for numbers with a tail, and the data are bytes; leave it out")
+        # Of bytes none is missing, and sorting them would take long.
+        for j, column_N in enumerate(() if are_bytes else _columns(blocks, masks, number_M)):
+            there_N = column_N[~np.isnan(column_N)]
+            missing_M[j] = len(column_N) - len(there_N)
+            if len(there_N):
+                fill_M[j] = np.median(there_N)
+                if scaling == "quantile" and kinds.get(numbers[j]) != "boolean":
+                    scores.append(NormalScore.fit(numbers[j], there_N))
 
         def training_rows() -> Iterator[np.ndarray]:
             for block, mask in zip(blocks, masks, strict=True):
                 if mask.any():
                     rows = np.ascontiguousarray(block[mask][:, number_M]) if raw.levels else block[mask]
-                    yield _filled(rows.astype(np.float64), fill_M)
+                    yield _scored(_filled(rows.astype(np.float64), fill_M), numbers, scores)
 
         # Bytes are exact in float32, and an epoch is not waited for: MNIST takes half the time of float64.
-        scaling = fit(training_rows, is_image=raw.is_image, precision=np.float32 if are_bytes else np.float64)
-        fill_M = np.broadcast_to(scaling.mean_F, len(numbers)) if are_bytes else fill_M
+        found = fit(training_rows, is_image=raw.is_image, precision=np.float32 if are_bytes else np.float64)
+        if are_bytes:
+            fill_M = np.broadcast_to(found.mean_F, len(numbers))
         return cls(
             columns=raw.columns,
             fill=tuple(fill_M.tolist()),
-            mean=tuple(scaling.mean_F.tolist()),
-            std=tuple(scaling.std_F.tolist()),
-            precision=scaling.mean_F.dtype.name,
-            indicators=tuple(name for name, n in zip(numbers, missing_M, strict=False) if n >= MIN_ROWS),
+            mean=tuple(found.mean_F.tolist()),
+            std=tuple(found.std_F.tolist()),
+            precision=found.mean_F.dtype.name,
+            normal_scores=tuple(scores),
+            indicators=tuple(name for name, n in zip(numbers, missing_M, strict=True) if n >= MIN_ROWS),
             categories=tuple(
                 _category(
                     name,
@@ -195,7 +241,8 @@ class Preprocessing:
         number_NM = block_NK
         if self.categories:
             number_NM = block_NK[:, [names.index(name) for name in self.numbers]]
-        scaled_NM = self.scaling.apply(_filled(number_NM, np.array(self.fill)))
+        filled_NM = _filled(number_NM, np.array(self.fill))
+        scaled_NM = self.scaling.apply(_scored(filled_NM, self.numbers, self.normal_scores))
         if not self.indicators and not self.categories:
             return scaled_NM
         missing = np.isnan(block_NK[:, [names.index(name) for name in self.indicators]]).astype(np.float32)
@@ -280,6 +327,10 @@ class Preprocessing:
                 mean=tuple(data["mean"]),
                 std=tuple(np.inf if std is None else std for std in data["std"]),
                 precision=np.dtype(data["precision"]).name,
+                normal_scores=tuple(
+                    NormalScore(name=each["name"], values=tuple(each["values"]), scores=tuple(each["scores"]))
+                    for each in data["normal_scores"]
+                ),
                 indicators=tuple(data["indicators"]),
                 categories=tuple(
                     Category(**{**category, "levels": tuple(category["levels"])}) for category in data["categories"]
@@ -299,24 +350,26 @@ def _filled(number_NM: np.ndarray, fill_M: np.ndarray) -> np.ndarray:
     return np.where(is_missing, fill_M, number_NM) if is_missing.any() else number_NM
 
 
-def _medians(
-    blocks: Sequence[np.ndarray], masks: Sequence[np.ndarray], number_M: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(median, count of missing cells) of each number's training cells; the median is 0 where no cell is there."""
-    n_rows = sum(map(len, blocks))
-    at_a_time = max(1, CHUNK_CELLS // n_rows)
-    medians, missing = np.zeros(len(number_M)), np.zeros(len(number_M), dtype=int)
+def _scored(number_NM: np.ndarray, names: Sequence[str], scores: Sequence[NormalScore]) -> np.ndarray:
+    """The same array where there are no normal scores."""
+    if not scores:
+        return number_NM
+    scored_NM = number_NM.astype(np.float64)
+    for score in scores:
+        j = names.index(score.name)
+        scored_NM[:, j] = np.interp(scored_NM[:, j], score.values, score.scores)
+    return scored_NM
+
+
+def _columns(
+    blocks: Sequence[np.ndarray], masks: Sequence[np.ndarray], number_M: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """The training cells of each number, float64."""
+    at_a_time = max(1, CHUNK_CELLS // sum(map(len, blocks)))
     for start in range(0, len(number_M), at_a_time):
-        some = number_M[start : start + at_a_time]
-        chunk = np.concatenate(
-            [block[np.flatnonzero(mask)[:, None], some] for block, mask in zip(blocks, masks, strict=True)]
-        )
-        for j, column in enumerate(chunk.T.astype(np.float64), start):
-            there = column[~np.isnan(column)]
-            missing[j] = len(column) - len(there)
-            if len(there):
-                medians[j] = np.median(there)
-    return medians, missing
+        some = list(number_M[start : start + at_a_time])
+        cells = [block[np.flatnonzero(mask)[:, None], some] for block, mask in zip(blocks, masks, strict=True)]
+        yield from np.concatenate(cells).T.astype(np.float64)
 
 
 def _category(name: str, levels: Sequence[str], code_N: np.ndarray) -> Category:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from objectives.data.labels import Labels
+from objectives.data.splits import Keys
 
 Role = Literal["feature", "category", "target", "ignore"]
 Kind = Literal["number", "boolean", "category", "text", "unread"]
@@ -54,6 +55,8 @@ class Raw:
     """Of a table, in its order; an array has none."""
     levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Of each category, whose cells are numbers from 0: what they stand for. Empty text is a missing cell."""
+    keys: Keys | None = None
+    """What a table is divided by; ``None`` where rows are drawn one by one."""
     is_image: bool = False
     """All features are of one kind and share one mean and standard deviation."""
 

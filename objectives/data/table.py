@@ -29,6 +29,7 @@ from objectives.data.endings import endings
 from objectives.data.labels import Labels, is_number
 from objectives.data.questions import check, keep, kept_features
 from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few, one_line
+from objectives.data.splits import Split, read_keys
 
 log = logging.getLogger(__name__)
 
@@ -96,18 +97,21 @@ def as_table(rows: Rows) -> Table:
     return ArrowTable(pa.table(columns))
 
 
-def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw:
+def read_table(file: Path, target: str | None, roles: Mapping[str, Role], split: Split | None = None) -> Raw:
     """Read a table.
 
     Args:
         file: ends in one of :data:`objectives.data.endings.SUFFIXES`, with the ending of a compression or not.
         target: the column with the labels.
         roles: of other columns; a column that is not in it is a feature if it can be one.
+        split: its column is a feature only if it has that role.
     """
     table = open_table(file, target or "")
     names = named(table.names)
-    _check_declared(names, target, roles)
+    _check_declared(names, target, roles, split)
     assert target is not None  # checked
+    if split is not None:
+        roles = {split.column: "ignore", **roles}
     features = [i for i, name in enumerate(names) if _is_read(table.names[i], name, target, roles)]
     readers = [
         ColumnReader(
@@ -117,7 +121,8 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw
     ]
     if not features:
         raise _no_feature(target)
-    labels, blocks = _read(table, names.index(target), features, readers)
+    key = None if split is None else names.index(split.column)
+    labels, blocks, keys = _read(table, names.index(target), key, features, readers)
     _put_codes(blocks, readers)
     check(readers, table.place)
     kept = kept_features(blocks, readers, roles)
@@ -129,7 +134,13 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role]) -> Raw
     described[target] = Column(name=target, role="target", kind="text")
     described |= {readers[j].name: Column(name=readers[j].name, role="feature", kind=readers[j].kind) for j in kept}
     levels = {readers[j].name: readers[j].levels for j in kept if readers[j].is_category}
-    return Raw(blocks=blocks, labels=labels, columns=tuple(described.values()), levels=levels)
+    return Raw(
+        blocks=blocks,
+        labels=labels,
+        columns=tuple(described.values()),
+        levels=levels,
+        keys=read_keys(pa.chunked_array(keys), split, table.place) if split is not None else None,
+    )
 
 
 def _no_feature(target: str) -> ValueError:
@@ -141,11 +152,11 @@ def named(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name or f"Unnamed: {i}" for i, name in enumerate(names))
 
 
-def _check_declared(names: Sequence[str], target: str | None, roles: Mapping[str, Role]) -> None:
+def _check_declared(names: Sequence[str], target: str | None, roles: Mapping[str, Role], split: Split | None) -> None:
     columns = f"its columns: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
     if target is None:
         raise ValueError(f"needs objective.args.target = the column with the labels; {columns}")
-    for name in (target, *roles):
+    for name in (target, *roles, *([split.column] if split else [])):
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
@@ -154,6 +165,8 @@ def _check_declared(names: Sequence[str], target: str | None, roles: Mapping[str
             raise ValueError(f"has no column {name!r}; {hint}{columns}{doubt}")
     if target in roles:
         raise ValueError(f"columns gives the target {target!r} a role; leave it out there")
+    if split is not None and split.column == target:
+        raise ValueError(f"split names the target {target!r}; it must name another column")
 
 
 def _is_read(given: str, name: str, target: str, roles: Mapping[str, Role]) -> bool:
@@ -168,19 +181,25 @@ def _is_read(given: str, name: str, target: str, roles: Mapping[str, Role]) -> b
 
 
 def _read(
-    table: Table, target: int, features: Sequence[int], readers: Sequence[ColumnReader]
-) -> tuple[Labels, deque[np.ndarray]]:
-    """The labels, and rows × F in blocks; NaN where a cell is missing or no number."""
+    table: Table, target: int, key: int | None, features: Sequence[int], readers: Sequence[ColumnReader]
+) -> tuple[Labels, deque[np.ndarray], list[pa.Array]]:
+    """The labels; rows × K in blocks, NaN where a cell is missing or no number; and the cells of the column ``key``."""
     cells: list[pa.Array] = []
+    keys: list[pa.Array] = []
+    between = [] if key is None or key in features else [key]
     blocks: deque[np.ndarray] = deque()
     names = [reader.name for reader in readers]
     first_row = 0
-    for columns in table.batches([target, *features]):
+    for columns in table.batches([target, *between, *features]):
         labels = next(columns)
         cells.append(labels if table.is_text else _as_text(labels))
+        keys += [next(columns) for _ in between]
         pieces = deque(_pages((rows, len(features)), np.float64) for rows in _cut(len(labels), len(features)))
         for j, reader in enumerate(readers):
-            values, start = reader.read(next(columns)), 0
+            column = next(columns)
+            if features[j] == key:
+                keys.append(column)
+            values, start = reader.read(column), 0
             for piece in pieces:
                 piece[:, j] = values[start : start + len(piece)]
                 start += len(piece)
@@ -191,7 +210,7 @@ def _read(
             blocks.append(_compact(piece))
     if not cells:
         raise ValueError("has a header but no rows")
-    return _labels(table, table.names[target], pa.chunked_array(cells)), blocks
+    return _labels(table, table.names[target], pa.chunked_array(cells)), blocks, keys
 
 
 def _put_codes(blocks: deque[np.ndarray], readers: Sequence[ColumnReader]) -> None:

@@ -33,13 +33,13 @@ def prepared_anew(table: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """Loads the table; says whether it had to be prepared, and looks whether what comes is what was."""
     made: list[Dataset] = []
     latest: dict[str, Dataset] = {}
-    split = objectives.data.split
+    divided = objectives.data.divided
 
     def counted(*args: object) -> Dataset:
-        made.append(split(*args))  # type: ignore[arg-type]
+        made.append(divided(*args))  # type: ignore[arg-type]
         return made[-1]
 
-    monkeypatch.setattr(objectives.data, "split", counted)
+    monkeypatch.setattr(objectives.data, "divided", counted)
 
     def prepared_anew(**options: object) -> bool:
         before = len(made)
@@ -147,7 +147,7 @@ TOGETHER = """
 import os, sys
 from pathlib import Path
 import torch, objectives.data
-split = objectives.data.split
+divided = objectives.data.divided
 def counted(*args):
     os.write(1, b"prepared\\n")
     return split(*args)

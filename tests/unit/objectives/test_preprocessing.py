@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from objectives.data import Dataset, Part, Preprocessing, load
+from objectives.data import ROLES, SCALINGS, DataError, Dataset, Part, Preprocessing, load
+from objectives.data.preprocessing import MAX_LEVELS, MIN_ROWS
 from objectives.data.table import open_table
 
 CATS = ("cat", "dog")
@@ -188,7 +190,7 @@ def mixed_rows(n: int = 400) -> dict[str, list[Any]]:
     return rows
 
 
-ROLES: dict[str, Any] = {"zip": "category"}
+DECLARED: dict[str, Any] = {"zip": "category"}
 
 
 def test_categories_and_missing_cells_become_indicators(
@@ -199,7 +201,7 @@ def test_categories_and_missing_cells_become_indicators(
     # In blocks of few rows: `plan` is yes and no for a while, and only then a category.
     monkeypatch.setattr("objectives.data.delimited.BLOCK_BYTES", 1000)
     caplog.set_level("INFO")
-    data = load("own.csv", data_dir=tmp_path, target="y", columns=ROLES)
+    data = load("own.csv", data_dir=tmp_path, target="y", columns=DECLARED)
     assert "read as categories: 'city' (7 levels), 'plan' (3 levels), 'zip' (4 levels)" in caplog.text
     preprocessing = Preprocessing.from_data(json.loads(json.dumps(data.preprocessing.to_data())))
     assert preprocessing == data.preprocessing
@@ -219,7 +221,7 @@ def test_categories_and_missing_cells_become_indicators(
 
 def test_unknown_levels_and_missing_cells_are_legal_later(tmp_path: Path) -> None:
     write_csv(tmp_path / "own.csv", mixed_rows())
-    preprocessing = load("own.csv", data_dir=tmp_path, target="y", columns=ROLES).preprocessing
+    preprocessing = load("own.csv", data_dir=tmp_path, target="y", columns=DECLARED).preprocessing
     row = {"age": [None], "smoker": [None], "city": ["Atlantis"], "plan": [None], "zip": [" 00002 "]}
     found = dict(zip(preprocessing.feature_names, preprocessing.transform(row)[0].tolist(), strict=True))
     assert {name for name, value in found.items() if value == 1} == {"age is missing", "city is rare", "zip = 00002"}
@@ -236,15 +238,59 @@ def test_nothing_of_validation_and_test_rows_is_in_any_statistic(tmp_path: Path)
         write_csv(tmp_path / f"{name}.csv", {"row": list(range(400, 800)), **columns})
         if number:
             continue
-        plain = load("plain.csv", data_dir=tmp_path, target="y", columns={**ROLES, "row": "feature"})
+        plain = load("plain.csv", data_dir=tmp_path, target="y", columns={**DECLARED, "row": "feature"})
         held_out = torch.cat([plain.validation.x_NF[:, 0], plain.test.x_NF[:, 0]]).double()
         rows = (held_out * plain.std_F[0] + plain.mean_F[0]).round().int().tolist()
         for i in (row - 400 for row in rows):
             columns["age"][i] = "" if i % 2 else 1e30
             columns["city"][i] = f"Marked {i % 3}"
             columns["zip"][i] = "" if i % 2 else "marked"
-    marked = load("marked.csv", data_dir=tmp_path, target="y", columns={**ROLES, "row": "feature"})
+    marked = load("marked.csv", data_dir=tmp_path, target="y", columns={**DECLARED, "row": "feature"})
     assert marked.preprocessing == plain.preprocessing
     assert torch.equal(marked.train.x_NF, plain.train.x_NF)
     assert not torch.equal(marked.test.x_NF, plain.test.x_NF)
     assert "arked" not in json.dumps(marked.preprocessing.to_data())
+
+
+# Heavy tails
+
+
+def test_a_quantile_scaling_has_no_tail(tmp_path: Path) -> None:
+    rng = np.random.default_rng(SEED)
+    print("seed", SEED)
+    income = np.exp(3 * rng.normal(size=1000))
+    columns = {"income": income, "flag": rng.random(1000) < 0.3, "c": np.full(1000, 0.1), "y": (income > 1).astype(int)}
+    pd.DataFrame(columns).to_csv(tmp_path / "own.csv", index=False)
+    data = load("own.csv", data_dir=tmp_path, target="y", scaling="quantile")
+    income_N, flag_N, constant_N = data.train.x_NF.T
+    assert (float(income_N.mean()), float(income_N.std(correction=0))) == pytest.approx((0, 1), abs=1e-4)
+    assert float(income_N.abs().max()) < 4
+    assert float(load("own.csv", data_dir=tmp_path, target="y").train.x_NF[:, 0].max()) > 10
+    assert len(flag_N.unique()) == 2
+    assert float(constant_N.abs().max()) == 0
+    preprocessing = Preprocessing.from_data(json.loads(json.dumps(data.preprocessing.to_data(), allow_nan=False)))
+    assert preprocessing == data.preprocessing
+    found = preprocessing.transform(pd.DataFrame(columns))
+    assert sorted(map(bytes, found)) == sorted(map(bytes, features_of(data).numpy()))
+    assert np.array_equal(np.argsort(found[:, 0], kind="stable")[50:-50], np.argsort(income, kind="stable")[50:-50])
+    far = preprocessing.transform({"income": [1e30, income.max()], "flag": [True] * 2, "c": [5] * 2})
+    assert np.array_equal(far[0], far[1])
+
+
+def test_a_scaling_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    for scaling, message in (
+        ("robust", "scaling = 'robust'; it must be one of standard, quantile"),
+        ("quantile", "scaling = 'quantile' is for numbers with a tail, and the data are bytes; leave it out"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load("digits", data_dir=tmp_path, scaling=scaling)
+
+
+def test_every_arg_of_the_data_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "tables.md").read_text(encoding="utf-8")
+    options = [name for name in signature(load).parameters if name not in ("data_dir", "task")]
+    assert all(f"| `{name}` |" in page for name in options), options
+    assert all(f'"{scaling}"' in page for scaling in SCALINGS)
+    assert all(f'"{role}"' in page for role in ROLES)
+    numbers = {str(MAX_LEVELS), {5: "five"}[MIN_ROWS]}
+    assert all(number in page for number in numbers), numbers
