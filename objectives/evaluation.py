@@ -18,7 +18,9 @@ from objectives.losses import classification_metrics, regression_metrics
 from objectives.training import Task
 
 CONFIDENCE = 0.95
-RESAMPLES, RESAMPLES_AT_A_TIME = 1_000, 50
+RESAMPLES = 1_000
+#: Numbers that resamples hold at a time: bounds the memory.
+RESAMPLED = 2**23
 BINS = 15
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -69,13 +71,14 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def bootstrap(outputs_1CN: Tensor, y_1N: Tensor, task: Task, metric: str) -> tuple[float, float]:
     """The percentile interval of a metric over examples drawn with replacement (Efron, Annals of Statistics 1979)."""
     rng, n = np.random.default_rng(0), y_1N.shape[1]
+    at_a_time = max(1, min(RESAMPLES, RESAMPLED // outputs_1CN.numel()))
     found: list[float] = []
     while len(found) < RESAMPLES:
-        index_RN = torch.from_numpy(rng.integers(n, size=(RESAMPLES_AT_A_TIME, n)))
+        index_RN = torch.from_numpy(rng.integers(n, size=(at_a_time, n)))
         outputs_RCN = outputs_1CN[0][:, index_RN].transpose(0, 1)
         found += _metrics(outputs_RCN, y_1N[0][index_RN], task)[metric].tolist()
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(found, (tail, 1 - tail))
+    low, high = np.nanquantile(found[:RESAMPLES], (tail, 1 - tail))
     return float(low), float(high)
 
 

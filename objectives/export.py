@@ -1,12 +1,12 @@
 """A final model as ONNX, raw rows in: ``python -m objectives.export FOLDER`` writes ``model.onnx`` into the folder.
 
-- Of a table each column is an input of its own name, N × 1: numbers as float64, NaN where a cell is missing. An array
-  is one input ``rows``, N × F.
+- Of a table each column is an input of its own name, N × 1: a number as float64, NaN where its cell is missing; a
+  category as text, empty where its cell is missing. An array is one input ``rows``, N × F.
 - Outputs: ``prediction``, N (text or float64); and of classes ``probabilities``, N × C.
 
 The graph is compared with PyTorch before the file appears.
 
-Axes: N rows, K columns, F features, C classes.
+Axes: N rows, M numbers, K categories, L levels, F features, C classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,16 +25,21 @@ from torch import Tensor, nn
 from objectives.model import Model, load_model
 from objectives.predict import exit_in_one_line
 
+if TYPE_CHECKING:
+    from objectives.data.table import Rows
+
 FILE = "model.onnx"
 OPSET = 20
+#: Before every name within the graph, so that none is a column's.
+PREFIX = "net/"
 #: The largest difference of a probability, or of a number relative to the target's standard deviation.
 TOLERANCE = 1e-5
 
 
 class Prepared(nn.Module):
-    """A model with its preprocessing as tensors: numbers with NaN for missing cells, N × K, in."""
+    """A model with its preprocessing as tensors, but for the texts of categories."""
 
-    fill_K: Tensor
+    fill_M: Tensor
     mean: Tensor
     std: Tensor
 
@@ -42,14 +47,27 @@ class Prepared(nn.Module):
         super().__init__()
         preprocessing = model.preprocessing
         self.model = model
-        self.register_buffer("fill_K", torch.from_numpy(preprocessing.fill_K))
+        self.register_buffer("fill_M", torch.tensor(preprocessing.fill, dtype=torch.float64))
         self.register_buffer("mean", torch.from_numpy(preprocessing.scaling.mean_F))
         self.register_buffer("std", torch.from_numpy(preprocessing.scaling.std_F))
+        self._indicators = [preprocessing.numbers.index(name) for name in preprocessing.indicators]
+        self._categories = [(len(c.levels), len(c.levels) + c.has_other) for c in preprocessing.categories]
 
-    def forward(self, x_NK: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """(Places of the predicted classes, probabilities), or numbers."""
-        filled_NK = torch.where(x_NK.isnan(), self.fill_K, x_NK).to(self.mean.dtype)
-        outputs_NC: Tensor = self.model(((filled_NK - self.mean) / self.std).float())
+    def forward(self, number_NM: Tensor, code_NK: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """(Places of the predicted classes, probabilities), or numbers.
+
+        Args:
+            number_NM: float64, NaN where a cell is missing.
+            code_NK: int64, the place of each category's level; behind them for any other.
+        """
+        is_missing_NM = number_NM.isnan()
+        filled_NM = torch.where(is_missing_NM, self.fill_M, number_NM).to(self.mean.dtype)
+        features = [((filled_NM - self.mean) / self.std).float()]
+        if self._indicators:
+            features.append(is_missing_NM[:, self._indicators].float())
+        for k, (other, width) in enumerate(self._categories):
+            features.append(torch.eye(other + 1)[:, :width][code_NK[:, k]])
+        outputs_NC: Tensor = self.model(torch.cat(features, dim=1))
         if self.model.classes:
             return outputs_NC.argmax(1), outputs_NC.exp()
         return outputs_NC[:, 0].double()
@@ -63,15 +81,15 @@ def export(folder: Path) -> Path:
 
     Raises:
         ImportError: the packages for ONNX are not installed.
-        ValueError: the folder holds no model; or the graph predicts something else than PyTorch.
+        ValueError: the folder holds no model; a column has the name of an output; or the graph predicts something else
+            than PyTorch.
     """
     import onnx
 
     model = load_model(folder)
-    graph = _with_columns(_exported(model), model)
+    graph = _with_raw_rows(_exported(model), model)
     onnx.checker.check_model(graph)
-    rows = _trial_rows(model)
-    difference = _difference(model, graph.SerializeToString(), rows)
+    difference = _difference(model, graph.SerializeToString(), _trial_rows(model))
     if not difference <= TOLERANCE:  # also for nan
         raise ValueError(f"the ONNX graph differs from PyTorch by {difference:.2g}; at most {TOLERANCE:g} is accepted")
     with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{FILE}-", delete=False) as beside:
@@ -80,25 +98,32 @@ def export(folder: Path) -> Path:
     return Path(beside.name).rename(folder / FILE)
 
 
-def inputs_of(model: Model, rows: Mapping[str, Any] | np.ndarray) -> dict[str, np.ndarray]:
-    """Raw rows as the graph takes them; of a table ``rows`` are columns of numbers."""
-    if not model.preprocessing.columns:
-        return {"rows": np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)}
-    assert not isinstance(rows, np.ndarray)
-    return {name: np.asarray(rows[name], dtype=np.float64).reshape(-1, 1) for name in model.preprocessing.names}
+def inputs_of(model: Model, rows: Rows | np.ndarray) -> dict[str, np.ndarray]:
+    """Raw rows, as :meth:`objectives.model.Model.predict` takes them, as the graph does."""
+    if isinstance(rows, np.ndarray):
+        return {"rows": rows.reshape(len(rows), -1).astype(np.float64)}
+    preprocessing = model.preprocessing
+    found: dict[str, list[np.ndarray]] = {name: [] for name in preprocessing.names}
+    for block_NK, levels in preprocessing.read(rows):
+        for name, cell_N in zip(preprocessing.names, block_NK.T, strict=True):
+            found[name].append(np.array(levels[name], dtype=object)[cell_N.astype(int)] if name in levels else cell_N)
+    return {name: np.concatenate(blocks)[:, None] for name, blocks in found.items()}
 
 
 def _exported(model: Model) -> Any:
-    names = ["place", "probabilities"] if model.classes else ["prediction"]
-    x_NK = torch.zeros(2, len(model.preprocessing.names), dtype=torch.float64)
+    """The graph from numbers and codes."""
+    preprocessing = model.preprocessing
+    number_NM = torch.zeros(2, len(preprocessing.numbers), dtype=torch.float64)
+    code_NK = torch.zeros(2, len(preprocessing.categories), dtype=torch.int64)
+    n = torch.export.Dim("N")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own dependencies
         program = torch.onnx.export(
             Prepared(model).eval(),
-            (x_NK,),
-            input_names=["rows"],
-            output_names=names,
-            dynamic_shapes=({0: torch.export.Dim("N")},),
+            (number_NM, code_NK),
+            input_names=["numbers", "codes"],
+            output_names=["place", "probabilities"] if model.classes else ["prediction"],
+            dynamic_shapes=({0: n}, {0: n}),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -107,50 +132,95 @@ def _exported(model: Model) -> Any:
     return program.model_proto
 
 
-def _with_columns(graph: Any, model: Model) -> Any:
-    """An input for each column of a table, and text for the predicted classes."""
+def _with_raw_rows(graph: Any, model: Model) -> Any:
+    """An input for each column of a table, or one for an array; and text for the predicted classes."""
+    import onnx
     from onnx import TensorProto, helper
 
+    preprocessing = model.preprocessing
+    graph = onnx.compose.add_prefix(graph, PREFIX)
     main = graph.graph
-    if model.preprocessing.columns:
-        names = list(model.preprocessing.names)
-        del main.input[:]
-        main.input.extend(helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["N", 1]) for name in names)
-        main.node.insert(0, helper.make_node("Concat", names, ["rows"], axis=1))
+    del main.input[:]
+    before, after = [], []
+    if preprocessing.columns:
+        numbers, inputs = list(preprocessing.numbers), []
+        for name in numbers:
+            inputs.append(helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["N", 1]))
+        for category in preprocessing.categories:
+            inputs.append(helper.make_tensor_value_info(category.name, TensorProto.STRING, ["N", 1]))
+            before.append(_encoder(category.name, f"{PREFIX}code of {category.name}", category.levels))
+        if numbers:
+            before.append(helper.make_node("Concat", numbers, [f"{PREFIX}numbers"], axis=1))
+        if preprocessing.categories:
+            codes = [f"{PREFIX}code of {category.name}" for category in preprocessing.categories]
+            before.append(helper.make_node("Concat", codes, [f"{PREFIX}codes"], axis=1))
+        main.input.extend(inputs)
+    else:
+        main.input.append(helper.make_tensor_value_info("rows", TensorProto.DOUBLE, ["N", len(preprocessing.names)]))
+        before.append(helper.make_node("Identity", ["rows"], [f"{PREFIX}numbers"]))
+    del main.output[:]
     if model.classes:
-        named = helper.make_node(
-            "LabelEncoder", ["place"], ["prediction"], domain="ai.onnx.ml",
-            keys_int64s=list(range(len(model.classes))), values_strings=list(model.classes),
+        place, n_classes = f"{PREFIX}place", len(model.classes)
+        after.append(
+            helper.make_node(
+                "LabelEncoder", [place], ["prediction"], domain="ai.onnx.ml",
+                keys_int64s=list(range(n_classes)), values_strings=list(model.classes),
+            )
         )  # fmt: skip
-        main.node.append(named)
-        (place,) = [output for output in main.output if output.name == "place"]
-        main.output.remove(place)
-        main.output.insert(0, helper.make_tensor_value_info("prediction", TensorProto.STRING, ["N"]))
-        graph.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+        after.append(helper.make_node("Identity", [f"{PREFIX}probabilities"], ["probabilities"]))
+        main.output.append(helper.make_tensor_value_info("prediction", TensorProto.STRING, ["N"]))
+        main.output.append(helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", n_classes]))
+    else:
+        after.append(helper.make_node("Identity", [f"{PREFIX}prediction"], ["prediction"]))
+        main.output.append(helper.make_tensor_value_info("prediction", TensorProto.DOUBLE, ["N"]))
+    nodes = [*before, *main.node, *after]
+    del main.node[:]
+    main.node.extend(nodes)
+    graph.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+    for output in main.output:
+        if output.name in preprocessing.names:
+            raise ValueError(
+                f"the column {output.name!r} has the name of an output of the graph; rename it and train anew"
+            )
     return graph
 
 
-def _trial_rows(model: Model) -> Any:
-    """Rows like those of the training, with missing cells."""
+def _encoder(text: str, code: str, levels: Sequence[str]) -> Any:
+    """The node that turns the texts of a category into the places of its levels."""
+    from onnx import helper
+
+    return helper.make_node(
+        "LabelEncoder", [text], [code], domain="ai.onnx.ml",
+        keys_strings=list(levels) or [""], values_int64s=list(range(len(levels))) or [0], default_int64=len(levels),
+    )  # fmt: skip
+
+
+def _trial_rows(model: Model, n: int = 64) -> Mapping[str, Any] | np.ndarray:
+    """Rows like those of the training, with missing cells and unknown levels."""
     rng, preprocessing = np.random.default_rng(0), model.preprocessing
-    std = np.where(np.isinf(preprocessing.scaling.std_F), 0, preprocessing.scaling.std_F)
-    x_NK = preprocessing.fill_K + std * rng.normal(size=(64, len(preprocessing.names)))
-    x_NK[rng.random(x_NK.shape) < 0.1] = np.nan
-    return dict(zip(preprocessing.names, x_NK.T, strict=True)) if preprocessing.columns else x_NK
+    std = np.where(np.isinf(preprocessing.std), 0, preprocessing.std)
+    number_NM = preprocessing.fill + std * rng.normal(size=(n, len(preprocessing.numbers)))
+    number_NM[rng.random(number_NM.shape) < 0.1] = np.nan
+    if not preprocessing.columns:
+        return number_NM
+    rows: dict[str, Any] = dict(zip(preprocessing.numbers, number_NM.T, strict=True))
+    for category in preprocessing.categories:
+        rows[category.name] = rng.choice([*category.levels, "", "unknown level"], n).tolist()
+    return rows
 
 
 def _difference(model: Model, graph: bytes, rows: Any) -> float:
     """The largest one between PyTorch and onnxruntime."""
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(3)
+    onnxruntime.set_default_logger_severity(3)  # errors
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    found = dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs_of(model, rows)), strict=True))
     expected = model.predict(rows)
     if model.classes:
-        shares_NC = expected.drop(columns="prediction").to_numpy()
-        return float(np.abs(found["probabilities"] - shares_NC).max())
-    return float(np.abs(found["prediction"] - expected["prediction"].to_numpy()).max() / (model.target_std or 1))
+        (share_NC,) = session.run(["probabilities"], inputs_of(model, rows))
+        return float(np.abs(share_NC - expected.drop(columns="prediction").to_numpy()).max())
+    (number_N,) = session.run(["prediction"], inputs_of(model, rows))
+    return float(np.abs(number_N - expected["prediction"].to_numpy()).max() / (model.target_std or 1))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
@@ -18,7 +17,6 @@ from objectives.costs import COSTS, costs
 from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, fingerprint, load
 from objectives.hyperparameters import METRICS, MINIMIZED, Hyperparameters
 from objectives.model import load_model, save_model
-from objectives.network import Layout
 from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
 from objectives.profiling import STEPS, profiled
 from objectives.randomness import MEMBER, seed_of
@@ -234,11 +232,8 @@ class MLP:
 
     def n_parameters(self, params: Mapping[str, Any]) -> int:
         """How many weights and biases a model with these hyperparameters has."""
-        hyperparameters = self.hyperparameters(params)
-        layout = Layout(
-            self._data.n_features, hyperparameters.widths, self._task.n_outputs, hyperparameters.normalization
-        )
-        return sum(math.prod(shape) for shape in layout.own_shapes.values())
+        hyperparameters, task = self.hyperparameters(params), self._task
+        return int(costs(hyperparameters, task.n_features, task.n_outputs, "cpu", timed=False)["parameters"])
 
     def finalize(
         self,

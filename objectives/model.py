@@ -20,12 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from objectives.data import Dataset, Part, Preprocessing, Rows
+from objectives.data import Dataset, Part, Preprocessing
 from objectives.hyperparameters import Hyperparameters
 from objectives.training import EVALUATION_BATCH
 
-if TYPE_CHECKING:  # a worker, which keeps no model, need not wait for it
+if TYPE_CHECKING:  # a worker, which keeps no model, need not wait for them
     import pandas as pd
+
+    from objectives.data.table import Rows
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
 _ACTIVATIONS: Mapping[str, type[nn.Module]] = {
@@ -151,15 +153,12 @@ class Model(nn.Module):
         """
         import pandas as pd
 
-        medians = self.preprocessing.fill_K
-        if not self.preprocessing.columns:
-            return medians[None]
-        kinds = {column.name: column.kind for column in self.preprocessing.columns}
-        cells = {
-            name: median if kinds[name] == "number" else None
-            for name, median in zip(self.preprocessing.names, medians.tolist(), strict=True)
-        }
-        return pd.DataFrame({name: [cell] for name, cell in cells.items()})
+        preprocessing = self.preprocessing
+        if not preprocessing.columns:
+            return np.array([preprocessing.fill])
+        typed = {column.name for column in preprocessing.columns if column.kind == "number"}
+        typed |= {category.name for category in preprocessing.categories if category.is_text}
+        return pd.DataFrame({n: cells if n in typed else [None] for n, cells in preprocessing.example.items()})
 
 
 def _in_batches(function: Callable[[Tensor], Tensor], features: Callable[[int, int], Tensor], n: int) -> Tensor:

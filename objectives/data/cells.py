@@ -121,7 +121,7 @@ class ColumnReader:
 
     def _keep_codes(self, cells: pa.Array) -> None:
         """As long as the column may turn out to be a category: nothing was a number so far."""
-        is_text = self.is_text or _is_string(cells.type) or pa.types.is_null(cells.type)
+        is_text = self.is_text or is_string(cells.type) or pa.types.is_null(cells.type)
         if self.codes is None or "number" in self.kinds or not is_text or len(self._codes) > MAX_TEXTS:
             self.codes = None
         else:
@@ -130,7 +130,7 @@ class ColumnReader:
     def _encode(self, cells: pa.Array) -> np.ndarray:
         if pa.types.is_dictionary(cells.type):
             cells = cells.dictionary_decode()
-        if not self.is_text and not _is_string(cells.type) and cells.null_count < len(cells):
+        if not self.is_text and not is_string(cells.type) and cells.null_count < len(cells):
             self.kinds.add("boolean" if pa.types.is_boolean(cells.type) else "number")
         encoded = cells.dictionary_encode()
         own = [self._codes.setdefault(level(text), len(self._codes)) for text in encoded.dictionary.to_pylist()]
@@ -218,7 +218,7 @@ class ColumnReader:
         return (self.rows + row, str(cells[row])) if mask[row] else None
 
 
-def _is_string(kind: pa.DataType) -> bool:
+def is_string(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 

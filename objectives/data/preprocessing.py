@@ -31,7 +31,10 @@ from objectives.data.raw import BLOCK, FLOAT32_MAX, Column, Raw, few
 from objectives.data.standardize import Scaling, fit
 
 if TYPE_CHECKING:  # pyarrow is for raw rows alone: a worker whose data are prepared does without
-    from objectives.data.table import Rows, Table
+    import pyarrow as pa
+
+    from objectives.data.cells import ColumnReader
+    from objectives.data.table import Rows
 
 #: Cells of a chunk of columns, whose medians are computed at once: bounds the memory.
 CHUNK_CELLS = 2**21
@@ -224,9 +227,7 @@ class Preprocessing:
         if isinstance(rows, np.ndarray):
             found = [self.apply(block) for block in self._array(rows)]
         else:
-            from objectives.data.table import as_table
-
-            found = [self.apply(block, levels) for block, levels in self._read(as_table(rows))]
+            found = [self.apply(block, levels) for block, levels in self.read(rows)]
         return np.concatenate(found) if found else np.empty((0, len(self.feature_names)), dtype=np.float32)
 
     def apply(self, block_NK: np.ndarray, levels: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
@@ -265,11 +266,12 @@ class Preprocessing:
         flat = rows.reshape(len(rows), n)
         yield from (flat[start : start + BLOCK] for start in range(0, len(flat), BLOCK))
 
-    def _read(self, table: Table) -> Iterator[tuple[np.ndarray, Mapping[str, Sequence[str]]]]:
-        """(rows × K, the levels of each category) of consecutive rows."""
+    def read(self, rows: Rows) -> Iterator[tuple[np.ndarray, Mapping[str, Sequence[str]]]]:
+        """Consecutive rows of a table, as :meth:`apply` takes them; for arguments and errors see :meth:`transform`."""
         from objectives.data.cells import ColumnReader
-        from objectives.data.table import check_range, named
+        from objectives.data.table import as_table, check_range, named
 
+        table = as_table(rows)
         names = named(table.names)
         self._check_names(names)
         categories = {category.name: category for category in self.categories}
@@ -280,7 +282,7 @@ class Preprocessing:
         ]
         first_row = 0
         for columns in table.batches([names.index(name) for name in self.names]):
-            block = np.stack([reader.read(next(columns)) for reader in readers], axis=1)
+            block = np.stack([reader.read(_as_then(next(columns), reader, kinds)) for reader in readers], axis=1)
             for reader in readers:
                 if reader.text:
                     row, cell = reader.text
@@ -338,6 +340,16 @@ class Preprocessing:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"is no description of a preprocessing ({type(error).__name__}: {error!s:.80})") from None
+
+
+def _as_then(cells: pa.Array, reader: ColumnReader, kinds: Mapping[str, str]) -> pa.Array:
+    """Cells as training had them: yes and no of a text file, which it read as numbers, are text in a data frame."""
+    from objectives.data.cells import is_string
+
+    if kinds.get(reader.name) == "boolean" and is_string(cells.type):
+        reader.is_text = True
+        return cells.cast("string")
+    return cells
 
 
 def _names(columns: Sequence[Column]) -> tuple[str, ...]:
