@@ -1,4 +1,4 @@
-"""The methods that are compared: stock Optuna, one simple rule, and what Studyhall ships."""
+"""The methods that are compared: stock Optuna, one simple rule, and what Studyhall ships, as it ships."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Final
 
 import optuna
 
+from studies.search.curve_sampler import CurveSampler
+from studies.search.freeze_thaw import FreezeThaw
 from studies.search.scheduler import Choice, Progress
 from tests.benchmarks.search.replay import Method
 from tests.benchmarks.search.tasks import Task
@@ -56,6 +58,19 @@ STOCK: Final[Sequence[Method]] = (
     ),
 )
 
-#: What is compared, and which of it Studyhall ships as its default.
-METHODS: Final[Sequence[Method]] = STOCK
-OURS: Final = "TPE"
+
+def _curves(task: Task, seed: int) -> optuna.samplers.BaseSampler:
+    sampler = CurveSampler(seed)
+    sampler.space, sampler.steps = task.space, task.steps
+    return sampler
+
+
+OURS: Final = "freeze-thaw"
+METHODS: Final[Sequence[Method]] = (
+    *STOCK,
+    Method(
+        name=OURS,
+        sampler=_curves,
+        scheduler=lambda task, _seed: FreezeThaw(direction="maximize", steps=task.steps),
+    ),
+)

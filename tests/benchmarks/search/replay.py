@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.search.curve_sampler import CurveSampler, progress_of
+from studies.search.freeze_thaw import FreezeThaw
 from studies.search.scheduler import Choice, Progress, Scheduler
 from tests.benchmarks.search.tasks import Curve, Task
 
@@ -92,6 +94,11 @@ class _Replay:
         )
         self._prunes = method.pruner is not None
         self._scheduler = method.scheduler(task, seed) if method.scheduler else _ToTheEnd(task.steps)
+        if isinstance(self._scheduler, FreezeThaw) and isinstance(self._study.sampler, CurveSampler):
+            self._study.sampler.forecast = self._scheduler.forecast
+        self._schedules = method.scheduler is not None
+        self._trials: list[FrozenTrial] = []
+        self._progress: list[Progress] = []
         self._paused: dict[int, _Run] = {}
         self._history = History()
         self._best = -float("inf")
@@ -139,7 +146,7 @@ class _Replay:
 
     def _start(self, count: int) -> list[_Run]:
         start = time.perf_counter()
-        runs = [self._begin(choice) for choice in self._scheduler.choose(self._progress(), count)]
+        runs = [self._begin(choice) for choice in self._scheduler.choose(self._read(), count)]
         self._history.ask_ms.append((time.perf_counter() - start) * 1000 / count)
         return runs
 
@@ -151,31 +158,19 @@ class _Replay:
             return run
         self._history.trials += 1
         # study.ask() would take a paused trial, which is WAITING.
-        storage = self._study._storage
-        trial_id = storage.create_new_trial(self._study._study_id)
-        if choice.params:
-            storage.set_trial_system_attr(trial_id, "fixed_params", dict(choice.params))
-        trial = optuna.Trial(self._study, trial_id)
+        trial = optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id))
         params = {name: trial._suggest(name, distribution) for name, distribution in self._task.space.items()}
         return _Run(trial, self._task.curve(params), 0, choice.until)
 
-    def _progress(self) -> list[Progress]:
-        if isinstance(self._scheduler, _ToTheEnd):
-            return []
-        return [_progress(trial) for trial in self._study.get_trials(deepcopy=False)]
-
-
-_STATES: Mapping[TrialState, Any] = {
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "paused",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "fail",
-}
-
-
-def _progress(trial: FrozenTrial) -> Progress:
-    return Progress(trial.number, trial.params, trial.distributions, trial.intermediate_values, _STATES[trial.state])
+    def _read(self) -> list[Progress]:
+        """What the scheduler sees: a trial that has not changed is the same object as before."""
+        trials = self._study.get_trials(deepcopy=False) if self._schedules else []
+        self._progress += [progress_of(trial) for trial in trials[len(self._progress) :]]
+        for place, (before, now) in enumerate(zip(self._trials, trials, strict=False)):
+            if before is not now:
+                self._progress[place] = progress_of(now)
+        self._trials = trials
+        return self._progress
 
 
 class _ToTheEnd:

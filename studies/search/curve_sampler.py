@@ -1,0 +1,118 @@
+"""A sampler that learns from the curves of all trials, be they finished, pruned, paused or running."""
+
+# The signatures are Optuna's.
+# ruff: noqa: ARG002
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.search_space import IntersectionSearchSpace
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import qmc
+
+from studies.search.forecast import Forecast
+from studies.search.scheduler import Progress, State
+from studies.search.unit_cube import UnitCube
+
+#: Trials whose parameters are spread evenly: the middle of the space, then a quasi-random sequence.
+STARTERS: Final = 8
+
+_STATES: Final[Mapping[TrialState, State]] = {
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "paused",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "fail",
+}
+
+
+class CurveSampler(optuna.samplers.BaseSampler):
+    """Draws the configuration with the largest expected improvement of its last step (:mod:`studies.search.forecast`).
+
+    A trial of a few steps teaches it as much as those steps foretell, which a pruner or a scheduler makes many. Without
+    reports it learns from the trials' values.
+
+    Args:
+        seed: the study's: what a trial draws depends on it, on the trial's number and on the trials before.
+
+    Attributes:
+        space: the distributions of the spec; without it, those that all complete trials have in common.
+        steps: how many the objective trains; ``None`` if that is unknown.
+        forecast: of the study's scheduler, if that makes one: new trials get what it proposes.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.space: Mapping[str, BaseDistribution] = {}
+        self.steps: int | None = None
+        self._seed = seed
+        self._common = IntersectionSearchSpace()
+        self.forecast: Forecast | None = None
+        self._own: Forecast | None = None
+        self._trials: list[FrozenTrial] = []
+        self._progress: list[Progress] = []
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters that are drawn together."""
+        found = self.space or self._common.calculate(study)
+        return {name: distribution for name, distribution in found.items() if not distribution.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Parameters of a new trial."""
+        if not search_space:
+            return {}
+        cube = UnitCube(search_space)
+        forecast = self.forecast or self._own_forecast(study)
+        if trial.number < STARTERS or forecast.n_reported < 2:
+            return self._starter(cube, trial.number)
+        if forecast.proposals:
+            return cube.params(forecast.proposals.pop(0))
+        rng = np.random.default_rng([self._seed, trial.number])
+        forecast.fit(search_space, rng)
+        new = forecast.newcomers(rng)
+        return cube.params(new[int(np.argmax(forecast.log_improvement(new, np.full(len(new), -1))))])
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A parameter that no trial before had: at random."""
+        name = int.from_bytes(param_name.encode()[:8], "big")
+        point = np.random.default_rng([self._seed, trial.number, name]).random((1, 1))
+        cube = UnitCube({param_name: param_distribution})
+        return cube.params(cube.snapped(point)[0])[param_name]
+
+    def _own_forecast(self, study: optuna.Study) -> Forecast:
+        """What is expected by the trials as they are now."""
+        if self._own is None:
+            minimizes = study.direction == StudyDirection.MINIMIZE
+            self._own = Forecast(direction="minimize" if minimizes else "maximize", steps=self.steps)
+        trials = study._get_trials(deepcopy=False, use_cache=True)
+        for place, (before, now) in enumerate(zip(self._trials, trials, strict=False)):
+            if before is not now:
+                self._progress[place] = progress_of(now)
+        self._progress += map(progress_of, trials[len(self._trials) :])
+        self._trials = list(trials)
+        self._own.read(self._progress)
+        return self._own
+
+    def _starter(self, cube: UnitCube, number: int) -> dict[str, Any]:
+        if number == 0:
+            return cube.params(cube.centre)
+        sequence = qmc.Sobol(len(cube.distributions), rng=self._seed)
+        sequence.fast_forward(number)
+        return cube.params(cube.snapped(sequence.random(1))[0])
+
+
+def progress_of(trial: FrozenTrial) -> Progress:
+    """A trial as a scheduler sees it; one that only has a value has it at step 1."""
+    values: Mapping[int, float] = trial.intermediate_values
+    if not values and trial.state == TrialState.COMPLETE:
+        values = {1: trial.values[0]}
+    return Progress(trial.number, trial.params, trial.distributions, values, _STATES[trial.state])

@@ -1,0 +1,224 @@
+"""What the trials of a study are expected to come to: for the sampler and the scheduler that learn from curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from scipy.special import ndtr
+
+from studies.search.curve_model import CurveModel, Points
+from studies.search.scheduler import Progress
+from studies.search.unit_cube import UnitCube
+
+#: The most points that a model learns from: the time of an ask does not grow with the study.
+MOST_POINTS: Final = 160
+#: Of them, how many are of the best trials; the others are of the newest.
+_OF_THE_BEST: Final = 100
+#: The most running trials that count as if they had come to what is expected of them.
+_MOST_PENDING: Final = 64
+#: New configurations that are compared: all over the space, and near the best ones.
+_ANYWHERE, _NEARBY, _BEST = 150, 150, 5
+#: How many hyperparameters the first fit tries, and each later one.
+_FIRST_FIT, _LATER_FIT = 60, 4
+#: From one point of a curve that the model sees to the one before.
+_THINNING: Final = 3.0
+#: The worst value that the model sees, where 1 is the best and 0 the median trial's: how bad is bad does not matter.
+_WORST: Final = -0.5
+
+
+class Forecast:
+    """A model of the learning curves of one study.
+
+    Args:
+        direction: minimize or maximize.
+        steps: how many the objective trains; ``None`` if that is unknown: then the longest trial tells it.
+
+    Attributes:
+        proposals: configurations that a scheduler wants to begin, as points of the unit cube: shape (D) each.
+    """
+
+    def __init__(self, *, direction: str, steps: int | None) -> None:
+        self._sign = -1.0 if direction == "minimize" else 1.0
+        self.steps = steps
+        self.proposals: list[np.ndarray] = []
+        self._seen: list[Progress] = []
+        self._longest = 1
+        # Of each trial: the best value so far, the last one, nan before the first report.
+        self._tops = np.empty(0)
+        self._lasts = np.empty(0)
+        self._model: CurveModel | None = None
+
+    @property
+    def horizon(self) -> int:
+        """The last step, as far as is known."""
+        return self.steps or self._longest
+
+    @property
+    def n_reported(self) -> int:
+        """How many trials have reported, or failed."""
+        return int((~np.isnan(self._tops)).sum())
+
+    def read(self, trials: Sequence[Progress]) -> None:
+        """Take note of what has changed in ``trials``, all those of the study."""
+        new = len(trials) - len(self._seen)
+        if new > 0:
+            self._tops, self._lasts = (np.concatenate([of, np.full(new, math.nan)]) for of in (self._tops, self._lasts))
+        # Few trials change between two asks, and those that do are other objects.
+        changed = [i for i, (a, b) in enumerate(zip(self._seen, trials, strict=False)) if a is not b]
+        for i in [*changed, *range(len(self._seen), len(trials))]:
+            self._tops[i], self._lasts[i] = self._summary(trials[i])
+        self._seen = list(trials)
+
+    def _summary(self, trial: Progress) -> tuple[float, float]:
+        values = [self._sign * value for value in trial.values.values() if not math.isnan(value)]
+        if not values:
+            return (-math.inf, -math.inf) if trial.state == "fail" else (math.nan, math.nan)
+        self._longest = max(self._longest, *trial.values)
+        return max(values), values[-1]
+
+    def fit(self, space: Mapping[str, BaseDistribution], rng: np.random.Generator) -> None:
+        """Learn from what was read; at least two trials have reported.
+
+        Args:
+            space: the parameters to learn of.
+            rng: for the fit.
+        """
+        self._space = UnitCube(space)
+        finite = self._lasts[np.isfinite(self._lasts)]
+        best, middle = float(np.nanmax(self._tops)), float(np.median(finite))
+        self._middle, self._span = middle, max(best - middle, 1e-12)
+        chosen = self._chosen()
+        points, values = self._points([self._seen[i] for i in chosen])
+        if self._model is None or self._model_features != points.features.shape[1]:
+            self._model, self._model_features = CurveModel(points.features.shape[1]), points.features.shape[1]
+            self._model.fit(points, values, rng, trials=_FIRST_FIT)
+        else:
+            self._model.fit(points, values, rng, trials=_LATER_FIT)
+        self._points_of_trials = self._space.points([self._seen[place].params for place in chosen])
+        pending = [trial for trial in self._seen[-10 * _MOST_PENDING :] if trial.state == "running" and trial.params]
+        if pending:
+            self._expect(points, values, pending[-_MOST_PENDING:])
+
+    def _chosen(self) -> list[int]:
+        """The trials that the model learns from, best first, then the newest."""
+        reported = np.flatnonzero(~np.isnan(self._tops))
+        most = min(len(reported), MOST_POINTS)
+        order = reported[np.argsort(-self._tops[reported], kind="stable")[:most]]
+        chosen: dict[int, None] = {}
+        count = 0
+        for limit, places in ((_OF_THE_BEST, order), (MOST_POINTS, reported[::-1][:most])):
+            for place in places.tolist():
+                if count >= limit:
+                    break
+                if place not in chosen:
+                    chosen[place] = None
+                    count += len(_thinned(self._seen[place].values))
+        return list(chosen)
+
+    def _points(self, trials: Sequence[Progress]) -> tuple[Points, np.ndarray]:
+        features = self._space.features(self._space.points([trial.params for trial in trials]))
+        rows: list[int] = []
+        steps: list[int] = []
+        values: list[float] = []
+        for row, trial in enumerate(trials):
+            thinned = _thinned(trial.values) or {self.horizon: -self._sign * math.inf}
+            rows += [row] * len(thinned)
+            steps += thinned
+            values += [self._sign * value for value in thinned.values()]
+        scaled = (np.nan_to_num(values, nan=-math.inf, neginf=-math.inf, posinf=math.inf) - self._middle) / self._span
+        numbers = np.array([trial.number for trial in trials])
+        points = Points(features=features[rows], time=self._time(np.array(steps)), trial=numbers[rows])
+        return points, np.clip(scaled, _WORST, 1.0)
+
+    def _time(self, steps: np.ndarray) -> np.ndarray:
+        return np.log(steps) / math.log(self.horizon) if self.horizon > 1 else np.ones(len(steps))
+
+    def _expect(self, points: Points, values: np.ndarray, pending: Sequence[Progress]) -> None:
+        """Let running trials count as if they had come to what is expected of them (the kriging believer)."""
+        assert self._model
+        ends = Points(
+            features=self._space.features(self._space.points([trial.params for trial in pending])),
+            time=np.ones(len(pending)),
+            trial=np.array([trial.number for trial in pending]),
+        )
+        expected, _ = self._model.predict(ends)
+        self._model.condition(points.joined(ends), np.concatenate([values, expected]))
+
+    def best_paused(self, most: int) -> list[Progress]:
+        """The paused trials with the best values, at most ``most`` of them."""
+        paused = np.array([i for i, trial in enumerate(self._seen) if trial.state == "paused"], dtype=int)
+        order = np.argsort(-np.nan_to_num(self._tops[paused], nan=-math.inf), kind="stable")[:most]
+        return [self._seen[i] for i in paused[order]]
+
+    def newcomers(self, rng: np.random.Generator) -> np.ndarray:
+        """New configurations, anywhere and near the best ones: shape (N, D), in the unit cube."""
+        n_parameters = self._points_of_trials.shape[1]
+        like = self._points_of_trials[rng.integers(len(self._points_of_trials), size=_ANYWHERE)]
+        best = self._points_of_trials[rng.integers(min(_BEST, len(self._points_of_trials)), size=_NEARBY)]
+        anywhere, elsewhere = rng.random(like.shape), rng.random(best.shape)
+        moved = rng.random(best.shape) < max(0.4, 1.5 / n_parameters)
+        moved[np.arange(_NEARBY), rng.integers(n_parameters, size=_NEARBY)] = True
+        # Steps of all sizes, a hundredth to a third of a range; every other choice is drawn anew.
+        stepped = best + 10 ** rng.uniform(-2, -0.5, size=(_NEARBY, 1)) * rng.normal(size=best.shape)
+        near = np.where(self._space.is_choice & (rng.random(best.shape) < 0.5), elsewhere, stepped)
+        if np.isnan(self._points_of_trials).any():
+            # Which parameters apply depends on choices: as those of a trial, they go together.
+            anywhere = np.where(self._space.is_choice, like, anywhere)
+            moved &= ~self._space.is_choice
+        near = np.where(moved, near, best)
+        anywhere[np.isnan(like)] = math.nan
+        near[np.isnan(best)] = math.nan
+        return self._space.snapped(np.concatenate([anywhere, near]))
+
+    def log_improvement(self, points: np.ndarray, trial: np.ndarray) -> np.ndarray:
+        """log of the expected improvement on the best value at the last step: shape (N).
+
+        Args:
+            points: configurations in the unit cube: shape (N, D).
+            trial: their numbers, negative for new ones: shape (N).
+        """
+        assert self._model
+        asked = Points(features=self._space.features(points), time=np.ones(len(points)), trial=trial)
+        mean, deviation = self._model.predict(asked)
+        return np.log(deviation) + _log_h((mean - 1.0) / deviation)
+
+    def correlation(self, points: np.ndarray, point: np.ndarray) -> np.ndarray:
+        """Of the last values of configurations and of one: shape (N) of shapes (N, D) and (D)."""
+        assert self._model
+        features = self._space.features(np.concatenate([points, point[None]]))
+        return self._model.correlation(features[:-1], features[-1:])[:, 0]
+
+    def points(self, params: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The places of configurations in the unit cube: shape (N, D)."""
+        return self._space.points(params)
+
+    def params(self, point: np.ndarray) -> dict[str, Any]:
+        """The configuration at a place: shape (D)."""
+        return self._space.params(point)
+
+
+def _thinned(values: Mapping[int, float]) -> dict[int, float]:
+    """The last value of a curve, and those at a third of its step, a ninth, … ."""
+    if not values:
+        return {}
+    last = max(values)
+    thinned, step = {last: values[last]}, last / _THINNING
+    while step >= 1:
+        if round(step) in values:
+            thinned[round(step)] = values[round(step)]
+        step /= _THINNING
+    return thinned
+
+
+def _log_h(z: np.ndarray) -> np.ndarray:
+    """log(φ(z) + z Φ(z)), also where z is far below 0 (Ament et al., arXiv 2310.20708)."""
+    log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        plain = np.log(np.exp(log_density) + z * ndtr(z))
+        # Far below, the two terms cancel but for φ(z) / z².
+        far = log_density - 2 * np.log(np.abs(z))
+    return np.where(z > -6, plain, far)

@@ -1,0 +1,89 @@
+"""Freeze-thaw: train a little of many trials, and continue those that are expected to end best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from studies.search.forecast import Forecast
+from studies.search.scheduler import Choice, Progress
+
+#: The first pause, as a share of all steps, and how many times as far as one pause the next one is.
+FIRST: Final = 1 / 17
+GROWTH: Final = 2.0
+#: Trials that begin before the first forecast.
+STARTERS: Final = 8
+#: The most paused trials that are compared: the best of them.
+_MOST_PAUSED: Final = 100
+#: The ``until`` of a trial that is not paused.
+_TO_THE_END: Final = 2**31 - 1
+
+
+class FreezeThaw:
+    """Continues the trial, or begins the new one, that promises most for its cost.
+
+    What a trial promises is the expected improvement of its last step on the best value so far, by a Gaussian process
+    over the trials' curves (:mod:`studies.search.curve_model`), divided by a power of the steps that it still takes.
+    The power is drawn anew for each slot, from 0, the best end at any cost, to 1, the best use of each step: neither
+    alone does well on every task (``docs/search.md``). Trials are paused after about a seventeenth of their steps, and
+    then each time after as many steps again.
+
+    The choice depends on the trials alone, and on what the process has learned of them before.
+
+    Args:
+        direction: minimize or maximize.
+        steps: how many the objective trains; ``None`` if that is unknown: then the first trials train to their end.
+
+    Attributes:
+        forecast: what it expects of the trials. A :class:`studies.search.curve_sampler.CurveSampler` that shares it
+            draws the very configurations for which the scheduler begins new trials.
+    """
+
+    def __init__(self, *, direction: str, steps: int | None) -> None:
+        self.forecast = Forecast(direction=direction, steps=steps)
+
+    def choose(self, trials: Sequence[Progress], count: int) -> list[Choice]:
+        """See :class:`studies.search.scheduler.Scheduler`."""
+        forecast = self.forecast
+        if forecast.steps is None:
+            forecast.steps = max((max(t.values) for t in trials if t.state == "complete" and t.values), default=None)
+        forecast.read(trials)
+        forecast.proposals = []
+        starters = count if forecast.n_reported < 2 else min(count, max(0, STARTERS - len(trials)))
+        chosen = [Choice(None, self._next(0))] * starters
+        return chosen + self._promising(trials, count - starters) if starters < count else chosen
+
+    def _promising(self, trials: Sequence[Progress], count: int) -> list[Choice]:
+        forecast = self.forecast
+        rng = np.random.default_rng([len(trials), sum(len(trial.values) for trial in trials)])
+        paused = forecast.best_paused(_MOST_PAUSED)
+        forecast.fit({name: of for trial in trials[-STARTERS:] for name, of in trial.distributions.items()}, rng)
+        new = forecast.newcomers(rng)
+        points = np.concatenate([forecast.points([trial.params for trial in paused]), new])
+        numbers = np.concatenate([[trial.number for trial in paused], np.full(len(new), -1)])
+        promise = forecast.log_improvement(points, numbers)
+        done = np.array([max(trial.values) for trial in paused] + [0] * len(new))
+        cost = np.log(np.maximum(1, forecast.horizon - done))
+        chosen: list[Choice] = []
+        for _ in range(count):
+            place = int(np.argmax(promise - rng.random() * cost))
+            if place < len(paused):
+                chosen.append(Choice(paused[place].number, self._next(int(done[place]))))
+            else:
+                chosen.append(Choice(None, self._next(0)))
+                forecast.proposals.append(points[place])
+            # Once this one is known, the others near it promise less.
+            promise += np.log1p(-0.999 * forecast.correlation(points, points[place]) ** 2)
+            promise[place] = -math.inf
+        return chosen
+
+    def _next(self, step: int) -> int:
+        """The step until which a trial goes on that is at ``step``."""
+        steps = self.forecast.steps
+        if steps is None:
+            return _TO_THE_END
+        following = math.ceil(step * GROWTH) if step else max(1, round(steps * FIRST))
+        return _TO_THE_END if following >= steps else following
