@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from objectives.costs import COSTS, costs
-from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, fingerprint, load
+from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, load
 from objectives.hyperparameters import METRICS, MINIMIZED, Hyperparameters
 from objectives.model import load_model, save_model
 from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
@@ -108,7 +108,7 @@ class MLP:
         _check_roles(columns)
         self.epochs, self._split_seed, self._folds, self._seeds = epochs, split_seed, folds, seeds
         self._fixed = _checked_fixed(fixed)
-        self._dataset, self._data_dir = dataset, Path(data_dir)
+        self._dataset = dataset
         self._data = load(
             dataset,
             data_dir=Path(data_dir),
@@ -141,13 +141,10 @@ class MLP:
         validated = [f"val_{name}" for name in METRICS[self._data.task]]
         return frozenset([*(f"train_{name}" for name in trained), *validated, "scheduled_lr", *COSTS])
 
+    @property
     def fingerprint(self) -> dict[str, str]:
-        """The SHA-256 of the data set by its name, in hexadecimal; see :func:`objectives.data.fingerprint`."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> dict[str, str]:
-        return {Path(self._dataset).name: fingerprint(self._dataset, self._data_dir, self._data)}
+        """The SHA-256 of the data set's content by its name, in hexadecimal; see :class:`objectives.data.Dataset`."""
+        return {Path(self._dataset).name: self._data.fingerprint}
 
     def check_params(self, params: Mapping[str, Any]) -> None:
         """Raise :exc:`ValueError` where no trial can have these hyperparameters, be they some or all."""

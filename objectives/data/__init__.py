@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from objectives.data.endings import COMPRESSIONS, SUFFIXES, is_table
 from objectives.data.named import NAMES, REFUSED
@@ -38,7 +37,6 @@ __all__ = [
     "Preprocessing",
     "Role",
     "Split",
-    "fingerprint",
     "load",
 ]
 
@@ -87,7 +85,11 @@ def load(
         raw = _read(dataset, data_dir, target, columns or {}, Split.of(split))
         labels = raw.labels.judged(f"target {target!r}" if target else "y", task)
         test_labels = raw.test_labels.like(labels) if raw.test_labels else None
-        return divided(replace(raw, labels=labels, test_labels=test_labels), split_seed, validation, scaling)
+        # Kept with the data: to hash a large file takes as long as to read it, and each worker asks. Before the split,
+        # which uses up the blocks.
+        found = _fingerprint(None if dataset in NAMES else _find(dataset, data_dir), raw)
+        data = divided(replace(raw, labels=labels, test_labels=test_labels), split_seed, validation, scaling)
+        return replace(data, fingerprint=found)
 
     try:
         _check(dataset, target, columns, Split.of(split), scaling)
@@ -142,26 +144,16 @@ def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str
     return read_table(file, target, columns, split)
 
 
-def fingerprint(dataset: str, data_dir: Path, data: Dataset) -> str:
+def _fingerprint(file: Path | None, raw: Raw) -> str:
     """The SHA-256 of a data set's content, in hexadecimal: of the user's own file, else of what was read.
 
-    Standardised numbers are left out: processors round their means differently.
-
-    Args:
-        dataset: as :func:`load` took it.
-        data_dir: likewise.
-        data: what it returned. Its test part is not looked at.
+    Standardised numbers would not do: processors round their means differently. What is for testing alone is left out.
     """
-    if dataset not in NAMES:
-        with _find(dataset, data_dir).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    if data.train.stored_NF.dtype == torch.uint8:
-        arrays = [tensor.numpy() for part in (data.train, data.validation) for tensor in (part.stored_NF, part.y_N)]
-    else:  # what comes with a package is small
-        raw = NAMES[dataset].read(data_dir)
-        arrays = [*raw.blocks, raw.labels.y_N]
+    if file:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     found = hashlib.sha256()
-    for array in arrays:
+    for array in (*raw.blocks, raw.labels.y_N):
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
 

@@ -108,6 +108,8 @@ class Dataset:
     """int64, of the training rows and then the validation rows: the group of each, or the place of its time."""
     is_ordered: bool = False
     """Whether they are times."""
+    fingerprint: str = ""
+    """SHA-256 of the content, in hexadecimal: of the user's own file, else of what was read, but for test data."""
 
     def most_folds(self) -> tuple[int, str]:
         """(how many folds the training and validation rows allow, why no more)."""
@@ -185,7 +187,9 @@ def divided(raw: Raw, seed: int, validation: float, scaling: str) -> Dataset:
         parts |= _fill(raw.test_blocks, y_test_N, {"test": np.arange(len(y_test_N))}, preprocessing, raw.levels)
     joined_N = np.concatenate([rows["train"], rows["validation"]])
     return Dataset(
-        **parts,
+        train=parts["train"],
+        validation=parts["validation"],
+        test=parts["test"],
         classes=raw.labels.names,
         preprocessing=preprocessing,
         target_mean=mean,
