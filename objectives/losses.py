@@ -1,4 +1,4 @@
-"""Losses of G slots with their gradients, by hand, and the metrics of a whole part.
+"""Losses of G slots with hand-written gradients, and the metrics of a whole part of the data.
 
 Axes: G slots, B examples of a batch, N of a part, C outputs: classes, or 1.
 """
@@ -21,21 +21,21 @@ class Loss(Protocol):
             logits_GCB: outputs; may be overwritten.
             y_G1B: classes (int64), or numbers.
             d_GCB: gets the gradient of each slot's mean over its batch.
-            record: two G × 1 × B; get what :meth:`measure` reads.
+            record: two G × 1 × B, overwritten with what :meth:`measure` reads.
         """
 
     def measure(self, record_GN: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Means over what was recorded of an epoch, each of shape G: ``loss`` and one more."""
+        """Means over the records of an epoch, each of shape G: ``loss`` and one more metric."""
 
 
 class CrossEntropy:
     """Softmax cross-entropy; the gradient with label smoothing (arXiv 1512.00567) and class weights, as PyTorch's.
 
-    What is recorded is the plain loss, so that trials with any of these compare.
+    The recorded loss has neither: trials with different settings stay comparable.
 
     Args:
-        smoothing_G11: the share of each label that is spread; ``None`` where no slot has any.
-        weights_GC: of the classes; ``None`` where no slot has any.
+        smoothing_G11: the share of each label that is spread over the classes; ``None`` if no slot smooths.
+        weights_GC: of the classes; ``None`` if no slot has weights.
     """
 
     def __init__(self, smoothing_G11: Tensor | None, weights_GC: Tensor | None, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class CrossEntropy:
         self._minus_one = torch.empty(0, device=device)
 
     def gradient(self, logits_GCB: Tensor, y_G1B: Tensor, d_GCB: Tensor, record: tuple[Tensor, Tensor]) -> None:
-        """As of :class:`Loss`; what is recorded is log p(label) and the largest log p."""
+        """See :class:`Loss`. Records log p(label) and the largest log p."""
         n_classes, n = logits_GCB.shape[1:]
         log_p_GCB = torch._log_softmax(logits_GCB, 1, False, out=d_GCB)
         torch.gather(log_p_GCB, 1, y_G1B, out=record[0])
@@ -74,7 +74,7 @@ class CrossEntropy:
 
 
 class SquaredError:
-    """(output − target)²; or, from ``delta`` on, Huber's line (Huber 1964), as PyTorch's.
+    """(output − target)²; linear beyond ``delta`` (Huber 1964), as in PyTorch.
 
     Args:
         delta_G11: in standard deviations of the target; ``None`` for the square alone.
@@ -86,7 +86,7 @@ class SquaredError:
         self._unit = unit
 
     def gradient(self, logits_GCB: Tensor, y_G1B: Tensor, d_GCB: Tensor, record: tuple[Tensor, Tensor]) -> None:
-        """As of :class:`Loss`; what is recorded is the loss and the squared error."""
+        """See :class:`Loss`. Records the loss and the squared error."""
         n = logits_GCB.shape[2]
         error_G1B = torch.sub(logits_GCB, y_G1B, out=d_GCB)
         squared_G1B = torch.square(error_G1B, out=record[1])

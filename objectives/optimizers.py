@@ -16,18 +16,18 @@ from torch import Tensor
 
 from objectives.hyperparameters import Hyperparameters
 
-#: How many vectors like the parameters an optimizer keeps.
+#: The number of moment vectors of each optimizer, each of the parameters' shape.
 MOMENTS = {"adamw": 2, "adam": 2, "rmsprop": 1, "sgd": 1, "gd": 0}
 
 
 class Optimizer:
-    """Moves the parameters of a stack.
+    """Updates the parameters of a stack.
 
     Args:
         settings: of each slot, all with the same ``optimizer``.
-        theta_GP: is changed in place, like all that follows.
-        gradient_GP: is overwritten by each step.
-        moments: as many as :data:`MOMENTS` says, each G × P.
+        theta_GP: the parameters, changed in place.
+        gradient_GP: their gradient, overwritten by each step.
+        moments: as many as :data:`MOMENTS` says, each G × P, changed in place.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Optimizer:
         return torch.tensor(values, dtype=self._theta.dtype, device=self._theta.device)[:, None]
 
     def plan(self, rates_GS: np.ndarray, first_steps: Sequence[int]) -> None:
-        """Prepare the next S steps, so that each takes no numbers from the host.
+        """Prepare the next S steps: none of them copies numbers from the host.
 
         Args:
             rates_GS: the learning rates.
-            first_steps: how many steps each slot has behind it.
+            first_steps: the number of steps that each slot has taken.
         """
         step_GS = np.asarray(first_steps)[:, None] + np.arange(1, rates_GS.shape[1] + 1)
         if self._is_fused:

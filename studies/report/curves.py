@@ -1,4 +1,4 @@
-"""Learning curves, made ready to draw: a panel for each metric, with a line for each trial."""
+"""Learning curves as data: a panel for each metric, with a line for each trial."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from studies.report.subset import of_kind
 if TYPE_CHECKING:
     from studies.report.data import StudyData
 
-#: What was passed to ``trial.report``, beside the named metrics.
+#: The name of the value passed to ``trial.report``, beside the named metrics.
 REPORTED: Final = "reported value"
-#: So many panels at most, and so many points in each, so that a page stays quick.
+#: The most panels, and the most points in each: more would make the page slow.
 MOST_PANELS: Final = 8
 MOST_POINTS: Final = 60_000
 _LEAST_POINTS_OF_A_LINE: Final = 20
@@ -56,7 +56,7 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Panels:
-    """All that there is to draw, row by row."""
+    """The panels to draw, row by row."""
 
     rows: Sequence[Sequence[Panel]]
     """One or two in each: a metric of training beside that of validation."""
@@ -81,7 +81,7 @@ def panels(data: StudyData) -> Panels:
 
 
 def points_of_line(lines: int) -> int:
-    """How many points of a line are drawn at most, where there are so many lines."""
+    """The most points to draw of each line in a panel of ``lines`` lines."""
     return max(_LEAST_POINTS_OF_A_LINE, MOST_POINTS // max(1, lines))
 
 
@@ -111,8 +111,10 @@ def _lines(data: StudyData) -> dict[str, dict[int, Line]]:
 
 
 def _is_same(metric: Mapping[int, Mapping[int, float]], reported: Mapping[int, Mapping[int, float]]) -> bool:
-    """Whether a metric is what was reported, and would be drawn twice. Of a long line it has a part of the steps; of a
-    running trial it was read later, and may have more."""
+    """Whether a metric equals the reported value, which would then be drawn twice.
+
+    A long line has only some of its steps; that of a running trial was read later and may have more.
+    """
     return all(
         number in metric
         and max(metric[number]) >= max(values)
@@ -126,7 +128,7 @@ def _is_same(metric: Mapping[int, Mapping[int, float]], reported: Mapping[int, M
 
 
 def _thinned(number: int, values: Mapping[int, float], most: int) -> Line:
-    """A line of at most ``most`` points, the last one among them; in which what is not finite is a gap."""
+    """A line of at most ``most`` points, including the last one. Values that are not finite become gaps."""
     steps = sorted(values)
     if len(steps) > most:
         steps = [steps[(i + 1) * len(steps) // most - 1] for i in range(most)]

@@ -1,4 +1,4 @@
-"""What a report is made of, read from the storage at one moment."""
+"""The data of a report, read from the storage at one moment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StudyData:
     curves: Mapping[int, Sequence[Point]] = field(default_factory=dict)
     """Every named metric of every step, by trial."""
     attempts: Mapping[int, Attempt] = field(default_factory=dict)
-    """Who ran a trial; without those of stock Optuna workers."""
+    """The last attempt of each trial; trials of stock Optuna workers have none."""
     spec: str | None = None
     """The study file, without secrets; ``None`` where stock Optuna made the study."""
     constraints: Mapping[str, Constraint] = field(default_factory=dict)
@@ -48,11 +48,11 @@ class StudyData:
     in_short: Sequence[FrozenTrial] = ()
     """Every trial of a large study, by number: see :meth:`StudyReader.outlines`."""
     objective: int | None = None
-    """The objective that plots of one show, where somebody has chosen it; else the first one."""
+    """The objective that plots of one objective show; ``None`` for the first one."""
 
     @property
     def target(self) -> int:
-        """The objective that plots of one show."""
+        """The objective that plots of one objective show."""
         return self.objective or 0
 
     @property
@@ -62,7 +62,7 @@ class StudyData:
 
     @cached_property
     def overview(self) -> Overview:
-        """What follows from the trials."""
+        """The figures computed from the trials."""
         return overview(self.status, self.outlines, self.attempts, now=self.now)
 
     @cached_property
@@ -123,7 +123,7 @@ class StudyData:
 
 
 def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
-    """Read all that there is of a study, or of a large one what is shown of it."""
+    """Read a whole study, or the subset of a large one that is shown."""
     status = storage.status(record)  # before the trials, which then hold its best one
     directions = storage.get_study_directions(record.study_id)
     reader = StudyReader(storage, record)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writing files atomically."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ _MOST_BYTES: Final = 200
 
 
 def file_name(study: str, ending: str) -> str:
-    """A name for a file about ``study``, and no other one: ``digits.html``; a name that no file may have is changed,
-    and a hash of it keeps apart what comes out the same: ``a_b-c14cddc0.html`` of ``a/b``."""
+    """The name of the file about ``study``, unique to it: ``digits.html``.
+
+    A name that is illegal for files is changed and gets a hash: ``a_b-c14cddc0.html`` of ``a/b``.
+    """
     safe = re.sub(r"[^\w.-]", "_", study).encode()[:_MOST_BYTES].decode(errors="ignore").lstrip(".-")
     if safe == study:
         return safe + ending
@@ -26,7 +28,7 @@ def file_name(study: str, ending: str) -> str:
 
 
 def require_writable(path: Path) -> None:
-    """Raise :exc:`StudyhallError` unless a file can be written at ``path``; leaves nothing there."""
+    """Raise :exc:`StudyhallError` unless a file can be written at ``path``. Writes nothing there."""
     try:
         folder = path.parent.resolve()
         is_link = path.is_symlink()  # which is replaced, whatever it leads to

@@ -1,4 +1,4 @@
-"""Numbers and times as a report says them."""
+"""Numbers and times as text in a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTML: a page without a single request, in which only our own scripts run."""
+"""The HTML page. It makes no requests, and its policy lets only our own scripts run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from studies.report.data import StudyData
 
-#: plotly.js with the kinds of traces that we draw, a third of the whole: a small study makes a file for a mail. From
-#: npm, plotly.js-cartesian-dist-min, of the major version that the Python package plotly writes for.
+#: plotly.js with the trace types that we draw, a third of the whole: the report of a small study fits into a mail.
+#: From npm, plotly.js-cartesian-dist-min, of the major version that the Python package plotly writes for.
 _PLOTLY: Final = "plotly-cartesian.min.js.gz"
-#: So many slices stand side by side.
+#: Slice plots per row.
 _SLICES: Final = 4
 
 _REMARKS: Final = {
@@ -44,7 +44,7 @@ class _Figures:
     json: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, drawn: go.Figure) -> str:
-        """Keep a plot; returns its place in the page."""
+        """Add a plot; returns the HTML of its place in the page."""
         name = f"plot-{kind}-{len(self.json)}"
         # Escapes <, > and /, so that no text in it can end the script.
         self.json[name] = drawn.to_json()
@@ -52,7 +52,7 @@ class _Figures:
 
 
 def report(data: StudyData) -> bytes:
-    """Everything that there is to see of a study, as one HTML file."""
+    """The report of a study as one HTML file."""
     figures = _Figures()
     plots = {kind: _plot(data, kind, figures) for kind in _plots_of(data)}
     first, rest = ("history",), [kind for kind in plots if kind != "history"]
@@ -126,5 +126,5 @@ def _page(title: str, body: Sequence[str], figures: Mapping[str, str]) -> bytes:
 
 
 def _hash(script: bytes) -> str:
-    """By which a browser runs this script, and no other one."""
+    """The source of ``script`` in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'"

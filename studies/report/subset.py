@@ -1,4 +1,4 @@
-"""The subset of a large study that is drawn and listed, and the sentences that say so.
+"""The subset of a large study that is drawn and listed, and the sentences that say which.
 
 A browser draws a few thousand points and lines, and Optuna's plots take time and memory for each. A study of more than
 ``MOST_TRIALS`` trials is therefore shown in part:

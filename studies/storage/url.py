@@ -1,7 +1,7 @@
 """The storage URL: which PostgreSQL database holds the studies.
 
-What is wrong in a URL is named by its part, not quoted: in a URL that cannot be understood, the password
-may be anywhere.
+An error names the wrong part of a URL and never quotes it: in a URL that cannot be parsed, the password may be
+anywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REFUSED = {
     "redis": "Redis is not supported: studies live in PostgreSQL",
     "jdbc": "a JDBC URL is for Java: leave out the leading jdbc:",
 }
-# What libpq 18 knows. Another word is refused here, by its name: libpq would quote the whole URL.
+# The options of libpq 18. Others are refused here by name: libpq's own error would quote the whole URL.
 _WORDS = """
     application_name channel_binding client_encoding connect_timeout dbname fallback_application_name
     gssdelegation gssencmode gsslib host hostaddr keepalives keepalives_count keepalives_idle
@@ -50,14 +50,14 @@ Address = tuple[str, int | None]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class StorageURL:
-    """Where the studies are. Shows itself without its secrets; ``sqlalchemy`` and ``libpq`` hold them."""
+    """Where the studies are. Its text and repr mask the secrets; ``sqlalchemy`` and ``libpq`` contain them."""
 
     user: str | None = None
     password: str | None = None
     hosts: tuple[Address, ...] = ()
     """Host name, IP address or socket directory, each with its port; tried in this order."""
     database: str | None = None
-    """None only where ``service`` names it."""
+    """``None`` only if the option ``service`` names it."""
     options: tuple[tuple[str, str], ...] = ()
     """Further libpq options (``sslmode``, ``service``, …), sorted by name."""
 
@@ -117,7 +117,7 @@ class StorageURL:
 
     @property
     def without_secrets(self) -> str:
-        """The URL as a script or manifest may hold it: its secrets are left out, and come by other ways."""
+        """The URL for a script or manifest, without secrets: those reach the workers by other means."""
         options = tuple((key, value) for key, value in self.options if key not in _SECRET)
         return replace(self, password=None, options=options).display
 
@@ -128,7 +128,7 @@ class StorageURL:
 
     @property
     def where(self) -> str:
-        """The server, as a message names it: ``db.example port 5432``."""
+        """The server in words: ``db.example port 5432``."""
         if not self.hosts:
             return "the default address"
         return ", ".join(f"{host or 'the default address'} port {port or 5432}" for host, port in self.hosts)
@@ -168,7 +168,7 @@ class StorageURL:
 
 
 def connection_error(url: StorageURL, exc: Exception) -> StorageUnreachable:
-    """One clean line for a failed connection: psycopg2's own error, or SQLAlchemy's around it."""
+    """A failed connection in one line, with advice. ``exc`` is psycopg2's error, or SQLAlchemy's around it."""
     told = str(getattr(exc, "orig", None) or exc).strip()
     host, port = url.hosts[0] if url.hosts else ("", None)
     known = {
@@ -185,7 +185,7 @@ def connection_error(url: StorageURL, exc: Exception) -> StorageUnreachable:
 
 
 _CROWDED: Final = r"too many (clients|connections)|connection slots are reserved"
-#: What libpq says, what is wrong by that, and what a person can do.
+#: A pattern of libpq's message, the problem, and the fix.
 _ADVICE: Final = {
     r'password authentication failed for user "(?P<user>.*?)"': (
         "password authentication failed for user {user!r} at {where}:",
@@ -244,7 +244,7 @@ def _without_secrets(url: StorageURL, told: str) -> str:
     secrets = {value for key, value in url.options if key in _SECRET} | {url.password or ""}
     for secret in secrets - public - {""}:
         if any(form in told for form in (secret, quote(secret, safe=""))):
-            # Masking a short password would show where it stood; so nothing of the text is passed on.
+            # Masking a short password would show where it stood: nothing of the text is passed on.
             return "the connection failed (the reason is not shown, because it holds the password)"
     return told
 
@@ -267,7 +267,7 @@ def _split_scheme(text: str) -> tuple[str, str]:
 
 
 def _split_query(rest: str) -> tuple[str, str]:
-    """Cut the query off, where all after the ``?`` are options; another ``?`` belongs to a raw password."""
+    """Split off the query at the ``?`` that only options follow; another ``?`` belongs to a raw password."""
     for found in re.finditer(r"\?", rest):
         if _QUERY.fullmatch(rest, found.end()):
             return rest[: found.start()], rest[found.end() :]
@@ -290,7 +290,7 @@ def _read_query(query: str, plus_is_space: bool) -> dict[str, str]:
 
 
 def _decode(text: str) -> str:
-    """Percent-decode; what is no valid UTF-8 sequence stays as it is: it is a raw password's own ``%``."""
+    """Percent-decode. An invalid UTF-8 sequence stays unchanged: its ``%`` belongs to a raw password."""
 
     def decoded(found: re.Match[str]) -> str:
         try:

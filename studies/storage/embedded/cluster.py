@@ -40,7 +40,7 @@ _SOCKET_PATH_BYTES = 103  # macOS; Linux has 107
 
 
 class Cluster:
-    """The cluster in ``directory/18`` and its server, which may run or not."""
+    """The cluster in ``directory/18``, and its server if that runs."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -49,11 +49,11 @@ class Cluster:
         self._server_lock = directory / "server.lock"
         self._socket_record = directory / "socket-directory"
 
-    # -- what is ---------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------
 
     @property
     def url(self) -> StorageURL:
-        """Where clients connect. The running server says itself where its socket is."""
+        """Where clients connect: the socket that the running server has recorded, else the usual one."""
         directory = self._recorded(4) or str(self.directory / "run")
         return StorageURL(user=NAME, hosts=((directory, PORT),), database=NAME)
 
@@ -67,7 +67,11 @@ class Cluster:
             return not try_lock(lock, fcntl.LOCK_SH)
 
     def settled(self) -> bool:
-        """Wait until the server takes connections (True) or is gone (False), or else raise."""
+        """Wait until the server accepts connections (``True``) or has ended (``False``).
+
+        Raises:
+            EmbeddedServerError: neither within :data:`PATIENCE` seconds.
+        """
         deadline = time.monotonic() + PATIENCE
         while self.alive():
             if self._recorded(7) == "ready" and self._peer() is not None:
@@ -118,7 +122,7 @@ class Cluster:
     # -- create, start, stop ---------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the directories that are missing."""
+        """Create missing directories."""
         if self.directory.is_dir():
             return
         if "\n" in str(self.directory):
@@ -138,7 +142,7 @@ class Cluster:
                     raise
 
     def launch(self, start_lock: int) -> None:
-        """Start the server, creating the cluster first if need be; returns when it takes connections."""
+        """Start the server, after creating the cluster if there is none; returns when it accepts connections."""
         account = account_for(self.data)
         check_reach(account, self.directory)
         binaries = find_binaries(account, self.directory)
@@ -154,14 +158,14 @@ class Cluster:
             raise self._failure(self._last_words(said))
 
     def stop(self) -> None:
-        """End every session and stop the server cleanly; returns when its last process is gone."""
+        """End all sessions and stop the server cleanly; returns when its last process has ended."""
         pid, since = None, time.monotonic()
         while self.alive():
             waited = time.monotonic() - since
             if pid is None and (pid := self._peer() or self._recorded_postmaster()):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)  # PostgreSQL's "fast shutdown"
-            elif pid is None and waited > 5:  # it may be so young that it has not said its number
+            elif pid is None and waited > 5:  # a server that just started may not have recorded its number yet
                 raise self._failure("its process is not visible from here (another container?)", "stop")
             elif waited > PATIENCE:
                 raise self._failure(f"process {pid} is still writing after {PATIENCE:.0f} s", "stop")
@@ -176,7 +180,7 @@ class Cluster:
                 f"{self.data} exists but is no PostgreSQL cluster:", fix=f"move it away, or {INSTEAD}"
             )
         said = log.tell()
-        for torn in self.directory.glob("new-*"):  # its maker was killed: we hold the start lock
+        for torn in self.directory.glob("new-*"):  # of a killed process: we hold the start lock
             shutil.rmtree(torn, ignore_errors=True)
         new = account.own(Path(tempfile.mkdtemp(prefix="new-", dir=self.directory)))
         # If we are killed, these children hold the start lock until they end: no other starter meets them.
@@ -216,8 +220,8 @@ class Cluster:
         with open_lock(self._server_lock) as lock:
             if not try_lock(lock, fcntl.LOCK_EX):
                 raise self._failure("processes of a killed server still hold the cluster; try again in a while")
-            # The shell leaves the server to init: we never have to reap it, and it outlives us. Its own
-            # session keeps Ctrl-C and a closing terminal away from it.
+            # The shell leaves the server to init: we never have to reap it, and it outlives us. In a session of its
+            # own it gets neither Ctrl-C nor the hangup of a closing terminal.
             subprocess.run(
                 ["/bin/sh", "-c", '"$@" &', "sh", *argv],
                 stdin=subprocess.DEVNULL,
@@ -245,12 +249,12 @@ class Cluster:
         return new
 
     def _clear_pid_file(self) -> None:
-        """Remove a postmaster.pid whose process number another program has by now: PostgreSQL minds it."""
+        """Remove a postmaster.pid whose process number now belongs to another program: PostgreSQL would not start."""
         if self._recorded_postmaster():
             raise self._failure(f"process {self._recorded(0)}, started by other means, serves it: stop that one")
         with suppress(FileNotFoundError, ValueError, TypeError, ProcessLookupError, PermissionError):
             os.kill(int(self._recorded(0) or ""), 0)
-            # Only now: where the process is gone, PostgreSQL reads the file to make sure of the rest.
+            # Only if that process lives: else PostgreSQL itself checks and removes the file.
             (self.data / "postmaster.pid").unlink()
 
     def _check_version(self) -> None:
@@ -263,18 +267,18 @@ class Cluster:
         return EmbeddedServerError(f"the embedded PostgreSQL cannot {what}: {reason} (log: {self.log})")
 
     def _last_words(self, said: int) -> str:
-        """The line of the log after byte ``said`` that tells why."""
+        """The line of the log after byte ``said`` that gives the reason."""
         with self.log.open("rb") as log:
             log.seek(said)
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        # The first failure is the cause; clients that knock too early are none.
+        # The first failure is the cause. Clients that connect too early are refused, which is none.
         failure = re.compile(r"^.*?(?:FATAL|PANIC|error): +(?!the database system is)(.*)")
         causes = [found[1] for line in lines if (found := failure.search(line))]
         return (causes[:1] or lines[-1:] or ["it says nothing"])[0]
 
 
 def _fits(directory: Path) -> bool:
-    """Whether a socket in it has a legal address, which libpq does not take for a list."""
+    """Whether a socket in it has a legal address. libpq would read a comma as the separator of a list."""
     path = str(directory / f".s.PGSQL.{PORT}")
     try:
         return len(path.encode()) <= _SOCKET_PATH_BYTES and "," not in path

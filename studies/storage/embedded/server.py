@@ -2,8 +2,8 @@
 
 Three lock files, all flock, which the kernel drops when a process dies, however it dies:
 
-``start.lock``   exclusive, held for moments: whoever starts, stops, joins or counts holds it, so that none of
-                 these ever meets another.
+``start.lock``   exclusive, held for moments: to start, stop or join the server, or to count its users, one after
+                 the other.
 ``users.lock``   shared, held by every process that uses the server, for as long as it does.
 ``server.lock``  held by the server's own processes.
 """
@@ -41,7 +41,7 @@ class EmbeddedServer:
     """A share in the server whose data is in ``home``; thread-safe.
 
     The server runs as long as one process uses it, or until :meth:`stop` once it is kept. A user that is
-    killed is a user no more, but it stops nothing: then the server stays until the next user ends.
+    killed no longer counts, but does not stop the server either: it stays until the next user ends.
     """
 
     def __init__(self, home: Path) -> None:
@@ -57,7 +57,7 @@ class EmbeddedServer:
         self._pid = os.getpid()
 
     def start(self) -> StorageURL:
-        """Use the server: join it if it runs, start it if not. A second call heals a killed server.
+        """Join the running server, or start it. A second call restarts a killed server.
 
         Raises:
             EmbeddedServerError: it cannot start, or runs on another host.
@@ -81,7 +81,7 @@ class EmbeddedServer:
         return self._cluster.url
 
     def keep(self) -> StorageURL:
-        """Start the server if need be, and let it run, also without users, until :meth:`stop`."""
+        """Start the server if it does not run, and keep it running without users until :meth:`stop`."""
         url = self.start()
         with self._explained("be kept"), self._turn():
             self._kept.touch(mode=0o600)
@@ -147,7 +147,7 @@ class EmbeddedServer:
     # -- with the start lock held ----------------------------------------------------------------------
 
     def _ensure(self, turn: int) -> None:
-        # A server on its way down or up, whose starter was killed, is waited for here.
+        # The process that started or stopped the server may have been killed: wait for what the server does.
         if not self._cluster.settled():
             self._host.write_text(f"{socket.gethostname()}\n{_boot_id()}\n")
             _log.debug("starting PostgreSQL in %s", self.home)
@@ -186,7 +186,7 @@ class EmbeddedServer:
         self._host.unlink(missing_ok=True)
 
     def _users(self) -> str:
-        """The users of the server, for people; empty without any."""
+        """The users of the server in words; empty without any."""
         if self._unused():
             return _connections(self._cluster.url)
         held = self._users_lock.resolve()
@@ -219,7 +219,7 @@ class EmbeddedServer:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C while the program ends must not leave the server
         try:
             self.close()
-        except EmbeddedServerError as exc:  # no traceback after the last word of the program
+        except EmbeddedServerError as exc:  # the program is over: a warning, no traceback
             _log.warning("%s", exc)
 
     @contextmanager
@@ -254,7 +254,7 @@ class EmbeddedServer:
 
 
 def _connections(url: StorageURL) -> str:
-    """Clients that came by URL alone: psql, a dashboard; not one that is just leaving."""
+    """The clients without a share, such as psql, in words. Waits half a second for those that are disconnecting."""
     import psycopg2
 
     count, names = 0, ""
