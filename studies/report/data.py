@@ -16,6 +16,7 @@ from studies.overview import Overview, overview
 from studies.report.curves import points_of_line
 from studies.report.subset import Subset, choose, is_placed, of_kind
 from studies.spec.constraints import Constraint
+from studies.spec.space import Parameter
 from studies.stop_reasons import STOP_REASONS
 from studies.storage.postgres import PostgresStorage
 from studies.storage.reader import StudyReader
@@ -39,6 +40,8 @@ class StudyData:
     """The last attempt of each trial; trials of stock Optuna workers have none."""
     spec: str | None = None
     """The study file, without secrets; ``None`` where stock Optuna made the study."""
+    space: Mapping[str, Parameter] = field(default_factory=dict)
+    """The parameters of the study file; empty where the objective suggests for itself."""
     constraints: Mapping[str, Constraint] = field(default_factory=dict)
     """The bounds of the spec, by metric."""
     now: datetime = field(default_factory=datetime.now)
@@ -137,6 +140,7 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
         metric_names=storage.objective_names(record),
         attempts=storage.leases.attempts(record),
         spec=_study_file(record),
+        space=record.spec.space if record.spec else {},
         constraints={name: Constraint.parse(bound) for name, bound in record.spec.constraints.items()}
         if record.spec
         else {},

@@ -94,7 +94,8 @@ def _plot(data: StudyData, kind: str, figures: _Figures) -> str:
         names = sorted(data.params, key=order.index)
         rows = [names[i : i + _SLICES] for i in range(0, len(names), _SLICES)]
         return remark + "".join(figures.add(kind, figure(data, kind, row)) for row in rows)
-    return remark + figures.add(kind, figure(data, kind, compared(data) if kind == "contour" else None))
+    drawn = remark + figures.add(kind, figure(data, kind, compared(data) if kind == "contour" else None))
+    return drawn + sections.ablation(data) if kind == "importances" else drawn
 
 
 def _paragraph(words: str | None) -> str:

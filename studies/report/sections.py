@@ -10,6 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.errors import command
+from studies.report.ablation import ablation as path_to_best
 from studies.report.formats import count, moment, param
 from studies.report.snapshot import quiet, snapshot
 from studies.storage.trials import paused_at
@@ -135,6 +136,29 @@ def _front(data: StudyData) -> str:
         f"<p>{counted(len(trials), 'trial')} that no other one beats in all objectives.{more}</p>"
         f'<div class="scroll"><table>{_head(["trial", *names, *params])}{_body(rows)}</table></div>'
     )
+
+
+def ablation(data: StudyData) -> str:
+    """The path from the middle of the space to the best trial."""
+    steps = path_to_best(data)
+    rows = [
+        [
+            " ".join(
+                [
+                    *(f"{key}={param(value)}" for key, value in step.changed.items()),
+                    *(f"without {key}" for key in step.dropped),
+                ]
+            ),
+            number(step.predicted),
+        ]
+        for step in steps
+    ]
+    table = f"<table>{_head(['change', f'predicted {data.metric_names[data.target]}'])}{_body(rows)}</table>"
+    words = (
+        "From the middle of the space to the best trial, by a random forest of the complete trials: at each step the "
+        f"parameter that improves the value most. From your defaults: {command('importance', data.name, 'NAME=VALUE')}"
+    )
+    return f'<p>{text(words)}</p><div class="scroll">{table}</div>'
 
 
 def failures(data: StudyData) -> str:

@@ -130,8 +130,12 @@ class Trials:
         self._release_ended()
         if count < 1 or self.is_over or time.monotonic() < self._ask_at:
             return []
-        runs = [run for claim in self._claim(count) if (run := self._begin(claim))]
-        if failed := [result for run in runs if (result := self._sample(run))]:
+        # All leases are kept alive first: sampling for one trial after the other may take longer than they last.
+        leased = [(claim, self._lease(claim)) for claim in self._claim(count)]
+        # Each trial reseeds the sampler, and is sampled before the next one begins: it draws the same as alone.
+        begun = [(run, self._sample(run)) for claim, held in leased if (run := self._begin(claim, held))]
+        runs = [run for run, _ in begun]
+        if failed := [result for _, result in begun if result]:
             self.end(failed)
         return [run.trial for run in runs if id(run.trial) in self._running]
 
@@ -225,14 +229,13 @@ class Trials:
                 return claims
         return "wait"
 
-    def _begin(self, claim: Claim) -> _Run | None:
-        """Start to train a claimed trial; ``None`` if its sampler failed, and with it the trial."""
+    def _lease(self, claim: Claim) -> LeasedTrial:
+        """Keep the lease of a claimed trial alive from here on."""
         study = self._study
-        # The lease is kept alive from here on: sampling may take longer than it lasts.
         lease = self._keeper.add(claim, study.results)
         self._storage.leases.attach(claim, lease)
         checkpoints = Checkpoints(self._storage, claim, study.store, study.spec.checkpoints.every)
-        leased = LeasedTrial(
+        return LeasedTrial(
             self._storage,
             lease,
             checkpoints,
@@ -241,8 +244,12 @@ class Trials:
             flushes=not study.trains_several,
             reached=max(self._storage.get_trial(claim.trial_id).intermediate_values, default=None),
         )
+
+    def _begin(self, claim: Claim, leased: LeasedTrial) -> _Run | None:
+        """Start to train a claimed trial; ``None`` if its sampler failed, and with it the trial."""
+        lease = leased.lease
         try:
-            run = _Run(claim=claim, trial=study.begin(claim, leased), leased=leased)
+            run = _Run(claim=claim, trial=self._study.begin(claim, leased), leased=leased)
         except Exception as error:
             lease.put("user_attrs", {"key": "error", "value": json.dumps(_failure(claim, described(error)))})
             lease.finish(TrialState.FAIL, None)

@@ -341,7 +341,8 @@ def test_a_worker_killed_at_any_statement_costs_the_study_nothing(
     clean = Run(database, fork, tmp_path, slots, is_scheduled=is_scheduled)
     clean.play(None)
     counts = Counter(clean.seen)
-    assert counts.keys() >= KINDS
+    # Trials that end at their rung last for no heartbeat.
+    assert counts.keys() >= KINDS - ({"heartbeat"} if is_scheduled else set())
 
     def sweep(point: Point) -> str | None:
         run = Run(database, fork, tmp_path, slots, is_scheduled=is_scheduled)

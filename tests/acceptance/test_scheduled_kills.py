@@ -21,7 +21,7 @@ direction = "maximize"
 path = "objectives.mlp:MLP"
 args = {{ dataset = "digits", epochs = 27 }}
 [budget]
-trials = 12
+trials = 24
 {budget}
 [sampler]
 name = "random"
@@ -34,7 +34,7 @@ dropout = {{ type = "float", low = 0.2, high = 0.5 }}
 """
 SLOTS = 4
 WORKERS = 2
-EPOCHS = 120
+EPOCHS = 50
 
 
 @pytest.mark.slow
@@ -50,23 +50,23 @@ def test_paused_and_promoted_trials_end_bit_by_bit_like_undisturbed_ones(shell: 
     kills = 0
     with closing(PostgresStorage(shell.url)) as storage:
         record = storage.find_study("cut")
-        command = shell.start("work", "cut", "--workers", str(WORKERS), "--slots", str(SLOTS), "--lease", "2")
+        command = shell.start("work", "cut", "--workers", str(WORKERS), "--slots", str(SLOTS), "--lease", "3")
         with command as process:
-            due = 5
+            due = 2
             while process.poll() is None:
                 now = storage.status(record)
                 if now.epochs >= due and now.ended is None and now.workers:
                     with suppress(ProcessLookupError):
                         os.kill(draw.choice(now.workers).pid, signal.SIGKILL)
                         kills += 1
-                    due = now.epochs + draw.randint(1, 20)
+                    due = now.epochs + draw.randint(1, 6)
                 time.sleep(0.02)
             assert process.returncode == 0, process.communicate()[1]
         whole = storage.trials(storage.find_study("whole"))
         cut = storage.trials(record)
         now = storage.status(record)
         left = storage.database.execute("select count(*) as n from studyhall.checkpoints")
-    assert kills > 3, f"seed {seed}"
+    assert kills >= 3, f"seed {seed}"
     assert {trial.state.name for trial in cut} <= {"COMPLETE", "PRUNED"}, f"seed {seed}"
     for trial, undisturbed in zip(cut, whole, strict=False):
         last = len(trial.intermediate_values)

@@ -213,3 +213,16 @@ def test_a_subclass_with_a_call_of_its_own_is_called(storage: PostgresStorage, r
 
     assert run(Own(steps), slots=4) == "complete"
     assert all(trial.user_attrs == {"own": True} for trial in storage.trials(record))
+
+
+def test_a_trial_draws_the_same_alone_and_beside_others(storage: PostgresStorage, tmp_path: Path) -> None:
+    drawn = []
+    for name, slots in (("alone", 1), ("beside", 5)):
+        space = {"x": {"type": "float", "low": 0.0, "high": 1.0}}
+        made, _ = storage.create_study(
+            StudySpec.from_dict({**STUDY, "name": name, "sampler": {"name": "random"}, "space": space})
+        )
+        storage.workers.register([made], worker_id="w", host="host", pid=1, device="cpu")
+        assert worker_on(storage, made, Pool(steps), tmp_path / "results", slots=slots).run() == "complete"
+        drawn.append([trial.params for trial in storage.trials(made)])
+    assert drawn[0] == drawn[1]

@@ -32,11 +32,12 @@ COMMANDS = """
     show s                              may_view
     report s                            may_view
     plot s history -o history.svg       may_view
+    importance s                        may_view
     launch slurm s --workers 1 --print --allow script. may_view
     launch kubernetes s --allow script. may_view
     create script.py:f --name NEW       may_work
     enqueue s x=0.5                     may_work
-    retry s 1                           may_work
+    retry s 2                           may_work
     cancel s WAITING                    may_work
     pause s                             may_work
     stop s                              may_work
@@ -85,7 +86,7 @@ SPEC = {
 
 
 def objective(trial: Trial) -> float:
-    if trial.number:
+    if trial.number == 2:
         raise RuntimeError("no luck today")
     return float(trial.params["x"])
 
