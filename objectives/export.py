@@ -50,6 +50,10 @@ class Prepared(nn.Module):
         self.register_buffer("fill_M", torch.tensor(preprocessing.fill, dtype=torch.float64))
         self.register_buffer("mean", torch.from_numpy(preprocessing.scaling.mean_F))
         self.register_buffer("std", torch.from_numpy(preprocessing.scaling.std_F))
+        self._scored = [preprocessing.numbers.index(score.name) for score in preprocessing.normal_scores]
+        for j, score in zip(self._scored, preprocessing.normal_scores, strict=True):
+            self.register_buffer(f"values_{j}", torch.tensor(score.values, dtype=torch.float64))
+            self.register_buffer(f"scores_{j}", torch.tensor(score.scores, dtype=torch.float64))
         self._indicators = [preprocessing.numbers.index(name) for name in preprocessing.indicators]
         self._categories = [(len(c.levels), len(c.levels) + c.has_other) for c in preprocessing.categories]
 
@@ -61,8 +65,16 @@ class Prepared(nn.Module):
             code_NK: int64, the place of each category's level; behind them for any other.
         """
         is_missing_NM = number_NM.isnan()
-        filled_NM = torch.where(is_missing_NM, self.fill_M, number_NM).to(self.mean.dtype)
-        features = [((filled_NM - self.mean) / self.std).float()]
+        filled_NM = torch.where(is_missing_NM, self.fill_M, number_NM)
+        if self._scored:
+            columns = [
+                _interpolated(column_N, getattr(self, f"values_{j}"), getattr(self, f"scores_{j}"))
+                if j in self._scored
+                else column_N
+                for j, column_N in enumerate(filled_NM.unbind(1))
+            ]
+            filled_NM = torch.stack(columns, dim=1)
+        features = [((filled_NM.to(self.mean.dtype) - self.mean) / self.std).float()]
         if self._indicators:
             features.append(is_missing_NM[:, self._indicators].float())
         for k, (other, width) in enumerate(self._categories):
@@ -71,6 +83,16 @@ class Prepared(nn.Module):
         if self.model.classes:
             return outputs_NC.argmax(1), outputs_NC.exp()
         return outputs_NC[:, 0].double()
+
+
+def _interpolated(x_N: Tensor, value_L: Tensor, score_L: Tensor) -> Tensor:
+    """As :func:`numpy.interp`, of which ONNX has no operator; L points."""
+    if len(value_L) == 1:
+        return torch.zeros_like(x_N) + score_L
+    x_N = x_N.clamp(value_L[0], value_L[-1])
+    left_N = ((x_N[:, None] >= value_L).sum(1) - 1).clamp(0, len(value_L) - 2)
+    share_N = (x_N - value_L[left_N]) / (value_L[left_N + 1] - value_L[left_N])
+    return score_L[left_N] + share_N * (score_L[left_N + 1] - score_L[left_N])
 
 
 def export(folder: Path) -> Path:
@@ -200,6 +222,8 @@ def _trial_rows(model: Model, n: int = 64) -> Mapping[str, Any] | np.ndarray:
     rng, preprocessing = np.random.default_rng(0), model.preprocessing
     std = np.where(np.isinf(preprocessing.std), 0, preprocessing.std)
     number_NM = preprocessing.fill + std * rng.normal(size=(n, len(preprocessing.numbers)))
+    for score in preprocessing.normal_scores:
+        number_NM[:, preprocessing.numbers.index(score.name)] = rng.choice(score.values, n) + rng.normal(size=n)
     number_NM[rng.random(number_NM.shape) < 0.1] = np.nan
     if not preprocessing.columns:
         return number_NM

@@ -136,17 +136,13 @@ class Dataset:
 
     @property
     def mean_F(self) -> Tensor:
-        """What was subtracted: of each feature, or for images one number for all; shape F or 1."""
-        return self._of_features(self.preprocessing.scaling.mean_F, 0)
+        """What was subtracted: of each number, or for images one for all; shape M or 1."""
+        return torch.from_numpy(self.preprocessing.scaling.mean_F)
 
     @property
     def std_F(self) -> Tensor:
-        """What it was divided by; shape F or 1, infinite for a constant feature."""
-        return self._of_features(self.preprocessing.scaling.std_F, 1)
-
-    def _of_features(self, value: np.ndarray, of_indicators: float) -> Tensor:
-        n_indicators = self.n_features - len(self.preprocessing.numbers)
-        return torch.from_numpy(np.concatenate([value, np.full(n_indicators, of_indicators, dtype=value.dtype)]))
+        """What it was divided by; shape M or 1, infinite for a constant one."""
+        return torch.from_numpy(self.preprocessing.scaling.std_F)
 
     @property
     def n_features(self) -> int:

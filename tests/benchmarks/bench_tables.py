@@ -186,14 +186,14 @@ def _folds(y: Any) -> KFold | StratifiedKFold:
     return (KFold if _is_regression(y) else StratifiedKFold)(FOLDS, shuffle=True, random_state=SEED)
 
 
-def measured(names: list[str], trials: int, splits: int) -> Iterator[tuple[str, str, int, Scores]]:
+def measured(names: list[str], models: list[str], trials: int, splits: int) -> Iterator[tuple[str, str, int, Scores]]:
     """(data set, model, split, test scores)."""
     for name in names:
         x, y = SETS[name](return_X_y=True, **({"scaled": False} if name == "diabetes" else {}))
         outer = (KFold if _is_regression(y) else StratifiedKFold)(5, shuffle=True, random_state=SEED + 1)
         for split, (train_rows, test_rows) in enumerate(list(outer.split(x, y))[:splits]):
             train, test = (x[train_rows], y[train_rows]), (x[test_rows], y[test_rows])
-            for model in (OURS, *MODELS):
+            for model in models:
                 began = time.monotonic()
                 if model == OURS:
                     scores = ours(train, test, trials)
@@ -223,12 +223,15 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--trials", type=int, default=20, help="of each model and split (default: %(default)s)")
     parser.add_argument("--splits", type=int, default=5, help="the first so many of five (default: %(default)s)")
+    parser.add_argument("--models", default=",".join((OURS, *MODELS)), help="default: %(default)s")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of networks that end before they have converged
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for name, model, _, scores in measured(settings.sets.split(","), settings.trials, settings.splits):
+    for name, model, _, scores in measured(
+        settings.sets.split(","), settings.models.split(","), settings.trials, settings.splits
+    ):
         for metric, value in scores.items():
             found.setdefault(name, {}).setdefault(metric, {}).setdefault(model, []).append(value)
     print(table(found))

@@ -115,7 +115,7 @@ def test_every_kind_of_model_is_exported_and_predicts_the_same(tmp_path: Path, p
     rng = np.random.default_rng(0)
     x = rng.normal(size=(90, 4))
     np.savez(tmp_path / "own.npz", X=x, y=x.sum(axis=1) * 1e4)
-    mlp = MLP("own.npz", epochs=2, task="regression", data_dir=tmp_path)
+    mlp = MLP("own.npz", epochs=2, task="regression", scaling="quantile", data_dir=tmp_path)
     mlp.finalize(params, seed=0, device="cpu", directory=tmp_path, progress=lambda *_: None, ensemble=2)
     session = onnxruntime.InferenceSession(export(tmp_path))
     model = load_model(tmp_path)

@@ -150,8 +150,8 @@ import torch, objectives.data
 divided = objectives.data.divided
 def counted(*args):
     os.write(1, b"prepared\\n")
-    return split(*args)
-objectives.data.split = counted
+    return divided(*args)
+objectives.data.divided = counted
 go, wait = os.pipe(), os.pipe()
 children = []
 while len(children) < 4 and 0 not in children:
