@@ -244,22 +244,34 @@ class Buffers:
     Args:
         shape: (G, B, H).
         like: of the same type and device.
+        training: whether there will be gradients.
+        normalization: whether the layer has one.
         dropout: whether there is a mask.
         skip: whether the layer adds its input.
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, like: Tensor, dropout: bool, skip: bool) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        like: Tensor,
+        training: bool,
+        normalization: bool,
+        dropout: bool,
+        skip: bool,
+    ) -> None:
         def empty() -> Tensor:
             return torch.empty(shape, dtype=like.dtype, device=like.device)
 
-        self.linear, self.normalized, self.activated = empty(), empty(), empty()
+        self.linear, self.activated = empty(), empty()
+        self.normalized = empty() if normalization else self.linear
         self.inverse_std = torch.empty(0)
         #: What dropout multiplies with: 0 or 1 / (1 − p).
         self.mask = empty() if dropout else None
         self.dropped = empty() if dropout else self.activated
         self.output = empty() if skip else self.dropped
         #: Of the loss, by the layer's output and by its linear part.
-        self.d_output, self.d_linear = empty(), empty()
+        self.d_output, self.d_linear = (empty(), empty()) if training else (self.output, self.linear)
         # Views that every step needs: making one takes as long as a small operator.
         self.output_t, self.d_linear_t = self.output.mT, self.d_linear.mT
 
@@ -287,6 +299,7 @@ class Block:
         self._d_weight = gradients[f"{name}.linear.weight"]
         self._activation = activation
         self._normalization = normalization
+        self.normalizes = normalization is not None
         #: Whether it adds its input.
         self.skips = skip and self._weight.shape[1] == self._weight.shape[2]
         self._units = units_G1H
@@ -382,10 +395,17 @@ class Network:
         self._out_weight, self._out_bias = tensors["output.weight"], tensors["output.bias"].unsqueeze(2)
         self._d_out_weight, self._d_out_bias = gradients["output.weight"], gradients["output.bias"]
 
-    def buffers(self, n: int, *, dropout: bool) -> list[Buffers]:
+    def buffers(self, n: int, *, training: bool, dropout: bool) -> list[Buffers]:
         """For batches of n examples."""
         return [
-            Buffers((self._slots, n, width), like=self._theta, dropout=dropout, skip=block.skips)
+            Buffers(
+                (self._slots, n, width),
+                like=self._theta,
+                training=training,
+                normalization=block.normalizes,
+                dropout=dropout,
+                skip=block.skips,
+            )
             for block, width in zip(self._blocks, self.widths, strict=True)
         ]
 

@@ -314,7 +314,7 @@ class Stack:
         self._optimizer = Optimizer(self._settings, self._theta, self._gradient, moments)
         self._loss = self._make_loss()
         self._n_weights = first.layout.n_weights
-        self._batches: dict[tuple[int, bool], Batch] = {}
+        self._batches: dict[tuple[int, bool, bool], Batch] = {}
         self._l1, self._l2 = self._column("l1"), self._column("l2")
         self._max_norm, self._clip_norm = self._column("max_norm"), self._column("clip_norm")
 
@@ -390,11 +390,12 @@ class Stack:
         if self._max_norm is not None:
             self._limit_norms(self._max_norm)
 
-    def batch(self, n: int, *, training: bool) -> Batch:
+    def batch(self, n: int, *, training: bool, gathers: bool = True) -> Batch:
         """What batches of n examples are written into."""
-        if (n, training) not in self._batches:
-            self._batches[n, training] = Batch(self._network, self.members, n, training=training)
-        return self._batches[n, training]
+        key = (n, training, gathers)
+        if key not in self._batches:
+            self._batches[key] = Batch(self._network, self.members, n, training=training, gathers=gathers)
+        return self._batches[key]
 
     def _penalize(self) -> None:
         if self._l1 is None and self._l2 is None and self._clip_norm is None:
@@ -443,7 +444,7 @@ class Stack:
         outputs_GCN = torch.empty(len(self.members), task.n_outputs, n, device=self._device)
         for start in range(0, n, EVALUATION_BATCH):
             outputs = outputs_GCN[:, :, start : start + EVALUATION_BATCH]
-            batch = self.batch(outputs.shape[2], training=False)
+            batch = self.batch(outputs.shape[2], training=False, gathers=rows_GN is not None)
             if rows_GN is None:
                 x_GBF = part.features(start, start + EVALUATION_BATCH).expand(len(self.members), -1, -1)
             else:
@@ -459,18 +460,26 @@ class Stack:
 
 
 class Batch:
-    """What batches of n examples are written into."""
+    """What batches of n examples are written into.
 
-    def __init__(self, network: Network, members: Sequence[Member], n: int, *, training: bool) -> None:
+    Args:
+        network: of the members.
+        members: of the stack.
+        n: how many examples.
+        training: or evaluation.
+        gathers: whether the examples are gathered, and not consecutive rows of the part.
+    """
+
+    def __init__(self, network: Network, members: Sequence[Member], n: int, *, training: bool, gathers: bool) -> None:
         part, task = members[0].train.part, members[0].task
         settings = [member.hyperparameters for member in members]
         device, slots, n_features = part.device, len(members), task.n_features
-        self.x_LF = torch.empty(slots * n, n_features, device=device)
-        self.x_GBF = self.x_LF.view(slots, n, n_features)
+        self.x_LF = torch.empty(slots * n if gathers else 0, n_features, device=device)
+        self.x_GBF = self.x_LF.view(slots, -1, n_features)
         are_bytes = part.stored_NF.dtype == torch.uint8
         self.stored_LF = torch.empty_like(self.x_LF, dtype=torch.uint8) if are_bytes else self.x_LF
         has_dropout = training and any(h.dropout for h in settings)
-        self.buffers = network.buffers(n, dropout=has_dropout)
+        self.buffers = network.buffers(n, training=training, dropout=has_dropout)
         self.logits = torch.empty(slots, task.n_outputs, n, device=device)
         self.d_logits = torch.empty_like(self.logits)
         self.d_logits_t = self.d_logits.mT

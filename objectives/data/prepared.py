@@ -127,10 +127,9 @@ def _write(file: Path, kept: _Kept) -> None:
     beside = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     try:
         _clean(file.parent)
-        with beside.open("wb") as stream:
-            torch.save(kept, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        torch.save(kept, beside)  # by its name: to a stream it would write copies
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
         beside.rename(file)
     except (OSError, RuntimeError) as error:  # torch's own of a full disk
         _say_unwritable(file.parent, error)

@@ -606,6 +606,7 @@ def test_row_groups_and_pieces_of_them_change_nothing(
 MEASURE = """
 import resource, sys
 from pathlib import Path
+import sklearn.model_selection, objectives.data.table  # what is imported while the table is read
 from objectives.data import load
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()

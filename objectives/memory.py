@@ -1,0 +1,179 @@
+"""The memory that trainings need on a CPU, predicted: what does not fit raises no error there, its worker is killed.
+
+Counted is what a step writes to: the vectors of :class:`objectives.training.Stack` and the buffers of its batches. A
+test compares it with what processes really take.
+
+Axes: B examples of a batch, N of the training part, F features, H hidden units, C outputs, P parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from objectives.hyperparameters import Hyperparameters
+from objectives.network import Layout
+from objectives.optimizers import MOMENTS
+from objectives.training import EVALUATION_BATCH, Task
+
+log = logging.getLogger(__name__)
+
+FLOAT, INT = 4, 8
+#: Of one member in Python's objects and in gaps of the heap, about.
+OVERHEAD = 2**19
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """All of a data set that the need for memory depends on."""
+
+    task: Task
+    n_train: int
+    """N."""
+    n_validation: int
+    are_bytes: bool
+    """Whether the features are stored as bytes."""
+
+
+def needed(hyperparameters: Hyperparameters, shape: Shape, members: int = 1) -> int:
+    """Bytes that trainings take at their peak, beside the data set, which the workers of a machine share.
+
+    Args:
+        hyperparameters: of all of them.
+        shape: of their data.
+        members: how many train side by side, each a stack of its own; their epochs take turns.
+    """
+    return members * _kept(hyperparameters, shape) + _passing(hyperparameters, shape)
+
+
+def _kept(h: Hyperparameters, shape: Shape) -> int:
+    """Of one member, from its first epoch to its end."""
+    vectors = 2 + MOMENTS[h.optimizer]  # parameters and their gradients
+    vectors += h.optimizer not in ("adam", "adamw")  # scratch, which the fused kernel does without
+    vectors += h.patience is not None  # the best so far
+    record = 2 * FLOAT * shape.n_train
+    batch_size = _batch_size(h, shape)
+    batches = sum(_batch(n, h, shape) for n in _sizes(shape.n_train, batch_size))
+    evaluated = sum(_evaluated(n, h, shape) for n in _sizes(shape.n_validation, EVALUATION_BATCH))
+    return FLOAT * vectors * _parameters(h, shape) + record + batches + evaluated + OVERHEAD
+
+
+def _passing(h: Hyperparameters, shape: Shape) -> int:
+    """Of whichever member has its turn: the largest of what its epoch, its evaluation and its checkpoint take."""
+    order = 5 * INT * shape.n_train
+    penalty = FLOAT * _parameters(h, shape) * (h.l1 > 0)
+    noise = 24 * _batch_size(h, shape) * shape.task.n_features * (h.input_noise > 0)
+    features = FLOAT * min(EVALUATION_BATCH, shape.n_validation) * shape.task.n_features * shape.are_bytes
+    metrics = 4 * FLOAT * shape.task.n_outputs * shape.n_validation
+    # Copies of the parameters and the moments, and the bytes of these.
+    checkpoint = 2 * FLOAT * (1 + MOMENTS[h.optimizer] + (h.patience is not None)) * _parameters(h, shape)
+    return max(order + penalty + noise, features + metrics, checkpoint)
+
+
+def _parameters(h: Hyperparameters, shape: Shape) -> int:
+    """P."""
+    return Layout(shape.task.n_features, h.widths, shape.task.n_outputs, h.normalization).n_parameters
+
+
+def _batch_size(h: Hyperparameters, shape: Shape) -> int:
+    return shape.n_train if h.optimizer == "gd" else min(h.batch_size, shape.n_train)
+
+
+def _sizes(n: int, batch_size: int) -> set[int]:
+    """Of the batches of n examples: the last one may be smaller, and has buffers of its own."""
+    return {min(n, batch_size), n % batch_size} - {0}
+
+
+def _batch(n: int, h: Hyperparameters, shape: Shape) -> int:
+    """Buffers of training."""
+    n_features, n_outputs = shape.task.n_features, shape.task.n_outputs
+    x = (FLOAT + shape.are_bytes) * n_features
+    # The linear part, its activation, and the gradients of both.
+    layers = FLOAT * (4 + (h.normalization != "none") + 2 * (h.dropout > 0)) * sum(h.widths)
+    skips = FLOAT * sum(h.widths[1:]) if h.skip else 0
+    # Three numbers of 64 bits for four units: the position, its hash, and scratch.
+    random = 3 * INT // 4 * (sum(h.widths) * (h.dropout > 0) + n_features * (h.input_dropout > 0))
+    mask = FLOAT * n_features * (h.input_dropout > 0)
+    noise = 3 * INT // 2 * n_features * (h.input_noise > 0)
+    return n * (x + layers + skips + random + mask + noise + 2 * FLOAT * n_outputs)
+
+
+def _evaluated(n: int, h: Hyperparameters, shape: Shape) -> int:
+    """Buffers of evaluation: no mask, no gradient."""
+    layers = FLOAT * (2 + (h.normalization != "none") + h.skip) * sum(h.widths)
+    return n * (layers + FLOAT * shape.task.n_outputs)
+
+
+def check(hyperparameters: Hyperparameters, shape: Shape, members: int, promised: int = 0) -> int:
+    """Raise :exc:`torch.OutOfMemoryError` where trainings do not fit; returns the bytes that they need.
+
+    Args:
+        promised: bytes of what is free that others are about to take.
+    """
+    h, bytes_ = hyperparameters, needed(hyperparameters, shape, members)
+    left = available() - promised
+    if bytes_ > left:
+        batch_size = _batch_size(h, shape)
+        fits = _largest_batch_that_fits(h, shape, members, left)
+        advice = f"batch_size = {fits} would fit" if fits else "fewer or narrower layers need less"
+        if fits and h.optimizer == "gd":
+            advice = f"gd takes all examples at once; another optimizer with {advice}"
+        raise torch.OutOfMemoryError(
+            f"widths {list(h.widths)} and batches of {batch_size} need {_in_words(bytes_)} of memory, and "
+            f"{_in_words(left)} are left; {advice}"
+        )
+    return bytes_
+
+
+def most_slots(hyperparameters: Hyperparameters, shape: Shape, members: int, wanted: int) -> int:
+    """How many trials of so many members fit side by side, at most ``wanted`` and at least 1; warns if it is fewer."""
+    each, left = needed(hyperparameters, shape, members), available()
+    most = max(1, left // each)
+    if most >= wanted:
+        return wanted
+    log.warning(
+        "slots reduced from %d to %d: a trial of widths %s needs %s of memory, and %s are left",
+        wanted, most, list(hyperparameters.widths), _in_words(each), _in_words(left),
+    )  # fmt: skip
+    return most
+
+
+def _largest_batch_that_fits(h: Hyperparameters, shape: Shape, members: int, left: int) -> int | None:
+    """A power of 2."""
+    for power in reversed(range(shape.n_train.bit_length())):
+        with suppress(ValueError):  # batch normalization needs two examples
+            smaller = replace(h, batch_size=2**power, optimizer="adamw" if h.optimizer == "gd" else h.optimizer)
+            if needed(smaller, shape, members) <= left:
+                return smaller.batch_size
+    return None
+
+
+def _in_words(bytes_: int) -> str:
+    """1.5 GB, 23 MB."""
+    return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 1e9 else f"{max(bytes_, 0) / 1e6:.0f} MB"
+
+
+def available() -> int:
+    """Bytes that this process can still take: what the machine has free, or its control group's limit leaves."""
+    return min([psutil.virtual_memory().available, *_left_by_limits()])
+
+
+def _left_by_limits(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """What the control groups (version 2) of this process leave: containers, Slurm and systemd limit by them."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        own = root / next(line for line in lines if line.startswith("0::/")).removeprefix("0::/")
+        for group in (own, *own.parents):
+            if not group.is_relative_to(root):
+                return
+            with suppress(OSError, ValueError):  # the root has none, and "max" is no number
+                limit = int((group / "memory.max").read_text())
+                used = int((group / "memory.current").read_text())
+                counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield limit - used + int(counts["inactive_file"])
