@@ -36,7 +36,7 @@ OPTUNAS = (
     *("trial_values", "trial_intermediate_values", "trial_user_attributes", "trial_system_attributes"),
     "trial_heartbeats",
 )
-OURS = ("budgets", "leases", "metrics", "addresses", "tallies")
+OURS = ("budgets", "leases", "metrics", "addresses", "tallies", "evidence", "space_changes")
 PASSING = ("checkpoints", "notices", "requests", "transitions", "workers")
 VERSIONS = ("alembic_version", "version_info", "studyhall.version")
 
