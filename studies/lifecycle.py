@@ -17,6 +17,7 @@ from studies.stop_reasons import BY_HAND, CANCELLED, EXTENSIONS, require_open
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from studies.spec.space import Parameter
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import Status, StudyRecord
 
@@ -130,7 +131,7 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
         SpecError: a parameter is not in the space; without a space, it differs from those of earlier trials.
         StorageError: the study has ended.
     """
-    from studies.spec.params import open_conditions, read_params
+    from studies.spec.params import read_params
     from studies.spec.space import observed_space
     from studies.storage.reader import StudyReader
 
@@ -138,16 +139,29 @@ def enqueue(storage: PostgresStorage, record: StudyRecord, texts: Iterable[str])
     if not space:  # the objective suggests for itself: only earlier trials show its parameters
         space = observed_space(StudyReader(storage, record).distributions())
     params = read_params(texts, space)
+    require_open(storage.status(record))
+    return enqueue_params(storage, record, params, space)
+
+
+def enqueue_params(
+    storage: PostgresStorage, record: StudyRecord, params: Mapping[str, Any], space: Mapping[str, Parameter]
+) -> Enqueued:
+    """Add a WAITING trial with parameters that were checked against ``space``, which may be empty.
+
+    The study is open.
+    """
+    from studies.spec.params import open_conditions
+
+    # As Optuna's enqueue_trial.
+    number = add_waiting(storage, record, system_attrs={"fixed_params": dict(params)})
     now = storage.status(record)
-    require_open(now)
-    number = add_waiting(storage, record, system_attrs={"fixed_params": params})  # as Optuna's enqueue_trial
     begun = sum(count for state, count in now.trials.items() if state != "fail")
     return Enqueued(
         number=number,
         params=params,
         is_checked=bool(space),
         conditions=open_conditions(params, space),
-        has_room=now.budget is None or begun < now.budget.trials,
+        has_room=now.budget is None or begun <= now.budget.trials,
     )
 
 

@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from studies import lifecycle
+from studies import lifecycle, warm_start
 from studies.errors import ObjectiveError, StorageUnreachable
 from studies.progress import Progress
 from studies.reproduce import Reproduction, reproduce, require_reproducible
@@ -345,6 +345,36 @@ class Study:
             self._record, [used] if used else [], allow=(*self._chosen, *allow), data_dir=folder
         )
         return reproduce(self.storage, self._record, trial, objective, device=device)
+
+    def enqueue_top(self, other: str, top: int = 1) -> list[int]:
+        """Run the best trials of another study next, as far as this one's space has their parameters.
+
+        Returns:
+            The new numbers.
+
+        Raises:
+            StudyNotFound: there is no study ``other``.
+            NothingFinished: it has no complete trial that keeps its constraints.
+            SpecError: none of its best trials has a parameter of the space.
+            StorageError: the study has ended.
+        """
+        return [copied.enqueued.number for copied in warm_start.enqueue_top(self.storage, self._record, other, top)]
+
+    def warm_start(self, *others: str) -> int:
+        """Let the sampler learn from the trials of other studies, which count nowhere. Workers follow when they start.
+
+        Returns:
+            How many trials there are.
+
+        Raises:
+            StudyNotFound: one of ``others`` does not exist.
+            SpecError: the spaces do not overlap, the objectives differ, or the sampler does not learn from them.
+            StorageError: stock Optuna made the study.
+        """
+        spec = self._record.require_spec("nobody knows its space")
+        found = warm_start.collect(self.storage, spec, others)
+        self.storage.evidence.add(self._record, found)
+        return len(found)
 
     def retry(self, number: int) -> int:
         """Enqueue the parameters of a failed trial again; returns the new number."""

@@ -10,7 +10,9 @@ from studies.cli.common import (
     Common,
     allow_changed_option,
     common_options,
+    complete_studies,
 )
+from studies.cli.formats import split_names
 from studies.cli.mirror import checked
 from studies.cli.target import Target, spec_options
 from studies.cli.workers import conclude, run_workers, worker_options
@@ -21,6 +23,14 @@ from studies.stop_reasons import BY_HAND
 @click.command()
 @spec_options
 @worker_options
+@click.option(
+    "--warm-start",
+    "sources",
+    metavar="OTHER[,…]",
+    callback=lambda _ctx, _param, text: split_names(text, ()) if text else [],
+    shell_complete=complete_studies,
+    help="Let the sampler learn from the trials of other studies, which count nowhere.",
+)
 @allow_changed_option
 @common_options
 def run(
@@ -33,6 +43,7 @@ def run(
     notify_url: str | None,
     mlflow: bool,
     tracking_uri: str | None,
+    sources: list[str],
     allow_changed: bool,
 ) -> None:
     """Run a study on this machine until its budget is spent.
@@ -66,9 +77,15 @@ def run(
                 conclude(storage, record, None)
                 return
 
+        evidence = []
+        if sources:
+            from studies.warm_start import collect
+
+            evidence = collect(storage, spec, sources)
         run_workers(
             storage,
             [(spec, 1.0)],
+            evidence=evidence,
             # Typing TARGET allows its script, its objective and its checkpoint store.
             scripts={spec.name: script} if script else {},
             allow=permissions(spec, script),

@@ -19,6 +19,7 @@ from studies.values import finite, strict, to_text
 
 if TYPE_CHECKING:
     from studies.storage.database import Database
+    from studies.storage.evidence import ForeignTrial
     from studies.storage.reader import TrialRow
 
 STATES: Final = ("complete", "pruned", "fail", "running", "waiting", "paused")
@@ -72,6 +73,7 @@ def _column_names(ctx: click.Context) -> list[str]:
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The first N of them.")
 @click.option("--columns", metavar="A,B,…", shell_complete=_complete_columns, help="Only these columns, in this order.")
+@click.option("--warm-start", "is_of_others", is_flag=True, help="The trials of other studies that the sampler knows.")
 @common_options
 def trials(
     common: Common,
@@ -81,6 +83,7 @@ def trials(
     order: str | None,
     limit: int | None,
     columns: str | None,
+    is_of_others: bool,
 ) -> None:
     """List a study's trials.
 
@@ -96,6 +99,11 @@ def trials(
         record = storage.find_study(name)
         reader = StudyReader(storage, record)
         objectives = storage.objective_names(record)
+        if is_of_others:
+            if states or order or limit or columns:
+                raise click.UsageError("--warm-start goes with --format alone; leave the other options out")
+            _echo_evidence(storage.evidence.of(record), objectives, kind)
+            return
         is_chosen = columns is not None
         # Naming the columns takes statements over all trials: only where columns are named.
         known = columns_of(reader, objectives) if kind == "csv" or is_chosen or order is not None else []
@@ -122,6 +130,22 @@ def trials(
                 say(f"study {name!r} has no trial in the state {' or '.join(states)}; see: {command('status', name)}")
             elif not rows:
                 say(f"study {name!r} has no trials yet{way_to_work(record)}")
+
+
+def _echo_evidence(evidence: Sequence[ForeignTrial], objectives: Sequence[str], kind: str) -> None:
+    """The trials of other studies, each with its study and its number there."""
+    rows = [
+        {"study": trial.source, "number": trial.number, **dict(zip(objectives, map(finite, trial.values), strict=True)),
+         **{f"params_{name}": value for name, value in trial.params.items()}}
+        for trial in evidence
+    ]  # fmt: skip
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["study", "number", *objectives]
+    if kind == "json":
+        echo_json([rows])
+    elif kind == "csv":
+        echo_data(to_csv([names, *([strict(row.get(name)) for name in names] for row in rows)]))
+    elif rows:
+        print_columns(names, [[readable(row[name]) if name in row else "–" for name in names] for row in rows])
 
 
 def _choose(names: Sequence[str], known: Sequence[Column], headings: Mapping[str, str]) -> list[Column]:

@@ -19,7 +19,7 @@ from studies.cli.common import (
 from studies.cli.formats import best_lines, echo
 from studies.cli.interrupts import Interrupts
 from studies.cli.mirror import Mirroring, tracking_option
-from studies.cli.status import best_line, status_line
+from studies.cli.status import best_line, evidence_line, status_line
 from studies.cli.target import say_grid
 from studies.errors import StorageUnreachable, StudyhallError, command
 from studies.stop_reasons import BY_HAND
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from studies.session import Session
     from studies.spec.script import Script
     from studies.spec.study import StudySpec
+    from studies.storage.evidence import ForeignTrial
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import StudyRecord
 
@@ -112,6 +113,7 @@ def run_to_end(
     notify_url: str | None,
     mirrors: Sequence[str | None],
     until_idle: float | None = None,
+    evidence: Sequence[ForeignTrial] = (),
 ) -> Sequence[StudyRecord]:
     """Start workers on the studies of ``specs``, and show progress until they are done; after Ctrl-C the command exits.
 
@@ -121,6 +123,7 @@ def run_to_end(
         scripts, allow, workers, slots, until_idle: as :class:`studies.session.Session` takes them.
         data_dir, lease, notify_url: likewise, as :data:`worker_options` gives them.
         mirrors: tracking URIs, as :class:`Mirroring` takes them.
+        evidence: trials of other studies, for the sampler of a single study.
 
     Returns:
         The studies.
@@ -154,6 +157,9 @@ def run_to_end(
             say(f"study {record.name!r} {how}; {goal(record.spec or spec, is_new=is_new, runs=True)}")
             if is_new:
                 say_grid(spec)
+            storage.evidence.add(record, evidence)
+            if known := evidence_line(storage, record):
+                say(known)
         names = tuple(record.name for record in session.records)
         # After the studies exist: a mirror of a study that is not there would end at once.
         mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]

@@ -1,34 +1,42 @@
 """Pruning in studies of several objectives, by one of them.
 
 Optuna refuses to report or prune there (optuna#3450), because its pruners and samplers ask a study for one direction.
-These classes answer with that of the objective that is pruned on.
+:class:`studies.search.study.Study` answers with that of the objective that is pruned on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
+from typing import Any
+
 import optuna
-from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
-
-class Study(optuna.Study):
-    """Optuna's study, which has a direction to prune by, however many objectives it has."""
-
-    pruned_direction: StudyDirection | None = None
-    """Of the objective that is pruned on; ``None`` without one."""
-
-    @property
-    def direction(self) -> StudyDirection:
-        return self.pruned_direction or super().direction
+from studies.search.study import Study
 
 
 class HyperbandPruner(optuna.pruners.HyperbandPruner):
-    """Optuna's, whose brackets keep the direction of a :class:`Study`."""
+    """Optuna's, whose brackets see what a :class:`studies.search.study.Study` sees."""
 
     def _create_bracket_study(self, study: optuna.Study, bracket_id: int) -> optuna.Study:
         bracket = super()._create_bracket_study(study, bracket_id)
+        if not isinstance(study, Study):
+            return bracket
+        # The bracket's class is local to Optuna's method, and makes its study anew from the storage.
+        base: Any = type(bracket)
+
+        def _get_trials(
+            self: Any,
+            deepcopy: bool = True,
+            states: Container[TrialState] | None = None,
+            use_cache: bool = False,
+        ) -> list[FrozenTrial]:
+            return study.seen(base._get_trials(self, deepcopy, states, use_cache), states)
+
+        members: dict[str, Any] = {"_get_trials": _get_trials}
         if len(study.directions) > 1:
-            # The bracket's class is local to Optuna's method, and makes its study anew from the storage.
-            bracket.__class__ = type("BracketStudy", (type(bracket),), {"direction": study.direction})
+            members["direction"] = study.direction
+        bracket.__class__ = type("BracketStudy", (base,), members)
         return bracket
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import optuna
 
     from studies.search.scheduler import Scheduler
+    from studies.search.study import Study
 
 MAX_NAME = 128
 Direction = Literal["minimize", "maximize"]
@@ -471,11 +472,11 @@ class StudySpec(Section):
         is_undecided = len(self.all_directions) > 1 and self.pruner.metric is None
         return build_pruner("none", {}) if is_undecided else build_pruner(self.pruner.name, self.pruner.options)
 
-    def to_study(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
+    def to_study(self, storage: optuna.storages.BaseStorage) -> Study:
         """The study in ``storage`` as an Optuna object, with this sampler and pruner."""
         from optuna.study import StudyDirection
 
-        from studies.search.pruning import Study
+        from studies.search.study import Study
 
         study = Study(self.name, storage, sampler=self.to_sampler(0), pruner=self.to_pruner())
         if self.pruner.metric is not None:

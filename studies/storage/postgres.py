@@ -31,6 +31,7 @@ from studies.spec.study import BudgetSpec, Direction, StudySpec
 from studies.storage import roles, schema
 from studies.storage.budgets import Budgets
 from studies.storage.database import Database
+from studies.storage.evidence import Evidence
 from studies.storage.leases import Leases
 from studies.storage.limits import to_json
 from studies.storage.metrics import Metrics
@@ -60,6 +61,7 @@ class PostgresStorage(OptunaContract):
         workers: which workers are alive.
         metrics: named numbers that trials reported.
         notices: which notifications were sent.
+        evidence: trials of other studies, for the sampler.
 
     Args:
         url: a PostgreSQL URL (see :class:`studies.storage.url.StorageURL`).
@@ -91,6 +93,7 @@ class PostgresStorage(OptunaContract):
         self.workers = Workers(self.database)
         self.metrics = Metrics(self.database)
         self.notices = Notices(self.database)
+        self.evidence = Evidence(self.database)
         schema.require(self.database, create=create)
         self.database.patience = patience  # only now: a wrong URL must fail at once
 

@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from studies import environment
 from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.environment import Environment
 from studies.objective import Objective, slots_of, steps_of, trains_several
 from studies.search.samplers import finite_of
+from studies.search.study import NEWEST_EVIDENCE, evidence_of
 from studies.spec.constraints import Constraint
 from studies.spec.samplers import reseed
+from studies.storage.evidence import ForeignTrial
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim, StudyRecord
 from studies.trial import Trial
@@ -67,6 +71,7 @@ class ServedStudy:
             self.store = open_store(self.spec.checkpoints.store, record.uid)
             self.store.check()
         self.optuna = self.spec.to_study(storage)
+        self.optuna.evidence = self._evidence(storage.evidence.of(record))
         self._finite = finite_of(self.optuna.sampler)
         scheduler = self.spec.to_scheduler(steps_of(self.objective))
         #: Asks the study's scheduler; ``None`` without one.
@@ -82,6 +87,21 @@ class ServedStudy:
         if message not in self._warned:
             self._warned.add(message)
             log.warning(message, *arguments)
+
+    def _evidence(self, found: Sequence[ForeignTrial]) -> list[FrozenTrial]:
+        """The trials of other studies within the present space, for the sampler."""
+        space = self.spec.space
+        legal = [
+            trial
+            for trial in found
+            if all(name in space and space[name].contains(value) for name, value in trial.params.items())
+        ]
+        distributions = {name: parameter.distribution() for name, parameter in space.items()}
+        oldest = NEWEST_EVIDENCE - len(legal) + 1
+        return [
+            evidence_of(number, trial.params, distributions, trial.values, trial.constraints)
+            for number, trial in enumerate(legal, oldest)
+        ]
 
     def clean_up(self) -> None:
         """Finish the work of earlier workers, once: send pending results, delete checkpoints of ended trials."""

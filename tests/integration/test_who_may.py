@@ -44,6 +44,7 @@ COMMANDS = """
     resume s                            may_work
     extend s --trials +1                may_work
     finalize s --trial 0 --allow script. --again --out NEW  may_work
+    reproduce s 0 --allow script.       may_view
     db backup NEW                       may_work
     doctor                              may_view
     db url                              stranger

@@ -29,6 +29,7 @@ LAYERS = (
     "studies.notify.notifier",
     "studies.notify.events",
     "studies.overview",
+    "studies.warm_start",
     "studies.lifecycle",
     "studies.storage",
     "studies.trial",

@@ -8,7 +8,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from studies.search.pruning import HyperbandPruner, Study
+from studies.search.pruning import HyperbandPruner
+from studies.search.study import Study
 
 PRUNERS = {
     "hyperband": lambda: HyperbandPruner(min_resource=1, max_resource=9, reduction_factor=3),
