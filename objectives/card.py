@@ -50,18 +50,20 @@ def _card(model: Model, hyperparameters: Hyperparameters, details: Mapping[str, 
     count = len(model.members)
     what = "A perceptron" if count == 1 else f"The average of {count} perceptrons, each"
     size = sum(parameter.numel() for parameter in model.parameters())
-    interval = details["interval"]
+    interval, (kind, rows) = details["interval"], ("npy", "an array")
+    if model.preprocessing.columns:
+        kind, rows = "csv", "a data frame"
     parts = [
         "## Model",
         f"{what} with layers of {net} units, activation {hyperparameters.activation}; {size:,} weights and biases in "
         f"all. Trained on {examples:,} examples.",
-        "```bash\npython -m objectives.predict . rows.csv   # raw rows, as they were in training; predictions as CSV\n"
+        f"```bash\npython -m objectives.predict . rows.{kind}   # raw rows, as in training; predictions as CSV\n"
         "python -m objectives.export .             # model.onnx, checked against PyTorch\n```",
-        '```python\nfrom objectives import load_model\n\nload_model(".").predict(rows)   # a data frame\n```',
+        f'```python\nfrom objectives import load_model\n\nload_model(".").predict(rows)   # {rows}\n```',
     ]
     if columns := model.preprocessing.columns:
-        rows = [(column.name, column.role, column.kind) for column in columns]
-        parts += ["## Columns", _table(("column", "role", "read as"), rows)]
+        roles = [(column.name, column.role, column.kind) for column in columns]
+        parts += ["## Columns", _table(("column", "role", "read as"), roles)]
     parts += [
         "## Errors",
         f"On {details['examples']:,} test examples; {interval['confidence']:.0%} confidence interval of "

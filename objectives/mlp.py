@@ -241,6 +241,7 @@ class MLP:
         directory: Path,
         progress: Callable[[int, int], None],
         ensemble: int = 1,
+        checkpoint: Path | None = None,
     ) -> dict[str, float]:
         """Retrain on training and validation data, look at the test data once, and keep the model.
 
@@ -254,6 +255,7 @@ class MLP:
                 ``README.md``.
             progress: is called with (epochs done, epochs in all).
             ensemble: how many models to train, with seeds that come from ``seed``; what they predict is averaged.
+            checkpoint: a file to keep the state in, and to go on from if it is there.
 
         Returns:
             Of the test data every metric (``test_accuracy``, …), the ends of the confidence interval of the trials'
@@ -261,22 +263,28 @@ class MLP:
         """
         # Of a final model alone: a worker does not wait for these imports.
         from objectives import card, evaluation
+        from objectives.retraining import retrain
 
         hyperparameters = self.hyperparameters(params)
         data = self._data_on(device)
         stops = hyperparameters.patience is not None
         train = Examples(part=data.train if stops else self._both_on(device))
         validation = Examples(part=data.validation) if stops else None
-        members = [
-            self._member(hyperparameters, train, validation, member_seed, _pad(device))
-            for member_seed in self._member_seeds(seed, ensemble)
-        ]
-        training = Training(members, hyperparameters, metric=self._metric, epochs=self.epochs)
-        tick, curves = Tick(stacked=_is_stacked(device)), []
-        while not training.is_over:
-            _run_epoch(tick, training)
-            curves.append(training.end_epoch())
-            progress(training.epoch, self.epochs)
+
+        def begin() -> Training:
+            members = [
+                self._member(hyperparameters, train, validation, member_seed, _pad(device))
+                for member_seed in self._member_seeds(seed, ensemble)
+            ]
+            return Training(members, hyperparameters, metric=self._metric, epochs=self.epochs)
+
+        training, curves = retrain(
+            begin,
+            partial(_run_epoch, Tick(stacked=_is_stacked(device))),
+            lambda done: progress(done, self.epochs),
+            checkpoint,
+        )
+        members = training.members
         trained = [member.best.metrics if member.best else member.metrics for member in members]
         for member in members:
             member.take_best()

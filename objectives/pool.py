@@ -243,8 +243,12 @@ class Training:
 
     def state(self) -> bytes:
         """All that the rest of the training depends on."""
+        return to_bytes(self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Likewise, as plain values and tensors."""
         members = dict(enumerate(member.state_dict() for member in self.members))
-        return to_bytes({"hyperparameters": self._hyperparameters.plain(), "epoch": self.epoch, "members": members})
+        return {"hyperparameters": self._hyperparameters.plain(), "epoch": self.epoch, "members": members}
 
     def restore(self, data: bytes) -> None:
         """Go on where the training whose :meth:`state` this is was left.
@@ -252,7 +256,10 @@ class Training:
         Raises:
             StateError: these bytes are something else, or of another training.
         """
-        state = from_bytes(data)
+        self.load_state_dict(from_bytes(data))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Likewise, from :meth:`state_dict`."""
         expect_same(state.get("hyperparameters", {}), self._hyperparameters.plain())
         members = state.get("members")
         if not isinstance(members, dict) or list(members) != list(range(len(self.members))):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from studies.cli.common import (
     Common,
@@ -17,6 +18,7 @@ from studies.cli.common import (
     choose_trial,
     common_options,
     data_dir_or_default,
+    home,
     objective_options,
     say,
     study_argument,
@@ -107,6 +109,7 @@ def finalize(
     from studies.session import find_scripts, require_runnable
     from studies.worker import devices
 
+    _require_one_way(trial_number)
     directory = (out or Path(file_name(name, "-final"))).absolute()
     tracking_uri = checked(tracking_uri)
     mirrors = [tracking_uri] if mlflow else []
@@ -155,7 +158,7 @@ def finalize(
         with _environment(device):
             metrics = final.finalize(
                 storage, record, spec, chosen, objective, device=device, directory=directory, progress=_show,
-                code=_code_of(objective), choice=choice, ensemble=members,
+                code=_code_of(objective), state=home() / "final", choice=choice, ensemble=members,
             )  # fmt: skip
         echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
         say(f"wrote {directory}" + (f"; this was test {before['looks'] + 1} on the same test data" if before else ""))
@@ -165,6 +168,14 @@ def finalize(
             except StudyhallError as error:
                 way = later(directory, model, tracking_uri)
                 raise StudyhallError(f"the model is not registered: {error}; do it later with: {way}") from error
+
+
+def _require_one_way(trial_number: int | None) -> None:
+    """Refuse options of a comparison beside a trial that a person has chosen."""
+    context = click.get_current_context()
+    for option in ("top", "rule"):
+        if trial_number is not None and context.get_parameter_source(option) == ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--trial {trial_number} is retrained without a comparison; leave --{option} out")
 
 
 def _compare(

@@ -38,12 +38,12 @@ def write(
         f"# {_plain(study)}",
         f"Trial {trial.number} of the study {_code(study)}, which {_plain(spec.goal)}. Its objective is "
         f"{_code(spec.objective.path)}. Retrained on training and validation data, and tested on {final['at']}.",
-        own,
         "## Test",
         _table(("metric", "value"), [(name, number(value)) for name, value in final["metrics"].items()]),
         _looks(final["looks"]),
         "## Choice",
         _chosen(metric, trial, final, candidates),
+        own,
         "## Parameters",
         _table(("parameter", "value"), [(name, to_text(value)) for name, value in trial.params.items()]),
         "## Environment",

@@ -66,7 +66,7 @@ def fresh_seeds(spec: StudySpec, count: int) -> list[int]:
 
 
 def spec_of(spec: StudySpec) -> StudySpec:
-    """The spec of the comparison: enqueued trials alone, none of which is pruned.
+    """The spec of the comparison: enqueued trials alone, all of which run to their end.
 
     Raises:
         SpecError: the study's name is too long for that of a comparison.
@@ -82,6 +82,7 @@ def spec_of(spec: StudySpec) -> StudySpec:
             "budget": BudgetSpec(),  # grows with what is enqueued
             "sampler": SamplerSpec(name="enqueued"),
             "pruner": PrunerSpec(name="none"),
+            "scheduler": None,
             "notify": NotifySpec(),
         }
     )

@@ -96,6 +96,7 @@ def finalize(
     directory: Path,
     progress: Callable[[int, int], None],
     code: Path,
+    state: Path,
     choice: Choice | None = None,
     ensemble: int = 1,
 ) -> dict[str, float]:
@@ -111,6 +112,7 @@ def finalize(
         directory: the folder to make; it appears when it is complete.
         progress: is called with (done, total).
         code: the folder with the objective's code.
+        state: a folder of this machine, for what a training that is killed goes on from.
         choice: how the trial was chosen; ``None`` where a person named it.
         ensemble: how many models to average.
 
@@ -124,6 +126,10 @@ def finalize(
     require_finalizable(spec, objective, ensemble=ensemble)
     require_complete(record, trial)
     method: Any = getattr(objective, "finalize")  # noqa: B009  # which not every objective has
+    looks = (stored(storage, record) or {"looks": 0})["looks"] + 1
+    checkpoint = state / f"{record.uid}-{trial.number}-{ensemble}"
+    optional = {"ensemble": ensemble, "checkpoint": checkpoint}
+    known = inspect.signature(method).parameters
     with new_directory(directory, "--out") as beside:
         metrics: dict[str, float] = method(
             trial.params,
@@ -131,14 +137,14 @@ def finalize(
             device=device.torch,
             directory=beside,
             progress=progress,
-            **({"ensemble": ensemble} if ensemble > 1 else {}),
+            **{name: value for name, value in optional.items() if name in known},
         )
         final = {
             "trial": trial.number,
             "metrics": metrics,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "directory": f"{socket.gethostname()}:{directory}",
-            "looks": (stored(storage, record) or {"looks": 0})["looks"] + 1,
+            "looks": looks,
             **({"ensemble": ensemble} if ensemble > 1 else {}),
             **(choice.facts if choice else {}),
         }
@@ -150,6 +156,7 @@ def finalize(
         card.write(
             beside / card.FILE, record.name, spec, trial, final, surroundings, choice.candidates if choice else None
         )
+    checkpoint.unlink(missing_ok=True)
     storage.set_study_user_attr(record.study_id, ATTRIBUTE, final)
     return metrics
 

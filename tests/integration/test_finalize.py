@@ -191,6 +191,14 @@ def test_a_folder_is_written_though_mlflow_is_unreachable_and_the_command_for_la
             "a/b",
         ): "'a/b' is no name for a registered model; legal is text without /",
         ("finalize", "old", "--register", "net"): "module 'old' has no function _load_pyfunc(directory)",
+        (
+            "finalize",
+            "old",
+            "--trial",
+            "0",
+            "--top",
+            "3",
+        ): "--trial 0 is retrained without a comparison",
         ("finalize", "old", "--ensemble"): "cannot make an ensemble: leave --ensemble out",
         ("register", str(tmp_path), "net", "--tracking-uri", away): "no answer from MLflow",
     }.items():

@@ -252,3 +252,35 @@ def test_the_documented_techniques_are_those_there_are_and_each_trains(mlp: MLP)
                 Hyperparameters(**{key: "?"})
             for name in legal.split(", "):
                 assert name.split(" ")[-1].strip("{}") in str(caught.value) or "=" in name, (key, name)
+
+
+def test_a_final_training_goes_on_from_its_checkpoint_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("objectives.retraining.EVERY", 0.0)
+    mlp, epochs = MLP("digits", epochs=4, data_dir=tmp_path), []
+
+    def finalize(name: str, params: dict[str, Any] = GOOD, stop: int = 0) -> bytes:
+        folder, file = tmp_path / name, tmp_path / "states" / "state"
+        folder.mkdir(exist_ok=True)
+        epochs.clear()
+
+        def progress(done: int, _of: int) -> None:
+            epochs.append(done)
+            if done == stop:
+                raise KeyboardInterrupt
+
+        given = {"seed": 1, "device": "cpu", "directory": folder, "progress": progress, "ensemble": 2}
+        mlp.finalize(params, **given, checkpoint=None if name == "whole" else file)
+        assert len((folder / "curves.csv").read_text().splitlines()) == 5
+        return (folder / "weights.safetensors").read_bytes()
+
+    whole = finalize("whole")
+    with pytest.raises(KeyboardInterrupt):
+        finalize("killed", stop=3)
+    assert finalize("killed") == whole
+    assert epochs == [3, 4]
+    assert not caplog.records
+    finalize("other", {**GOOD, "lr": 2e-3})
+    assert epochs == [1, 2, 3, 4]
+    assert caplog.messages[0].startswith("the training begins anew: the checkpoint has lr = ")
