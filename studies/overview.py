@@ -13,7 +13,7 @@ from typing import Any, Final
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.stop_reasons import CANCELLED
-from studies.storage.records import Attempt, Status
+from studies.storage.records import Attempt, Status, Timing
 from studies.text import in_one_line
 
 #: The pace is that of the last trials: this many, and at least four for each running one.
@@ -120,7 +120,7 @@ def overview(
     done = _by_worker(trials, attempts)
     return Overview(
         status=status,
-        seconds_left=seconds_left(status, trials, attempts, now),
+        seconds_left=seconds_left(status, _timings(trials, attempts), now),
         running=[_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
         throughput={worker.id: _throughput(done.get(worker.id, []), attempts) for worker in status.workers},
         failures=failures,
@@ -130,10 +130,14 @@ def overview(
     )
 
 
-def seconds_left(
-    status: Status, trials: Sequence[FrozenTrial], attempts: Mapping[int, Attempt], now: datetime
-) -> float | None:
-    """Seconds left, from the pace of the last trials; at most until the timeout."""
+def seconds_left(status: Status, timings: Sequence[Timing], now: datetime) -> float | None:
+    """Seconds left, from the pace of the last trials; at most until the timeout. The answer of `run` and of `watch`.
+
+    Args:
+        status: of the study.
+        timings: of all trials, or at least of the last :func:`pace_trials`, as ``storage.leases.timings`` reads them.
+        now: local time without a zone, as Optuna's trials have it.
+    """
     running = status.trials["running"]
     if status.budget is None or status.paused or status.ended or not (running or status.workers):
         return None
@@ -141,12 +145,12 @@ def seconds_left(
     if not status.budget.limits_trials or status.trials.get("paused"):
         return None
     remaining = status.budget.trials - status.finished
-    finished = sorted(_ended(trial) for trial in trials if trial.state in _FINISHED and trial.datetime_complete)
+    finished = sorted(timing.end for timing in timings if timing.is_finished and timing.end)
     # No estimate before each worker has finished a trial: until then only the shortest have, which biases it.
     if remaining <= 0 or len(finished) < max(2, running):
         return None
-    count, last = max(PACE_TRIALS, 4 * running), finished[-1]
-    spans = _spans(trials, attempts, last)
+    count, last = pace_trials(status), finished[-1]
+    spans = _spans(timings, last)
     # Of many trials, the time since the first of the last ones; of few, since the start of the study.
     if len(finished) > count:
         since = finished[-count - 1]
@@ -159,9 +163,14 @@ def seconds_left(
     spent = min(max(0.0, (now - last).total_seconds()), pace * running)
     left = remaining * pace - spent
     if status.budget.timeout is not None:
-        began = min((trial.datetime_start for trial in trials if trial.datetime_start), default=now)
+        began = min((timing.begin for timing in timings), default=now)
         left = min(left, status.budget.timeout - (now - began).total_seconds())
     return left if left > 0 else None  # overdue: no estimate
+
+
+def pace_trials(status: Status) -> int:
+    """By how many of the last trials the pace of a study is measured."""
+    return max(PACE_TRIALS, 4 * status.trials["running"])
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -203,19 +212,24 @@ def share_rows(rows: int, wanted: Sequence[int]) -> list[int]:
     return given
 
 
-def _ended(trial: FrozenTrial) -> datetime:
-    assert trial.datetime_complete is not None  # checked by the caller
-    return trial.datetime_complete
+def _timings(trials: Iterable[FrozenTrial], attempts: Mapping[int, Attempt]) -> list[Timing]:
+    return [
+        Timing(
+            begin=trial.datetime_start,
+            end=trial.datetime_complete,
+            is_finished=trial.state in _FINISHED,
+            times=_times(trial, attempts),
+        )
+        for trial in trials
+        if trial.datetime_start and trial.state != TrialState.WAITING
+    ]
 
 
-def _spans(trials: Iterable[FrozenTrial], attempts: Mapping[int, Attempt], end: datetime) -> list[Span]:
+def _spans(timings: Iterable[Timing], end: datetime) -> list[Span]:
     """When the trials ran, up to ``end``; without those of several attempts, which waited in between."""
     return [
-        (trial.datetime_start, min(end, trial.datetime_complete or end))
-        for trial in trials
-        if trial.datetime_start and trial.datetime_start < end and _times(trial, attempts) == 1
-        and trial.state != TrialState.WAITING
-    ]  # fmt: skip
+        (timing.begin, min(end, timing.end or end)) for timing in timings if timing.begin < end and timing.times == 1
+    ]
 
 
 def _times(trial: FrozenTrial, attempts: Mapping[int, Attempt]) -> int:
@@ -256,9 +270,9 @@ def _by_worker(trials: Iterable[FrozenTrial], attempts: Mapping[int, Attempt]) -
 
 
 def _throughput(done: Sequence[FrozenTrial], attempts: Mapping[int, Attempt]) -> Throughput:
-    timed = [trial for trial in done if trial.datetime_start and trial.datetime_complete]
-    last = [trial for trial in timed if _times(trial, attempts) == 1][-PACE_TRIALS:]
-    seconds = _busy(_spans(last, attempts, max(map(_ended, last)))) if last else 0.0
+    ends = [(timing, timing.end) for timing in _timings(done, attempts) if timing.end and timing.times == 1]
+    last = ends[-PACE_TRIALS:]
+    seconds = _busy(_spans([timing for timing, _ in last], max(end for _, end in last))) if last else 0.0
     return Throughput(done=len(done), per_hour=len(last) * 3600 / seconds if seconds else None)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from studies.errors import StorageUnreachable
-    from studies.storage.records import Status, StudyRecord
+    from studies.session import Seen
 
 #: Seconds between two plain lines.
 PLAIN_EVERY = 5.0
@@ -37,14 +37,11 @@ class Progress:
     def __init__(self) -> None:
         self._console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live: Live | None = None
-        self._began = time.monotonic()
-        self._share_before: dict[str, float] = {}  # by study, at the start of this command
         self._paused: set[str] = set()
         self._printed: dict[str, tuple[tuple[int, int, int], float]] = {}
         self._reminded = 0.0
 
     def __enter__(self) -> Progress:
-        self._began = time.monotonic()
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
@@ -73,15 +70,14 @@ class Progress:
             self.print(f"waiting for the database: {error}")
             self._reminded = time.monotonic()
 
-    def update(self, studies: Sequence[tuple[Status, StudyRecord]]) -> None:
-        """Show the status of the studies."""
+    def update(self, studies: Sequence[Seen]) -> None:
+        """Show how the studies stand."""
         self._reminded = 0.0
-        for now, record in studies:
-            self._share_before.setdefault(record.name, now.share_done or 0.0)
         if self._live:
-            self._live.update(Group(*(self._picture(now, record) for now, record in studies)))
+            self._live.update(Group(*map(self._picture, studies)))
             return
-        for now, record in studies:
+        for seen in studies:
+            now, record, _ = seen
             if now.paused != (record.name in self._paused):
                 self._paused ^= {record.name}
                 self._say(
@@ -93,12 +89,13 @@ class Progress:
             before, at = self._printed.get(record.name, ((0, 0, 0), 0.0))
             if shown != before and time.monotonic() - at > PLAIN_EVERY:
                 self._printed[record.name] = (shown, time.monotonic())
-                self._say(f"{record.name}: {now.done} done, {self._facts(now)}")
+                self._say(f"{record.name}: {now.done} done, {self._facts(seen)}")
 
     def _say(self, line: str) -> None:
         self._console.print(printable(line))
 
-    def _picture(self, now: Status, record: StudyRecord) -> Group:
+    def _picture(self, seen: Seen) -> Group:
+        now, record, _ = seen
         share = now.share_done
         line = Table.grid(padding=(0, 1))
         line.add_column(no_wrap=True, max_width=30)
@@ -113,24 +110,17 @@ class Progress:
             ),
             Text(now.done),
         )
-        return Group(line, Text(f"  {printable(self._facts(now))}", overflow="ellipsis", no_wrap=True))
+        return Group(line, Text(f"  {printable(self._facts(seen))}", overflow="ellipsis", no_wrap=True))
 
-    def _facts(self, now: Status) -> str:
+    def _facts(self, seen: Seen) -> str:
+        now, _, left = seen
         facts = [f"{now.trials['running']} running", f"{now.trials['pruned']} pruned"]
         words = {"waiting": "waiting", "paused": "paused by the scheduler", "fail": "failed"}
         facts += [f"{now.trials[key]} {word}" for key, word in words.items() if now.trials[key]]
         if now.best:
             facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
-        left = self._seconds_left(now)
         if now.paused:
             facts.append(f"paused; go on with: {command('resume', now.study)}")
         elif left is not None:
             facts.append(time_left(left))
         return ", ".join(facts)
-
-    def _seconds_left(self, now: Status) -> float | None:
-        """Seconds left, from the pace since the start of this command; ``None`` until some of the budget is spent."""
-        share = now.share_done
-        if share is None or share <= self._share_before[now.study] or share >= 1:
-            return None
-        return (1 - share) * (time.monotonic() - self._began) / (share - self._share_before[now.study])

@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import uuid4
@@ -16,6 +17,7 @@ from uuid import uuid4
 from studies import checkpoint_stores, environment, objective
 from studies.errors import ObjectiveError, StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.notify.notifier import Notifier
+from studies.overview import pace_trials, seconds_left
 from studies.spec.script import Script, find, found_as, is_script
 from studies.stop_reasons import STOP_REASONS, failure_of, way_on
 from studies.storage import chosen_home
@@ -26,7 +28,7 @@ from studies.worker.supervisor import Supervisor
 if TYPE_CHECKING:
     from studies.spec import StudySpec
     from studies.storage.postgres import PostgresStorage
-    from studies.storage.records import Status, StudyRecord
+    from studies.storage.records import Status, StudyRecord, Timing
 
 #: Seconds between two calls of :meth:`Session.poll`.
 POLL: Final = 0.5
@@ -41,6 +43,15 @@ class Joined(NamedTuple):
     record: StudyRecord
     is_new: bool
     """Whether this session created it."""
+
+
+class Seen(NamedTuple):
+    """A study of the session at one moment."""
+
+    status: Status
+    record: StudyRecord
+    seconds_left: float | None
+    """``None`` without an estimate."""
 
 
 class Session:
@@ -85,6 +96,8 @@ class Session:
         self._notify_url = notify_url
         self._stack = ExitStack()
         self.records: list[StudyRecord] = []
+        #: By the name of a study, as of how many ended trials.
+        self._timings: dict[str, tuple[int, list[Timing]]] = {}
         self.supervisor = Supervisor(
             specs,
             devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
@@ -193,11 +206,11 @@ class Session:
         self._stack.callback(notifier.stop)
         self.supervisor.assign(self._storage, self._lease_seconds)
 
-    def poll(self) -> list[tuple[Status, StudyRecord]]:
+    def poll(self) -> list[Seen]:
         """Reap and restart workers.
 
         Returns:
-            The status of each study; empty once one was deleted, after which its workers exit.
+            Each study as it is now; empty once one was deleted, after which its workers exit.
 
         Raises:
             WorkerError: workers keep dying.
@@ -205,7 +218,7 @@ class Session:
         """
         try:
             self.supervisor.poll()
-            return [(self._storage.status(record), record) for record in self.records]
+            return [self._see(record) for record in self.records]
         except StudyNotFound:
             return []
         except StorageUnreachable:
@@ -213,6 +226,15 @@ class Session:
             if self._storage.server:
                 self._storage.server.start()
             raise
+
+    def _see(self, record: StudyRecord) -> Seen:
+        status = self._storage.status(record)
+        ended = status.finished + status.trials["fail"]
+        # Rows of many trials: read again only when another one has ended.
+        if self._timings.get(record.name, (-1, []))[0] != ended:
+            self._timings[record.name] = ended, self._storage.leases.timings(record, pace_trials(status))
+        left = seconds_left(status, self._timings[record.name][1], datetime.now())
+        return Seen(status, record, left)
 
     def stop(self) -> None:
         """Ask the workers to requeue their trials at the next step, and to exit."""

@@ -20,8 +20,10 @@ from studies.storage.records import (
     Plan,
     SavedCheckpoint,
     StudyRecord,
+    Timing,
     Update,
 )
+from studies.storage.trials import to_local
 
 
 class Leases:
@@ -205,6 +207,12 @@ class Leases:
     def requeue_expired(self, record: StudyRecord) -> None:
         """Requeue the trials of a study whose leases have expired. Claims and heartbeats do this as well."""
         self._database.rows("requeue_expired", study_id=record.study_id)
+
+    def timings(self, record: StudyRecord, count: int) -> list[Timing]:
+        """When the last trials ran: all that ended since the ``count``-th last finished one, those that run, and the
+        first of the study."""
+        rows = self._database.rows("timings", study_id=record.study_id, count=count)
+        return [Timing(**{**row, "begin": to_local(row["begin"]), "end": to_local(row["end"])}) for row in rows]
 
     def attempts(self, record: StudyRecord) -> dict[int, Attempt]:
         """The last attempt of each trial: ``{number: attempt}``."""

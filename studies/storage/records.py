@@ -72,6 +72,19 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """When a trial ran that has begun, in local time without a zone."""
+
+    begin: datetime
+    end: datetime | None
+    """``None`` while it runs."""
+    is_finished: bool
+    """Whether it is COMPLETE or PRUNED, which the budget counts."""
+    times: int
+    """How many attempts it had: with several it also waited in between."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
     """A metric of a step."""
 

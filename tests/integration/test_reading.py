@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -10,9 +11,11 @@ import pytest
 from optuna.trial import TrialState
 
 from studies import PostgresStorage
+from studies.overview import overview, pace_trials, seconds_left
 from studies.report.data import read
 from studies.report.page import report
 from studies.report.subset import MOST_TRIALS, SAMPLE
+from studies.spec.study import BudgetSpec
 from studies.storage import pages
 from studies.storage.reader import StudyReader
 from studies.storage.records import StudyRecord
@@ -42,6 +45,21 @@ def record(storage: PostgresStorage) -> StudyRecord:
         study.enqueue_trial({"x": 1.0})
     study.ask()
     return storage.find_study("filled")
+
+
+def test_run_reads_the_last_trials_and_estimates_the_time_left_that_watch_does(
+    storage: PostgresStorage, record: StudyRecord
+) -> None:
+    trials, attempts = storage.trials(record), storage.leases.attempts(record)
+    now = max(trial.datetime_complete for trial in trials if trial.datetime_complete)
+    status = replace(storage.status(record), budget=BudgetSpec(trials=400), paused=False, ended=None)
+    for running in (1, 20, 200):  # the last 50 trials, 80 of them, and all
+        at = replace(status, trials={**status.trials, "running": running, "paused": 0})
+        timings = storage.leases.timings(record, pace_trials(at))
+        assert (len(timings) < len(trials) / 2) == (running < 200)
+        left = seconds_left(at, timings, now)
+        assert left == overview(at, trials, attempts, now=now).seconds_left
+        assert left
 
 
 @pytest.mark.parametrize("page", [1, 7, 1000])

@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import psycopg2
+import pytest
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from psycopg2.extensions import cursor
 
 from studies import PostgresStorage, StudySpec
+from studies.errors import NothingFinished
 from studies.storage.records import Claim, StudyRecord, Update
 from studies.storage.url import StorageURL
 
@@ -93,6 +95,10 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "load_study": lambda s: s.storage.load_study(s.record).study_name,
     "status": lambda s: s.storage.status(s.record),
     "find_best": lambda s: s.storage.find_best(s.record),
+    "front": lambda s: s.storage.front(s.record),
+    "refuse_best": lambda s: _refusal(lambda: s.storage.refuse_best(s.record)),
+    "environment": lambda s: s.storage.environment(s.record),
+    "settle_environment": lambda s: s.storage.settle_environment(s.record, {"python": "3.99"}),
     "best": lambda s: s.storage.best(s.record),
     "trials": lambda s: s.storage.trials(s.record),
     "trial": lambda s: s.storage.trial(s.record, 0),
@@ -101,6 +107,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "metrics.curves": lambda s: [
         (p.step, p.name, p.value) for p in s.storage.metrics.curves([s.trial(0), s.trial(1)])[1]
     ],
+    "leases.timings": lambda s: s.storage.leases.timings(s.record, 1),
     "leases.attempts": lambda s: s.storage.leases.attempts(s.record),
     "budgets.extend": lambda s: s.storage.budgets.extend(s.record, more_trials=5),
     "change_directions": lambda s: s.storage.change_directions(s.storage.create_study(spec("new"))[0], ["maximize"]),
@@ -156,6 +163,12 @@ SILENT = {
 Contents = dict[str, list[str]]
 _OLD_SECONDS: Final = 10.0
 """Age at which the stage is set up again: leases expire after 30 s."""
+
+
+def _refusal(call: Callable[[], NoReturn]) -> str:
+    with pytest.raises(NothingFinished) as caught:
+        call()
+    return str(caught.value)
 
 
 def spec(name: str) -> StudySpec:

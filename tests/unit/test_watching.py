@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from studies.cli.watch_picture import picture
-from studies.overview import Overview, Throughput, overview, seconds_left, share_rows, sparkline
+from studies.overview import Overview, Throughput, overview, share_rows, sparkline
 from studies.spec.study import BudgetSpec
 from studies.storage.records import Attempt, Status, Worker
 
@@ -73,7 +73,7 @@ def at(seconds: float) -> datetime:
 
 
 def pace(trials: Sequence[FrozenTrial], now: float, attempts: Mapping[int, Attempt] | None = None, **facts: Any) -> Any:
-    return seconds_left(status(trials, **facts), trials, attempts or {}, at(now))
+    return overview(status(trials, **facts), trials, attempts or {}, now=at(now)).seconds_left
 
 
 def attempt(worker: str, times: int = 1) -> Attempt:

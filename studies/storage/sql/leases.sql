@@ -46,6 +46,22 @@ select name from studyhall.save_checkpoint(
 -- The checkpoints of a trial, the newest first.
 select name, step, sha256, data from studyhall.checkpoints where trial_id = %(trial_id)s order by epoch desc, sequence desc
 
+-- name: timings
+-- When trials ran, for an estimate of the time left: those that ended since the one that is %(count)s before the last
+-- finished one, those that run, and the first of the study.
+select t.state in ('COMPLETE', 'PRUNED') as is_finished, t.datetime_start as begin, t.datetime_complete as "end",
+    coalesce(nullif(l.epoch - l.promotions, 0), 1) as times
+from trials t
+left join studyhall.leases l using (trial_id)
+where t.study_id = %(study_id)s and t.state <> 'WAITING' and t.datetime_start is not null and (
+    coalesce(t.datetime_complete >= (
+        select datetime_complete from trials
+        where study_id = %(study_id)s and state in ('COMPLETE', 'PRUNED') and datetime_complete is not null
+        order by datetime_complete desc offset %(count)s limit 1
+    ), true)
+    or t.datetime_start = (select min(datetime_start) from trials where study_id = %(study_id)s)
+)
+
 -- name: attempts
 -- The last attempt of each trial of a study: its worker, host and device, and how many attempts there were.
 select t.number, l.worker_id as worker, w.host, w.device, l.epoch - l.promotions as times
