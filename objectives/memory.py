@@ -110,23 +110,21 @@ def _evaluated(n: int, h: Hyperparameters, shape: Shape) -> int:
     return n * (layers + FLOAT * shape.task.n_outputs)
 
 
-def check(hyperparameters: Hyperparameters, shape: Shape, members: int, promised: int = 0) -> int:
-    """Raise :exc:`torch.OutOfMemoryError` where trainings do not fit; returns the bytes that they need.
+def check(hyperparameters: Hyperparameters, shape: Shape, members: int, left: int) -> int:
+    """The bytes that a trial of so many members needs.
 
-    Args:
-        promised: bytes of what is free that others are about to take.
+    Raises:
+        torch.OutOfMemoryError: they are more than ``left``.
     """
     h, bytes_ = hyperparameters, needed(hyperparameters, shape, members)
-    left = available() - promised
     if bytes_ > left:
-        batch_size = _batch_size(h, shape)
         fits = _largest_batch_that_fits(h, shape, members, left)
         advice = f"batch_size = {fits} would fit" if fits else "fewer or narrower layers need less"
         if fits and h.optimizer == "gd":
             advice = f"gd takes all examples at once; another optimizer with {advice}"
         raise torch.OutOfMemoryError(
-            f"widths {list(h.widths)} and batches of {batch_size} need {_in_words(bytes_)} of memory, and "
-            f"{_in_words(left)} are left; {advice}"
+            f"widths {list(h.widths)} and batches of {_batch_size(h, shape)} need {_in_words(bytes_)} of memory, and "
+            f"there are {_in_words(left)}; {advice}"
         )
     return bytes_
 
@@ -138,7 +136,7 @@ def most_slots(hyperparameters: Hyperparameters, shape: Shape, members: int, wan
     if most >= wanted:
         return wanted
     log.warning(
-        "slots reduced from %d to %d: a trial of widths %s needs %s of memory, and %s are left",
+        "slots reduced from %d to %d: a trial of widths %s needs %s of memory, and there are %s",
         wanted, most, list(hyperparameters.widths), _in_words(each), _in_words(left),
     )  # fmt: skip
     return most
@@ -159,21 +157,25 @@ def _in_words(bytes_: int) -> str:
     return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 1e9 else f"{max(bytes_, 0) / 1e6:.0f} MB"
 
 
+def total() -> int:
+    """Bytes of this machine, or of the least limit on this process."""
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in _limits())])
+
+
 def available() -> int:
-    """Bytes that this process can still take: what the machine has free, or its control group's limit leaves."""
-    return min([psutil.virtual_memory().available, *_left_by_limits()])
+    """Bytes that this process can still take."""
+    return min([int(psutil.virtual_memory().available), *(limit - used for limit, used in _limits())])
 
 
-def _left_by_limits(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """What the control groups (version 2) of this process leave: containers, Slurm and systemd limit by them."""
+def _limits(root: Path = Path("/sys/fs/cgroup")) -> Iterator[tuple[int, int]]:
+    """(limit, bytes used) of this process's control groups (version 2): containers, Slurm and systemd limit by them."""
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
         own = root / next(line for line in lines if line.startswith("0::/")).removeprefix("0::/")
         for group in (own, *own.parents):
             if not group.is_relative_to(root):
                 return
-            with suppress(OSError, ValueError):  # the root has none, and "max" is no number
-                limit = int((group / "memory.max").read_text())
-                used = int((group / "memory.current").read_text())
+            with suppress(OSError, ValueError, KeyError):  # the root has no files, and "max" is no number
+                limit, current = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
                 counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                yield limit - used + int(counts["inactive_file"])
+                yield limit, current - int(counts["inactive_file"])  # what is cached goes when it is needed

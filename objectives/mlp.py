@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from objectives import memory
 from objectives.costs import COSTS, costs
 from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, load
 from objectives.hyperparameters import METRICS, MINIMIZED, Hyperparameters
@@ -124,6 +125,7 @@ class MLP:
         self._task = Task(n_features=self._data.n_features, classes=self._data.classes, unit=self._data.target_std)
         self._check_folds()
         self.check_params({})
+        self._slots: dict[int, int] = {}
         self._on_device: dict[str, Dataset] = {}
         self._both: dict[str, Part] = {}
 
@@ -148,7 +150,12 @@ class MLP:
 
     def check_params(self, params: Mapping[str, Any]) -> None:
         """Raise :exc:`ValueError` where no trial can have these hyperparameters, be they some or all."""
-        self.hyperparameters(params)
+        hyperparameters = self.hyperparameters(params)
+        if not torch.cuda.is_available():  # a GPU's memory is not this machine's
+            try:
+                memory.check(hyperparameters, self._shape, self._folds * self._seeds, memory.total())
+            except torch.OutOfMemoryError as error:
+                raise ValueError(str(error)) from None
 
     def _check_folds(self) -> None:
         most, why = self._data.most_folds()
@@ -182,13 +189,18 @@ class MLP:
         return value
 
     def slots(self, device: str, wanted: int | None = None) -> int:
-        """How many trials to train side by side on a device: as many as are ``wanted``, or as serve best."""
-        if wanted is not None:
-            return wanted
+        """How many trials to train side by side on a device: as many as are ``wanted``, or as serve best.
+
+        On a CPU no more than fit into the memory; on a GPU the pool halves them where it turns out too small.
+        """
         if device != "cpu":
-            return GPU_SLOTS
-        per_trial = len(self._data.train) * self._folds * self._seeds
-        return max(1, min(MAX_CPU_SLOTS, CPU_TICK_EXAMPLES // per_trial))
+            return wanted or GPU_SLOTS
+        members = self._folds * self._seeds
+        best = max(1, min(MAX_CPU_SLOTS, CPU_TICK_EXAMPLES // (len(self._data.train) * members)))
+        wanted = wanted or best
+        if wanted not in self._slots:  # asked often; what fits is said once
+            self._slots[wanted] = memory.most_slots(self.hyperparameters({}), self._shape, members, wanted)
+        return self._slots[wanted]
 
     def train(self, trials: Trials, slots: int | None = None, *, device: str = "cpu") -> None:
         """Train trials until there are no more; see :mod:`objectives.pool`.
@@ -301,10 +313,21 @@ class MLP:
     def _pool(self, trials: Trials, slots: int, *, stacked: bool = False) -> Pool:
         return Pool(trials, slots, self._begin, stacked=stacked)
 
-    def _begin(self, trial: Any) -> Training:
+    @property
+    def _shape(self) -> memory.Shape:
+        train, validation = len(self._data.train), len(self._data.validation)
+        if self._folds > 1:
+            both = train + validation
+            validation = both // self._folds
+            train = both - validation
+        are_bytes = self._data.train.stored_NF.dtype == torch.uint8
+        return memory.Shape(task=self._task, n_train=train, n_validation=validation, are_bytes=are_bytes)
+
+    def _begin(self, trial: Any, promised: int) -> Training:
         if not trial.params and not self._fixed:
             self._suggest(trial)
-        training = self.training(self.hyperparameters(trial.params), trial.seed, trial.device, trial=trial)
+        hyperparameters = self.hyperparameters(trial.params)
+        training = self.training(hyperparameters, trial.seed, trial.device, trial=trial, promised=promised)
         saved = trial.restore()
         if saved is not None:
             training.restore(saved.state)
@@ -334,6 +357,7 @@ class MLP:
         *,
         trial: Any = None,
         pad: Callable[[int], int] | None = None,
+        promised: int = 0,
     ) -> Training:
         """The training of one trial: a member for each seed and fold.
 
@@ -343,7 +367,16 @@ class MLP:
             device: to train on.
             trial: ``None`` to train without one.
             pad: what a width becomes; by default a bucket's on a GPU, and itself on a CPU.
+            promised: bytes of the free memory that other trainings are about to take.
+
+        Raises:
+            torch.OutOfMemoryError: it does not fit into the memory of a CPU; on a GPU that is raised in training.
         """
+        needed = 0
+        if device == "cpu":
+            needed = memory.check(
+                hyperparameters, self._shape, self._folds * self._seeds, memory.available() - promised
+            )
         members = [
             self._member(hyperparameters, train, validation, member_seed, pad or _pad(device))
             for member_seed in self._member_seeds(seed, self._seeds)
@@ -356,6 +389,7 @@ class MLP:
             metric=self._metric,
             epochs=self.epochs,
             trial=trial,
+            needed=needed,
             values=named if self._others else (),
             costs=dict if trial is None else partial(self._costs, hyperparameters, device, trial),
         )

@@ -8,6 +8,7 @@ of those that ended. What one trial raises is that trial's: its neighbours go on
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ import torch
 
 from objectives.hyperparameters import Hyperparameters
 from objectives.training import Diverged, Member, Stack, StateError, expect_same, from_bytes, to_bytes
+
+log = logging.getLogger(__name__)
 
 State = Literal["complete", "pruned", "fail", "left"]
 
@@ -153,6 +156,7 @@ class Training:
         metric: of the validation data; the mean of the members' is the trial's value.
         epochs: at most.
         trial: ``None`` to train without one.
+        needed: bytes of memory that it takes from its first epoch on, if known.
         values: the names of the trial's values among the metrics, where it has several; the first is ``metric``'s.
         costs: are asked for once, at the end, and reported with the last epoch.
     """
@@ -165,11 +169,13 @@ class Training:
         metric: str,
         epochs: int,
         trial: Any = None,
+        needed: int = 0,
         values: Sequence[str] = (),
         costs: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.members = list(members)
         self.trial = trial
+        self.needed = needed
         self._hyperparameters = hyperparameters
         self._metric = metric
         self._epochs = epochs
@@ -314,11 +320,12 @@ class Pool:
     Args:
         trials: the source.
         slots: how many members train side by side; a trial of several may exceed them.
-        begin: makes the training of a trial, from its checkpoint if it has one.
+        begin: makes the training of a trial, from its checkpoint if it has one; told how many bytes of free memory
+            others of this tick are about to take.
         stacked: as of :class:`Tick`.
     """
 
-    def __init__(self, trials: Trials, slots: int, begin: Callable[[Any], Training], *, stacked: bool) -> None:
+    def __init__(self, trials: Trials, slots: int, begin: Callable[[Any, int], Training], *, stacked: bool) -> None:
         self._trials = trials
         self._slots = slots
         #: What is left of the slots if the device's memory does not suffice, however many trials find that in one tick.
@@ -348,10 +355,11 @@ class Pool:
         free = self._slots - sum(len(training.members) for training in self._trainings)
         if free < 1 or self._trials.is_over:
             return False
-        taken = self._trials.take(free)
+        taken, promised = self._trials.take(free), 0
         for trial in taken:
             with self._fate(trial):
-                training = self._begin(trial)
+                training = self._begin(trial, promised)
+                promised += training.needed
                 self._trainings.append(training)
                 self._judge(training)
         return bool(taken)
@@ -429,6 +437,8 @@ class Pool:
         """
         has_company = len(trials) > 1 or any(training.trial is not trials[0] for training in self._trainings)
         if isinstance(error, torch.OutOfMemoryError) and has_company:
+            if self._slots > self._half:
+                log.warning("slots reduced from %d to %d: %s", self._slots, self._half, " ".join(str(error).split()))
             self._slots = self._half
             self._results.extend(Result(trial=trial, state="left") for trial in trials)
         else:
