@@ -158,7 +158,7 @@ def finalize(
         with _environment(device):
             metrics = final.finalize(
                 storage, record, spec, chosen, objective, device=device, directory=directory, progress=_show,
-                code=_code_of(objective), state=home() / "final", choice=choice, ensemble=members,
+                state=home() / "final", choice=choice, ensemble=members,
             )  # fmt: skip
         echo(*(f"{key} {number(value)}" for key, value in metrics.items()))
         say(f"wrote {directory}" + (f"; this was test {before['looks'] + 1} on the same test data" if before else ""))
@@ -233,12 +233,6 @@ def _print(choice: Choice, metric: str, *, is_minimized: bool) -> None:
         f"trial {winner.trial} wins ({RULES[choice.rule]}): tuned {metric} {number(winner.tuned)}, with fresh seeds "
         f"{number(winner.mean)} ± {number(winner.std)}"
     )
-
-
-def _code_of(objective: object) -> Path:
-    """The folder with the objective's code."""
-    file = getattr(sys.modules.get(type(objective).__module__), "__file__", None)
-    return Path(file).parent if file else Path.cwd()
 
 
 @contextmanager

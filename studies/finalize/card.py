@@ -47,7 +47,7 @@ def write(
         "## Parameters",
         _table(("parameter", "value"), [(name, to_text(value)) for name, value in trial.params.items()]),
         "## Environment",
-        _table(("", ""), [(name, to_text(value)) for name, value in _flat(environment)]),
+        _table(("", ""), [(name, to_text(value)) for name, value in environment.items() if value is not None]),
     ]
     file.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
@@ -84,11 +84,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "None."
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
-
-
-def _flat(environment: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    packages = environment.get("packages", {})
-    return [*((key, value) for key, value in environment.items() if key != "packages"), *packages.items()]
 
 
 def _plain(text: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from studies import environment
 from studies.errors import ObjectiveError, StudyhallError, command
 from studies.finalize import card
 from studies.finalize.choice import Candidate, Rule
-from studies.finalize.environment import environment
 from studies.finalize.folder import new_directory
 from studies.objective import Objective
 from studies.spec.study import StudySpec
@@ -28,6 +28,7 @@ from studies.worker.devices import Device
 ATTRIBUTE = "final"
 CONFIG = "config.json"
 METRICS = "metrics.json"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,6 @@ def finalize(
     device: Device,
     directory: Path,
     progress: Callable[[int, int], None],
-    code: Path,
     state: Path,
     choice: Choice | None = None,
     ensemble: int = 1,
@@ -111,7 +111,6 @@ def finalize(
         device: to train on.
         directory: the folder to make; it appears when it is complete.
         progress: is called with (done, total).
-        code: the folder with the objective's code.
         state: a folder of this machine, for what a training that is killed goes on from.
         choice: how the trial was chosen; ``None`` where a person named it.
         ensemble: how many models to average.
@@ -148,11 +147,11 @@ def finalize(
             **({"ensemble": ensemble} if ensemble > 1 else {}),
             **(choice.facts if choice else {}),
         }
-        surroundings = environment(device, code)
+        surroundings = environment.collect(spec.objective.path, objective, device.torch)
         _write(beside / CONFIG, {"study": record.name, "trial": trial.number, "params": trial.params,
                                  "spec": spec.to_data()})  # fmt: skip
         _write(beside / METRICS, {"study": record.name, **_value(trial), **final})
-        _write(beside / "environment.json", surroundings)
+        _write(beside / ENVIRONMENT, surroundings)
         card.write(
             beside / card.FILE, record.name, spec, trial, final, surroundings, choice.candidates if choice else None
         )

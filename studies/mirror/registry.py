@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from studies.errors import StudyhallError
-from studies.finalize.final import CONFIG, METRICS, note, stored
+from studies.finalize.final import CONFIG, ENVIRONMENT, METRICS, note, stored
 from studies.mirror.server import trouble
 from studies.mirror.study_mirror import StudyMirror
 from studies.objective import LOADER, require_loader
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from studies.storage.postgres import PostgresStorage
 
-#: Of those in environment.json, what is not needed to predict.
-_NOT_SERVED: Final = ("studyhall", "optuna", "mlflow")
+#: Of those in environment.json, what may be needed to predict.
+_SERVED: Final = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,7 @@ class Kept:
         """
         try:
             config, metrics, environment = (
-                json.loads((folder / name).read_text(encoding="utf-8"))
-                for name in (CONFIG, METRICS, "environment.json")
+                json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG, METRICS, ENVIRONMENT)
             )
             return cls(
                 folder=folder,
@@ -63,9 +62,8 @@ class Kept:
                 at=metrics["at"],
                 # A local label as that of torch 2.10+cu130 is not on PyPI.
                 requirements=[
-                    f"{name}=={version.partition('+')[0]}"
-                    for name, version in environment["packages"].items()
-                    if name not in _NOT_SERVED
+                    "safetensors",
+                    *(f"{name}=={environment[name].partition('+')[0]}" for name in _SERVED if name in environment),
                 ],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

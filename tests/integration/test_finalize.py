@@ -15,6 +15,7 @@ from studies import PostgresStorage, StudySpec, lifecycle
 from studies.cli import studyhall
 from studies.errors import NothingFinished, StorageError, StudyhallError
 from studies.finalize import comparison
+from studies.reproduce import reproduce
 from studies.stop_reasons import BY_HAND
 from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
@@ -96,6 +97,7 @@ def test_the_best_trials_run_with_the_same_fresh_seeds_and_more_seeds_add_what_i
     found = comparison.results(storage, compared, trials, seeds, lambda params: int(params["x"]))
     assert [(c.trial, c.tuned, c.n_parameters) for c in found] == [(1, 9.0, 9), (4, 7.0, 7), (2, 5.0, 5)]
     assert found[0].values == [9.0 + seed / 2**33 for seed in seeds]
+    assert reproduce(storage, compared, storage.trial(compared, 4), objective, device="cpu").is_exact
 
 
 def test_a_failed_seed_takes_no_new_trial_and_a_retry_has_its_seed(storage: PostgresStorage, tmp_path: Path) -> None:
