@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies import environment
 from studies.errors import ObjectiveError, StudyhallError, command, described
-from studies.trial import Checkpoint, Trial, as_values
+from studies.trial import SEED, Checkpoint, Trial, as_values
 
 if TYPE_CHECKING:
     from studies.objective import Objective
@@ -188,8 +188,9 @@ class _Replay:
         storage = optuna.storages.InMemoryStorage()
         directions = [optuna.study.StudyDirection[direction.upper()] for direction in spec.all_directions]
         study_id = storage.create_new_study(directions, spec.name)
+        attributes = {key: value for key, value in self._stored.system_attrs.items() if key == SEED}
         template = optuna.create_trial(
-            state=TrialState.RUNNING, system_attrs={"fixed_params": dict(self._stored.params)}
+            state=TrialState.RUNNING, system_attrs={**attributes, "fixed_params": dict(self._stored.params)}
         )
         trial_id = storage.create_new_trial(study_id, template)
         storage._get_trial(trial_id).number = self._stored.number  # the seed follows from it
