@@ -27,6 +27,7 @@ from studies.session import (
     require_runnable,
     require_success,
 )
+from studies.space import change_space
 from studies.spec.script import Script
 from studies.spec.source import put, read_target, take_script
 from studies.spec.study import StudySpec
@@ -345,6 +346,17 @@ class Study:
             self._record, [used] if used else [], allow=(*self._chosen, *allow), data_dir=folder
         )
         return reproduce(self.storage, self._record, trial, objective, device=device)
+
+    def change_space(self, *changes: str) -> None:
+        """Change what the study samples, as ``studyhall space`` does: ``study.change_space("lr.high=0.3")``.
+
+        Raises:
+            SpecError: a change is not legal, or the sampler cannot follow one.
+            StudyBusy: a running or waiting trial would be illegal.
+            StorageError: stock Optuna made the study.
+        """
+        change_space(self.storage, self._record, changes)
+        self._record = self.storage.find_study(self.name)
 
     def enqueue_top(self, other: str, top: int = 1) -> list[int]:
         """Run the best trials of another study next, as far as this one's space has their parameters.

@@ -503,7 +503,8 @@ class StudySpec(Section):
         """Sample the space into ``trial.params``, parents first."""
         for name in suggestion_order(self.space):
             parameter = self.space[name]
-            if parameter.applies(trial.params):
+            # A trial that was requeued has its parameters, by the space of its first claim.
+            if name not in trial.params and parameter.applies(trial.params):
                 parameter.suggest(trial, name)
 
 

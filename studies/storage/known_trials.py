@@ -59,6 +59,10 @@ class KnownTrials:
         """A running trial of this process; ``None`` if it is another's."""
         return self._own.get(trial_id)
 
+    def study_of(self, trial_id: int) -> int:
+        """The id of the study of an own trial."""
+        return self._study_of[trial_id]
+
     def own_studies(self) -> set[int]:
         """The ids of the studies with a running trial of this process."""
         return set(self._study_of.values())

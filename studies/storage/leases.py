@@ -96,6 +96,7 @@ class Leases:
                     epoch=row["epoch"],
                     token=row["token"],
                     until=row["until"],
+                    space_version=row["space_version"],
                 )
                 for row in rows
                 if row["token"]

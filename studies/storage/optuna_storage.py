@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import uuid
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -44,6 +44,8 @@ class OptunaContract(BaseStorage):
         self.database = database
         self._known = KnownTrials(database)
         self._studies: dict[int, tuple[str, list[StudyDirection]]] = {}
+        # Of studies whose space has changed: Optuna's rule of one list of choices for all trials does not hold there.
+        self._spaces: dict[int, Mapping[str, BaseDistribution]] = {}
 
     def remove_session(self) -> None:
         self.database.close()
@@ -167,7 +169,7 @@ class OptunaContract(BaseStorage):
         distribution = read_distribution(text)  # as stored: a tuple among the choices becomes a list
         change = {"name": param_name, "value": float(param_value_internal), "distribution": text}
         if writer := self._known.writer(trial_id):
-            known = self._known.distribution_of(trial_id, param_name) or distribution
+            known = self._distribution_of(trial_id, param_name) or distribution
             check_distribution_compatibility(known, distribution)
             writer.put("params", change)
         else:
@@ -211,12 +213,21 @@ class OptunaContract(BaseStorage):
             )
         return bool(row["done"])
 
+    def set_space(self, study_id: int, space: Mapping[str, BaseDistribution]) -> None:
+        """Store the parameters of new trials under these distributions from now on, whatever those of old ones are."""
+        self._spaces[study_id] = space
+
+    def _distribution_of(self, trial_id: int, name: str) -> BaseDistribution | None:
+        """The distribution under which an own trial's study stores a parameter; ``None`` if it is the first."""
+        changed = self._spaces.get(self._known.study_of(trial_id), {})
+        return changed.get(name) or self._known.distribution_of(trial_id, name)
+
     def agree(self, study_id: int, name: str, distribution: BaseDistribution) -> BaseDistribution:
         """The distribution under which the study stores a parameter, the same in all processes.
 
         It is that of the first trial that was read. Without one, the first process to ask decides.
         """
-        known = self._known.distribution(study_id, name)
+        known = self._spaces.get(study_id, {}).get(name) or self._known.distribution(study_id, name)
         if known is None:
             text = _checked(name, distribution)
             key = f"studyhall:distribution:{hashlib.sha256(name.encode()).hexdigest()}"

@@ -38,6 +38,7 @@ from studies.storage.metrics import Metrics
 from studies.storage.notices import Notices
 from studies.storage.optuna_storage import OptunaContract
 from studies.storage.records import Status, StudyRecord
+from studies.storage.spaces import Spaces
 from studies.storage.url import StorageURL
 from studies.storage.workers import Workers
 from studies.text import counted
@@ -62,6 +63,7 @@ class PostgresStorage(OptunaContract):
         metrics: named numbers that trials reported.
         notices: which notifications were sent.
         evidence: trials of other studies, for the sampler.
+        spaces: changes of the studies' spaces.
 
     Args:
         url: a PostgreSQL URL (see :class:`studies.storage.url.StorageURL`).
@@ -94,6 +96,7 @@ class PostgresStorage(OptunaContract):
         self.metrics = Metrics(self.database)
         self.notices = Notices(self.database)
         self.evidence = Evidence(self.database)
+        self.spaces = Spaces(self.database)
         schema.require(self.database, create=create)
         self.database.patience = patience  # only now: a wrong URL must fail at once
 

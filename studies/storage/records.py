@@ -158,6 +158,8 @@ class Claim:
     """The fencing token: the database refuses writes with the token of an earlier claim."""
     until: int | None = None
     """The step at which the trial is paused; ``None`` without a scheduler."""
+    space_version: int = 0
+    """How often the study's space had changed by then."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,8 @@ class ServedStudy:
             self.store = open_store(self.spec.checkpoints.store, record.uid)
             self.store.check()
         self.optuna = self.spec.to_study(storage)
-        self.optuna.evidence = self._evidence(storage.evidence.of(record))
+        self._foreign = storage.evidence.of(record)
+        self.optuna.evidence = self._evidence()
         self._finite = finite_of(self.optuna.sampler)
         scheduler = self.spec.to_scheduler(steps_of(self.objective))
         #: Asks the study's scheduler; ``None`` without one.
@@ -80,6 +81,7 @@ class ServedStudy:
         self.optuna._thread_local.in_optimize_loop = True
         self._storage = storage
         self._is_clean = False
+        self._space_version = 0
         self._warned: set[str] = set()
 
     def warn_once(self, message: str, *arguments: object) -> None:
@@ -88,12 +90,29 @@ class ServedStudy:
             self._warned.add(message)
             log.warning(message, *arguments)
 
-    def _evidence(self, found: Sequence[ForeignTrial]) -> list[FrozenTrial]:
+    def follow(self, claims: Sequence[Claim]) -> None:
+        """Read the study's space if it has changed, before the claimed trials are sampled.
+
+        Raises:
+            StorageUnreachable: it cannot be read. The claims then expire.
+        """
+        version = max((claim.space_version for claim in claims), default=0)
+        if version <= self._space_version:
+            return
+        spec = self._storage.find_study(self.record.name).require_spec("no worker knows what it runs")
+        self.spec, self._space_version = spec, version
+        space = {name: parameter.distribution() for name, parameter in spec.space.items()}
+        self._storage.set_space(self.record.study_id, space)
+        self.optuna.sampler, self.optuna.space = spec.to_sampler(0), space
+        self.optuna.evidence = self._evidence()
+        self._finite = finite_of(self.optuna.sampler)
+
+    def _evidence(self) -> list[FrozenTrial]:
         """The trials of other studies within the present space, for the sampler."""
         space = self.spec.space
-        legal = [
+        legal: list[ForeignTrial] = [
             trial
-            for trial in found
+            for trial in self._foreign
             if all(name in space and space[name].contains(value) for name, value in trial.params.items())
         ]
         distributions = {name: parameter.distribution() for name, parameter in space.items()}

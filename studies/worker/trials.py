@@ -225,6 +225,8 @@ class Trials:
                 most=self._study.most_trials(),
                 plan=planner.plan(count) if planner else None,
             )
+            if not isinstance(claims, str):
+                self._study.follow(claims)
             if claims != "changed":
                 return claims
         return "wait"

@@ -36,7 +36,9 @@ COMMANDS = """
     launch slurm s --workers 1 --print --allow script. may_view
     launch kubernetes s --allow script. may_view
     create script.py:f --name NEW       may_work
+    space s                             may_view
     enqueue s x=0.5                     may_work
+    space s x.high=2                    may_work
     retry s 2                           may_work
     cancel s WAITING                    may_work
     pause s                             may_work

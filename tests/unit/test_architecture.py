@@ -30,6 +30,7 @@ LAYERS = (
     "studies.notify.events",
     "studies.overview",
     "studies.warm_start",
+    "studies.space",
     "studies.lifecycle",
     "studies.storage",
     "studies.trial",

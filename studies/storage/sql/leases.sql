@@ -4,7 +4,7 @@
 -- Claim the next trials for a worker, of those that its scheduler chose, if there is one. Returns all trials that
 -- changed since a snapshot, the claimed ones with their token, their epoch and the step at which they are paused; or one
 -- row with the reason why there is none.
-select reason, token, epoch, until, snapshot, (trial).*
+select reason, token, epoch, until, snapshot, (select studyhall.space_version(%(study_id)s)) as space_version, (trial).*
 from studyhall.claim(
     %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claims)s::uuid[], %(most)s, %(fresh)s,
     %(numbers)s::integer[], %(untils)s::integer[], null, %(since)s::pg_snapshot, %(again)s::integer[]
