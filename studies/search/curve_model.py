@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 
 _JITTER: Final = 1e-6
 
@@ -54,7 +53,7 @@ class CurveModel:
         self._prior = np.concatenate([lengths, np.log([0.5, 1.0, 0.2, 0.02, 1.0])])
         self._width = np.concatenate([np.full(n_features, 0.8), [0.5, 1.0, 0.7, 0.7, 0.7]])
         self._theta = self._prior.copy()
-        self._n_features = n_features
+        self.n_features = n_features
 
     def fit(self, points: Points, values: np.ndarray, rng: np.random.Generator, *, trials: int) -> None:
         """Learn from ``values`` (N) at ``points``; ``trials`` is how many hyperparameters are tried."""
@@ -70,24 +69,24 @@ class CurveModel:
     def condition(self, points: Points, values: np.ndarray) -> None:
         """Take ``values`` for those at ``points``, with the hyperparameters as they are."""
         self._points = points
-        self._factor = cholesky(self._covariance(self._theta, points), lower=True, check_finite=False)
-        self._weights = cho_solve((self._factor, True), values, check_finite=False)
+        self._whitening = np.linalg.inv(np.linalg.cholesky(self._covariance(self._theta, points)))
+        self._weights = self._whitening.T @ (self._whitening @ values)
 
     def predict(self, points: Points) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation at ``points``, without noise: shape (N) each."""
         k = self._kernel(self._theta, points, self._points)
-        half = solve_triangular(self._factor, k.T, lower=True, check_finite=False)
+        half = self._whitening @ k.T
         deviation, _, scale = np.exp(self._theta[-3:])
         variance = scale**2 * (1 + deviation**2) - (half * half).sum(0)
         return k @ self._weights, np.sqrt(np.maximum(variance, 1e-10))
 
     def correlation(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Of configurations at the same step: shape (N, M) of features (N, P) and (M, P)."""
-        length = np.exp(self._theta[: self._n_features])
+        length = np.exp(self._theta[: self.n_features])
         return _matern(a / length, b / length)
 
     def _kernel(self, theta: np.ndarray, a: Points, b: Points) -> np.ndarray:
-        length, time = np.exp(theta[: self._n_features]), np.exp(theta[self._n_features])
+        length, time = np.exp(theta[: self.n_features]), np.exp(theta[self.n_features])
         constant = 1 / (1 + np.exp(-theta[-4]))
         deviation, _, scale = np.exp(theta[-3:])
         over_features = _matern(a.features / length, b.features / length)
@@ -107,10 +106,10 @@ class CurveModel:
     def _loss(self, theta: np.ndarray, points: Points, values: np.ndarray) -> float:
         """The negative logarithm of the hyperparameters' posterior, up to a constant."""
         try:
-            factor = cholesky(self._covariance(theta, points), lower=True, check_finite=False)
-        except LinAlgError:
+            factor = np.linalg.cholesky(self._covariance(theta, points))
+        except np.linalg.LinAlgError:
             return np.inf
-        whitened = solve_triangular(factor, values, lower=True, check_finite=False)
+        whitened = np.linalg.solve(factor, values)
         likelihood = 0.5 * whitened @ whitened + np.log(np.diag(factor)).sum()
         return float(likelihood + 0.5 * (((theta - self._prior) / self._width) ** 2).sum())
 

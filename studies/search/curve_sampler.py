@@ -14,14 +14,11 @@ from optuna.distributions import BaseDistribution
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import qmc
 
 from studies.search.forecast import Forecast
-from studies.search.scheduler import Progress, State
+from studies.search.freeze_thaw import STARTERS, FreezeThaw
+from studies.search.scheduler import Progress, Scheduler, State
 from studies.search.unit_cube import UnitCube
-
-#: Trials whose parameters are spread evenly: the middle of the space, then a quasi-random sequence.
-STARTERS: Final = 8
 
 _STATES: Final[Mapping[TrialState, State]] = {
     TrialState.RUNNING: "running",
@@ -43,12 +40,14 @@ class CurveSampler(optuna.samplers.BaseSampler):
 
     Attributes:
         space: the distributions of the spec; without it, those that all complete trials have in common.
+        priors: values that a person expects to be good; the first trial has them, and they fade with the trials.
         steps: how many the objective trains; ``None`` if that is unknown.
         forecast: of the study's scheduler, if that makes one: new trials get what it proposes.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.space: Mapping[str, BaseDistribution] = {}
+        self.priors: Mapping[str, Any] = {}
         self.steps: int | None = None
         self._seed = seed
         self._common = IntersectionSearchSpace()
@@ -68,16 +67,16 @@ class CurveSampler(optuna.samplers.BaseSampler):
         """Parameters of a new trial."""
         if not search_space:
             return {}
-        cube = UnitCube(search_space)
-        forecast = self.forecast or self._own_forecast(study)
+        forecast = self.forecast or self._own_forecast(study, search_space)
         if trial.number < STARTERS or forecast.n_reported < 2:
-            return self._starter(cube, trial.number)
+            return self._starter(UnitCube(search_space), trial.number)
         if forecast.proposals:
-            return cube.params(forecast.proposals.pop(0))
+            return _within(search_space, forecast.proposals.pop(0))
         rng = np.random.default_rng([self._seed, trial.number])
-        forecast.fit(search_space, rng)
+        forecast.fit(rng)
         new = forecast.newcomers(rng)
-        return cube.params(new[int(np.argmax(forecast.log_improvement(new, np.full(len(new), -1))))])
+        promise = forecast.log_improvement(new, np.full(len(new), -1))
+        return _within(search_space, forecast.params(new[int(np.argmax(promise))]))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -88,11 +87,12 @@ class CurveSampler(optuna.samplers.BaseSampler):
         cube = UnitCube({param_name: param_distribution})
         return cube.params(cube.snapped(point)[0])[param_name]
 
-    def _own_forecast(self, study: optuna.Study) -> Forecast:
+    def _own_forecast(self, study: optuna.Study, space: Mapping[str, BaseDistribution]) -> Forecast:
         """What is expected by the trials as they are now."""
         if self._own is None:
             minimizes = study.direction == StudyDirection.MINIMIZE
             self._own = Forecast(direction="minimize" if minimizes else "maximize", steps=self.steps)
+        self._own.space, self._own.priors = space, self.priors
         trials = study._get_trials(deepcopy=False, use_cache=True)
         for place, (before, now) in enumerate(zip(self._trials, trials, strict=False)):
             if before is not now:
@@ -104,10 +104,30 @@ class CurveSampler(optuna.samplers.BaseSampler):
 
     def _starter(self, cube: UnitCube, number: int) -> dict[str, Any]:
         if number == 0:
-            return cube.params(cube.centre)
-        sequence = qmc.Sobol(len(cube.distributions), rng=self._seed)
-        sequence.fast_forward(number)
-        return cube.params(cube.snapped(sequence.random(1))[0])
+            (prior,) = cube.points([self.priors])
+            return cube.params(np.where(np.isnan(prior), cube.centre, prior))
+        # An additive recurrence by powers of the generalized golden ratio, from a random start, is as even as Sobol's
+        # sequence (Roberts, The unreasonable effectiveness of quasirandom sequences, 2018).
+        count = len(cube.distributions)
+        ratio = 2.0
+        for _ in range(50):
+            ratio = (1 + ratio) ** (1 / (count + 1))
+        start = np.random.default_rng(self._seed).random(count)
+        point = (start + number * ratio ** -np.arange(1.0, count + 1)) % 1
+        return cube.params(cube.snapped(point[None])[0])
+
+
+def inform(sampler: optuna.samplers.BaseSampler, *, steps: int | None, scheduler: Scheduler | None) -> None:
+    """Tell a :class:`CurveSampler` what its study's objective and scheduler know; others need nothing."""
+    if isinstance(sampler, CurveSampler):
+        sampler.steps = steps
+        if isinstance(scheduler, FreezeThaw):
+            sampler.forecast = scheduler.forecast
+            sampler.forecast.space, sampler.forecast.priors = sampler.space, sampler.priors
+
+
+def _within(space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in space if name in params}
 
 
 def progress_of(trial: FrozenTrial) -> Progress:

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 from optuna.distributions import BaseDistribution
-from scipy.special import ndtr
 
 from studies.search.curve_model import CurveModel, Points
 from studies.search.scheduler import Progress
@@ -26,6 +25,8 @@ _ANYWHERE, _NEARBY, _BEST = 150, 150, 5
 _FIRST_FIT, _LATER_FIT = 60, 4
 #: From one point of a curve that the model sees to the one before.
 _THINNING: Final = 3.0
+#: A prior's standard deviation as a share of the range, what is left of it far away, and how many trials it weighs.
+_PRIOR_WIDTH, _PRIOR_FLOOR, _PRIOR_TRIALS = 0.2, 0.05, 10.0
 #: The worst value that the model sees, where 1 is the best and 0 the median trial's: how bad is bad does not matter.
 _WORST: Final = -0.5
 
@@ -38,18 +39,24 @@ class Forecast:
         steps: how many the objective trains; ``None`` if that is unknown: then the longest trial tells it.
 
     Attributes:
-        proposals: configurations that a scheduler wants to begin, as points of the unit cube: shape (D) each.
+        space: the parameters to learn of; without it, those of the trials.
+        priors: values of parameters that a person expects to be good.
+        proposals: the parameters of trials that a scheduler wants to begin.
     """
 
     def __init__(self, *, direction: str, steps: int | None) -> None:
         self._sign = -1.0 if direction == "minimize" else 1.0
         self.steps = steps
-        self.proposals: list[np.ndarray] = []
+        self.space: Mapping[str, BaseDistribution] = {}
+        self.priors: Mapping[str, Any] = {}
+        self.proposals: list[dict[str, Any]] = []
         self._seen: list[Progress] = []
         self._longest = 1
-        # Of each trial: the best value so far, the last one, nan before the first report.
+        # Of each trial: its best and its last value, nan before the first; how many; whether it is paused.
         self._tops = np.empty(0)
         self._lasts = np.empty(0)
+        self._counts = np.empty(0, dtype=int)
+        self._is_paused = np.empty(0, dtype=bool)
         self._model: CurveModel | None = None
 
     @property
@@ -62,15 +69,23 @@ class Forecast:
         """How many trials have reported, or failed."""
         return int((~np.isnan(self._tops)).sum())
 
+    @property
+    def n_steps(self) -> int:
+        """How many steps all trials have reported."""
+        return int(self._counts.sum())
+
     def read(self, trials: Sequence[Progress]) -> None:
         """Take note of what has changed in ``trials``, all those of the study."""
         new = len(trials) - len(self._seen)
         if new > 0:
             self._tops, self._lasts = (np.concatenate([of, np.full(new, math.nan)]) for of in (self._tops, self._lasts))
+            self._counts = np.concatenate([self._counts, np.zeros(new, dtype=int)])
+            self._is_paused = np.concatenate([self._is_paused, np.zeros(new, dtype=bool)])
         # Few trials change between two asks, and those that do are other objects.
         changed = [i for i, (a, b) in enumerate(zip(self._seen, trials, strict=False)) if a is not b]
         for i in [*changed, *range(len(self._seen), len(trials))]:
             self._tops[i], self._lasts[i] = self._summary(trials[i])
+            self._counts[i], self._is_paused[i] = len(trials[i].values), trials[i].state == "paused"
         self._seen = list(trials)
 
     def _summary(self, trial: Progress) -> tuple[float, float]:
@@ -80,21 +95,18 @@ class Forecast:
         self._longest = max(self._longest, *trial.values)
         return max(values), values[-1]
 
-    def fit(self, space: Mapping[str, BaseDistribution], rng: np.random.Generator) -> None:
-        """Learn from what was read; at least two trials have reported.
-
-        Args:
-            space: the parameters to learn of.
-            rng: for the fit.
-        """
-        self._space = UnitCube(space)
+    def fit(self, rng: np.random.Generator) -> None:
+        """Learn from what was read; at least two trials have reported."""
         finite = self._lasts[np.isfinite(self._lasts)]
         best, middle = float(np.nanmax(self._tops)), float(np.median(finite))
         self._middle, self._span = middle, max(best - middle, 1e-12)
         chosen = self._chosen()
+        self._space = UnitCube(self.space or self._observed_space(chosen))
+        (self._prior,) = self._space.points([self.priors])
         points, values = self._points([self._seen[i] for i in chosen])
-        if self._model is None or self._model_features != points.features.shape[1]:
-            self._model, self._model_features = CurveModel(points.features.shape[1]), points.features.shape[1]
+        n_features = points.features.shape[1]
+        if self._model is None or self._model.n_features != n_features:
+            self._model = CurveModel(n_features)
             self._model.fit(points, values, rng, trials=_FIRST_FIT)
         else:
             self._model.fit(points, values, rng, trials=_LATER_FIT)
@@ -103,15 +115,19 @@ class Forecast:
         if pending:
             self._expect(points, values, pending[-_MOST_PENDING:])
 
+    def _observed_space(self, chosen: Sequence[int]) -> dict[str, BaseDistribution]:
+        found = {name: of for place in chosen for name, of in self._seen[place].distributions.items()}
+        return {name: found[name] for name in sorted(found) if not found[name].single()}
+
     def _chosen(self) -> list[int]:
         """The trials that the model learns from, best first, then the newest."""
-        reported = np.flatnonzero(~np.isnan(self._tops))
-        most = min(len(reported), MOST_POINTS)
-        order = reported[np.argsort(-self._tops[reported], kind="stable")[:most]]
+        has_reported = ~np.isnan(self._tops)
+        best = self._best(has_reported, MOST_POINTS)
+        newest = np.flatnonzero(has_reported)[::-1][:MOST_POINTS].tolist()
         chosen: dict[int, None] = {}
         count = 0
-        for limit, places in ((_OF_THE_BEST, order), (MOST_POINTS, reported[::-1][:most])):
-            for place in places.tolist():
+        for limit, places in ((_OF_THE_BEST, best), (MOST_POINTS, newest)):
+            for place in places:
                 if count >= limit:
                     break
                 if place not in chosen:
@@ -150,9 +166,15 @@ class Forecast:
 
     def best_paused(self, most: int) -> list[Progress]:
         """The paused trials with the best values, at most ``most`` of them."""
-        paused = np.array([i for i, trial in enumerate(self._seen) if trial.state == "paused"], dtype=int)
-        order = np.argsort(-np.nan_to_num(self._tops[paused], nan=-math.inf), kind="stable")[:most]
-        return [self._seen[i] for i in paused[order]]
+        return [self._seen[place] for place in self._best(self._is_paused & ~np.isnan(self._tops), most)]
+
+    def _best(self, among: np.ndarray, most: int) -> list[int]:
+        """The places of the trials ``among`` all with the best values, the best first."""
+        places = np.flatnonzero(among)
+        if len(places) > most:  # sorting them all takes longer than the rest of an ask
+            places = places[np.argpartition(-self._tops[places], most)[:most]]
+        found: list[int] = places[np.argsort(-self._tops[places], kind="stable")].tolist()
+        return found
 
     def newcomers(self, rng: np.random.Generator) -> np.ndarray:
         """New configurations, anywhere and near the best ones: shape (N, D), in the unit cube."""
@@ -160,6 +182,8 @@ class Forecast:
         like = self._points_of_trials[rng.integers(len(self._points_of_trials), size=_ANYWHERE)]
         best = self._points_of_trials[rng.integers(min(_BEST, len(self._points_of_trials)), size=_NEARBY)]
         anywhere, elsewhere = rng.random(like.shape), rng.random(best.shape)
+        by_prior = (rng.random(like.shape) < 0.5) & ~np.isnan(self._prior)
+        anywhere = np.where(by_prior, self._prior + _PRIOR_WIDTH / 2 * rng.normal(size=like.shape), anywhere)
         moved = rng.random(best.shape) < max(0.4, 1.5 / n_parameters)
         moved[np.arange(_NEARBY), rng.integers(n_parameters, size=_NEARBY)] = True
         # Steps of all sizes, a hundredth to a third of a range; every other choice is drawn anew.
@@ -175,7 +199,7 @@ class Forecast:
         return self._space.snapped(np.concatenate([anywhere, near]))
 
     def log_improvement(self, points: np.ndarray, trial: np.ndarray) -> np.ndarray:
-        """log of the expected improvement on the best value at the last step: shape (N).
+        """log of the expected improvement on the best value at the last step, weighted by the priors: shape (N).
 
         Args:
             points: configurations in the unit cube: shape (N, D).
@@ -184,7 +208,11 @@ class Forecast:
         assert self._model
         asked = Points(features=self._space.features(points), time=np.ones(len(points)), trial=trial)
         mean, deviation = self._model.predict(asked)
-        return np.log(deviation) + _log_h((mean - 1.0) / deviation)
+        # A prior counts for as many trials as it says, and less and less (πBO, arXiv 2204.11051).
+        distance = np.nan_to_num(points - self._prior) / _PRIOR_WIDTH
+        prior = np.log(_PRIOR_FLOOR + (1 - _PRIOR_FLOOR) * np.exp(-0.5 * distance**2)).sum(1)
+        improvement: np.ndarray = np.log(deviation) + _log_h((mean - 1.0) / deviation)
+        return np.asarray(improvement + _PRIOR_TRIALS / self.n_reported * prior)
 
     def correlation(self, points: np.ndarray, point: np.ndarray) -> np.ndarray:
         """Of the last values of configurations and of one: shape (N) of shapes (N, D) and (D)."""
@@ -217,8 +245,9 @@ def _thinned(values: Mapping[int, float]) -> dict[int, float]:
 def _log_h(z: np.ndarray) -> np.ndarray:
     """log(φ(z) + z Φ(z)), also where z is far below 0 (Ament et al., arXiv 2310.20708)."""
     log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
+    below = 0.5 * np.array([math.erfc(-x / math.sqrt(2)) for x in z])
     with np.errstate(divide="ignore", invalid="ignore"):
-        plain = np.log(np.exp(log_density) + z * ndtr(z))
+        plain = np.log(np.exp(log_density) + z * below)
         # Far below, the two terms cancel but for φ(z) / z².
         far = log_density - 2 * np.log(np.abs(z))
-    return np.where(z > -6, plain, far)
+    return np.asarray(np.where(z > -6, plain, far))

@@ -14,7 +14,7 @@ from studies.search.scheduler import Choice, Progress
 #: The first pause, as a share of all steps, and how many times as far as one pause the next one is.
 FIRST: Final = 1 / 17
 GROWTH: Final = 2.0
-#: Trials that begin before the first forecast.
+#: Trials that begin before the first forecast, spread evenly: the middle of the space, then a quasi-random sequence.
 STARTERS: Final = 8
 #: The most paused trials that are compared: the best of them.
 _MOST_PAUSED: Final = 100
@@ -58,9 +58,9 @@ class FreezeThaw:
 
     def _promising(self, trials: Sequence[Progress], count: int) -> list[Choice]:
         forecast = self.forecast
-        rng = np.random.default_rng([len(trials), sum(len(trial.values) for trial in trials)])
+        rng = np.random.default_rng([len(trials), forecast.n_steps])
         paused = forecast.best_paused(_MOST_PAUSED)
-        forecast.fit({name: of for trial in trials[-STARTERS:] for name, of in trial.distributions.items()}, rng)
+        forecast.fit(rng)
         new = forecast.newcomers(rng)
         points = np.concatenate([forecast.points([trial.params for trial in paused]), new])
         numbers = np.concatenate([[trial.number for trial in paused], np.full(len(new), -1)])
@@ -74,7 +74,7 @@ class FreezeThaw:
                 chosen.append(Choice(paused[place].number, self._next(int(done[place]))))
             else:
                 chosen.append(Choice(None, self._next(0)))
-                forecast.proposals.append(points[place])
+                forecast.proposals.append(forecast.params(points[place]))
             # Once this one is known, the others near it promise less.
             promise += np.log1p(-0.999 * forecast.correlation(points, points[place]) ** 2)
             promise[place] = -math.inf

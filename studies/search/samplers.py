@@ -19,6 +19,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.search.curve_sampler import CurveSampler
 from studies.spec.space import categorical, combinations, count_combinations
 from studies.values import key_of
 
@@ -199,8 +200,11 @@ def require_several_objectives(sampler: optuna.samplers.BaseSampler) -> None:
     """Raise :exc:`ValueError` where a study with several objectives cannot use ``sampler``."""
     if isinstance(sampler, optuna.samplers.PartialFixedSampler):
         require_several_objectives(sampler._base_sampler)
-    if isinstance(sampler, optuna.samplers.CmaEsSampler):
-        raise ValueError("sampler.name: 'cmaes' takes one objective, and this study has several; use tpe, gp or nsgaii")
+    for name, single in (("cmaes", optuna.samplers.CmaEsSampler), ("curves", CurveSampler)):
+        if isinstance(sampler, single):
+            raise ValueError(
+                f"sampler.name: {name!r} takes one objective, and this study has several; use tpe, gp or nsgaii"
+            )
 
 
 def _all_trials(study: optuna.Study) -> list[FrozenTrial]:

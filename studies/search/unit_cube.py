@@ -63,7 +63,8 @@ class UnitCube:
     @property
     def centre(self) -> np.ndarray:
         """The middle of each range: shape (D)."""
-        return self.snapped(np.full((1, len(self._axes)), 0.5))[0]
+        (middle,) = self.snapped(np.full((1, len(self._axes)), 0.5))
+        return np.asarray(middle)
 
 
 class _Number:
@@ -90,12 +91,12 @@ class _Number:
     def snapped(self, places: np.ndarray) -> np.ndarray:
         step = self._distribution.step
         if step is None:
-            return np.clip(places, 0, 1)
+            return np.asarray(np.clip(places, 0, 1))
         scaled = self._low + np.clip(places, 0, 1) * self._span
         values = np.exp(scaled) if self._distribution.log else scaled
         low = self._distribution.low
         values = np.clip(low + np.round((values - low) / step) * step, low, self._distribution.high)
-        return ((np.log(values) if self._distribution.log else values) - self._low) / self._span
+        return np.asarray(((np.log(values) if self._distribution.log else values) - self._low) / self._span)
 
     def features(self, places: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(places), _ABSENT, places)[:, None]
@@ -124,7 +125,7 @@ class _Choice:
         index = self._index(places)
         if self._is_ordered:
             return np.where(np.isnan(places), _ABSENT, index / max(1, len(self._choices) - 1))[:, None]
-        return _ONE_HOT * (index[:, None] == np.arange(len(self._choices)))
+        return np.asarray(_ONE_HOT * (index[:, None] == np.arange(len(self._choices))))
 
 
 def _axis(distribution: BaseDistribution) -> _Number | _Choice:

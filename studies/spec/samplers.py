@@ -11,6 +11,8 @@ import optuna
 from optuna.samplers._lazy_random_state import LazyRandomState
 
 from studies.errors import nearest, one_line
+from studies.search.curve_sampler import CurveSampler
+from studies.search.freeze_thaw import FreezeThaw
 from studies.search.halving import Halving
 from studies.search.pruning import HyperbandPruner
 from studies.search.samplers import BruteForceSampler, EnqueuedSampler, GridSampler, QMCSampler
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "bruteforce": BruteForceSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
+    "curves": CurveSampler,
     "enqueued": EnqueuedSampler,
     "gp": optuna.samplers.GPSampler,
     "grid": GridSampler,
@@ -43,7 +46,7 @@ PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
     "threshold": optuna.pruners.ThresholdPruner,
     "wilcoxon": optuna.pruners.WilcoxonPruner,
 }
-SCHEDULERS: dict[str, Callable[..., Scheduler]] = {"halving": Halving}
+SCHEDULERS: dict[str, Callable[..., Scheduler]] = {"freezethaw": FreezeThaw, "halving": Halving}
 # Options that are a sampler or pruner themselves: { name = …, options = {…} }.
 _NESTED = ("base_sampler", "independent_sampler", "wrapped_pruner")
 # Options that TOML cannot represent, or that other keys of the spec set.
@@ -119,11 +122,14 @@ def build_sampler(
         _check_options(key, SAMPLERS, name, options)
         return _grid(key, name, space, study_seed)
     # All trials draw from one quasi-random sequence, at the index of their number.
-    extra = {} if name in ("partialfixed", "enqueued") else {"seed": study_seed if name == "qmc" else trial_seed}
+    by_number = name in ("curves", "qmc")
+    extra = {} if name in ("partialfixed", "enqueued") else {"seed": study_seed if by_number else trial_seed}
     sampler: optuna.samplers.BaseSampler = _build(key, SAMPLERS, name, options, extra)
-    if isinstance(sampler, QMCSampler):
+    if isinstance(sampler, QMCSampler | CurveSampler):
         found = {name: parameter.distribution() for name, parameter in space.items()}
         sampler.space = {name: distribution for name, distribution in found.items() if not distribution.single()}
+    if isinstance(sampler, CurveSampler):
+        sampler.priors = {name: parameter.prior for name, parameter in space.items() if parameter.prior is not None}
     return sampler
 
 
@@ -131,7 +137,7 @@ def reseed(sampler: optuna.samplers.BaseSampler, seed: int) -> None:
     """Let ``sampler`` draw as if it had been built with ``seed``, without losing what it has learned of the
     study: building one anew for each trial costs it a walk over all trials.
 
-    Those that tell points apart by the trial's number, grid and qmc, keep theirs.
+    Those that tell points apart by the trial's number, curves, grid and qmc, keep theirs.
     """
     for part in vars(sampler).values():
         if isinstance(part, LazyRandomState):

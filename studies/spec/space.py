@@ -39,6 +39,8 @@ class _Parameter(BaseModel):
         default={}, description="sample only where each parent has one of these values"
     )
 
+    prior: Any = None
+
     def applies(self, params: Mapping[str, Any]) -> bool:
         """Whether the sampled parents satisfy the conditions of this parameter."""
         return all(parent in params and params[parent] in values for parent, values in self.when.items())
@@ -51,6 +53,7 @@ class _Range(_Parameter):
     step: float | None = Field(
         default=None, description="between two values, from low on; high is a whole number of them"
     )
+    prior: float | None = Field(default=None, description="a value that you expect to be good; it may be wrong")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -64,6 +67,8 @@ class _Range(_Parameter):
             raise ValueError(f"low = {self.low} with log = true; a logarithmic range begins above 0")
         if self.step is not None:
             self._check_step(self.step)
+        if self.prior is not None and not self.low <= self.prior <= self.high:
+            raise ValueError(f"prior = {self.prior} is outside of the range; give one from {self.low} to {self.high}")
         return self
 
     def extremes(self) -> Sequence[Choice]:
@@ -122,6 +127,7 @@ class IntParameter(_Range):
     low: int = Field(description="the smallest value")
     high: int = Field(description="the largest value")
     step: int = Field(default=1, description="between two values, from low on; high is a whole number of them")
+    prior: int | None = Field(default=None, description="a value that you expect to be good; it may be wrong")
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> None:
         """Suggest a value for ``trial``."""
@@ -151,6 +157,7 @@ class CategoricalParameter(_Parameter):
 
     type: Literal["categorical"]
     choices: list[Choice] = Field(description="the values, each different (1, 1.0 and true are equal)")
+    prior: Choice = Field(default=None, description="the choice that you expect to be good; it may be wrong")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -162,6 +169,8 @@ class CategoricalParameter(_Parameter):
             # Optuna compares choices by ==, which equates 1, 1.0 and true.
             if choice in self.choices[:i]:
                 raise ValueError(f"choices holds {choice!r} twice; each must differ (1, 1.0 and true are equal)")
+        if self.prior is not None and self.prior not in self.choices:
+            raise ValueError(f"prior = {self.prior!r} is no choice; {nearest(str(self.prior), map(str, self.choices))}")
         return self
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> None:

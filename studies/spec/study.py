@@ -257,6 +257,7 @@ class StudySpec(Section):
             raise ValueError(f"metric holds {names}, and the study has {directions}; give one name for each")
         if not all(name.strip() for name in self.metric_names):
             raise ValueError("metric is empty; name what the objective returns")
+        from studies.search.curve_sampler import CurveSampler
         from studies.search.samplers import require_several_objectives
 
         check_conditions(self.space)
@@ -264,6 +265,12 @@ class StudySpec(Section):
         sampler = self.to_sampler(0)
         if len(self.all_directions) > 1:
             require_several_objectives(sampler)
+        expected = [name for name, parameter in self.space.items() if parameter.prior is not None]
+        if expected and not isinstance(sampler, CurveSampler):
+            raise ValueError(
+                f"space.{expected[0]}.prior is for the sampler 'curves' alone, and sampler.name = "
+                f"{self.sampler.name!r}; change that, or leave the prior out"
+            )
         self._check_pruner()
         self._check_scheduler()
         return self

@@ -14,6 +14,7 @@ from studies import environment
 from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.environment import Environment
 from studies.objective import Objective, slots_of, steps_of, trains_several
+from studies.search.curve_sampler import inform
 from studies.search.samplers import finite_of
 from studies.search.study import NEWEST_EVIDENCE, evidence_of
 from studies.spec.constraints import Constraint
@@ -74,7 +75,9 @@ class ServedStudy:
         self._foreign = storage.evidence.of(record)
         self.optuna.evidence = self._evidence()
         self._finite = finite_of(self.optuna.sampler)
-        scheduler = self.spec.to_scheduler(steps_of(self.objective))
+        steps = steps_of(self.objective)
+        scheduler = self.spec.to_scheduler(steps)
+        inform(self.optuna.sampler, steps=steps, scheduler=scheduler)
         #: Asks the study's scheduler; ``None`` without one.
         self.planner = Planner(storage, record, scheduler) if scheduler else None
         # Optuna allows study.stop() inside optimize() only; objectives and samplers may call it here as well.

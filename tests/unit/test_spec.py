@@ -48,7 +48,7 @@ from tests.support.spec import BASE, sampled, spec_with
         ("space.optimizer.when={momentum=[0.5]}", "space: the conditions go round: "),
         (
             "sampler.name=tep",
-            "sampler.name: 'tep' is unknown; did you mean 'tpe'?; all: bruteforce, cmaes, enqueued",
+            "sampler.name: 'tep' is unknown; did you mean 'tpe'?; all: bruteforce, cmaes, curves, enqueued",
         ),
         ("sampler.options={n_startup=3}", "sampler.options.n_startup: 'tpe' has no such option; did you mean"),
         ("sampler.options={n_startup_trials='x'}", "sampler.options.n_startup_trials = 'x': should be a whole number"),

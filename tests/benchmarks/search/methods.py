@@ -61,7 +61,7 @@ STOCK: Final[Sequence[Method]] = (
 
 def _curves(task: Task, seed: int) -> optuna.samplers.BaseSampler:
     sampler = CurveSampler(seed)
-    sampler.space, sampler.steps = task.space, task.steps
+    sampler.space = task.space
     return sampler
 
 

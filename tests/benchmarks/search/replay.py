@@ -17,8 +17,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.search.curve_sampler import CurveSampler, progress_of
-from studies.search.freeze_thaw import FreezeThaw
+from studies.search.curve_sampler import inform, progress_of
 from studies.search.scheduler import Choice, Progress, Scheduler
 from tests.benchmarks.search.tasks import Curve, Task
 
@@ -94,8 +93,7 @@ class _Replay:
         )
         self._prunes = method.pruner is not None
         self._scheduler = method.scheduler(task, seed) if method.scheduler else _ToTheEnd(task.steps)
-        if isinstance(self._scheduler, FreezeThaw) and isinstance(self._study.sampler, CurveSampler):
-            self._study.sampler.forecast = self._scheduler.forecast
+        inform(self._study.sampler, steps=task.steps, scheduler=self._scheduler)
         self._schedules = method.scheduler is not None
         self._trials: list[FrozenTrial] = []
         self._progress: list[Progress] = []

@@ -1,0 +1,160 @@
+"""Freeze-thaw and its sampler, on curves that are known beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from studies import StudySpec
+from studies.errors import SpecError
+from studies.search.curve_sampler import CurveSampler, inform, progress_of
+from studies.search.freeze_thaw import STARTERS, FreezeThaw
+from studies.search.unit_cube import UnitCube
+
+SPACE = {
+    "x": FloatDistribution(0.0, 1.0),
+    "rate": FloatDistribution(1e-4, 1e-1, log=True),
+    "size": IntDistribution(8, 512, log=True),
+    "kind": CategoricalDistribution(["a", "b"]),
+}
+STEPS = 27
+
+
+def value(params: Mapping[str, Any], step: int) -> float:
+    """Best, 1, at x = 0.8, rate = 0.01, any size, kind b; a curve rises to its end by a power of the step."""
+    end = 1 - (params["x"] - 0.8) ** 2 - 0.1 * (math.log10(params["rate"]) + 2) ** 2 - 0.2 * (params["kind"] == "a")
+    return end - 0.5 * step**-0.7
+
+
+def tune(epochs: int, *, direction: str = "maximize", priors: Mapping[str, Any] | None = None) -> optuna.Study:
+    """A study of one worker that trains so many epochs, as freeze-thaw chooses."""
+    sampler = CurveSampler(seed=1)
+    sampler.space, sampler.priors = SPACE, priors or {}
+    scheduler = FreezeThaw(direction=direction, steps=STEPS)
+    inform(sampler, steps=STEPS, scheduler=scheduler)
+    study = optuna.create_study(direction=direction, sampler=sampler)
+    trials: list[optuna.Trial] = []
+    sign = 1 if direction == "maximize" else -1
+    while epochs > 0:
+        (choice,) = scheduler.choose([progress_of(trial) for trial in study.get_trials(deepcopy=False)], 1)
+        if choice.number is None:
+            trials.append(optuna.Trial(study, study._storage.create_new_trial(study._study_id)))
+            for name, distribution in SPACE.items():
+                trials[-1]._suggest(name, distribution)
+        trial = trials[-1] if choice.number is None else trials[choice.number]
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        done = study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        for step in range(max(done, default=0) + 1, min(choice.until, STEPS) + 1):
+            trial.report(sign * value(trial.params, step), step)
+            epochs -= 1
+        if choice.until >= STEPS:
+            study.tell(trial, sign * value(trial.params, STEPS))
+        else:
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    return study
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_few_full_trainings_of_epochs_find_nearly_the_best_configuration(direction: str) -> None:
+    study = tune(8 * STEPS, direction=direction)
+
+    best = max(value(trial.params, STEPS) for trial in study.trials if len(trial.intermediate_values) == STEPS)
+
+    # Of 1,000 random configurations the best one falls short of the optimum by as much.
+    assert best > value({"x": 0.8, "rate": 0.01, "kind": "b"}, STEPS) - 0.02
+    assert sum(len(trial.intermediate_values) < STEPS for trial in study.trials) > len(study.trials) / 2
+
+
+def test_the_first_trial_has_the_middle_of_the_space_or_the_prior() -> None:
+    assert tune(1).trials[0].params == {"x": 0.5, "rate": pytest.approx(10**-2.5), "size": 64, "kind": "b"}
+    assert tune(1, priors={"x": 0.8, "kind": "a"}).trials[0].params == {
+        "x": pytest.approx(0.8),
+        "rate": pytest.approx(10**-2.5),
+        "size": 64,
+        "kind": "a",
+    }
+
+
+def test_the_same_study_is_searched_in_the_same_way() -> None:
+    first, second = tune(3 * STEPS), tune(3 * STEPS)
+
+    assert [trial.params for trial in first.trials] == [trial.params for trial in second.trials]
+
+
+def test_many_slots_get_different_trials_and_new_ones_that_differ() -> None:
+    study = tune(4 * STEPS)
+    trials = [progress_of(trial) for trial in study.get_trials(deepcopy=False)]
+    scheduler = FreezeThaw(direction="maximize", steps=STEPS)
+
+    choices = scheduler.choose(trials, 64)
+
+    continued = [choice.number for choice in choices if choice.number is not None]
+    assert len(choices) == 64
+    assert len(continued) == len(set(continued))
+    assert {trials[number].state for number in continued} <= {"paused"}
+    proposals = scheduler.forecast.proposals
+    assert len(proposals) == len(choices) - len(continued)
+    assert len({tuple(params.values()) for params in proposals}) == len(proposals)
+
+
+def test_without_known_steps_trials_train_to_their_end_until_one_is_complete() -> None:
+    scheduler = FreezeThaw(direction="maximize", steps=None)
+    trial = optuna.trial.create_trial(
+        params={"x": 0.5},
+        distributions={"x": SPACE["x"]},
+        value=0.0,
+        intermediate_values=dict.fromkeys(range(1, 28), 0.0),
+    )
+
+    assert scheduler.choose([], 1)[0].until > 10**9
+    assert scheduler.choose([progress_of(trial)], 1)[0].until == 2
+
+
+def test_a_failed_trial_and_one_whose_values_are_nan_keep_nothing_from_going_on() -> None:
+    rng = np.random.default_rng(0)
+    trials = []
+    for number in range(STARTERS + 4):
+        params = UnitCube(SPACE).params(UnitCube(SPACE).snapped(rng.random((1, 4)))[0])
+        values = [{}, {1: math.nan}, {1: math.inf}, {1: 0.5, 2: 0.6}][number % 4]
+        state = TrialState.FAIL if number % 4 == 0 else TrialState.WAITING
+        trial = optuna.trial.FrozenTrial(
+            number=number, state=state, value=None, datetime_start=None, datetime_complete=None, params=params,
+            distributions=SPACE, user_attrs={}, system_attrs={}, intermediate_values=values, trial_id=number,
+        )  # fmt: skip
+        trials.append(progress_of(trial))
+
+    assert len(FreezeThaw(direction="minimize", steps=STEPS).choose(trials, 5)) == 5
+
+
+def test_a_point_of_the_cube_is_what_its_parameters_are() -> None:
+    cube = UnitCube({**SPACE, "even": IntDistribution(2, 10, step=2), "half": FloatDistribution(0, 1, step=0.25)})
+    print("seed 0")
+    points = cube.snapped(np.random.default_rng(0).random((50, 6)))
+
+    assert np.allclose(cube.points([cube.params(point) for point in points]), points)
+
+
+def test_what_a_prior_may_not_be_is_said() -> None:
+    def refusal(sampler: str = "curves", **parameter: Any) -> str:
+        with pytest.raises(SpecError) as caught:
+            StudySpec.from_dict(
+                {
+                    "name": "s",
+                    "objective": {"path": "tests:objective"},
+                    "space": {"p": parameter},
+                    "sampler": {"name": sampler},
+                }
+            )
+        return str(caught.value)
+
+    number: dict[str, Any] = {"type": "float", "low": 0.0, "high": 1.0}
+    assert "prior = 2.0 is outside of the range; give one from 0.0 to 1.0" in refusal(**number, prior=2.0)
+    assert "prior = 'c' is no choice" in refusal(type="categorical", choices=["a", "b"], prior="c")
+    assert "space.p.prior is for the sampler 'curves' alone" in refusal("tpe", **number, prior=0.5)
