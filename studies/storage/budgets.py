@@ -83,6 +83,7 @@ class Budgets:
                 f"{record.name}: budget.trials = {budget['trials']}: its grid has {size} combinations; "
                 f"legal are at most so many trials"
             )
+        # For its checks alone: the statement adds to the budget as it is then, which others may have changed.
         StudySpec.from_dict({**spec.model_dump(exclude_none=True), "budget": budget}, record.name)
         (row,) = self._database.rows(
             "extend",
@@ -91,6 +92,7 @@ class Budgets:
             **{f"more_{key.removeprefix('max_')}": added for key, added in more.items()},
             **changes,
         )
+        # Judged by the statement: trials may have finished since the record was read.
         if row["finished"] is not None:
             done = row["finished"]
             raise SpecError(

@@ -72,6 +72,7 @@ class Leases:
             ``paused``, ``exhausted`` if only ``most`` or the plan forbids a new trial, ``changed`` if the plan is out
             of date, or the stop reason of the study.
         """
+        # One for each trial: sent again after a lost answer, the claim finds by them what it took.
         tokens = [new_token() for _ in range(count)]
         choices = plan.choices if plan else ()
         rows = self._known.ask(

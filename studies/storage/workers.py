@@ -31,7 +31,9 @@ class Workers:
 
     def heartbeat(self, worker_id: str, *, within: float = ANSWER_SECONDS) -> None:
         """Note that a worker is alive, and requeue the expired trials of its studies."""
+        # Sent once: the lease keeper sends the next one.
         (row,) = self._database.rows("heartbeat", worker_id=worker_id, within=within, patience=0.0)
+        # The server runs short of connections: this worker leaves its own to others between statements.
         if row["is_crowded"]:
             self._database.spare_connections()
 
