@@ -10,9 +10,10 @@ from pathlib import Path
 
 from studies.errors import StorageUnreachable
 from studies.storage.postgres import PostgresStorage
+from studies.worker.backoff import LONGEST, Backoff
 from studies.worker.lease_keeper import LeaseKeeper
 from studies.worker.served_study import ServedStudy, Service
-from studies.worker.trials import LONGEST_POLL, POLL, Trials, one_at_a_time
+from studies.worker.trials import Trials, one_at_a_time
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Worker:
         self._id = worker_id
         self._device = device
         self._slots = slots
+        self._backoff = Backoff()
         self._studies = [ServedStudy(storage, service, results) for service in services]
         self._keeper = LeaseKeeper(storage, worker_id=worker_id, lease_seconds=lease_seconds, stop=stop)
 
@@ -68,24 +70,24 @@ class Worker:
         Returns:
             Why it ended: ``interrupted``, ``idle``, or the reason of the study that was over last.
         """
-        reason, poll, busy = "interrupted", POLL, time.monotonic()
+        reason, busy = "interrupted", time.monotonic()
         with self._keeper:
             while self._studies and not self._stop.is_set():
                 try:
                     taken = self._serve()
                 except StorageUnreachable as error:
                     log.warning("waiting for the database: %s", error)
-                    self._stop.wait(LONGEST_POLL)
+                    self._stop.wait(LONGEST)
                     continue
                 if isinstance(taken, str):
                     reason = taken
                 elif taken:
-                    poll, busy = POLL, time.monotonic()
+                    self._backoff.reset()
+                    busy = time.monotonic()
                 elif self._until_idle is not None and time.monotonic() - busy >= self._until_idle:
                     return "idle"
                 else:
-                    self._stop.wait(poll)
-                    poll = min(LONGEST_POLL, poll * 1.5)
+                    self._stop.wait(self._backoff.next())
         return "interrupted" if self._stop.is_set() else reason
 
     def _serve(self) -> int | str:
@@ -128,6 +130,7 @@ class Worker:
             worker_id=self._id,
             device=self._device,
             most=slots if len(self._studies) > 1 else None,
+            backoff=self._backoff,
             stop=self._stop,
         )
         error: BaseException | None = None

@@ -27,6 +27,7 @@ from studies.stop_reasons import CANCELLED
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim
 from studies.trial import Interrupted, Trial, as_values
+from studies.worker.backoff import Backoff
 from studies.worker.checkpoints import Checkpoints
 from studies.worker.lease_keeper import LeaseKeeper
 from studies.worker.leased_trial import LeasedTrial
@@ -34,8 +35,6 @@ from studies.worker.served_study import ServedStudy
 
 log = logging.getLogger(__name__)
 
-#: Seconds until the next claim after one that gave no trial: at first, and at most.
-POLL, LONGEST_POLL = 0.25, 2.0
 #: How often a scheduler chooses anew, at once, where other workers took what it had chosen.
 CHOICES = 10
 #: Characters that are stored of an error, and of its traceback, whose end matters most.
@@ -84,6 +83,7 @@ class Trials:
         worker_id: the worker's name in the database.
         device: the PyTorch name of the device.
         most: how many trials to take in all; ``None`` for any number.
+        backoff: the worker's, for the next claim while other trials run.
         stop: set when the worker is asked to stop.
     """
 
@@ -96,6 +96,7 @@ class Trials:
         worker_id: str,
         device: str,
         most: int | None,
+        backoff: Backoff,
         stop: threading.Event,
     ) -> None:
         self._storage = storage
@@ -109,7 +110,8 @@ class Trials:
         self._running: dict[int, _Run] = {}  # by id() of the trial
         self._ended: list[_Run] = []  # whose results may still be pending
         self._left: list[_Run] = []  # not requeued yet
-        self._ask_at, self._poll = 0.0, POLL
+        self._backoff = backoff
+        self._ask_at = 0.0
         self._is_out = False
         #: How many trials were taken.
         self.taken = 0
@@ -206,12 +208,14 @@ class Trials:
         else:
             if not isinstance(claims, str):
                 self.taken += len(claims)
-                self._poll = POLL
+                self._backoff.reset()
                 return claims
             self.reason = claims
         self._is_out = not self._running
-        # A trial that ends elsewhere may make room, but a pool must not claim at each of its steps.
-        self._ask_at, self._poll = time.monotonic() + self._poll, min(LONGEST_POLL, self._poll * 1.5)
+        # A trial that ends elsewhere may make room, but a pool must not claim at each of its steps. Without a running
+        # trial the worker itself waits, as another study may have a trial now.
+        if self._running:
+            self._ask_at = time.monotonic() + self._backoff.next()
         return []
 
     def _claim_now(self, count: int) -> list[Claim] | str:
