@@ -27,32 +27,32 @@ State = Literal["complete", "pruned", "fail", "left"]
 
 
 class Saved(Protocol):
-    """A checkpoint, of this attempt at the trial or an earlier one."""
+    """A checkpoint of this or an earlier attempt at the trial."""
 
     @property
     def step(self) -> int:
-        """How many epochs were complete."""
+        """The number of complete epochs."""
 
     @property
     def state(self) -> bytes:
-        """What was saved."""
+        """The saved bytes."""
 
 
 class Trial(Protocol):
-    """What a pool asks of a trial."""
+    """The parts of a trial that a pool uses."""
 
     device: str
     seed: int
     Interrupted: type[BaseException]
-    """What its methods may raise where it must be left."""
+    """Raised by its methods when the trial is to be requeued."""
 
     @property
     def params(self) -> dict[str, Any]:
-        """Its parameters; empty where the objective is to suggest them."""
+        """Its parameters; empty if the objective suggests them."""
 
     @property
     def stop_requested(self) -> bool:
-        """Whether to save a checkpoint and leave the trial."""
+        """Whether the worker wants a checkpoint, and the trial back."""
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
         """As in Optuna."""
@@ -61,13 +61,13 @@ class Trial(Protocol):
         """As in Optuna."""
 
     def should_prune(self) -> bool:
-        """Whether to give up."""
+        """Whether the pruner, or a person, ends the trial."""
 
     def checkpoint(self, step: int, state: Callable[[], bytes]) -> None:
         """Save ``state()`` if a checkpoint is due; costs nothing otherwise."""
 
     def restore(self) -> Saved | None:
-        """The checkpoint to go on from; ``None`` on a fresh start."""
+        """The checkpoint to continue from; ``None`` on a fresh start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Report:
     step: int
     """The epoch, from 1."""
     value: float
-    """To prune on."""
+    """The value that the pruner compares."""
     metrics: Mapping[str, float]
 
 
@@ -88,37 +88,37 @@ class Result:
 
     trial: Any
     state: State
-    """``left``: it goes on elsewhere, from its newest checkpoint."""
+    """``left``: it is requeued, to continue from its newest checkpoint."""
     value: float | list[float] | None = None
-    """Of a complete one; of several objectives one for each."""
+    """Of a complete trial: one number, or one for each objective."""
     error: BaseException | None = None
-    """Of a failed one."""
+    """Of a failed trial."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """What else a person should know of it."""
+    """User attributes for the trial."""
 
 
 class Trials(Protocol):
-    """Where a pool's trials come from, and what they are told to."""
+    """The source of a pool's trials, which also takes their reports and results."""
 
     @property
     def is_over(self) -> bool:
-        """Whether no more will come."""
+        """Whether no more trials will come."""
 
     def take(self, count: int) -> Sequence[Any]:
-        """Up to ``count`` new trials; none where there is none now."""
+        """Up to ``count`` new trials; empty if there is none now."""
 
     def report(self, reports: Sequence[Report]) -> None:
-        """Report steps of different trials; afterwards they know whether to be pruned or left."""
+        """Report a step of each of several trials, which then know whether to be pruned or left."""
 
     def end(self, results: Sequence[Result]) -> None:
-        """Trials that have ended."""
+        """End trials with their results."""
 
     def wait(self) -> None:
-        """With all slots free: return when something may have changed."""
+        """Wait until there may be a trial again. Called while all slots are free."""
 
 
 class OneTrial:
-    """A source of one trial that is reported to by itself: for an objective that is called with one."""
+    """A source of one trial, which takes its own reports: for an objective that is called with one trial."""
 
     def __init__(self, trial: Any) -> None:
         self._waiting = [trial]
@@ -126,7 +126,7 @@ class OneTrial:
 
     @property
     def is_over(self) -> bool:
-        """Whether it was taken."""
+        """Whether the trial was taken."""
         return not self._waiting
 
     def take(self, _count: int) -> Sequence[Any]:
@@ -135,7 +135,7 @@ class OneTrial:
         return taken
 
     def report(self, reports: Sequence[Report]) -> None:
-        """By the trial's own method."""
+        """Report by the trial's own method."""
         for report in reports:
             report.trial.report(report.value, report.step, **report.metrics)
 
@@ -186,7 +186,7 @@ class Training:
 
     @property
     def due(self) -> list[Member]:
-        """The members that have not come to the end of the next epoch."""
+        """The members that have not finished the next epoch."""
         return [member for member in self.members if not member.is_over and member.epoch == self.epoch]
 
     @property
@@ -195,7 +195,7 @@ class Training:
         return all(member.is_over for member in self.members)
 
     def should_leave(self) -> bool:
-        """Whether somebody wants the trial's training to end here."""
+        """Whether the worker wants the trial back."""
         return self.trial is not None and bool(self.trial.stop_requested)
 
     def end_epoch(self) -> dict[str, float]:
@@ -248,7 +248,7 @@ class Training:
         self.trial.checkpoint(self.epoch, self.state)
 
     def state(self) -> bytes:
-        """All that the rest of the training depends on."""
+        """Everything that the rest of the training depends on."""
         return to_bytes(self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class Training:
         return {"hyperparameters": self._hyperparameters.plain(), "epoch": self.epoch, "members": members}
 
     def restore(self, data: bytes) -> None:
-        """Go on where the training whose :meth:`state` this is was left.
+        """Continue the training whose :meth:`state` this is.
 
         Raises:
             StateError: these bytes are something else, or of another training.
@@ -279,7 +279,7 @@ class Training:
 
 
 class Tick:
-    """Trains trainings one epoch at a time; keeps the stacks that the next epoch needs again.
+    """Runs trainings one epoch at a time, and keeps the stacks for the next epoch.
 
     Args:
         stacked: whether members of one shape train as one stack, as on a GPU.
@@ -291,7 +291,7 @@ class Tick:
         self._next: dict[tuple[int, ...], Stack] = {}
 
     def groups(self, trainings: Sequence[Training]) -> list[list[tuple[Training, Member]]]:
-        """The members that are due, those that train in step together."""
+        """The members that are due, grouped by stack."""
         groups: dict[object, list[tuple[Training, Member]]] = {}
         for training in trainings:
             for member in training.due:
@@ -310,7 +310,7 @@ class Tick:
         self._next[key] = stack
 
     def end(self) -> None:
-        """All groups have been run: forget the stacks of those that were not."""
+        """Forget the stacks of groups that were not run since the last call."""
         self._stacks, self._next = self._next, {}
 
 
@@ -422,7 +422,7 @@ class Pool:
 
     @contextmanager
     def _fate(self, trial: Any) -> Iterator[None]:
-        """What is raised within ends this trial alone."""
+        """End this trial alone with what is raised within the block."""
         try:
             yield
         except trial.Interrupted:
