@@ -91,5 +91,5 @@ class Subset:
     @staticmethod
     def _value(trial: FrozenTrial) -> float:
         if trial.values:
-            return trial.values[0]
+            return float(trial.values[0])
         return trial.intermediate_values.get(trial.last_step or 0, math.nan)
