@@ -20,7 +20,7 @@ _FITS: Final = 64
 
 
 class TPESampler(optuna.samplers.TPESampler):
-    """Optuna's, but trials that are drawn one after the other from the same finished trials share its densities."""
+    """Optuna's, but trials that are drawn one after the other from the same finished trials share one."""
 
     def _build_parzen_estimator(
         self,
@@ -29,7 +29,7 @@ class TPESampler(optuna.samplers.TPESampler):
         trials: list[FrozenTrial],
         handle_below: bool,
     ) -> Any:
-        if self._constant_liar or study._is_multi_objective():
+        if study._is_multi_objective() or not all(trial.state.is_finished() for trial in trials):
             return super()._build_parzen_estimator(study, search_space, trials, handle_below)
         # Finished trials do not change: their numbers say what they are.
         key = (study._study_id, tuple(search_space.items()), handle_below, tuple(trial.number for trial in trials))
@@ -51,6 +51,7 @@ class Subset:
     def __init__(self, *, minimize: bool) -> None:
         self._sign = 1 if minimize else -1
         self._trials: Sequence[FrozenTrial] = []
+        self._chosen: list[FrozenTrial] = []
         self._running: set[int] = set()
         self._newest: list[int] = []  # numbers, ascending
         self._best: dict[TrialState, list[tuple[tuple[float, ...], int]]] = {
@@ -60,13 +61,16 @@ class Subset:
 
     def of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """The subset of ``trials``, by number; all of a study with no more trials than it has."""
+        if trials == self._trials:
+            return list(self._chosen)
         changed = [now for before, now in zip(self._trials, trials, strict=False) if before is not now]
         for trial in [*changed, *trials[len(self._trials) :]]:
             self._learn(trial)
         self._trials = trials
         best = {number for ranked in self._best.values() for _, number in ranked}
         numbers = {*best, *self._newest, *self._running}
-        return [trials[number] for number in sorted(numbers)]
+        self._chosen = [trials[number] for number in sorted(numbers)]
+        return list(self._chosen)
 
     def _learn(self, trial: FrozenTrial) -> None:
         if trial.state == TrialState.RUNNING:

@@ -84,7 +84,8 @@ class ServedStudy:
         self.planner = Planner(storage, record, scheduler) if scheduler else None
         # TPE takes as long as there are trials, and a Gaussian process the cube of it.
         is_bounded = isinstance(self.optuna.sampler, TPESampler | GPSampler) and len(self.spec.all_directions) == 1
-        self._subset = Subset(minimize=self.spec.all_directions[0] == "minimize") if is_bounded else None
+        if is_bounded:
+            self.optuna.subset = Subset(minimize=self.spec.all_directions[0] == "minimize")
         # Optuna allows study.stop() inside optimize() only; objectives and samplers may call it here as well.
         self.optuna._thread_local.in_optimize_loop = True
         self._storage = storage
@@ -167,8 +168,7 @@ class ServedStudy:
 
         The sampler reads the trials as of the claim, and those that this worker started in the same claim.
         """
-        known = self._storage.known_trials(claim.study_id)
-        self.optuna._thread_local.cached_all_trials = self._subset.of(known) if self._subset else known
+        self.optuna._thread_local.cached_all_trials = self._storage.known_trials(claim.study_id)
         reseed(self.optuna.sampler, self.spec.seed_of(claim.number))
         return Trial(
             self.optuna,

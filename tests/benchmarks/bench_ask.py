@@ -108,30 +108,33 @@ def measure(url: str, name: str) -> dict[str, float]:
                 most=None,
                 stop=stop,
             )
-            first, _ = ask(trials, 1)
-            one, prunes = zip(*(ask(trials, 1) for _ in range(ASKS)), strict=True)
-            many, _ = ask(trials, MANY)
+            first, *_ = ask(trials, 1)
+            one, cpu, prunes = zip(*(ask(trials, 1) for _ in range(ASKS)), strict=True)
+            many, many_cpu, _ = ask(trials, MANY)
     return {
         "first_ms": first,
         "ask_ms": statistics.median(one),
+        "ask_cpu_ms": statistics.median(cpu),
         "ask_64_ms": many,
+        "ask_64_cpu_ms": many_cpu,
         "prune_ms": statistics.median(prunes),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def ask(trials: Trials, count: int) -> tuple[float, float]:
-    """Milliseconds that it took to get ``count`` trials, and to judge the first one after its first step."""
-    begin = time.perf_counter()
+def ask(trials: Trials, count: int) -> tuple[float, float, float]:
+    """Milliseconds that it took to get ``count`` trials, by the clock and of the CPU, and to judge the first one after
+    its first step."""
+    begin, begin_cpu = time.perf_counter(), time.thread_time()
     taken = trials.take(count)
-    asked = time.perf_counter()
+    asked, cpu = time.perf_counter(), time.thread_time() - begin_cpu
     assert len(taken) == count
     taken[0].report(1.5, 1)
     reported = time.perf_counter()
     taken[0].should_prune()
     judged = time.perf_counter()
     trials.end([Result(trial=trial, state="complete", value=1.5) for trial in taken])
-    return (asked - begin) * 1000, (judged - reported) * 1000
+    return (asked - begin) * 1000, cpu * 1000, (judged - reported) * 1000
 
 
 if __name__ == "__main__":
