@@ -14,6 +14,8 @@ from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.search.tpe import Subset
+
 #: The number of the newest trial that is evidence; older ones have lower numbers. Optuna looks for parameters that all
 #: trials have from number -1 on, and a trial of another study need not have all.
 NEWEST_EVIDENCE = -2
@@ -24,12 +26,14 @@ class Study(optuna.Study):
 
     Attributes:
         pruned_direction: of several objectives, the direction of the one that is pruned on.
+        subset: chooses the trials from which samplers learn; ``None`` for all.
         evidence: COMPLETE trials of other studies, the newest last, with numbers up to :data:`NEWEST_EVIDENCE`.
         space: the distributions of a space that has changed; trials beyond it are hidden from samplers. ``None`` where
             it never changed.
     """
 
     pruned_direction: StudyDirection | None = None
+    subset: Subset | None = None
     evidence: Sequence[FrozenTrial] = ()
     space: Mapping[str, BaseDistribution] | None = None
 
@@ -43,7 +47,11 @@ class Study(optuna.Study):
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        return self.seen(super()._get_trials(deepcopy, states, use_cache), states)
+        if self.subset is None:
+            return self.seen(super()._get_trials(deepcopy, states, use_cache), states)
+        chosen = self.subset.of(super()._get_trials(False, None, use_cache))
+        trials = [trial for trial in chosen if states is None or trial.state in states]
+        return self.seen(copy.deepcopy(trials) if deepcopy else trials, states)
 
     def seen(self, trials: Sequence[FrozenTrial], states: Container[TrialState] | None) -> list[FrozenTrial]:
         """What a sampler sees of the study's ``trials`` in these states."""

@@ -16,6 +16,7 @@ from studies.search.freeze_thaw import FreezeThaw
 from studies.search.halving import Halving
 from studies.search.pruning import HyperbandPruner
 from studies.search.samplers import BruteForceSampler, EnqueuedSampler, GridSampler, QMCSampler
+from studies.search.tpe import TPESampler
 from studies.spec.space import CategoricalParameter
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "partialfixed": optuna.samplers.PartialFixedSampler,
     "qmc": QMCSampler,
     "random": optuna.samplers.RandomSampler,
-    "tpe": optuna.samplers.TPESampler,
+    "tpe": TPESampler,
 }
 PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
     "hyperband": HyperbandPruner,

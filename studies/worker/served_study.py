@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial
 
 from studies import environment
@@ -17,6 +18,7 @@ from studies.objective import Objective, slots_of, steps_of, trains_several
 from studies.search.curve_sampler import inform
 from studies.search.samplers import finite_of
 from studies.search.study import NEWEST_EVIDENCE, evidence_of
+from studies.search.tpe import Subset, TPESampler
 from studies.spec.constraints import Constraint
 from studies.spec.samplers import reseed
 from studies.storage.evidence import ForeignTrial
@@ -80,6 +82,10 @@ class ServedStudy:
         inform(self.optuna.sampler, steps=steps, scheduler=scheduler)
         #: Asks the study's scheduler; ``None`` without one.
         self.planner = Planner(storage, record, scheduler) if scheduler else None
+        # TPE takes as long as there are trials, and a Gaussian process the cube of it.
+        is_bounded = isinstance(self.optuna.sampler, TPESampler | GPSampler) and len(self.spec.all_directions) == 1
+        if is_bounded:
+            self.optuna.subset = Subset(minimize=self.spec.all_directions[0] == "minimize")
         # Optuna allows study.stop() inside optimize() only; objectives and samplers may call it here as well.
         self.optuna._thread_local.in_optimize_loop = True
         self._storage = storage
