@@ -59,10 +59,8 @@ class Split:
             wrong = "names both by and on" if "by" in given else "has after and not on, the column with the times"
             raise ValueError(f"split = {given!r} {wrong}; {legal}")
         after = given.get("after")
-        if isinstance(after, datetime.date):
-            after = after.isoformat()
         if "after" in given and ("by" in given or not isinstance(after, str | int | float) or isinstance(after, bool)):
-            raise ValueError(f"split.after = {after!r}; it must be a date or number of the column split.on; {legal}")
+            raise ValueError(f"split.after = {after!r}; it must be text or a number, with split.on; {legal}")
         return cls(by=given.get("by"), on=given.get("on"), after=after)
 
     @property

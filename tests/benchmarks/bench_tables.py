@@ -210,9 +210,9 @@ def table(found: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     for name, metrics in found.items():
         for metric, models in metrics.items():
             for model, values in models.items():
-                difference = np.subtract(models[OURS], values)
+                difference = np.subtract(models.get(OURS, math.nan), values)
                 error = difference.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-                versus = "" if model == OURS else f"{difference.mean():+.3g} ± {error:.2g}"
+                versus = "" if model == OURS or OURS not in models else f"{difference.mean():+.3g} ± {error:.2g}"
                 lines.append(f"| {name} | {model} | {metric} | {np.mean(values):.4g} | {versus} |")
     return "\n".join(lines)
 
