@@ -142,6 +142,7 @@ def test_typed_times_order_rows_and_a_time_may_be_a_feature_as_well(tmp_path: Pa
         ({"on": "date", "after": "2020-01-31"}, "leaves no row for training and validation: the column goes from"),
         ({"on": "patient"}, "' in line "),
         ({"on": "odd"}, "'31.12.2022' in line 7 is no date or number; write dates as 2024-01-31"),
+        ({"on": "zones"}, "split.on = 'zones': some times have a time zone and some have none; write dates as"),
         ({"on": "gaps"}, "split.on = 'gaps': 2 of 600 cells are missing, the first in line 5; fill them"),
         ({"by": "gaps"}, "split.by = 'gaps': 2 of 600 cells are missing, the first in line 5; fill them"),
     ],
@@ -152,9 +153,10 @@ def test_a_split_that_cannot_be_is_refused_by_name(read: Load, split: Any, messa
         "one": [7] * N,
         "class": classes,
         "odd": [*dates[:5], "31.12.2022", *dates[6:]],
+        "zones": [f"{day}T00:00{'Z' * (i % 2)}" for i, day in enumerate(dates)],
         "gaps": [*dates[:3], "", "n/a", *dates[5:]],
     }
-    ignored = dict.fromkeys(("one", "odd", "gaps", "patient", "date"), "ignore")
+    ignored = dict.fromkeys(("one", "odd", "zones", "gaps", "patient", "date"), "ignore")
     with pytest.raises(DataError) as caught:
         read(changes, split=split, columns=ignored)
     assert message in str(caught.value)

@@ -202,6 +202,10 @@ def test_a_category_of_many_levels_is_said_unless_it_is_declared(
     assert not caplog.messages
 
 
+def test_a_table_whose_rows_do_not_differ_is_refused(refusal: Callable[..., str]) -> None:
+    assert "has no feature that differs between the training rows" in refusal(table("a,y", lambda i: f"red,{i % 2}"))
+
+
 def test_a_column_without_a_cell_is_left_out_and_said(
     read: Callable[..., Dataset], caplog: pytest.LogCaptureFixture
 ) -> None:
