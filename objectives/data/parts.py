@@ -176,6 +176,8 @@ def divided(raw: Raw, seed: int, validation: float, scaling: str) -> Dataset:
     is_train_N = np.zeros(len(y_N), dtype=bool)
     is_train_N[rows["train"]] = True
     preprocessing = Preprocessing.fit(raw, is_train_N, scaling)
+    if not preprocessing.feature_names:
+        raise ValueError("has no feature that differs between the training rows; it needs one")
     _say_constant(preprocessing)
     parts = _fill(raw.blocks, _scaled(y_N, mean, std), rows, preprocessing, raw.levels)
     if raw.test_blocks is not None and raw.test_labels is not None:

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 #: Names of columns that count or identify rows where each row has a number of its own.
 ROW_NAMES = re.compile(r"index|id|row|rows?[ _.-]?(id|no|num|number|index|names?)|no\.?|nr\.?|#|level_0")
 
+#: A category that nobody has declared is reported where it has more.
+MANY_LEVELS = 50
+
 Place = Callable[[int], str]
 """Says where a row is, counted from 0."""
 
@@ -34,9 +37,7 @@ def check(readers: Sequence[ColumnReader], place: Place) -> None:
     if zeros:
         log.warning("leading zeros, as codes have, were read as numbers: %s", few(zeros))
     _say_missing(readers, place)
-    categories = [f"{reader.name!r} ({len(reader.levels)} levels)" for reader in readers if reader.is_category]
-    if categories:
-        log.info("read as categories: %s", few(categories))
+    _say_categories([reader for reader in readers if reader.is_category])
     truth = [repr(reader.name) for reader in readers if reader.kind == "boolean"]
     if truth:
         log.info("true and false, or yes and no, were read as 1 and 0: %s", few(truth))
@@ -64,6 +65,14 @@ def _say_missing(readers: Sequence[ColumnReader], place: Place) -> None:
     ]
     if found:
         log.warning("missing cells count as the median of the training rows: %s", few(found))
+
+
+def _say_categories(readers: Sequence[ColumnReader]) -> None:
+    if readers:
+        log.info("read as categories: %s", few(f"{reader.name!r} ({len(reader.levels)} levels)" for reader in readers))
+    guessed = [reader.name for reader in readers if not reader.is_declared and len(reader.levels) > MANY_LEVELS]
+    if guessed:
+        log.warning("categories of many levels: %s; if they only identify, %s", few(guessed), _leave_out(guessed))
 
 
 def _check_exact(readers: Sequence[ColumnReader], place: Place) -> None:

@@ -59,10 +59,8 @@ class Split:
             wrong = "names both by and on" if "by" in given else "has after and not on, the column with the times"
             raise ValueError(f"split = {given!r} {wrong}; {legal}")
         after = given.get("after")
-        if isinstance(after, datetime.date):
-            after = after.isoformat()
         if "after" in given and ("by" in given or not isinstance(after, str | int | float) or isinstance(after, bool)):
-            raise ValueError(f"split.after = {after!r}; it must be a date or number of the column split.on; {legal}")
+            raise ValueError(f"split.after = {after!r}; it must be text or a number, with split.on; {legal}")
         return cls(by=given.get("by"), on=given.get("on"), after=after)
 
     @property
@@ -115,11 +113,12 @@ def read_keys(cells: pa.ChunkedArray, split: Split, place: Callable[[int], str])
     is_time = _numbers(values) is None
     order = _times(values) if is_time else _numbers(values)
     if order is None:
-        bad = next((i for i in range(len(values)) if _times(values.slice(i, 1)) is None), 0)
-        raise ValueError(
-            f"{what}: {str(values[bad])!r:.60} in {place(int((code_N == bad).argmax()))} is no date or number; write "
-            "dates as 2024-01-31 or 2024-01-31T12:30, all with a time zone or all without"
-        )
+        legal = "write dates as 2024-01-31 or 2024-01-31T12:30, all with a time zone or all without"
+        bad = next((i for i in range(len(values)) if _times(values.slice(i, 1)) is None), None)
+        if bad is None:
+            raise ValueError(f"{what}: some times have a time zone and some have none; {legal}")
+        where = place(int((code_N == bad).argmax()))
+        raise ValueError(f"{what}: {str(values[bad])!r:.60} in {where} is no date or number; {legal}")
     distinct_T, rank = np.unique(order, return_inverse=True)
     n_before = 0
     if split.after is not None:

@@ -6,6 +6,11 @@
 - The MLP has the space of the preset ``diabetes``, for classes as well. scikit-learn's MLP has the like of it in its
   own terms, its features standardised and its target, too. Forests and boosting have usual spaces.
 - Differences are of the same split: mean ± standard error over the splits.
+
+Forty minutes on a busy core. docs/tables.md has the figures of 2026-11-27: the linear models win on diabetes and on
+breast-cancer, by less than two standard errors; the MLP is not behind scikit-learn's in any mean. Tried: l2 in place of
+weight_decay gave the MLP an RMSE of 55.9 in place of 55.8 on diabetes, and on the first three splits of wine a log-loss
+of 0.051 in place of 0.018.
 """
 
 from __future__ import annotations
@@ -210,9 +215,9 @@ def table(found: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     for name, metrics in found.items():
         for metric, models in metrics.items():
             for model, values in models.items():
-                difference = np.subtract(models[OURS], values)
+                difference = np.subtract(models.get(OURS, math.nan), values)
                 error = difference.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-                versus = "" if model == OURS else f"{difference.mean():+.3g} ± {error:.2g}"
+                versus = "" if model == OURS or OURS not in models else f"{difference.mean():+.3g} ± {error:.2g}"
                 lines.append(f"| {name} | {model} | {metric} | {np.mean(values):.4g} | {versus} |")
     return "\n".join(lines)
 
@@ -221,7 +226,7 @@ def main() -> None:
     """Measure, and print a table and a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--trials", type=int, default=20, help="of each model and split (default: %(default)s)")
+    parser.add_argument("--trials", type=int, default=12, help="of each model and split (default: %(default)s)")
     parser.add_argument("--splits", type=int, default=5, help="the first so many of five (default: %(default)s)")
     parser.add_argument("--models", default=",".join((OURS, *MODELS)), help="default: %(default)s")
     settings = parser.parse_args()

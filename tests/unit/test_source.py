@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import tomli_w
 
+from objectives.mlp import MLP
 from studies.errors import ObjectiveError, SpecError
 from studies.spec.source import override, preset_names, read_target, take_script
+from studies.spec.space import corners, read_space
 from studies.spec.study import StudySpec
 from tests.support.spec import BASE, spec_with
 
@@ -54,6 +56,15 @@ def test_settings_are_read_as_toml_and_else_as_text() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_legal_and_named_like_its_file(name: str) -> None:
     assert StudySpec.from_dict(read_target(name), name).name == name
+
+
+def test_what_the_presets_without_a_download_may_sample_is_legal(tmp_path: Path) -> None:
+    for name in ("digits", "diabetes", "linear-regression"):
+        spec = StudySpec.from_dict(read_target(name), name)
+        objective = MLP(**spec.objective.args, data_dir=tmp_path)
+        assert objective.direction == spec.direction
+        for params in corners(read_space(read_target(name)["space"])):
+            objective.check_params(params)
 
 
 def test_a_study_file_is_read(tmp_path: Path) -> None:

@@ -125,8 +125,8 @@ def test_typed_times_order_rows_and_a_time_may_be_a_feature_as_well(tmp_path: Pa
         ({"by": 3}, "split.by = 3; it must be the name of a column"),
         ({"by": "patient", "on": "date"}, "names both by and on; it must be"),
         ({"after": "2022-09-30"}, "has after and not on, the column with the times; it must be"),
-        ({"by": "patient", "after": 3}, "split.after = 3; it must be a date or number of the column split.on"),
-        ({"on": "date", "after": True}, "split.after = True; it must be a date or number"),
+        ({"by": "patient", "after": 3}, "split.after = 3; it must be text or a number, with split.on; it must"),
+        ({"on": "date", "after": True}, "split.after = True; it must be text or a number"),
         ({"by": "patent"}, "has no column 'patent'; did you mean 'patient'?"),
         ({"by": "y"}, "split names the target 'y'; it must name another column"),
         ({"by": "one"}, "split.by = 'one': the column has 1 different values, and each of the three parts needs"),
@@ -142,6 +142,7 @@ def test_typed_times_order_rows_and_a_time_may_be_a_feature_as_well(tmp_path: Pa
         ({"on": "date", "after": "2020-01-31"}, "leaves no row for training and validation: the column goes from"),
         ({"on": "patient"}, "' in line "),
         ({"on": "odd"}, "'31.12.2022' in line 7 is no date or number; write dates as 2024-01-31"),
+        ({"on": "zones"}, "split.on = 'zones': some times have a time zone and some have none; write dates as"),
         ({"on": "gaps"}, "split.on = 'gaps': 2 of 600 cells are missing, the first in line 5; fill them"),
         ({"by": "gaps"}, "split.by = 'gaps': 2 of 600 cells are missing, the first in line 5; fill them"),
     ],
@@ -152,9 +153,10 @@ def test_a_split_that_cannot_be_is_refused_by_name(read: Load, split: Any, messa
         "one": [7] * N,
         "class": classes,
         "odd": [*dates[:5], "31.12.2022", *dates[6:]],
+        "zones": [f"{day}T00:00{'Z' * (i % 2)}" for i, day in enumerate(dates)],
         "gaps": [*dates[:3], "", "n/a", *dates[5:]],
     }
-    ignored = dict.fromkeys(("one", "odd", "gaps", "patient", "date"), "ignore")
+    ignored = dict.fromkeys(("one", "odd", "zones", "gaps", "patient", "date"), "ignore")
     with pytest.raises(DataError) as caught:
         read(changes, split=split, columns=ignored)
     assert message in str(caught.value)

@@ -190,6 +190,22 @@ def test_missing_cells_are_said_by_column_and_count_as_the_median(
     assert np.allclose(rows(data)[:, 0], np.sort([*present, *data.preprocessing.fill * 2]), atol=1e-6)
 
 
+def test_a_category_of_many_levels_is_said_unless_it_is_declared(
+    read: Callable[..., Dataset], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = table("a,customer,y", lambda i: f"{NOISE[i % ROWS]},C{i % 60},{i % 2}", rows=300)
+    assert read(content).n_features > 2
+    said = "categories of many levels: customer; if they only identify, leave them out: objective.args.columns = "
+    assert caplog.messages == [f'{said}{{ customer = "ignore" }}']
+    caplog.clear()
+    read(content, columns={"customer": "category"})
+    assert not caplog.messages
+
+
+def test_a_table_whose_rows_do_not_differ_is_refused(refusal: Callable[..., str]) -> None:
+    assert "has no feature that differs between the training rows" in refusal(table("a,y", lambda i: f"red,{i % 2}"))
+
+
 def test_a_column_without_a_cell_is_left_out_and_said(
     read: Callable[..., Dataset], caplog: pytest.LogCaptureFixture
 ) -> None:
