@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -74,8 +75,9 @@ def test_slots_are_refilled_until_the_budget_is_spent_exactly(
     assert len({trial.params["x"] for trial in trials}) == 10
 
 
+@pytest.mark.parametrize("slots", [1, 8, 32])
 def test_a_tick_costs_as_many_statements_whatever_the_number_of_slots(
-    record: StudyRecord, run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: Counter[str] = Counter()
     rows = Database.rows
@@ -85,11 +87,11 @@ def test_a_tick_costs_as_many_statements_whatever_the_number_of_slots(
         return rows(self, name, **parameters)
 
     monkeypatch.setattr(Database, "rows", counted)
-    assert record.budget
-    run(Pool(steps), slots=10)
-    assert sent["claim"] <= 3  # all ten; none left; and that the study is over
-    assert sent["write"] <= STEPS + 2
-    assert sent["finish"] <= 2
+    run(Pool(steps), slots=slots)
+    rounds = math.ceil(10 / slots)
+    assert sent["claim"] <= rounds + 2  # none left; and that the study is over
+    assert sent["write"] <= rounds * STEPS + 2
+    assert sent["finish"] <= rounds + 1
 
 
 def test_what_goes_wrong_with_one_trial_ends_that_one(storage: PostgresStorage, record: StudyRecord, run: Run) -> None:
