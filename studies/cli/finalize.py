@@ -223,15 +223,15 @@ def _print(choice: Choice, metric: str, *, is_minimized: bool) -> None:
         shown = ["failed", "", ""]
         if each.is_complete:
             compared = paired(best, each, is_minimized=is_minimized)
-            shown = [number(each.mean), number(each.std), "" if each is best else f"{compared.p:.3f}"]
+            shown = [number(each.mean), f"{each.std:.2g}", "" if each is best else f"{compared.p:.3f}"]
         size = "" if each.n_parameters is None else f"{each.n_parameters:,}"
         rows.append([str(each.trial), number(each.tuned), *shown, size, "chosen" if each is winner else ""])
-    header = ["trial", f"tuned {metric}", "mean", "std", "p", "size", ""]
+    header = ["trial", f"tuned {metric}", "mean", "std", "p", "parameters", ""]
     print_columns(header, rows, numeric=header[:-1])
     echo("")
     say(
         f"trial {winner.trial} wins ({RULES[choice.rule]}): tuned {metric} {number(winner.tuned)}, with fresh seeds "
-        f"{number(winner.mean)} ± {number(winner.std)}"
+        f"{number(winner.mean)} ± {winner.std:.2g}"
     )
 
 

@@ -61,12 +61,13 @@ def register_model(
     from studies.mirror.server import connect, prepare_database, probe
 
     storage.require("worker")
+    kept = registry.Kept.read(folder)
     if tracking_uri is None:
         say("opening the MLflow database; making it the first time takes some seconds")
     uri = tracking_uri or prepare_database(storage.location)
     probe(uri)
     artifacts = None if uri.startswith("http") else artifacts_of(home())
-    return registry.register(storage, folder, name, connect(uri), artifacts=artifacts, allow=allow)
+    return registry.register(storage, kept, name, connect(uri), artifacts=artifacts, allow=allow)
 
 
 def later(folder: Path, name: str, tracking_uri: str | None) -> str:

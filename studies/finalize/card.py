@@ -65,7 +65,7 @@ def _chosen(metric: str, trial: FrozenTrial, final: Mapping[str, Any], candidate
         (
             f"{c.trial} (chosen)" if c.trial == trial.number else str(c.trial),
             number(c.tuned),
-            f"{number(c.mean)} ± {number(c.std)}" if c.is_complete else "failed",
+            f"{number(c.mean)} ± {c.std:.2g}" if c.is_complete else "failed",
             "" if c.n_parameters is None else f"{c.n_parameters:,}",
         )
         for c in candidates

@@ -88,7 +88,7 @@ class Registered:
 
 def register(
     storage: PostgresStorage,
-    folder: Path,
+    kept: Kept,
     name: str,
     client: MlflowClient,
     *,
@@ -99,7 +99,7 @@ def register(
 
     Args:
         storage: where the study is.
-        folder: as ``finalize`` wrote it.
+        kept: as ``finalize`` wrote it.
         name: of the registered model.
         client: of MLflow, which has answered.
         artifacts: where they go if the study's experiment is to be made; ``None``: where the server says.
@@ -108,13 +108,11 @@ def register(
     Raises:
         ObjectiveError: as :func:`studies.objective.require_loader`.
         StudyNotFound: the study is not in this storage.
-        StudyhallError: the folder is none.
         TrackingError: MLflow refuses something, or is unreachable.
     """
-    kept = Kept.read(folder)
     record = storage.find_study(kept.study)
     module = require_loader(kept.objective, allow)
-    model = getattr(module, LOADER)(str(folder))
+    model = getattr(module, LOADER)(str(kept.folder))
     predictions = model.predict(model.example)
     try:
         mirror = StudyMirror(storage, record, client, artifacts=artifacts)

@@ -202,7 +202,14 @@ def test_a_folder_is_written_though_mlflow_is_unreachable_and_the_command_for_la
             "3",
         ): "--trial 0 is retrained without a comparison",
         ("finalize", "old", "--ensemble"): "cannot make an ensemble: leave --ensemble out",
-        ("register", str(tmp_path), "net", "--tracking-uri", away): "no answer from MLflow",
+        ("register", str(tmp_path / "s-final"), "net", "--tracking-uri", away): "no answer from MLflow",
+        (
+            "register",
+            str(tmp_path),
+            "net",
+            "--tracking-uri",
+            away,
+        ): "holds no final model; name a folder",
     }.items():
         status, lines = told(*arguments)
         assert status != 0
