@@ -16,9 +16,11 @@ from optuna.trial import TrialState
 from studies import PostgresStorage, StudySpec
 from studies.errors import StorageError, StorageUnreachable
 from studies.storage.budgets import Budgets
+from studies.storage.evidence import Evidence
 from studies.storage.leases import Leases
 from studies.storage.metrics import Metrics
 from studies.storage.notices import Notices
+from studies.storage.spaces import Spaces
 from studies.storage.workers import Workers
 from studies.trial import Trial
 from tests.conftest import Server
@@ -27,7 +29,10 @@ from tests.support.proxy import Proxy, When
 from tests.support.stage import CASES, SILENT, Contents, Stages, contents, lose_reports, shown, spec
 from tests.support.worker import worker_on
 
-PARTS = {"budgets": Budgets, "leases": Leases, "metrics": Metrics, "notices": Notices, "workers": Workers}
+PARTS = {
+    **{"budgets": Budgets, "leases": Leases, "metrics": Metrics, "notices": Notices, "workers": Workers},
+    **{"evidence": Evidence, "spaces": Spaces},
+}
 
 
 def test_every_method_of_the_storage_is_tried_here() -> None:

@@ -18,11 +18,14 @@ from psycopg2.extensions import cursor
 
 from studies import PostgresStorage, StudySpec
 from studies.errors import NothingFinished
+from studies.storage.evidence import ForeignTrial
 from studies.storage.records import Claim, StudyRecord, Update
 from studies.storage.url import StorageURL
 
 UNIT = FloatDistribution(0, 1)
 REPORT = {"reports": [{"step": 7, "value": 0.75}], "metrics": [{"step": 7, "name": "loss", "value": 2.0}]}
+
+EVIDENCE = ForeignTrial(source="old", number=3, params={"x": 0.5}, values=[1.0], constraints={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +149,15 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "notices.of": lambda s: s.storage.notices.of(s.record, "address"),
     "notices.take": lambda s: s.storage.notices.take(s.record, "address", ["best 0", "finished"], "taker"),
     "notices.mark_sent": lambda s: s.storage.notices.mark_sent(s.record, "address", ["old"]),
+    # Evidence and spaces
+    "evidence.add": lambda s: s.storage.evidence.add(s.record, [EVIDENCE, replace(EVIDENCE, number=4)]),
+    "evidence.of": lambda s: s.storage.evidence.of(s.record),
+    "evidence.counts": lambda s: s.storage.evidence.counts(s.record),
+    "spaces.text": lambda s: s.storage.spaces.text(s.record),
+    "spaces.change": lambda s: s.storage.spaces.change(
+        s.record, s.storage.spaces.text(s.record), spec("study").model_copy(update={"seed": 1}), who="w", change="c"
+    ),
+    "spaces.changes": lambda s: s.storage.spaces.changes(s.record),
     "workers.lost": lambda s: [(w.worker, w.died_of) for w in s.storage.workers.lost(s.record)],
 }
 #: What sends nothing.
@@ -157,6 +169,7 @@ SILENT = {
     "leases.release",
     "remove_session",
     "require_same",
+    "set_space",
     "stop",
     "where",
 }
@@ -295,6 +308,7 @@ def _set_up(storage: PostgresStorage) -> Stage:
     assert isinstance(storage.leases.claim(record, "silent", 0), Claim)  # trial 3, for whoever sweeps
     waiting = storage.create_new_trial(record.study_id, create_trial(state=TrialState.WAITING))
     storage.notices.take(record, "address", ["old"], "taker")
+    storage.evidence.add(record, [EVIDENCE])
     storage.workers.register([record], worker_id="lost", host="host", pid=2, device="cpu")
     storage.workers.forget("lost", died_of="a signal")
     return Stage(storage=storage, record=record, claim=held, done=done, plain=plain, waiting=waiting)
