@@ -66,8 +66,8 @@ class Forecast:
 
     @property
     def n_reported(self) -> int:
-        """How many trials have reported, or failed."""
-        return int((~np.isnan(self._tops)).sum())
+        """How many trials have reported a finite value."""
+        return int(np.isfinite(self._tops).sum())
 
     @property
     def n_steps(self) -> int:
@@ -89,7 +89,7 @@ class Forecast:
         self._seen = list(trials)
 
     def _summary(self, trial: Progress) -> tuple[float, float]:
-        values = [self._sign * value for value in trial.values.values() if not math.isnan(value)]
+        values = [self._sign * value for value in trial.values.values() if math.isfinite(value)]
         if not values:
             return (-math.inf, -math.inf) if trial.state == "fail" else (math.nan, math.nan)
         self._longest = max(self._longest, *trial.values)
@@ -103,6 +103,9 @@ class Forecast:
         chosen = self._chosen()
         self._space = UnitCube(self.space or self._observed_space(chosen))
         (self._prior,) = self._space.points([self.priors])
+        places = self._space.points([self._seen[place].params for place in chosen])
+        if not self._is_borne_out(places, self._tops[chosen]):
+            self._prior = np.full_like(self._prior, math.nan)
         points, values = self._points([self._seen[i] for i in chosen])
         n_features = points.features.shape[1]
         if self._model is None or self._model.n_features != n_features:
@@ -110,10 +113,16 @@ class Forecast:
             self._model.fit(points, values, rng, trials=_FIRST_FIT)
         else:
             self._model.fit(points, values, rng, trials=_LATER_FIT)
-        self._points_of_trials = self._space.points([self._seen[place].params for place in chosen])
+        self._points_of_trials = places
         pending = [trial for trial in self._seen[-10 * _MOST_PENDING :] if trial.state == "running" and trial.params]
         if pending:
             self._expect(points, values, pending[-_MOST_PENDING:])
+
+    def _is_borne_out(self, places: np.ndarray, tops: np.ndarray) -> bool:
+        """Whether the trial nearest to the priors is among the better half: wrong priors are forgotten at once."""
+        distance = np.nan_to_num(places - self._prior)
+        nearest = int(np.argmin((distance**2).sum(1)))
+        return bool(tops[nearest] > np.median(tops))
 
     def _observed_space(self, chosen: Sequence[int]) -> dict[str, BaseDistribution]:
         found = {name: of for place in chosen for name, of in self._seen[place].distributions.items()}
@@ -145,7 +154,7 @@ class Forecast:
             rows += [row] * len(thinned)
             steps += thinned
             values += [self._sign * value for value in thinned.values()]
-        scaled = (np.nan_to_num(values, nan=-math.inf, neginf=-math.inf, posinf=math.inf) - self._middle) / self._span
+        scaled = (np.where(np.isfinite(values), values, -math.inf) - self._middle) / self._span
         numbers = np.array([trial.number for trial in trials])
         points = Points(features=features[rows], time=self._time(np.array(steps)), trial=numbers[rows])
         return points, np.clip(scaled, _WORST, 1.0)

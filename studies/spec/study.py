@@ -265,6 +265,10 @@ class StudySpec(Section):
         sampler = self.to_sampler(0)
         if len(self.all_directions) > 1:
             require_several_objectives(sampler)
+        if self.constraints and isinstance(sampler, CurveSampler):
+            raise ValueError(
+                "sampler.name: 'curves' knows no constraints, and this study has some; use tpe, gp or nsgaii"
+            )
         expected = [name for name, parameter in self.space.items() if parameter.prior is not None]
         if expected and not isinstance(sampler, CurveSampler):
             raise ValueError(

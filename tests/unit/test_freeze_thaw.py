@@ -141,20 +141,16 @@ def test_a_point_of_the_cube_is_what_its_parameters_are() -> None:
     assert np.allclose(cube.points([cube.params(point) for point in points]), points)
 
 
-def test_what_a_prior_may_not_be_is_said() -> None:
-    def refusal(sampler: str = "curves", **parameter: Any) -> str:
+def test_what_the_sampler_cannot_use_is_refused() -> None:
+    def refusal(sampler: str = "curves", keys: Mapping[str, Any] | None = None, **parameter: Any) -> str:
+        spec = {"name": "s", "objective": {"path": "tests:objective"}, "sampler": {"name": sampler}, **(keys or {})}
         with pytest.raises(SpecError) as caught:
-            StudySpec.from_dict(
-                {
-                    "name": "s",
-                    "objective": {"path": "tests:objective"},
-                    "space": {"p": parameter},
-                    "sampler": {"name": sampler},
-                }
-            )
+            StudySpec.from_dict({**spec, "space": {"p": parameter}})
         return str(caught.value)
 
     number: dict[str, Any] = {"type": "float", "low": 0.0, "high": 1.0}
     assert "prior = 2.0 is outside of the range; give one from 0.0 to 1.0" in refusal(**number, prior=2.0)
     assert "prior = 'c' is no choice" in refusal(type="categorical", choices=["a", "b"], prior="c")
+    assert "'curves' takes one objective" in refusal(keys={"directions": ["minimize", "maximize"]}, **number)
+    assert "'curves' knows no constraints" in refusal(keys={"constraints": {"latency_ms": "<= 5"}}, **number)
     assert "space.p.prior is for the sampler 'curves' alone" in refusal("tpe", **number, prior=0.5)

@@ -25,8 +25,9 @@ from torchvision.datasets import MNIST
 from objectives.mlp import MLP
 from objectives.pool import Report, Result
 from tests.benchmarks.search.tasks import DATA, MLP_SPACE, MLP_TABLE, at
+from tests.benchmarks.search.tasks import MLP_CONFIGS as CONFIGS
 
-CONFIGS, EPOCHS, SEEDS, CHUNK = 1_000, 27, 2, 20
+EPOCHS, SEEDS, CHUNK = 27, 2, 20
 #: What an epoch that a diverged training no longer had counts as.
 DIVERGED: Final = 0
 DATA_SETS: Final = ("digits", "mnist5000")

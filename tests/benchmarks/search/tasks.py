@@ -32,6 +32,8 @@ DATA: Final = Path(os.environ.get("STUDYHALL_TEST_DATA", Path(__file__).parents[
 #: The best and the median value of each task that has no table: made by ``bench_search.py --references``.
 REFERENCES: Final = Path(__file__).with_name("references.json")
 MLP_TABLE: Final = Path(__file__).with_name("mlp_curves.npz")
+#: How many configurations the table has once it is complete.
+MLP_CONFIGS: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,8 @@ def _names() -> Iterator[str]:
     yield from lcbench_names()
     yield from (f"taskset-{path.stem}" for path in sorted((DATA / "taskset").glob("*.json")))
     if MLP_TABLE.exists():
-        yield from ("mlp-digits", "mlp-mnist5000")
+        with np.load(MLP_TABLE) as stored:
+            yield from (f"mlp-{data}" for data in ("digits", "mnist5000") if len(stored.get(data, ())) == MLP_CONFIGS)
     yield from (f"hpobench-{data}" for data in ("australian", "blood_transfusion", "car", "credit_g", "kc1", "phoneme"))
     yield from (f"hpobench-{data}" for data in ("segment", "vehicle"))
     yield from (
