@@ -96,8 +96,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         trials = study._get_trials(deepcopy=False, use_cache=True)
         for place, (before, now) in enumerate(zip(self._trials, trials, strict=False)):
             if before is not now:
-                self._progress[place] = progress_of(now)
-        self._progress += map(progress_of, trials[len(self._trials) :])
+                self._progress[place] = progress_of(now, self.steps)
+        self._progress += [progress_of(trial, self.steps) for trial in trials[len(self._trials) :]]
         self._trials = list(trials)
         self._own.read(self._progress)
         return self._own
@@ -124,15 +124,16 @@ def inform(sampler: optuna.samplers.BaseSampler, *, steps: int | None, scheduler
         if isinstance(scheduler, FreezeThaw):
             sampler.forecast = scheduler.forecast
             sampler.forecast.space, sampler.forecast.priors = sampler.space, sampler.priors
+            sampler.forecast.proposals = []  # of the space before
 
 
 def _within(space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: params[name] for name in space if name in params}
 
 
-def progress_of(trial: FrozenTrial) -> Progress:
-    """A trial as a scheduler sees it; one that only has a value has it at step 1."""
+def progress_of(trial: FrozenTrial, steps: int | None = None) -> Progress:
+    """A trial as a scheduler sees it; one that only has a value has it at the last of so many ``steps``."""
     values: Mapping[int, float] = trial.intermediate_values
     if not values and trial.state == TrialState.COMPLETE:
-        values = {1: trial.values[0]}
+        values = {steps or 1: trial.values[0]}
     return Progress(trial.number, trial.params, trial.distributions, values, _STATES[trial.state])

@@ -77,9 +77,8 @@ class ServedStudy:
         self._foreign = storage.evidence.of(record)
         self.optuna.evidence = self._evidence()
         self._finite = finite_of(self.optuna.sampler)
-        steps = steps_of(self.objective)
-        scheduler = self.spec.to_scheduler(steps)
-        inform(self.optuna.sampler, steps=steps, scheduler=scheduler)
+        self._scheduler = scheduler = self.spec.to_scheduler(steps_of(self.objective))
+        self._inform_sampler()
         #: Asks the study's scheduler; ``None`` without one.
         self.planner = Planner(storage, record, scheduler) if scheduler else None
         # TPE takes as long as there are trials, and a Gaussian process the cube of it.
@@ -113,8 +112,12 @@ class ServedStudy:
         space = {name: parameter.distribution() for name, parameter in spec.space.items()}
         self._storage.set_space(self.record.study_id, space)
         self.optuna.sampler, self.optuna.space = spec.to_sampler(0), space
+        self._inform_sampler()
         self.optuna.evidence = self._evidence()
         self._finite = finite_of(self.optuna.sampler)
+
+    def _inform_sampler(self) -> None:
+        inform(self.optuna.sampler, steps=steps_of(self.objective), scheduler=self._scheduler)
 
     def _evidence(self) -> list[FrozenTrial]:
         """The trials of other studies within the present space, for the sampler."""
