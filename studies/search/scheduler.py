@@ -7,7 +7,7 @@ checkpoint, and a later choice lets it continue on any machine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from optuna.distributions import BaseDistribution
@@ -32,11 +32,9 @@ class Choice:
     """What to train next."""
 
     number: int | None
-    """The trial; ``None`` for a new one."""
+    """The trial; ``None`` for a new one, whose parameters the study's sampler suggests."""
     until: int
     """The step at which it is paused, unless it is complete by then."""
-    params: Mapping[str, Any] = field(default_factory=dict)
-    """Of a new trial: parameters as an enqueued trial has them. The study's sampler suggests the others."""
 
 
 class Scheduler(Protocol):
