@@ -85,7 +85,6 @@ class Leases:
             fresh=plan and plan.fresh,
             numbers=[choice.number for choice in choices],
             untils=[choice.until for choice in choices],
-            params=[json.dumps(dict(choice.params)) if choice.params else None for choice in choices],
         )
         if rows[0]["reason"]:
             return str(rows[0]["reason"])
