@@ -97,7 +97,7 @@ def finalize(
     tracking_uri: str | None,
     **how: Any,
 ) -> None:
-    """Choose the best model fairly, retrain it, and test it once.
+    """Choose the best model, retrain it, and test it once.
 
     The best trials run again with fresh seeds, in a study NAME.finalize: studyhall work NAME.finalize
     helps from any machine, and after an interruption the same command continues. The winner is

@@ -40,7 +40,7 @@ tracking_option = click.option(
 @tracking_option
 @common_options
 def mirror(common: Common, names: tuple[str, ...], once: bool, print_uri: bool, tracking_uri: str | None) -> None:
-    """Keep studies in MLflow up to date: all of them, or those named.
+    """Keep studies in MLflow up to date: all, or those named.
 
     An experiment for each study; in it a run for the study, and under that one for each trial. It may be
     started late, stopped, killed, or run twice: the runs come out the same.

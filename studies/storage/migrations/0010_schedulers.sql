@@ -213,8 +213,7 @@ create function studyhall.take(
     p_most integer,         -- a new trial only where there are fewer than so many, if not null
     p_fresh integer,        -- with a scheduler: the step until which a trial trains that is ready and never began; else null
     p_numbers integer[],    -- its choices, the first ones first: the paused trial, or null for a new one …
-    p_untils integer[],     -- … the step until which it trains …
-    p_params text[],        -- … and parameters of a new one, as of an enqueued trial; or null
+    p_untils integer[],     -- … and the step until which it trains
     p_since pg_snapshot,    -- what the scheduler has seen
     out trial_ids integer[],
     out reason text         -- where there is none: 'wait' for the running ones, 'changed': choose anew, 'paused',
@@ -302,10 +301,6 @@ begin
                     and not coalesce(t.waiting + t.running + t.complete + t.pruned + t.failed + t.cancelled >= p_most, false)
                 then
                     taken := studyhall.new_trial(t, 'RUNNING');
-                    if p_params[choice] is not null then
-                        insert into trial_system_attributes (trial_id, key, value_json)
-                            values (taken, 'fixed_params', p_params[choice]);
-                    end if;
                 end if;
             end loop;
             exit when taken is null;
@@ -344,7 +339,7 @@ end $$;
 -- As before; with a scheduler the taken trials come with the step until which they train.
 create function studyhall.claim(
     p_study_id integer, p_worker_id text, p_lease_seconds double precision, p_claims uuid[], p_most integer,
-    p_fresh integer, p_numbers integer[], p_untils integer[], p_params text[],
+    p_fresh integer, p_numbers integer[], p_untils integer[],
     p_since pg_snapshot, p_again integer[]
 ) returns table (reason text, token text, epoch integer, until integer, snapshot text, trial studyhall.contents)
 language plpgsql as $$
@@ -353,7 +348,7 @@ declare
 begin
     perform set_config('studyhall.own', 'yes', true);
     taken := studyhall.take(
-        p_study_id, p_worker_id, p_lease_seconds, p_claims, p_most, p_fresh, p_numbers, p_untils, p_params, p_since);
+        p_study_id, p_worker_id, p_lease_seconds, p_claims, p_most, p_fresh, p_numbers, p_untils, p_since);
     if taken.reason is not null then
         return query select taken.reason, null::text, null::integer, null::integer, null, null::studyhall.contents;
         return;

@@ -7,7 +7,7 @@
 select reason, token, epoch, until, snapshot, (select studyhall.space_version(%(study_id)s)) as space_version, (trial).*
 from studyhall.claim(
     %(study_id)s, %(worker_id)s, %(lease_seconds)s, %(claims)s::uuid[], %(most)s, %(fresh)s,
-    %(numbers)s::integer[], %(untils)s::integer[], null, %(since)s::pg_snapshot, %(again)s::integer[]
+    %(numbers)s::integer[], %(untils)s::integer[], %(since)s::pg_snapshot, %(again)s::integer[]
 )
 
 -- name: write
