@@ -73,13 +73,14 @@ class Budgets:
         for key, added in more.items():
             if added and budget[key] is None:
                 name, whole = record.name, f"{added:g}"
-                epochs, hours = (
-                    command("extend", name, "--epochs", whole),
-                    command("extend", name, "--gpu-hours", whole),
-                )
+                commands = {
+                    "trials": command("extend", name, "--trials", whole),
+                    "epochs": command("extend", name, "--epochs", whole),
+                    "gpu_hours": command("extend", name, "--gpu-hours", whole),
+                }
                 raise SpecError(
-                    f"{record.name}: budget.{key} + {added:g}: it has no such limit; say how many it may use in all: "
-                    f"{epochs if key == 'epochs' else hours}"
+                    f"{name}: budget.{key} + {added:g}: it has no such limit; say how many it may use in all: "
+                    f"{commands[key]}"
                 )
             budget[key] = budget[key] + added if added else budget[key]
         size = spec.combinations

@@ -56,7 +56,8 @@ def text(node: ast.expr) -> str:
 
 
 SUGGESTIONS = list(suggestions())
-#: They need an option that follows in the text or a parameter's name, do not end, or need a server of their own: their own tests run them.
+#: They need an option that follows in the text or a parameter's name, do not end, or need a server of their own: their
+#: own tests run them.
 NOT_RUN = (
     ["extend"],
     ["exec"],
