@@ -41,10 +41,12 @@ def status(common: Common, name: str, kind: str) -> None:
         evidence = evidence_line(storage, record)
     if kind == "json":
         best = now.best and {"study": name, **best_data(now.best, metrics[now.best.number])}
+        has_scheduler = record.spec is not None and record.spec.scheduler is not None
         data = {
             "study": name,
             "budget": now.budget and now.budget.trials,
-            "trials": dict(now.trials),
+            # "paused" only where trials can be: a scheduler's study.
+            "trials": {state: n for state, n in now.trials.items() if state != "paused" or n or has_scheduler},
             "epochs": _spent(now.epochs, now.budget.epochs if now.budget else None),
             "gpu_hours": _spent(now.gpu_hours, now.budget.gpu_hours if now.budget else None),
             "paused": now.paused,

@@ -31,8 +31,8 @@ class TPESampler(optuna.samplers.TPESampler):
     ) -> Any:
         if study._is_multi_objective() or not all(trial.state.is_finished() for trial in trials):
             return super()._build_parzen_estimator(study, search_space, trials, handle_below)
-        # Finished trials do not change: their numbers say what they are.
-        key = (study._study_id, tuple(search_space.items()), handle_below, tuple(trial.number for trial in trials))
+        # Finished trials do not change: their numbers say what they are. Of the space its text: choices may be lists.
+        key = (study._study_id, repr(search_space), handle_below, tuple(trial.number for trial in trials))
         fits: dict[Any, Any] = self.__dict__.setdefault("_fits", {})
         if key not in fits:
             if len(fits) >= _FITS:

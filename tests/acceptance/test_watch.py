@@ -269,7 +269,7 @@ def test_a_study_of_stock_optuna_s_and_one_of_several_objectives_are_shown(shell
     terminal = Terminal(shell, "stock")
     terminal.expect("no worker is running")
     terminal.expect("3 complete")
-    terminal.expect("2 objectives: see studyhall best stock")
+    terminal.expect("on the Pareto front of ")
     terminal.process.sendintr()
     assert terminal.end() == 130
 
