@@ -109,7 +109,7 @@ def test_status_as_json_has_the_documented_keys(seen: Shell, best: dict[str, Any
     status = json.loads(seen.data("status", "looks", "--format", "json"))
     assert {"study", "budget", "trials", "best", "workers"} <= set(status)
     assert status["budget"] == 6
-    assert status["trials"] == {"complete": 6, "pruned": 0, "running": 0, "waiting": 0, "paused": 0, "fail": 0}
+    assert status["trials"] == {"complete": 6, "pruned": 0, "running": 0, "waiting": 0, "fail": 0}
     assert status["best"] == best
     assert status["workers"] == []
 
