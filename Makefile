@@ -2,7 +2,7 @@
 # make test    install into .venv and run the tests: a few minutes
 # make test-slow  the other tests: faults, real training, browsers, large studies, a second PostgreSQL
 # make lint    ruff and mypy
-# make bench   measurements; each ends in one line of JSON
+# make bench   measurements; each ends in one line of JSON. Those of LONG take hours, and are run by hand
 # make chaos   ten studies of 200 trials whose workers, and database, are killed all the time; half an hour
 # make faults  the longer outages, all kill points, more starts and random calls: what make test does a part of
 # make test-compose  docker-compose.yml on a real Docker engine: builds the image
@@ -46,8 +46,11 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+LONG := search tables winners_curse
+
 bench: $(VENV)/.installed-dev
-	@for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+	@for bench in $(filter-out $(LONG:%=tests/benchmarks/bench_%.py),$(wildcard tests/benchmarks/bench_*.py)); do \
+		$(BIN)/python $$bench || exit 1; done
 
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python tests/acceptance/chaos.py

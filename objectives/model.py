@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from objectives.data import Dataset, Part, Preprocessing
@@ -191,7 +191,9 @@ def save_model(
     model = Model(description)
     tensors = {f"{i}.{name}": tensor for i, member in enumerate(members) for name, tensor in member.items()}
     model.members.load_state_dict({**model.members.state_dict(), **tensors})
-    save_file({name: tensor.contiguous() for name, tensor in model.members.state_dict().items()}, directory / WEIGHTS)
+    # Not by save_file, whose files nobody else may read: a model is for others as well.
+    weights = save({name: tensor.contiguous() for name, tensor in model.members.state_dict().items()})
+    (directory / WEIGHTS).write_bytes(weights)
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return model
 

@@ -53,6 +53,7 @@ class Subset:
         self._trials: Sequence[FrozenTrial] = []
         self._chosen: list[FrozenTrial] = []
         self._running: set[int] = set()
+        self._finished: set[int] = set()
         self._newest: list[int] = []  # numbers, ascending
         self._best: dict[TrialState, list[tuple[tuple[float, ...], int]]] = {
             TrialState.COMPLETE: [],
@@ -60,7 +61,11 @@ class Subset:
         }
 
     def of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """The subset of ``trials``, by number; all of a study with no more trials than it has."""
+        """The subset of ``trials``, by number; all of a study with no more trials than it has.
+
+        Args:
+            trials: all of the study; perhaps as they were before the last call, since Optuna keeps them while it draws.
+        """
         if trials == self._trials:
             return list(self._chosen)
         changed = [now for before, now in zip(self._trials, trials, strict=False) if before is not now]
@@ -69,16 +74,19 @@ class Subset:
         self._trials = trials
         best = {number for ranked in self._best.values() for _, number in ranked}
         numbers = {*best, *self._newest, *self._running}
-        self._chosen = [trials[number] for number in sorted(numbers)]
+        self._chosen = [trials[number] for number in sorted(numbers) if number < len(trials)]
         return list(self._chosen)
 
     def _learn(self, trial: FrozenTrial) -> None:
+        if trial.number in self._finished:
+            return  # it is for good: what is told now is older
         if trial.state == TrialState.RUNNING:
             self._running.add(trial.number)
         else:
             self._running.discard(trial.number)
         if trial.state not in self._best:
             return
+        self._finished.add(trial.number)
         insort(self._newest, trial.number)
         del self._newest[:-NEWEST]
         ranked = self._best[trial.state]

@@ -23,7 +23,7 @@ def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell
     assert trials["pruned"] >= 10
     assert status["best"]["value"] >= 0.97
     assert set(status["best"]["metrics"]) == {
-        *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "scheduled_lr")
+        *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "scheduled_lr", "flops", "parameters")
     }
 
 

@@ -52,6 +52,19 @@ def test_a_small_study_is_seen_whole() -> None:
     assert Subset(minimize=True).of(trials) == trials
 
 
+def test_an_older_list_of_trials_is_seen_as_it_was_and_forgotten() -> None:
+    """Optuna keeps the trials of an ask while it draws; the trials of a pool are drawn in turns."""
+    began = [trial(n, TrialState.RUNNING, n) for n in range(4)]
+    ended = [trial(n, TrialState.COMPLETE, n) for n in range(3)]
+    newest = [*ended, began[3], trial(4, TrialState.RUNNING, 4)]
+    subset = Subset(minimize=True)
+    assert subset.of(began[:3]) == began[:3]
+    for _ in range(2):
+        assert subset.of(newest) == newest
+        assert subset.of(began) == began
+    assert subset.of(newest) == Subset(minimize=True).of(newest)
+
+
 def test_trials_that_share_densities_are_drawn_as_by_optuna() -> None:
     drawn = []
     for kind in (TPESampler, optuna.samplers.TPESampler):
