@@ -33,12 +33,12 @@ def read_rows(file: Path, model: Model) -> Rows | np.ndarray:
         return open_table(file, model.preprocessing.names[0])
     if file.suffix not in (".npy", ".npz"):
         raise ValueError(f"{file} is no array; the model takes .npy, or .npz with an array X")
-    loaded = np.load(file, allow_pickle=False)
     if file.suffix == ".npy":
-        return np.asarray(loaded)
-    if "X" not in loaded:
-        raise ValueError(f"{file} has no array X; it holds: {', '.join(loaded) or 'none'}")
-    return np.asarray(loaded["X"])
+        return np.asarray(np.load(file, allow_pickle=False))
+    with np.load(file, allow_pickle=False) as loaded:
+        if "X" not in loaded:
+            raise ValueError(f"{file} has no array X; it holds: {', '.join(loaded) or 'none'}")
+        return np.asarray(loaded["X"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
