@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -220,10 +221,17 @@ def _read_setup(line: str) -> Setup:
 
 
 def _exit(status: int) -> NoReturn:
-    """Exit even if the objective left threads running, for which Python would wait forever."""
+    """Exit even if the objective left threads running, for which Python would wait forever.
+
+    After an error, which was told, at once as well: threads of libraries that are about to begin (pyarrow's, where a
+    table cannot be read) would abort the process with a message of their own.
+    """
     left = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread is threading.main_thread())]
     if left:
         log.warning("exited with %d threads of an objective still running, such as %s", len(left), left[0])
+    if left or status:
+        for child in multiprocessing.active_children():  # Python would end them, too
+            child.terminate()
         logging.shutdown()
         with suppress(OSError):  # the supervisor may be dead
             sys.stdout.flush()
