@@ -69,3 +69,4 @@ from studyhall.leases l
 join trials t using (trial_id)
 left join studyhall.workers w on w.worker_id = l.worker_id
 where t.study_id = %(study_id)s and l.epoch > 0
+order by t.number
