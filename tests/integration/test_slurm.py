@@ -41,7 +41,9 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def launch(url: StorageURL, *arguments: str) -> Result:
-    return CliRunner().invoke(slurm, ["--workers", "4", *arguments], env={"STUDYHALL_STORAGE": url.sqlalchemy})
+    env = {"STUDYHALL_STORAGE": url.sqlalchemy}
+    # With the settings of the whole, or the command has no -h from then on: click keeps its help option.
+    return CliRunner().invoke(slurm, ["--workers", "4", *arguments], env=env, **studyhall.context_settings)
 
 
 def test_print_shows_the_script_and_submits_nothing(url: StorageURL, storage: PostgresStorage, tmp_path: Path) -> None:
@@ -66,7 +68,9 @@ def test_the_storages_password_is_never_in_the_script(url: StorageURL, storage: 
     if way == "environment":
         done = launch(url, "digits", "--print")
     else:
-        done = CliRunner().invoke(slurm, ["digits", "--workers", "4", "--print", "--storage", url.sqlalchemy])
+        done = CliRunner().invoke(
+            slurm, ["digits", "--workers", "4", "--print", "--storage", url.sqlalchemy], **studyhall.context_settings
+        )
     assert done.exit_code == 0
     assert f"/{url.database}" in done.stdout
     assert url.password
@@ -150,6 +154,8 @@ def test_the_password_is_nowhere_to_be_seen(url: StorageURL, storage: PostgresSt
 
 def test_jobs_are_cancelled_by_the_studys_name(url: StorageURL, storage: PostgresStorage) -> None:  # noqa: ARG001
     for name, message in {"digits": "error: there is no squeue on this machine", "digit": "error: "}.items():
-        done = CliRunner().invoke(cancel_jobs, [name], env={"STUDYHALL_STORAGE": url.sqlalchemy})
+        done = CliRunner().invoke(
+            cancel_jobs, [name], env={"STUDYHALL_STORAGE": url.sqlalchemy}, **studyhall.context_settings
+        )
         assert (done.exit_code, done.stdout) == (1, "")
         assert done.stderr.startswith(message)
