@@ -55,7 +55,19 @@ class QMCSampler(optuna.samplers.QMCSampler):
         return self._number
 
 
-class GridSampler(optuna.samplers.BaseSampler):
+class _Independent(optuna.samplers.BaseSampler):
+    """Samples no parameters together: each is asked for by itself."""
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+
+class GridSampler(_Independent):
     """Every combination of a space that its conditions allow, each once, in an order that the seed shuffles.
 
     The trials have the combinations in the order of their numbers. An enqueued trial has its own parameters, and the
@@ -77,14 +89,6 @@ class GridSampler(optuna.samplers.BaseSampler):
         self._space = search_space
         self._seed = seed
         self._drawn: Mapping[str, Any] | None = None  # by the trial that began last
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
 
     def left(self, trials: Sequence[FrozenTrial]) -> int:
         """How many combinations none of ``trials``, all those of a study, has."""
@@ -147,20 +151,12 @@ class GridSampler(optuna.samplers.BaseSampler):
         return {_key(params): place for place, params in enumerate(self._order)}
 
 
-class EnqueuedSampler(optuna.samplers.BaseSampler):
+class EnqueuedSampler(_Independent):
     """Draws nothing: all trials of its study are enqueued, and workers begin no others."""
 
     def left(self, trials: Sequence[FrozenTrial]) -> int:
         """How many trials are to be added to ``trials``: none."""
         return 0
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
