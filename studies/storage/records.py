@@ -47,6 +47,15 @@ class StudyRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldTrial:
+    """A running trial of a worker."""
+
+    number: int
+    step: int | None
+    """The last reported one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Worker:
     """A worker that was seen in the last two minutes."""
 
@@ -54,8 +63,10 @@ class Worker:
     host: str
     pid: int
     device: str
-    trial: int | None
-    step: int | None
+    slots: int
+    """How many trials it can train at once."""
+    trials: Sequence[HeldTrial]
+    """Those of the study that it trains now, by number."""
     seen_seconds_ago: float
 
 
