@@ -21,7 +21,7 @@ from studies.stop_reasons import BY_HAND, STOP_REASONS
 from studies.text import counted, duration, number, ranges
 
 if TYPE_CHECKING:
-    from studies.spec.study import BudgetSpec
+    from studies.spec.sections import BudgetSpec
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import Status, StudyRecord, Worker
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from studies.search.scheduler import Choice
-    from studies.spec.study import BudgetSpec, StudySpec
+    from studies.spec.sections import BudgetSpec
+    from studies.spec.study import StudySpec
 
 Change = Mapping[str, Any]
 """One value of a trial to write; its keys depend on its kind (see :data:`Changes`)."""

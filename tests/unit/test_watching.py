@@ -16,7 +16,7 @@ from rich.console import Console
 
 from studies.cli.watch_picture import picture
 from studies.overview import Overview, Throughput, overview, share_rows, sparkline
-from studies.spec.study import BudgetSpec
+from studies.spec.sections import BudgetSpec
 from studies.storage.records import Attempt, HeldTrial, Status, Worker
 
 BEGAN = datetime(2030, 1, 1, 12)
