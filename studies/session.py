@@ -130,7 +130,7 @@ class Session:
     def size(self) -> str:
         """The number of workers and of their slots, in words."""
         workers = counted(self.workers, "worker")
-        return f"{workers} of {self.supervisor.slots} slots" if self.supervisor.slots > 1 else workers
+        return f"{workers} of {self.supervisor.slots} slots each" if self.supervisor.slots > 1 else workers
 
     def prepare(self) -> None:
         """Check the objectives and the checkpoint stores, before anything is written.

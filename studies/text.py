@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 _COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 
@@ -37,6 +38,17 @@ def counted(count: int, noun: str) -> str:
     if count != 1:
         noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{count:,} {noun}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """``3, 7–9`` for 3, 7, 8, 9; ``–`` without any. The numbers ascend."""
+    runs: list[list[int]] = []
+    for number_ in numbers:
+        if runs and number_ == runs[-1][-1] + 1:
+            runs[-1][1:] = [number_]
+        else:
+            runs.append([number_])
+    return ", ".join("–".join(map(str, run)) for run in runs) or "–"
 
 
 def duration(seconds: float, *, is_live: bool = False) -> str:

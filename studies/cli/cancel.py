@@ -28,9 +28,10 @@ def cancel(common: Common, name: str, number: int) -> None:
     with common.open() as storage:
         record = storage.find_study(name)
         has_ended = lifecycle.cancel(storage, record, number)
-        workers = [worker for worker in storage.status(record).workers if worker.trial == number]
+        workers = storage.status(record).workers
+        holders = [worker for worker in workers if number in (trial.number for trial in worker.trials)]
     if has_ended:
         say(f"trial {number} of study {name!r} is cancelled")
     else:
-        where = f", on {workers[0].host} ({workers[0].device})" if workers else ""
+        where = f", on {holders[0].host} ({holders[0].device})" if holders else ""
         say(f"trial {number} of study {name!r} is cancelled: it ends at its next step{where}")

@@ -157,7 +157,7 @@ allow_option = click.option(
 
 def time_value(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
     """The callback of an option that takes a time: ``90s``, ``30m``, ``2h``, in seconds."""
-    from studies.spec.study import parse_seconds
+    from studies.spec.sections import parse_seconds
 
     if text is None:
         return None

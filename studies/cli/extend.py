@@ -21,7 +21,7 @@ from studies.cli.status import budget_line, status_line
 from studies.text import counted
 
 if TYPE_CHECKING:
-    from studies.spec.study import Direction
+    from studies.spec.sections import Direction
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import StudyRecord
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +17,6 @@ from studies.errors import NoTables
 from studies.stop_reasons import BY_HAND
 from studies.text import duration, number
 from studies.values import finite
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command("ls")
@@ -38,7 +35,7 @@ def list_studies(common: Common, kind: str) -> None:
     except NoTables as error:
         rows, nothing = [], str(error)
     if kind == "json":
-        keys = ("name", "budget", "complete", "pruned", "running", "waiting", "fail", "workers")
+        keys = ("name", "budget", "complete", "pruned", "running", "waiting", "paused", "fail", "workers")
         listed = [
             {**{key: row[key] for key in keys}, "state": _state(row), "best": finite(row["best"])} for row in rows
         ]
@@ -66,4 +63,4 @@ def list_studies(common: Common, kind: str) -> None:
 def _state(row: Mapping[str, Any]) -> str:
     if row["ended"]:
         return "stopped" if row["ended"] == BY_HAND else str(row["ended"])
-    return "paused" if row["paused"] else "running" if row["running"] else "idle"
+    return "paused" if row["is_paused"] else "running" if row["running"] else "idle"

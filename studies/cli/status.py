@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,12 +18,12 @@ from studies.cli.formats import (
 from studies.errors import command
 from studies.spec.constraints import in_words
 from studies.stop_reasons import BY_HAND, STOP_REASONS
-from studies.text import counted, duration, number
+from studies.text import counted, duration, number, ranges
 
 if TYPE_CHECKING:
-    from studies.spec.study import BudgetSpec
+    from studies.spec.sections import BudgetSpec
     from studies.storage.postgres import PostgresStorage
-    from studies.storage.records import Status, StudyRecord
+    from studies.storage.records import Status, StudyRecord, Worker
 
 
 @click.command()
@@ -53,7 +53,7 @@ def status(common: Common, name: str, kind: str) -> None:
             "ended": now.ended,
             "best": best,
             **({"warm_start": warm_start} if warm_start else {}),
-            "workers": [asdict(worker) for worker in now.workers],
+            "workers": [_worker_data(worker) for worker in now.workers],
         }
         echo_data(to_json(data))
         return
@@ -67,14 +67,31 @@ def status(common: Common, name: str, kind: str) -> None:
     if now.workers:
         echo("")
         print_columns(
-            ["worker", "pid", "device", "trial", "step", "seen"],
+            ["worker", "pid", "device", *WORK, "seen"],
             [
-                [w.host, str(w.pid), w.device, "–" if w.trial is None else str(w.trial),
-                 "–" if w.step is None else str(w.step), f"{duration(w.seen_seconds_ago)} ago"]
+                [w.host, str(w.pid), w.device, *work_cells(w), f"{duration(w.seen_seconds_ago)} ago"]
                 for w in now.workers
             ],
-            numeric=["pid", "trial", "step"],
-        )  # fmt: skip
+            numeric=["pid", *WORK],
+        )
+
+
+#: The columns of :func:`work_cells`.
+WORK: Final = ("slots", "trial", "step")
+
+
+def work_cells(worker: Worker) -> tuple[str, str, str]:
+    """What a worker trains, for people: its slots, the numbers of its trials, and the steps that those have reached."""
+    steps = {trial.step for trial in worker.trials if trial.step is not None}
+    reached = "–".join(map(str, sorted({min(steps), max(steps)}))) if steps else "–"
+    return str(worker.slots), ranges(trial.number for trial in worker.trials), reached
+
+
+def _worker_data(worker: Worker) -> dict[str, Any]:
+    data = asdict(worker)
+    # Scripts from before there were slots read the one trial of a worker.
+    first = data["trials"][0] if data["trials"] else {"number": None, "step": None}
+    return {**data, "trial": first["number"], "step": first["step"]}
 
 
 def status_line(now: Status, record: StudyRecord, seconds: float | None = None) -> str:

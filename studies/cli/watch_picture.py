@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from studies.cli.formats import readable
+from studies.cli.status import WORK, work_cells
 from studies.errors import command
 from studies.objective import work_command
 from studies.overview import share_rows, sparkline
@@ -201,8 +202,8 @@ def _running_table(running: Sequence[Running], rows: int, width: int) -> Table:
 
 def _workers_table(seen: Overview, rows: int, width: int) -> Table:
     workers = seen.status.workers
-    columns = ("worker", "pid", "device", "trial", "step", "done", "trials/h", "seen")
-    table = _table(*columns, left=["worker", "device"], widest=max(8, min(32, width - 60)))
+    columns = ("worker", "pid", "device", *WORK, "done", "trials/h", "seen")
+    table = _table(*columns, left=["worker", "device"], widest=max(8, min(32, width - 66)))
     shown = _cut(len(workers), rows)
     for worker in workers[:shown]:
         throughput: Throughput = seen.throughput[worker.id]
@@ -210,8 +211,7 @@ def _workers_table(seen: Overview, rows: int, width: int) -> Table:
             printable(worker.host),
             str(worker.pid),
             printable(worker.device),
-            "–" if worker.trial is None else str(worker.trial),
-            "–" if worker.step is None else str(worker.step),
+            *work_cells(worker),
             str(throughput.done),
             _rate(throughput.per_hour),
             f"{duration(worker.seen_seconds_ago, is_live=True)} ago",

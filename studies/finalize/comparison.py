@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from studies import lifecycle
 from studies.errors import SpecError, StudyhallError, command
 from studies.finalize.choice import Candidate
-from studies.spec.study import BudgetSpec, NotifySpec, PrunerSpec, SamplerSpec, StudySpec, check_name
+from studies.spec.sections import BudgetSpec, NotifySpec, PrunerSpec, SamplerSpec
+from studies.spec.study import StudySpec, check_name
 from studies.stop_reasons import BY_HAND
 from studies.trial import SEED, is_feasible
 from studies.values import key_of

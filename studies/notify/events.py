@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from studies.overview import is_over
-from studies.spec.study import Event
+from studies.spec.sections import Event
 from studies.stop_reasons import STOP_REASONS, failure_of
 from studies.text import in_one_line, printable
 from studies.values import finite, strict

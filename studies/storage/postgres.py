@@ -27,7 +27,8 @@ from studies.errors import (
     nearest,
 )
 from studies.spec.constraints import in_words
-from studies.spec.study import BudgetSpec, Direction, StudySpec
+from studies.spec.sections import BudgetSpec, Direction
+from studies.spec.study import StudySpec
 from studies.storage import roles, schema
 from studies.storage.budgets import Budgets
 from studies.storage.database import Database

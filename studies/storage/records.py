@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from studies.search.scheduler import Choice
-    from studies.spec.study import BudgetSpec, StudySpec
+    from studies.spec.sections import BudgetSpec
+    from studies.spec.study import StudySpec
 
 Change = Mapping[str, Any]
 """One value of a trial to write; its keys depend on its kind (see :data:`Changes`)."""
@@ -47,6 +48,15 @@ class StudyRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldTrial:
+    """A running trial of a worker."""
+
+    number: int
+    step: int | None
+    """The last reported one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Worker:
     """A worker that was seen in the last two minutes."""
 
@@ -54,8 +64,10 @@ class Worker:
     host: str
     pid: int
     device: str
-    trial: int | None
-    step: int | None
+    slots: int
+    """How many trials it can train at once."""
+    trials: Sequence[HeldTrial]
+    """Those of the study that it trains now, by number."""
     seen_seconds_ago: float
 
 

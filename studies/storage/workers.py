@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studies.storage.database import ANSWER_SECONDS, Database, new_token
-from studies.storage.records import LostWorker, StudyRecord, Worker
+from studies.storage.records import HeldTrial, LostWorker, StudyRecord, Worker
 
 
 class Workers:
@@ -14,8 +14,10 @@ class Workers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def register(self, records: Sequence[StudyRecord], *, worker_id: str, host: str, pid: int, device: str) -> None:
-        """Register a worker that starts. Idempotent."""
+    def register(
+        self, records: Sequence[StudyRecord], *, worker_id: str, host: str, pid: int, device: str, slots: int = 1
+    ) -> None:
+        """Register a worker that starts, and how many trials it can train at once. Idempotent."""
         self._database.rows(
             "register_worker",
             study_ids=[record.study_id for record in records],
@@ -23,6 +25,7 @@ class Workers:
             host=host,
             pid=pid,
             device=device,
+            slots=slots,
         )
 
     def forget(self, worker_id: str, died_of: str | None = None) -> None:
@@ -52,7 +55,8 @@ class Workers:
 
     def of(self, record: StudyRecord) -> list[Worker]:
         """The workers of a study that were seen in the last two minutes."""
-        return [Worker(**row) for row in self._database.rows("workers", study_id=record.study_id)]
+        rows = self._database.rows("workers", study_id=record.study_id)
+        return [Worker(**row | {"trials": tuple(HeldTrial(**trial) for trial in row["trials"])}) for row in rows]
 
     def lost(self, record: StudyRecord) -> list[LostWorker]:
         """The workers that died or vanished within the last hour."""

@@ -112,7 +112,7 @@ def main() -> int:
         events.send("ready", slots=slots, directions=directions, steps=steps, environments=environments)
         line = sys.stdin.readline()
         if line:
-            events.send("over", reason=_work(setup, Assignment(**json.loads(line)), built, environments, stop))
+            events.send("over", reason=_work(setup, Assignment(**json.loads(line)), built, environments, slots, stop))
     except Exception as error:
         events.send_error(error, kind=type(error).__name__, traceback=traceback.format_exc())
         return 1
@@ -138,13 +138,14 @@ def _work(
     assignment: Assignment,
     built: Mapping[str, Objective],
     environments: Mapping[str, Environment],
+    slots: int,
     stop: threading.Event,
 ) -> str:
     threading.Thread(target=_end_with_supervisor, args=(stop, assignment.lease_seconds), daemon=True).start()
     is_cut_off = False
     while not stop.is_set():
         try:
-            return _run(setup, assignment, built, environments, stop)
+            return _run(setup, assignment, built, environments, slots, stop)
         except StorageUnreachable as error:  # a worker that starts during an outage waits like the running ones
             if not is_cut_off:
                 log.warning("waiting for the database: %s", error)
@@ -158,6 +159,7 @@ def _run(
     assignment: Assignment,
     built: Mapping[str, Objective],
     environments: Mapping[str, Environment],
+    slots: int,
     stop: threading.Event,
 ) -> str:
     # Imported here: the objective imports first, and its errors are shown before any of ours.
@@ -189,6 +191,7 @@ def _run(
             host=socket.gethostname(),
             pid=os.getpid(),
             device=setup.label,
+            slots=slots,
         )
         worker = Worker(
             storage,

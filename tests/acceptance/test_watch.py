@@ -118,7 +118,7 @@ def test_a_study_is_watched_live_until_it_ends(shell: Shell) -> None:
     assert re.search(r"━ +\d+ of 16 trials, \d+ s left", seen)
     assert re.search(r"best  \S+ value, trial \d+\nx=", seen)
     assert re.search(r"^ +\d+ +[1-4] +\S+  █", seen, re.MULTILINE)  # a running trial, whose values fall
-    assert re.search(r"^\S+ +\d+  cpu +\d+ +\d +\d+ +[\d,]+  [01] s ago", seen, re.MULTILINE)
+    assert re.search(r"^\S+ +\d+  cpu +1 +\d+ +\d +\d+ +[\d,]+  [01] s ago", seen, re.MULTILINE)
     left = "\n".join(terminal.left)
     assert left.startswith("script-objective  the budget is spent\n━")
     assert " 16 of 16 trials\n" in left

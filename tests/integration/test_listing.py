@@ -189,3 +189,20 @@ def test_ls_says_how_each_study_stands_and_what_is_best(storage: PostgresStorage
     assert lines["complete"] == ["complete", "2.5", "1/1"]
     assert lines["one"][:2] == ["idle", "inf"]
     assert max(map(len, say("ls").splitlines())) <= 80
+
+
+def test_a_worker_that_trains_several_trials_is_one_worker(storage: PostgresStorage, say: Say) -> None:
+    record, _ = storage.create_study(spec("pooled"))
+    storage.workers.register([record], worker_id="w", host="alpha", pid=7, device="cuda:0", slots=4)
+    for step in (3, 5):
+        claim = storage.leases.claim(record, "w", 30)
+        assert isinstance(claim, Claim)
+        storage.leases.write(claim, {}, step=step)
+    (worker,) = json.loads(say("status pooled --format json"))["workers"]
+    assert 0 <= worker.pop("seen_seconds_ago") < 60
+    assert worker == {
+        **{"id": "w", "host": "alpha", "pid": 7, "device": "cuda:0", "slots": 4, "trial": 0, "step": 3},
+        "trials": [{"number": 0, "step": 3}, {"number": 1, "step": 5}],
+    }
+    assert say("status pooled").splitlines()[-1].split()[:6] == ["alpha", "7", "cuda:0", "4", "0–1", "3–5"]
+    assert "has 1 worker, seen" in say("delete pooled --yes", status=1)

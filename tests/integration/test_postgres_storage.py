@@ -25,7 +25,7 @@ from studies.errors import (
     TrialNotFound,
 )
 from studies.storage import schema
-from studies.storage.records import Attempt, Claim, StudyRecord
+from studies.storage.records import Attempt, Claim, HeldTrial, StudyRecord
 from studies.storage.url import StorageURL
 
 pytestmark = pytest.mark.both_servers
@@ -498,14 +498,17 @@ def test_metrics_keep_the_first_value_of_a_step(storage: PostgresStorage) -> Non
 def test_the_status_shows_trials_best_and_workers(storage: PostgresStorage) -> None:
     record = created(storage)
     storage.set_trial_state_values(begin(storage, record, "a"), TrialState.COMPLETE, [0.5])
+    storage.workers.register([record], worker_id="b", host="host", pid=1, device="cpu", slots=4)
     storage.leases.write(hold(storage, record, "b"), {}, step=7)
+    hold(storage, record, "b")
     now = storage.status(record)
-    assert now.trials == {"complete": 1, "pruned": 0, "running": 1, "waiting": 0, "paused": 0, "fail": 0}
+    assert now.trials == {"complete": 1, "pruned": 0, "running": 2, "waiting": 0, "paused": 0, "fail": 0}
     assert now.best is not None
     assert now.best.value == 0.5
-    worker = next(worker for worker in now.workers if worker.id == "b")
-    assert (worker.host, worker.device, worker.trial, worker.step) == ("host", "cpu", 1, 7)
-    assert 0 <= worker.seen_seconds_ago < 60
+    idle, pool = sorted(now.workers, key=lambda worker: worker.id)
+    assert (idle.host, idle.device, idle.slots, idle.trials) == ("host", "cpu", 1, ())
+    assert (pool.slots, pool.trials) == (4, (HeldTrial(number=1, step=7), HeldTrial(number=2, step=None)))
+    assert 0 <= pool.seen_seconds_ago < 60
 
 
 def test_a_deleted_study_leaves_nothing_and_the_others_alone(storage: PostgresStorage) -> None:

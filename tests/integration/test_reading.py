@@ -15,7 +15,7 @@ from studies.overview import overview, pace_trials, seconds_left
 from studies.report.data import read
 from studies.report.page import report
 from studies.report.subset import MOST_TRIALS, SAMPLE
-from studies.spec.study import BudgetSpec
+from studies.spec.sections import BudgetSpec
 from studies.storage import pages
 from studies.storage.reader import StudyReader
 from studies.storage.records import StudyRecord

@@ -158,6 +158,8 @@ def test_a_paused_trial_waits_for_its_scheduler_and_is_what_it_is_for_stock_optu
     run(Trained(last), until_idle=0)
     now = storage.status(record)
     assert now.trials == {"complete": 0, "pruned": 0, "running": 0, "waiting": 0, "paused": 4, "fail": 0}
+    (listed,) = storage.list_studies()
+    assert {state: listed[state] for state in now.trials} == now.trials
     stock = optuna.load_study(study_name="study", storage=storage.location.sqlalchemy)
     assert [trial.state for trial in stock.trials] == [TrialState.WAITING] * 4
     assert sorted(paused_at(trial.state, trial.system_attrs) or 0 for trial in stock.trials) == [1, 1, 1, 3]

@@ -35,8 +35,8 @@ from studies.report.plotly_figures import figure
 from studies.report.snapshot import CONTOUR_CELLS, importances
 from studies.report.subset import remark
 from studies.report.timeline import rows
+from studies.spec.sections import BudgetSpec
 from studies.spec.space import categorical
-from studies.spec.study import BudgetSpec
 from studies.storage.records import Attempt, Point, Status
 
 BEGAN = datetime(2030, 1, 1, 12)

@@ -9,7 +9,8 @@ import pytest
 import tomli_w
 
 from studies.errors import SpecError, SpecMismatch
-from studies.spec.study import BudgetSpec, StudySpec, parse_seconds
+from studies.spec.sections import BudgetSpec, parse_seconds
+from studies.spec.study import StudySpec
 from tests.support.spec import BASE, sampled, spec_with
 
 

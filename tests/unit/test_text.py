@@ -28,7 +28,7 @@ from studies.cli.formats import (
     to_toml,
 )
 from studies.errors import StudyhallError
-from studies.text import coloured, printable
+from studies.text import coloured, printable, ranges
 
 HOSTILE = {
     "\x1b[2J\x1b]0;title\x07": r"\x1b[2J\x1b]0;title\x07",
@@ -169,3 +169,12 @@ def test_data_are_escaped_where_a_person_looks_at_them(monkeypatch: pytest.Monke
 def test_json_and_toml_of_plain_text_are_left_readable() -> None:
     assert to_json({"größe": "½"}) == '{"größe": "½"}'
     assert to_toml({"größe": "½"}) == '"größe" = "½"'
+
+
+def test_numbers_in_a_row_become_a_range() -> None:
+    assert [ranges([]), ranges([5]), ranges([3, 7, 8]), ranges([0, 1, 2, 9, 11, 12])] == [
+        "–",
+        "5",
+        "3, 7–8",
+        "0–2, 9, 11–12",
+    ]

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from studies.cli.watch_picture import picture
 from studies.overview import Overview, Throughput, overview, share_rows, sparkline
-from studies.spec.study import BudgetSpec
-from studies.storage.records import Attempt, Status, Worker
+from studies.spec.sections import BudgetSpec
+from studies.storage.records import Attempt, HeldTrial, Status, Worker
 
 BEGAN = datetime(2030, 1, 1, 12)
 
@@ -52,7 +52,7 @@ def trial(
 
 
 def worker(number: int, **facts: Any) -> Worker:
-    known = {"host": "host", "pid": 1, "device": "cpu", "trial": None, "step": None, "seen_seconds_ago": 0.1}
+    known = {"host": "host", "pid": 1, "device": "cpu", "slots": 1, "trials": (), "seen_seconds_ago": 0.1}
     return Worker(id=f"w{number}", **{**known, **facts})
 
 
@@ -239,7 +239,8 @@ def crowded() -> Overview:
         for n in range(64)
     ]
     now = status(trials, best=best, workers=0)
-    workers = [worker(n, host="a-host-with-a-very-long-name.example.org" * 2, trial=76 + n) for n in range(64)]
+    host = "a-host-with-a-very-long-name.example.org" * 2
+    workers = [worker(n, host=host, trials=[HeldTrial(number=76 + n, step=None)]) for n in range(64)]
     now = Status(**{**vars(now), "workers": workers, "study": "s" * 128})
     return overview(now, trials, {n: attempt(f"w{n}") for n in range(70)}, now=at(100))
 
@@ -254,7 +255,7 @@ def test_the_picture_of_a_crowded_study_fits_the_terminal(width: int, height: in
     assert "waiting for the database" in text
     assert "saved" in text
     assert "64 workers at work" in text
-    assert width < 80 or re.search(r"a-host-\S+…  +1  cpu +76 +– +1 +– +0 s ago", text)
+    assert width < 80 or re.search(r"a-host-\S+…  +1  cpu +1 +76 +– +1 +– +0 s ago", text)
     assert "\x1b[2J" not in text
 
 
@@ -269,7 +270,9 @@ def test_the_picture_shows_all_of_a_small_study() -> None:
         trial(5, TrialState.FAIL, begin=10, end=11, error="cancelled"),
     ]
     now = status(trials, best=best, budget=10)
-    now = Status(**{**vars(now), "workers": [worker(0, host="alpha", pid=77, device="cuda:1", trial=2, step=2)]})
+    trained = [HeldTrial(number=2, step=2), HeldTrial(number=3, step=None)]
+    pool = worker(0, host="alpha", pid=77, device="cuda:1", slots=4, trials=trained)
+    now = Status(**{**vars(now), "workers": [pool]})
     lines = drawn(overview(now, trials, {0: attempt("w0")}, now=at(11)))
     words = [line.split() for line in lines]
     assert lines[0].startswith("study  1 worker at work")
@@ -279,7 +282,7 @@ def test_the_picture_shows_all_of_a_small_study() -> None:
     assert ["lr=0.01235", "optimizer=adamw"] in words
     assert ["2", "2", "1", "▁▅█", "lr=0.1", "optimizer=sgd"] in words
     assert ["3", "–", "–"] in words
-    assert ["alpha", "77", "cuda:1", "2", "2", "1", "360", "0", "s", "ago"] in words
+    assert ["alpha", "77", "cuda:1", "4", "2–3", "2", "1", "360", "0", "s", "ago"] in words
     assert ["pruned", "1", "at", "step", "2"] in words
     assert ["saved", "6", "steps", "by", "pruning:", "33%", "of", "all"] in words
     assert ["failed", "1", "×", "ValueError:", "no"] in words

@@ -75,15 +75,17 @@ select s.study_name as name, b.uid::text as uid from studies s left join studyha
 select md5(extract(epoch from min(at))::text) as identity from studyhall.version
 
 -- name: list_studies
--- A row for each study: its trials by state, budget, stop reason, best value (of a single objective), and the workers
--- seen lately.
-select s.study_name as name, b.trials as budget, t.complete, t.pruned, t.running, t.waiting,
-    t.failed + t.cancelled as fail, coalesce(b.paused, false) as paused, studyhall.ended(t) as ended,
+-- A row for each study: its trials by state, as the statement status counts them, budget, stop reason, best value (of a
+-- single objective), and the workers seen lately.
+select s.study_name as name, b.trials as budget, t.complete, t.pruned, t.running, coalesce(r.ready, 0) as waiting,
+    t.waiting - coalesce(r.ready, 0) as paused, t.failed + t.cancelled as fail,
+    coalesce(b.paused, false) as is_paused, studyhall.ended(t) as ended,
     case when not exists (select from study_directions d where d.study_id = s.study_id and d.objective > 0) then t.best end as best,
     extract(epoch from now() - t.began at time zone 'UTC')::float8 as seconds_ago, coalesce(w.workers, 0) as workers
 from studies s
 cross join studyhall.tally(s.study_id) t
 left join studyhall.budgets b on b.study_id = s.study_id
+left join (select study_id, count(*) as ready from studyhall.leases where ready group by study_id) r on r.study_id = s.study_id
 left join (
     select study_id, count(*) as workers from studyhall.workers, unnest(study_ids) as study_id
     where ended_at is null and seen_at > now() - interval '2 minutes' group by study_id

@@ -11,8 +11,8 @@ with forgotten as (
     delete from studyhall.requests where token in (
         select token from studyhall.requests where at < now() - interval '1 day' for update skip locked)
 )
-insert into studyhall.workers (worker_id, study_ids, host, pid, device)
-values (%(worker_id)s, %(study_ids)s, %(host)s, %(pid)s, %(device)s)
+insert into studyhall.workers (worker_id, study_ids, host, pid, device, slots)
+values (%(worker_id)s, %(study_ids)s, %(host)s, %(pid)s, %(device)s, %(slots)s)
 on conflict (worker_id) do update set study_ids = excluded.study_ids, seen_at = now(), ended_at = null, died_of = null
 
 -- name: forget_worker
@@ -21,14 +21,20 @@ update studyhall.workers set ended_at = coalesce(ended_at, now()), died_of = coa
 where worker_id = %(worker_id)s
 
 -- name: workers
--- The workers of a study seen in the last two minutes, each with the trial of this study that it runs.
-select w.worker_id as id, w.host, w.pid, w.device, t.number as trial, l.step,
-    extract(epoch from now() - greatest(w.seen_at, l.expires_at - make_interval(secs => l.seconds)))::float8 as seen_seconds_ago
-from studyhall.workers w
-left join (studyhall.leases l join trials t on t.trial_id = l.trial_id and t.state = 'RUNNING' and t.study_id = %(study_id)s)
-    on l.worker_id = w.worker_id and l.held
+-- The workers of a study seen in the last two minutes, each with the trials of this study that it runs. A report renews
+-- a lease and leaves the worker's row alone: the last sign of life is the later one of the two.
+with running as (
+    select l.worker_id, max(l.expires_at - make_interval(secs => l.seconds)) as renewed_at,
+        json_agg(json_build_object('number', t.number, 'step', l.step) order by t.number) as trials
+    from studyhall.leases l join trials t using (trial_id)
+    where l.study_id = %(study_id)s and l.held and t.state = 'RUNNING'
+    group by l.worker_id
+)
+select w.worker_id as id, w.host, w.pid, w.device, w.slots, coalesce(r.trials, '[]') as trials,
+    extract(epoch from now() - greatest(w.seen_at, r.renewed_at))::float8 as seen_seconds_ago
+from studyhall.workers w left join running r using (worker_id)
 where %(study_id)s = any(w.study_ids) and w.ended_at is null
-    and greatest(w.seen_at, l.expires_at - make_interval(secs => l.seconds)) > now() - interval '2 minutes'
+    and greatest(w.seen_at, r.renewed_at) > now() - interval '2 minutes'
 order by w.host, w.device, w.pid
 
 -- name: heartbeat
