@@ -63,7 +63,8 @@ class MLP:
         folds: above 1, each trial is trained once per fold of training and validation data; its value is the mean.
         seeds: likewise, with so many seeds.
         fixed: hyperparameters of all trials, which the study does not sample.
-        split: of a table, ``{ by = "COLUMN" }`` keeps groups whole, ``{ on = "COLUMN" }`` the order of time.
+        split: of a table or ``.npz``: ``{ by = "COLUMN" }`` keeps groups whole, ``{ on = "COLUMN" }`` the order of
+            time.
         scaling: of numbers, ``standard`` or, for heavy tails, ``quantile``.
         data_dir: where this machine keeps data sets; a worker gives it.
 

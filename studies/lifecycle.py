@@ -205,12 +205,12 @@ def retry(storage: PostgresStorage, record: StudyRecord, number: int) -> int:
     )
 
 
-def add_waiting(storage: PostgresStorage, record: StudyRecord, **contents: Any) -> int:
-    """Create a WAITING trial; returns its number."""
+def add_waiting(storage: PostgresStorage, record: StudyRecord, *, token: str | None = None, **contents: Any) -> int:
+    """Create a WAITING trial; returns its number. Of several with one ``token``, a UUID, the first is made."""
     import optuna
 
     template = optuna.create_trial(state=optuna.trial.TrialState.WAITING, **contents)
-    return storage.get_trial(storage.create_new_trial(record.study_id, template)).number
+    return storage.get_trial(storage.create_new_trial(record.study_id, template, token=token)).number
 
 
 def _steerable_status(storage: PostgresStorage, record: StudyRecord) -> Status:

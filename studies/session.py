@@ -19,7 +19,7 @@ from studies.errors import ObjectiveError, StorageUnreachable, StudyhallError, S
 from studies.notify.notifier import Notifier
 from studies.overview import pace_trials, seconds_left
 from studies.spec.script import Script, find, found_as, is_script
-from studies.stop_reasons import STOP_REASONS, failure_of, way_on
+from studies.stop_reasons import FAILURES, STOP_REASONS, failure_of, way_on
 from studies.storage import chosen_home
 from studies.text import counted
 from studies.worker import devices
@@ -340,7 +340,7 @@ def require_success(storage: PostgresStorage, record: StudyRecord, now: Status, 
     Raises:
         StudyhallError: too many trials failed; or its workers ended before the study did.
     """
-    if now.ended == "failures":
+    if now.ended in FAILURES:
         failed = [(trial.number, error) for trial in storage.trials(record) if (error := failure_of(trial))]
         last = "".join(
             f", the last ({number}) with: {error}; see: {command('show', record.name, number)}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from studies.errors import SpecError, StudyBusy, command, nearest
 from studies.spec.source import read_value
 from studies.spec.study import StudySpec
+from studies.values import to_text
 
 if TYPE_CHECKING:
     from studies.storage.postgres import PostgresStorage
@@ -37,7 +38,7 @@ class _Change(NamedTuple):
     text: str
 
 
-def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[str]) -> bool:
+def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[str]) -> list[str]:
     """Change the space of a study.
 
     Args:
@@ -46,7 +47,7 @@ def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[
         texts: ``NAME.low=VALUE``, and the like of ``high``, ``step``, ``choices``; of choices also ``+=`` and ``-=``.
 
     Returns:
-        Whether the space was another one before.
+        What is another by now, ``lr.high: 0.1 → 0.3``; empty where nothing is.
 
     Raises:
         NotPermitted: the database user is a viewer.
@@ -64,12 +65,13 @@ def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[
         )
     before = storage.spaces.text(record)
     changed = _changed(spec, [_parse(text, spec) for text in texts])
-    if changed.space == spec.space:
-        return False
+    differences = _differences(spec, changed)
+    if not differences:
+        return []
     _require_legal_trials(storage, record, changed)
-    if not storage.spaces.change(record, before, changed, who=_user(), change=" ".join(texts)):
+    if not storage.spaces.change(record, before, changed, who=_user(), change=", ".join(differences)):
         raise StudyBusy(f"somebody changed the space of study {record.name!r} at this moment; look, and try again")
-    return True
+    return differences
 
 
 def _parse(text: str, spec: StudySpec) -> _Change:
@@ -107,6 +109,15 @@ def _changed(spec: StudySpec, changes: Sequence[_Change]) -> StudySpec:
                     )
                 fields["choices"] = [choice for choice in fields["choices"] if choice != value]
     return StudySpec.from_dict({**spec.model_dump(exclude_none=True), "space": space}, "the new space")
+
+
+def _differences(before: StudySpec, after: StudySpec) -> list[str]:
+    return [
+        f"{name}.{field}: {'none' if old is None else to_text(old)} → {to_text(new)}"
+        for name, parameter in after.space.items()
+        for field in FIELDS
+        if (old := getattr(before.space[name], field, None)) != (new := getattr(parameter, field, None))
+    ]
 
 
 def _require_legal_trials(storage: PostgresStorage, record: StudyRecord, changed: StudySpec) -> None:

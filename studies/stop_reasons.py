@@ -17,10 +17,17 @@ BY_HAND: Final = "by hand"
 #: The error of a trial that a person cancelled; the database writes it as well.
 CANCELLED: Final = "cancelled"
 
+#: The stop reason when the study has a constraint on a metric that no trial reports.
+UNREPORTED: Final = "constraint"
+
+#: The stop reasons of a study that went wrong: the last failed trial says how.
+FAILURES: Final = ("failures", UNREPORTED)
+
 #: Reason in the database → words.
 STOP_REASONS: Final = {
     "complete": "the budget is spent",
     "failures": "stopped after too many failed trials",
+    UNREPORTED: "stopped: a constraint is on a metric that no trial reports",
     "timeout": "stopped: time limit reached",
     "target": "the target is reached",
     "epochs": "the budget of epochs is spent",

@@ -72,7 +72,7 @@ def load(
         split_seed: of the split; not of the training.
         validation: the share of the data, without the test data, that is for validation.
         task: one of :data:`TASKS`; ``None`` to ask where the target looks like numbers.
-        split: of a table, what keeps rows together or in order, see :class:`objectives.data.splits.Split`.
+        split: of a table or ``.npz``, what keeps rows together or in order: :class:`objectives.data.splits.Split`.
         scaling: one of :data:`SCALINGS`, of the numbers.
 
     Raises:
@@ -117,7 +117,9 @@ def _check(
             f"dataset = {dataset!r} is unknown; {hint}known: {', '.join(NAMES)}, or a path to a file that ends in "
             f".npz, {', '.join(SUFFIXES)} (as text also {', '.join(filter(None, COMPRESSIONS))})"
         )
-    for argument, value in (("target", target), ("columns", columns), ("split", split)):
+    # The arrays of .npz may name groups or times; a named data set has none.
+    foreign = {"target": target, "columns": columns, "split": None if _is_npz(dataset) else split}
+    for argument, value in foreign.items():
         if value:
             raise DataError(f"{argument} = {value!r} is about a table, and {dataset!r} is none; leave it out")
 
@@ -138,7 +140,7 @@ def _read(dataset: str, data_dir: Path, target: str | None, columns: Mapping[str
         return NAMES[dataset].read(data_dir)
     file = _find(dataset, data_dir)
     if _is_npz(dataset):
-        return read_npz(file)
+        return read_npz(file, split)
     from objectives.data.table import read_table  # pyarrow is needed for nothing else
 
     return read_table(file, target, columns, split)

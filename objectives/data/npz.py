@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from objectives.data.labels import Labels
 from objectives.data.raw import FLOAT32_MAX, MAX_EXACT, Raw, blocks_of, one_line
+from objectives.data.splits import Keys, Split, read_keys
+
+EXAMPLES = ("X", "y", "X_test", "y_test")
 
 
-def read_npz(file: Path) -> Raw:
-    """The arrays X, y and, where there are, X_test, y_test."""
+def read_npz(file: Path, split: Split | None = None) -> Raw:
+    """The arrays X, y and, where there are, X_test, y_test; and the one that the examples are divided by.
+
+    Args:
+        file: to read.
+        split: its column is an array with a cell for each example of X.
+    """
+    wanted = (*EXAMPLES, split.column) if split else EXAMPLES
     try:
         with file.open("rb") as stream:
             if stream.read(2) != b"PK":  # of an archive; numpy would take all else for pickled Python objects
@@ -26,7 +36,7 @@ def read_npz(file: Path) -> Raw:
                 )
             stream.seek(0)
             archive = np.load(stream, allow_pickle=False)
-            found = {name: archive[name] for name in archive.files if name in ("X", "y", "X_test", "y_test")}
+            found = {name: archive[name] for name in archive.files if name in wanted}
             names = ", ".join(archive.files) or "none"
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"is torn ({one_line(error)}); write it again with numpy.savez") from None
@@ -46,8 +56,9 @@ def read_npz(file: Path) -> Raw:
         if x in found:
             _check_arrays(x, found[x], y, found[y])
     labels = Labels.of(found["y"])
+    keys = _keys(found, split, names) if split else None
     if "X_test" not in found:
-        return Raw(blocks=blocks_of(found["X"]), labels=labels)
+        return Raw(blocks=blocks_of(found["X"]), labels=labels, keys=keys)
     features, test_features = (found[name][0].size for name in ("X", "X_test"))
     if features != test_features:
         raise ValueError(f"X_test has {test_features} features and X has {features}; they must agree")
@@ -56,7 +67,32 @@ def read_npz(file: Path) -> Raw:
         labels=labels,
         test_blocks=blocks_of(found["X_test"]),
         test_labels=Labels.of(found["y_test"]),
+        keys=keys,
     )
+
+
+def _keys(found: Mapping[str, np.ndarray], split: Split, names: str) -> Keys:
+    """What the examples are divided by."""
+    import pyarrow as pa  # as for a table
+
+    name = split.column
+    what = f"split.{'by' if split.by else 'on'} = {name!r}"
+    if name in EXAMPLES:
+        raise ValueError(f"{what}: it must name another array, with a group or time for each example")
+    if name not in found:
+        raise ValueError(f"{what}: there is no such array; add one with a cell for each example; it holds: {names}")
+    cells, n = found[name], len(found["X"])
+    if cells.shape != (n,):
+        raise ValueError(f"{what}: the array has shape {cells.shape}; it must be ({n},), a cell for each example")
+    if cells.dtype.kind not in "fiubUSM":
+        raise ValueError(f"{what}: the array holds {cells.dtype}; legal are text, numbers and datetime64")
+    if split.after is not None and "X_test" in found:
+        raise ValueError(f"split.after = {split.after!r}: the file has a test set, X_test; leave after or X_test out")
+    if cells.dtype.kind == "S":
+        cells = np.char.decode(cells, "utf-8")
+    elif cells.dtype.kind == "M":
+        cells = cells.astype("datetime64[us]")  # of the units that Arrow knows
+    return read_keys(pa.chunked_array([pa.array(cells, from_pandas=True)]), split, lambda row: f"{name}[{row}]")
 
 
 def _check_arrays(x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> None:

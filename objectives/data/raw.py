@@ -56,7 +56,7 @@ class Raw:
     levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Of each category, whose cells are numbers from 0: what they stand for. Empty text is a missing cell."""
     keys: Keys | None = None
-    """What a table is divided by; ``None`` where rows are drawn one by one."""
+    """What the rows are divided by; ``None`` where rows are drawn one by one."""
     is_image: bool = False
     """All features are of one kind and share one mean and standard deviation."""
 

@@ -105,6 +105,7 @@ def finalize(
     Reusing test data biases the result: a second test is refused without --again.
     """
     from studies.finalize import final, folder
+    from studies.finalize.lease import leased
     from studies.objective import build, require_loader
     from studies.session import find_scripts, require_runnable
     from studies.worker import devices
@@ -119,13 +120,8 @@ def finalize(
         spec = record.require_spec("its objective is not known")
         # All checks come before the training, which may take hours.
         final.require_complete(record, chosen)
-        before = final.stored(storage, record)
-        if before and not again:
-            shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())
-            raise StudyhallError(
-                f"study {name!r} was finalized with trial {before['trial']} ({shown}); "
-                "reusing test data biases the result; pass --again to do it anyway"
-            )
+        if not again:
+            _require_first(storage, record)
         storage.require("worker")  # before hours of training, whose result a viewer could not store
         script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
         data_folder = data_dir_or_default(data_dir)
@@ -154,8 +150,14 @@ def finalize(
             )  # fmt: skip
             chosen = storage.trial(record, choice.winner.trial)
         models = f"{members} models of trial" if ensemble else "trial"
-        say(f"retraining {models} {chosen.number} of {name} on training and validation data ({device.label})")
-        with _environment(device):
+        with (
+            leased(storage, record, waits=lambda other: say(f"{other} is retraining {name}; waiting for it to end")),
+            _environment(device),
+        ):
+            before = final.stored(storage, record)
+            if not again:
+                _require_first(storage, record)  # another process may have been the first meanwhile
+            say(f"retraining {models} {chosen.number} of {name} on training and validation data ({device.label})")
             metrics = final.finalize(
                 storage, record, spec, chosen, objective, device=device, directory=directory, progress=_show,
                 state=home() / "final", choice=choice, ensemble=members,
@@ -176,6 +178,18 @@ def _require_one_way(trial_number: int | None) -> None:
     for option in ("top", "rule"):
         if trial_number is not None and context.get_parameter_source(option) == ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--trial {trial_number} is retrained without a comparison; leave --{option} out")
+
+
+def _require_first(storage: PostgresStorage, record: StudyRecord) -> None:
+    """Refuse a second test of a study."""
+    from studies.finalize.final import stored
+
+    if before := stored(storage, record):
+        shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())
+        raise StudyhallError(
+            f"study {record.name!r} was finalized with trial {before['trial']} ({shown}), in {before['directory']}; "
+            "reusing test data biases the result; pass --again to do it anyway"
+        )
 
 
 def _compare(

@@ -49,6 +49,8 @@ def _show_study(storage: PostgresStorage, record: StudyRecord) -> None:
     if record.spec is None:
         say("it was made by Optuna, not by studyhall, so there is no spec")
         return
+    for change in storage.spaces.changes(record):
+        say(f"its space changed at {change}")
     echo_data(to_toml(record.spec.model_copy(update={"budget": record.budget}).to_file()))
 
 

@@ -29,8 +29,9 @@ def space(common: Common, name: str, changes: tuple[str, ...]) -> None:
     with common.open() as storage:
         record = storage.find_study(name)
         if changes:
-            if change_space(storage, record, changes):
-                say(f"study {name!r} has another space; its workers follow at their next trial")
+            if differences := change_space(storage, record, changes):
+                echo(*differences)
+                say(f"the space of study {name!r} has changed; its workers follow at their next trial")
             else:
                 say(f"study {name!r} has this space already")
             return

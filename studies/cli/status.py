@@ -22,7 +22,6 @@ from studies.text import counted, duration, number, ranges
 
 if TYPE_CHECKING:
     from studies.spec.sections import BudgetSpec
-    from studies.storage.postgres import PostgresStorage
     from studies.storage.records import Status, StudyRecord, Worker
 
 
@@ -38,7 +37,7 @@ def status(common: Common, name: str, kind: str) -> None:
         metrics = storage.metrics.last([now.best]) if now.best else {}
         front = storage.front(record) if now.best is None else []
         warm_start = storage.evidence.counts(record)
-        evidence = evidence_line(storage, record)
+        evidence = storage.evidence.in_words(record)
     if kind == "json":
         best = now.best and {"study": name, **best_data(now.best, metrics[now.best.number])}
         has_scheduler = record.spec is not None and record.spec.scheduler is not None
@@ -134,12 +133,6 @@ def best_line(now: Status, record: StudyRecord, front: int) -> str | None:
         look = command("best", record.name, "--pareto")
         return f"{best}: {counted(front, 'trial')} on the Pareto front ({look})"
     return f"{best}: none; no complete trial keeps this" if now.trials["complete"] and kept else None
-
-
-def evidence_line(storage: PostgresStorage, record: StudyRecord) -> str | None:
-    """How many trials of other studies the sampler learns from, in one line; ``None`` without any."""
-    shown = [f"{counted(trials, 'trial')} of {source}" for source, trials in storage.evidence.counts(record).items()]
-    return f"warm start: the sampler learns from {', '.join(shown)}, which count nowhere" if shown else None
 
 
 def budget_line(budget: BudgetSpec) -> str:

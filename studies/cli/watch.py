@@ -81,12 +81,12 @@ def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | Plai
 
 
 def _say_next(seen: Overview) -> None:
-    from studies.stop_reasons import way_on
+    from studies.stop_reasons import FAILURES, way_on
 
     now = seen.status
     assert now.ended is not None  # else it is still watched
     look = command("best", now.study) if now.best or seen.front else command("trials", now.study)
-    if now.ended == "failures":
+    if now.ended in FAILURES:
         look = command("trials", now.study, "--state", "fail")
     say(f"next: {look}; go on with: {way_on(now.study, now.ended)}")
 

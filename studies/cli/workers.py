@@ -19,7 +19,7 @@ from studies.cli.common import (
 from studies.cli.formats import best_lines, echo
 from studies.cli.interrupts import Interrupts
 from studies.cli.mirror import Mirroring, tracking_option
-from studies.cli.status import best_line, evidence_line, status_line
+from studies.cli.status import best_line, status_line
 from studies.cli.target import say_grid
 from studies.errors import StorageUnreachable, StudyhallError, command
 from studies.stop_reasons import BY_HAND
@@ -158,7 +158,7 @@ def run_to_end(
             if is_new:
                 say_grid(spec)
             storage.evidence.add(record, evidence)
-            if known := evidence_line(storage, record):
+            if known := storage.evidence.in_words(record):
                 say(known)
         names = tuple(record.name for record in session.records)
         # After the studies exist: a mirror of a study that is not there would end at once.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid5
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -124,10 +125,12 @@ def enqueue(
         lifecycle.add_waiting(
             storage,
             comparison,
+            # Two commands may begin at the same moment: each pair trains once.
+            token=str(uuid5(UUID(comparison.uid), f"{trial.number}/{seed}")),
             user_attrs={CANDIDATE: trial.number},
             system_attrs={"fixed_params": trial.params, SEED: seed},
         )
-    count = len(there) + len(missing)
+    count = len(storage.trials(comparison))
     if now.budget is None or now.budget.trials != count:
         storage.budgets.extend(comparison, trials=count, max_failures=count)
     if now.ended == "stopped" and (missing or now.trials["waiting"]):
@@ -142,8 +145,15 @@ def results(
     seeds: Sequence[int],
     n_parameters: Callable[[Mapping[str, Any]], int] | None,
 ) -> list[Candidate]:
-    """The candidates with their scores, in the order of ``trials``."""
-    scores = {_key(trial): trial.value for trial in storage.trials(comparison) if trial.state == TrialState.COMPLETE}
+    """The candidates with their scores, in the order of ``trials``.
+
+    Raises:
+        StudyhallError: one of their trials has not run.
+    """
+    ran = [trial for trial in storage.trials(comparison) if trial.state.is_finished()]
+    if {(trial.number, seed) for trial in trials for seed in seeds} - {_key(trial) for trial in ran}:
+        raise StudyhallError(f"study {comparison.name!r} has trials that have not run; go on with the same command")
+    scores = {_key(trial): trial.value for trial in ran if trial.state == TrialState.COMPLETE}
     return [
         Candidate(
             trial=trial.number,

@@ -15,6 +15,7 @@ from mlflow.utils import validation
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.mirror.names import MAX_PARAM, MAX_RUN, Legal
+from studies.stop_reasons import FAILURES
 from studies.storage.records import Attempt, Point, Status, StudyRecord
 from studies.trial import is_feasible
 from studies.values import to_json, to_text
@@ -313,7 +314,7 @@ def _study_status(now: Status) -> str:
         return "RUNNING"
     if now.ended in ("complete", "timeout", "target"):
         return "FINISHED"
-    return "FAILED" if now.ended == "failures" else "KILLED"
+    return "FAILED" if now.ended in FAILURES else "KILLED"
 
 
 def _metrics(legal: Legal, names: Sequence[str], trial: FrozenTrial, points: Sequence[Point]) -> Iterator[Metric]:

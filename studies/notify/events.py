@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from studies.overview import is_over
 from studies.spec.sections import Event
-from studies.stop_reasons import STOP_REASONS, failure_of
+from studies.stop_reasons import FAILURES, STOP_REASONS, failure_of
 from studies.text import in_one_line, printable
 from studies.values import finite, strict
 
@@ -111,7 +111,7 @@ class StudyEvents:
         names += [f"worker_lost {worker.worker}" for worker in self._lost]
         if is_over(now):
             # The count of trials makes the name unique: a study that is extended ends again.
-            event = "failures" if now.ended == "failures" else "finished"
+            event = "failures" if now.ended in FAILURES else "finished"
             names.append(f"{event} {now.ended} {now.finished + now.trials['fail']}")
         return [name for name in names if _kind(name) in self._wanted]
 
@@ -163,7 +163,7 @@ class StudyEvents:
         }
         if now.best:
             text += f", best {self._metric} {_short(now.best.value)} in trial {now.best.number}"
-        if now.ended == "failures":
+        if now.ended in FAILURES:
             number, error = self._last_error()
             text += f"; the last error, of trial {number}: {error}"
             data |= {"trial": number, "error": error}

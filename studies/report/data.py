@@ -21,6 +21,7 @@ from studies.stop_reasons import STOP_REASONS
 from studies.storage.postgres import PostgresStorage
 from studies.storage.reader import StudyReader
 from studies.storage.records import Attempt, Point, Status, StudyRecord
+from studies.storage.spaces import SpaceChange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ class StudyData:
     """The parameters of the study file; empty where the objective suggests for itself."""
     constraints: Mapping[str, Constraint] = field(default_factory=dict)
     """The bounds of the spec, by metric."""
+    warm_start: str | None = None
+    """How many trials of which other studies the sampler learns from, in words."""
+    space_changes: Sequence[SpaceChange] = ()
+    """The oldest first."""
     now: datetime = field(default_factory=datetime.now)
     """When it was read: local time without a zone, as Optuna's trials have it."""
     subset: Subset | None = None
@@ -144,6 +149,8 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
         constraints={name: Constraint.parse(bound) for name, bound in record.spec.constraints.items()}
         if record.spec
         else {},
+        warm_start=storage.evidence.in_words(record),
+        space_changes=storage.spaces.changes(record),
         subset=subset,
         in_short=() if subset is None else outlines,
     )

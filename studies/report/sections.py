@@ -33,9 +33,10 @@ def header(data: StudyData) -> str:
     zone = data.now.astimezone().tzname() or ""
     begins = [trial.datetime_start for trial in data.outlines if trial.datetime_start]
     began = f"Began {moment(min(begins))}. " if begins else ""
+    warm_start = f"<p>{text(data.warm_start[0].upper() + data.warm_start[1:])}.</p>" if data.warm_start else ""
     return (
         f"<header><h1>{text(data.name)}</h1><p>{text(data.state.capitalize())}. {began}"
-        f"As of {moment(data.now)} {text(zone)}.</p></header>"
+        f"As of {moment(data.now)} {text(zone)}.</p>{warm_start}</header>"
     )
 
 
@@ -229,10 +230,11 @@ def _param(trial: FrozenTrial, name: str) -> str:
 
 
 def spec(data: StudyData) -> str:
-    """The study file."""
+    """The study file, and how its space came about."""
     if data.spec is None:
         return reason("it was made by Optuna, not by studyhall, so there is no study file")
-    return f"<pre>{text(data.spec)}</pre>"
+    changes = "".join(f"<li>{text(change)}</li>" for change in data.space_changes)
+    return f"<pre>{text(data.spec)}</pre>" + (f"<p>Its space changed:</p><ul>{changes}</ul>" if changes else "")
 
 
 def reason(words: str) -> str:

@@ -23,9 +23,9 @@ MOST = 4
 def require_same(stored: StudySpec, given: StudySpec, budget: BudgetSpec, *, finished: int = 0) -> None:
     """Check that ``given`` defines the study ``stored``.
 
-    The order of parameters does not count. The budget may be ``budget``, or that of ``stored``: the command that created
-    the study still runs after ``studyhall extend``. The study decides what ``given`` leaves open of the budget and the
-    direction.
+    The order of parameters does not count. The budget may be ``budget``, or that of ``stored``: the command that
+    created the study still runs after ``studyhall extend``. The study decides what ``given`` leaves open of the budget
+    and the direction.
 
     Args:
         stored: the spec of the study, as it was created.

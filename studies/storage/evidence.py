@@ -9,6 +9,7 @@ from typing import Any
 
 from studies.storage.database import Database
 from studies.storage.records import StudyRecord
+from studies.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +58,8 @@ class Evidence:
         """How many trials of each other study there are."""
         rows = self._database.rows("evidence_counts", study_id=record.study_id)
         return {row["source"]: row["trials"] for row in rows}
+
+    def in_words(self, record: StudyRecord) -> str | None:
+        """:meth:`counts` in one line; ``None`` without any."""
+        shown = [f"{counted(trials, 'trial')} of {source}" for source, trials in self.counts(record).items()]
+        return f"warm start: the sampler learns from {', '.join(shown)}, which count nowhere" if shown else None

@@ -139,8 +139,15 @@ class OptunaContract(BaseStorage):
 
     # Writing to trials
 
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+    def create_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None = None, *, token: str | None = None
+    ) -> int:
         """As in Optuna.
+
+        Args:
+            study_id: of the study.
+            template_trial: what the trial begins as.
+            token: a UUID; a second trial of the same one, within a day, is the first.
 
         Raises:
             BudgetSpent: the study's budget has no room. A WAITING trial needs none.
@@ -149,7 +156,7 @@ class OptunaContract(BaseStorage):
         with _as_optuna():
             (row,) = self.database.rows(
                 "create_trial",
-                token=new_token(),
+                token=token or new_token(),
                 study_id=study_id,
                 state=template.state.name if template else TrialState.RUNNING.name,
                 datetime_start=to_utc(template.datetime_start) if template else None,

@@ -33,6 +33,7 @@ from studies.storage import roles, schema
 from studies.storage.budgets import Budgets
 from studies.storage.database import Database
 from studies.storage.evidence import Evidence
+from studies.storage.finals import Finals
 from studies.storage.leases import Leases
 from studies.storage.limits import to_json
 from studies.storage.metrics import Metrics
@@ -98,6 +99,7 @@ class PostgresStorage(OptunaContract):
         self.notices = Notices(self.database)
         self.evidence = Evidence(self.database)
         self.spaces = Spaces(self.database)
+        self.finals = Finals(self.database)
         schema.require(self.database, create=create)
         self.database.patience = patience  # only now: a wrong URL must fail at once
 

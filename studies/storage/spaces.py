@@ -20,7 +20,10 @@ class SpaceChange:
     who: str
     """USER@HOST, as the client said."""
     change: str
-    """As it was typed."""
+    """What it was and became: ``lr.high: 0.1 → 0.3``."""
+
+    def __str__(self) -> str:
+        return f"{self.at.astimezone():%Y-%m-%d %H:%M:%S} by {self.who}: {self.change}"
 
 
 class Spaces:
@@ -41,7 +44,7 @@ class Spaces:
             before: what :meth:`text` returned.
             spec: with the new space.
             who: changes it.
-            change: as it was typed.
+            change: what it was and becomes.
 
         Returns:
             Whether the spec is stored: false if somebody else changed it meanwhile.

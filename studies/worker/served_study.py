@@ -21,6 +21,7 @@ from studies.search.study import NEWEST_EVIDENCE, evidence_of
 from studies.search.tpe import Subset, TPESampler
 from studies.spec.constraints import Constraint
 from studies.spec.samplers import reseed
+from studies.stop_reasons import UNREPORTED
 from studies.storage.evidence import ForeignTrial
 from studies.storage.postgres import PostgresStorage
 from studies.storage.records import Claim, StudyRecord
@@ -165,6 +166,15 @@ class ServedStudy:
         """
         if self.planner or (self._finite and not self._finite.left(self._storage.trials(self.record))):
             self._storage.budgets.stop(self.record, "stopped")
+
+    def end_unjudged(self, missing: Sequence[str]) -> None:
+        """Stop a study where no trial ever reported one of the constrained metrics ``missing``: none ever will.
+
+        A metric that other trials reported is one trial's failure.
+        """
+        trials = self._storage.trials(self.record) if missing else ()
+        if any(not any(name in trial.constraints for trial in trials) for name in missing):
+            self._storage.budgets.stop(self.record, UNREPORTED)
 
     def begin(self, claim: Claim, holder: LeasedTrial) -> Trial:
         """The claimed trial, with its sampler seeded.

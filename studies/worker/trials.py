@@ -21,7 +21,7 @@ import optuna
 from optuna.study._tell import _tell_with_warning
 from optuna.trial import TrialState
 
-from studies.errors import LeaseLost, Refused, StorageUnreachable, described, nearest
+from studies.errors import LeaseLost, Refused, StorageUnreachable, described
 from studies.spec.script import CHANGED_SCRIPT
 from studies.stop_reasons import CANCELLED
 from studies.storage.postgres import PostgresStorage
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 CHOICES = 10
 #: Characters that are stored of an error, and of its traceback, whose end matters most.
 MAX_ERROR, MAX_TRACEBACK = 2_000, 20_000
+#: An error names this many of the metrics that a trial reported.
+NAMED = 12
 
 
 class Report(Protocol):
@@ -299,6 +301,7 @@ class Trials:
         values = as_values(result.value, len(self._study.spec.all_directions))
         try:
             missing = [] if isinstance(values, str) else self._study.constrain(run.trial, values)
+            self._study.end_unjudged(missing)
         except StorageUnreachable:
             return None  # rather trained again from its checkpoint than taken for a feasible one
         if missing:
@@ -378,10 +381,10 @@ def _failure(claim: Claim, message: str) -> str:
 
 def _never_reported(missing: Sequence[str], known: Sequence[str]) -> str:
     """Why a trial FAILs whose constraints cannot be judged: Optuna would take it for a feasible one."""
-    name = missing[0]
+    name, reported = missing[0], ", ".join([*dict.fromkeys(known)][:NAMED])
     return (
-        f"constraints.{name}: the trial never reported the metric {name!r}; report it by "
-        f"trial.report(value, step, {name}=…), or make a study without this constraint; {nearest(name, known)}"
+        f"constraints.{name}: the trial never reported the metric {name!r}, only {reported}; report it by "
+        f"trial.report(value, step, {name}=…), or make a study without this constraint"
     )
 
 

@@ -40,12 +40,14 @@ class Net:
 
     def finalize(self, params, *, seed, device, directory, progress):
         (directory / "x").write_text(str(params["x"]))
+        while os.path.exists("hold"):  # a file that a test removes
+            time.sleep(0.1)
         return {"accuracy": 1.0}
 """
 
 
 @pytest.mark.slow
-def test_a_finalize_that_is_killed_goes_on_and_repeats_no_training(
+def test_a_finalize_that_is_killed_goes_on_and_of_two_one_tests_the_model(
     shell: Shell, look: Callable[[], PostgresStorage]
 ) -> None:
     (shell.folder / "net.py").write_text(NET)
@@ -63,8 +65,21 @@ def test_a_finalize_that_is_killed_goes_on_and_repeats_no_training(
         eventually(lambda: done() == 3, "three of six trainings")
         first.send_signal(signal.SIGKILL)
         first.wait()
-    again = shell.run(*command)
-    assert again.returncode == 0, again.stderr
+    (shell.folder / "hold").touch()
+    with shell.start(*command) as second:
+        eventually((part := shell.folder / ".net-final.part" / "x").exists, "the training of the winner")
+        second.send_signal(signal.SIGKILL)
+        second.wait()
+    part.unlink()
+    with shell.start(*command) as third:
+        eventually(part.exists, "the training of the winner, once the lease of the killed one has expired")
+        with shell.start(*command) as fourth:
+            (shell.folder / "hold").unlink()
+            refused = fourth.communicate(timeout=300)[1]
+        told, said = third.communicate(timeout=300)
+    assert (third.returncode, fourth.returncode) == (0, 1), said + refused
+    assert "(pid " in said.partition(" is retraining net; waiting for it to end")[0]
+    assert "error: study 'net' was finalized with trial " in refused
     compared = storage.find_study("net.finalize")
     assert [trial.state.name for trial in storage.trials(compared)] == ["COMPLETE"] * 6
     assert all(storage.leases.attempts(compared)[number].times == 1 for number in range(3))
@@ -76,7 +91,7 @@ def test_a_finalize_that_is_killed_goes_on_and_repeats_no_training(
         best.value,
         0,
     )
-    assert "chosen" in again.stdout
+    assert "chosen" in told
     assert not list(shell.folder.glob(".net-final*"))
 
 

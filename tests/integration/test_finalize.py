@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +18,7 @@ from studies import PostgresStorage, StudySpec, lifecycle
 from studies.cli import studyhall
 from studies.errors import NothingFinished, StorageError, StudyhallError
 from studies.finalize import comparison
+from studies.finalize.lease import leased
 from studies.reproduce import reproduce
 from studies.stop_reasons import BY_HAND
 from studies.storage.records import StudyRecord
@@ -98,6 +102,40 @@ def test_the_best_trials_run_with_the_same_fresh_seeds_and_more_seeds_add_what_i
     assert [(c.trial, c.tuned, c.n_parameters) for c in found] == [(1, 9.0, 9), (4, 7.0, 7), (2, 5.0, 5)]
     assert found[0].values == [9.0 + seed / 2**33 for seed in seeds]
     assert reproduce(storage, compared, storage.trial(compared, 4), objective, device="cpu").is_exact
+
+
+def test_commands_that_begin_together_enqueue_each_pair_once_and_train_the_winner_one_after_the_other(
+    storage: PostgresStorage,
+) -> None:
+    record = study(storage, 1.0, 2.0)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda _: compare(storage, record, 2, 3)[0], range(4)))
+    pairs = [(t.user_attrs["candidate"], t.system_attrs[SEED]) for t in storage.trials(found[0])]
+    assert len(set(pairs)) == len(pairs) == 6
+    trials = comparison.top_trials(storage, record, 2, is_at_most=False)
+    with pytest.raises(
+        StudyhallError, match=r"'s\.finalize' has trials that have not run; go on with the same command"
+    ):
+        comparison.results(storage, found[0], trials, comparison.fresh_seeds(record.require_spec(""), 3), None)
+
+    storage.finals.lease(record, dead := str(uuid4()), holder="a killed one", seconds=1)
+    waited: list[str] = []
+    told = threading.Event()
+    ends: list[str] = []
+
+    def second() -> None:
+        with leased(storage, record, waits=lambda _: told.set()):
+            ends.append("second")
+
+    with ThreadPoolExecutor() as pool:
+        with leased(storage, record, waits=waited.append):
+            assert waited == ["a killed one"]
+            assert not storage.finals.lease(record, dead, holder="a killed one", seconds=1)
+            job = pool.submit(second)
+            assert told.wait(120)
+            ends.append("first")
+        job.result(120)
+    assert ends == ["first", "second"]
 
 
 def test_a_failed_seed_takes_no_new_trial_and_a_retry_has_its_seed(storage: PostgresStorage, tmp_path: Path) -> None:

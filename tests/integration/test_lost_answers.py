@@ -17,6 +17,7 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import StorageError, StorageUnreachable
 from studies.storage.budgets import Budgets
 from studies.storage.evidence import Evidence
+from studies.storage.finals import Finals
 from studies.storage.leases import Leases
 from studies.storage.metrics import Metrics
 from studies.storage.notices import Notices
@@ -31,7 +32,7 @@ from tests.support.worker import worker_on
 
 PARTS = {
     **{"budgets": Budgets, "leases": Leases, "metrics": Metrics, "notices": Notices, "workers": Workers},
-    **{"evidence": Evidence, "spaces": Spaces},
+    **{"evidence": Evidence, "spaces": Spaces, "finals": Finals},
 }
 
 

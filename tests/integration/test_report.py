@@ -6,6 +6,7 @@ import json
 import random
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from urllib.parse import quote
 
 import optuna
@@ -17,6 +18,8 @@ from studies import PostgresStorage, StudySpec
 from studies.report.data import StudyData, read
 from studies.report.page import report
 from studies.report.plot_kinds import PLOTS
+from studies.space import change_space
+from studies.storage.evidence import ForeignTrial
 from studies.storage.records import Claim, StudyRecord
 from tests.support.postgres import PASSWORD
 
@@ -68,6 +71,9 @@ def impossible(data: StudyData) -> set[str]:
 def test_a_report_holds_what_the_database_does_while_the_study_runs(storage: PostgresStorage) -> None:
     record = begin(storage)
     run(storage, record, ["COMPLETE", "PRUNED", "COMPLETE", "FAIL", "COMPLETE", "RUNNING"], random.Random(0))
+    known = ForeignTrial(source="old", number=0, params={"lr": 0.5}, values=[0.5], constraints={})
+    storage.evidence.add(record, [known, replace(known, number=1)])
+    change_space(storage, record, ["lr.high=2"])
     data = read(storage, record)
     assert [t.state.name for t in data.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "FAIL", "COMPLETE", "RUNNING"]
     assert data.metric_names == ["val_accuracy"]
@@ -84,6 +90,9 @@ def test_a_report_holds_what_the_database_does_while_the_study_runs(storage: Pos
 
     page = report(data).decode()
     assert "ValueError: too wide" in page
+    assert "Warm start: the sampler learns from 2 trials of old, which count nowhere." in page
+    assert f"<li>{data.space_changes[0]}</li>" in page
+    assert str(data.space_changes[0]).endswith(": lr.high: 1.0 → 2.0")
     assert "box cuda:0 H100" in page
     assert f"studyhall best {record.name} --format json" in page
     for secret in (PASSWORD, quote(PASSWORD, safe=""), storage.location.sqlalchemy):

@@ -36,7 +36,10 @@ OPTUNAS = (
     *("trial_values", "trial_intermediate_values", "trial_user_attributes", "trial_system_attributes"),
     "trial_heartbeats",
 )
-OURS = ("budgets", "leases", "metrics", "addresses", "tallies", "spent", "clocks", "evidence", "space_changes")
+OURS = (
+    *("budgets", "leases", "metrics", "addresses", "tallies", "spent", "clocks", "evidence", "space_changes"),
+    "finals",
+)
 PASSING = ("checkpoints", "notices", "requests", "transitions", "workers")
 VERSIONS = ("alembic_version", "version_info", "studyhall.version")
 

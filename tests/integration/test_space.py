@@ -44,7 +44,11 @@ def test_a_running_worker_follows_at_its_next_trial_and_the_sampler_sees_what_is
             illegal = "width.high=56" if width == 64 else f"width.low={width + 8}"
             with pytest.raises(StudyBusy, match=r"trial 14 of study 's' is running with width = .*cancel s 14"):
                 change_space(storage, record, [illegal])
-            change_space(storage, record, ["lr.high=0.5", "o.choices+=lion", "width.high=128"])
+            assert change_space(storage, record, ["o.choices+=lion", "lr.high=0.5", "width.high=128"]) == [
+                "lr.high: 0.1 → 0.5",
+                "width.high: 64 → 128",
+                'o.choices: ["adamw", "sgd"] → ["adamw", "sgd", "lion"]',
+            ]
         if trial.number > 17 and trial.params["lr"] >= 2e-4 and len(storage.spaces.changes(record)) == 1:
             change_space(storage, record, ["lr.low=2e-4"])  # of earlier trials some are beyond it now
         return trial.params["lr"] + trial.params["width"]
@@ -61,8 +65,8 @@ def test_a_running_worker_follows_at_its_next_trial_and_the_sampler_sees_what_is
     assert stock.best_trial.number == storage.best(record).number
     changes = storage.spaces.changes(record)
     assert [(each.version, each.change) for each in changes] == [
-        (1, "lr.high=0.5 o.choices+=lion width.high=128"),
-        (2, "lr.low=2e-4"),
+        (1, 'lr.high: 0.1 → 0.5, width.high: 64 → 128, o.choices: ["adamw", "sgd"] → ["adamw", "sgd", "lion"]'),
+        (2, "lr.low: 0.0001 → 0.0002"),
     ]
     assert trials[-1].distributions["lr"].low == 2e-4
     assert "@" in changes[0].who

@@ -19,7 +19,9 @@ import pytest
 from optuna.trial import TrialState
 
 from studies import PostgresStorage, StudySpec
-from studies.errors import StorageUnreachable
+from studies.errors import StorageUnreachable, StudyhallError
+from studies.session import require_success
+from studies.stop_reasons import UNREPORTED
 from studies.storage.records import Attempt, Claim
 from studies.trial import Interrupted, Trial
 from studies.worker.lease_keeper import LeaseKeeper
@@ -604,19 +606,31 @@ def test_constraints_are_judged_by_the_last_report_and_read_by_stock_optuna(stor
     assert [trial.number for trial in storage.front(record)] == [1]
 
 
-def test_a_constraint_on_a_metric_that_is_never_reported_fails_the_trial_by_name(
+def test_a_constraint_on_a_metric_that_no_trial_reports_ends_the_study_at_once(
     storage: PostgresStorage, run: Run
 ) -> None:
     def objective(trial: Trial) -> float:
         trial.report(1.0, 1, latency=1.0)
         return 1.0
 
-    spec: dict[str, Any] = {"constraints": {"latency_ms": "<= 1"}, "budget": {"trials": 3, "max_failures": 1}}
-    assert run(objective, **spec) == "failures"
-    assert trials(storage)[0].user_attrs["error"] == (
-        "constraints.latency_ms: the trial never reported the metric 'latency_ms'; report it by trial.report(value, "
-        "step, latency_ms=…), or make a study without this constraint; did you mean 'latency'?"
+    assert run(objective, constraints={"latency_ms": "<= 1"}) == UNREPORTED
+    (failed,) = trials(storage)
+    assert failed.user_attrs["error"] == (
+        "constraints.latency_ms: the trial never reported the metric 'latency_ms', only value, latency; report it by "
+        "trial.report(value, step, latency_ms=…), or make a study without this constraint"
     )
+    with pytest.raises(
+        StudyhallError, match=r"1 trial failed, the last \(0\) with: constraints\.latency_ms: the trial"
+    ):
+        require_success(storage, record := storage.find_study("study"), storage.status(record))
+    storage.delete(record)
+
+    def forgetful(trial: Trial) -> float:
+        trial.report(1.0, 1, **({} if trial.number == 1 else {"latency_ms": 1.0}))
+        return 1.0
+
+    assert run(forgetful, constraints={"latency_ms": "<= 1"}, budget={"trials": 3}) == "complete"
+    assert [trial.state.name for trial in trials(storage)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])

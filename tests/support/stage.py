@@ -25,6 +25,7 @@ from studies.storage.url import StorageURL
 UNIT = FloatDistribution(0, 1)
 REPORT = {"reports": [{"step": 7, "value": 0.75}], "metrics": [{"step": 7, "name": "loss", "value": 2.0}]}
 
+TOKEN = "00000000-0000-4000-8000-000000000000"
 EVIDENCE = ForeignTrial(source="old", number=3, params={"x": 0.5}, values=[1.0], constraints={})
 
 
@@ -153,11 +154,16 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "evidence.add": lambda s: s.storage.evidence.add(s.record, [EVIDENCE, replace(EVIDENCE, number=4)]),
     "evidence.of": lambda s: s.storage.evidence.of(s.record),
     "evidence.counts": lambda s: s.storage.evidence.counts(s.record),
+    "evidence.in_words": lambda s: s.storage.evidence.in_words(s.record),
     "spaces.text": lambda s: s.storage.spaces.text(s.record),
     "spaces.change": lambda s: s.storage.spaces.change(
         s.record, s.storage.spaces.text(s.record), spec("study").model_copy(update={"seed": 1}), who="w", change="c"
     ),
     "spaces.changes": lambda s: s.storage.spaces.changes(s.record),
+    # The final model
+    "finals.lease": lambda s: s.storage.finals.lease(s.record, TOKEN, holder="h", seconds=30),
+    "finals.holder": lambda s: s.storage.finals.holder(s.record),
+    "finals.release": lambda s: s.storage.finals.release(s.record, TOKEN),
     "workers.lost": lambda s: [(w.worker, w.died_of) for w in s.storage.workers.lost(s.record)],
 }
 #: What sends nothing.
@@ -309,6 +315,7 @@ def _set_up(storage: PostgresStorage) -> Stage:
     waiting = storage.create_new_trial(record.study_id, create_trial(state=TrialState.WAITING))
     storage.notices.take(record, "address", ["old"], "taker")
     storage.evidence.add(record, [EVIDENCE])
+    storage.finals.lease(record, TOKEN, holder="h", seconds=30)
     storage.workers.register([record], worker_id="lost", host="host", pid=2, device="cpu")
     storage.workers.forget("lost", died_of="a signal")
     return Stage(storage=storage, record=record, claim=held, done=done, plain=plain, waiting=waiting)

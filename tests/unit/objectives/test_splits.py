@@ -163,6 +163,51 @@ def test_a_split_that_cannot_be_is_refused_by_name(read: Load, split: Any, messa
     assert "\n" not in str(caught.value)
 
 
+def test_arrays_are_split_by_an_array_of_the_file(tmp_path: Path) -> None:
+    known = rows()
+    x = np.array(known["number"])[:, None]
+    days = np.array(known["date"], "datetime64[D]")
+    arrays = {"X": x, "y": np.array(known["y"]), "patient": np.array(known["patient"]), "bytes": x[:, 0].astype("S")}
+    arrays |= {"day": days, "gaps": np.where(days == days[3], np.datetime64("NaT"), days), "odd": x[:, 0] + 0j}
+
+    def read(split: dict[str, Any], **more: Any) -> Dataset:
+        np.savez(tmp_path / "own.npz", **arrays, **more)
+        return load("own.npz", data_dir=tmp_path, split=split)
+
+    train, validation, test = map(set, parts_of(read({"by": "patient"}), "patient"))
+    assert not train & validation | (train | validation) & test
+    for split in ({"on": "day"}, {"on": "day", "after": "2022-09-30"}):
+        train, validation, test = map(set, parts_of(read(split), "date"))
+        assert max(train) < min(validation) <= max(validation) < min(test)
+    assert min(test) == "2022-10-01"
+    own_test = read({"on": "day"}, X_test=x[:9], y_test=arrays["y"][:9])
+    earlier, later, _ = parts_of(own_test, "date")
+    assert (max(earlier) < min(later), len(own_test.test)) == (True, 9)
+    assert len(read({"on": "bytes"}).test) == N / 5
+
+    for split, more, message in (
+        (
+            {"by": "patent"},
+            {},
+            "split.by = 'patent': there is no such array; add one with a cell for each example; it ",
+        ),
+        ({"by": "y"}, {}, "split.by = 'y': it must name another array"),
+        ({"on": "short"}, {"short": days[1:]}, "split.on = 'short': the array has shape (599,); it must be (600,), a"),
+        ({"by": "odd"}, {}, "split.by = 'odd': the array holds complex128; legal are text, numbers and datetime64"),
+        ({"on": "gaps"}, {}, "split.on = 'gaps': 2 of 600 cells are missing, the first in gaps["),
+        ({"on": "patient"}, {}, " is no date or number; write dates as 2024-01-31"),
+        (
+            {"on": "day", "after": "2022-09-30"},
+            {"X_test": x, "y_test": arrays["y"]},
+            "split.after = '2022-09-30': the file has a test set, X_test; leave after or X_test out",
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            read(split, **more)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 def test_folds_that_the_groups_or_times_do_not_allow_are_refused(tmp_path: Path, read: Load) -> None:
     read()
     args: dict[str, Any] = {"target": "y", "data_dir": tmp_path, "epochs": 1, "columns": {"date": "ignore"}}
