@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -21,6 +22,14 @@ from studies.storage.url import StorageURL
 from tests.support.postgres import DEBIAN_15, SCRATCH, start_postgres
 
 ROOT = Path(__file__).parents[1]
+
+gc.disable()  # All modules are about to be imported: a quarter of that time would go into collections without garbage.
+
+
+def pytest_collection_finish() -> None:
+    """Keep half a million imported objects out of each collection to come, which would take 0.3 s."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,22 @@ args = { dataset = "digits" }
 [space]
 lr = { type = "float", low = 1e-4, high = 1e-1, log = true }
 """
+NET = """
+class Net:
+    direction = "maximize"
+    parameters = ("width", "lr")
+
+    def __init__(self, epochs=1):
+        if not epochs:
+            raise ValueError(f"{epochs} epochs train nothing")
+
+    def check_params(self, params):
+        if params.get("width", 0) > 64:
+            raise ValueError(f"width = {params['width']}; it must be at most 64")
+
+    def __call__(self, trial):
+        return 1.0
+"""
 
 
 def refuse(shell: Shell, *command: str | Path, status: int, message: str, **environment: str) -> str:
@@ -97,26 +113,26 @@ def test_a_spec_that_differs_from_the_stored_one(shell: Shell, look: Look, comma
         ("script.py:time", [], "is not callable (it is a module (time)); name a function or a class"),
         ("broken.py:f", [], "does not import: ZeroDivisionError: division by zero"),
         ("script.py:objective", ["objective.args.epochs=3"], "is a function, which takes no objective.args (epochs)"),
-        ("digits", ["objective.args.epoch=3"], "does not accept objective.args: got an unexpected keyword argument"),
         (
-            "digits",
-            ["objective.args.dataset=bad.csv", "objective.args.target=y"],
-            "line 3 has 1 cell, and the header 2",
+            "net.py:Net",
+            ["objective.args.epoch=3"],
+            "does not accept objective.args: got an unexpected keyword",
         ),
+        ("net.py:Net", ["objective.args.epochs=0"], "net.py:Net': 0 epochs train nothing"),
         (
-            "digits",
+            "net.py:Net",
             ["space.widht={type='int',low=1,high=2}"],
             "has no parameter 'widht' (space.widht); did you mean 'width'",
         ),
         (
-            "digits",
-            ["space.activation={type='categorical',choices=['relo']}"],
-            "refuses activation=relo of the space: activation = 'relo'; it must be one of relu, ",
+            "net.py:Net",
+            ["space.width={type='int',low=1,high=99}"],
+            "refuses width=99 of the space: width = 99; it must be at most 64",
         ),
         (
-            "digits",
+            "net.py:Net",
             ["direction=minimize"],
-            "study 'digits' minimizes val_accuracy, but its objective 'objectives.mlp:MLP' is to be maximized; give "
+            "study 'net-Net' minimizes value, but its objective 'net.py:Net' is to be maximized; give "
             "--direction maximize",
         ),
     ],
@@ -125,7 +141,7 @@ def test_an_objective_that_is_not_sound(
     shell: Shell, look: Look, target: str, options: list[str], message: str
 ) -> None:
     (shell.folder / "broken.py").write_text("f = 1 / 0\n")
-    (shell.folder / "bad.csv").write_text("x,y\n1,a\n2\n")
+    (shell.folder / "net.py").write_text(NET)
     settings = [part for option in options for part in ("--set", option)]
     refuse(shell, "run", target, "--workers", "1", *settings, status=1, message=message)
     assert look().list_studies() == []

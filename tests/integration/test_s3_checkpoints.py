@@ -67,18 +67,19 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[st
     return lambda url: monkeypatch.setenv("AWS_ENDPOINT_URL", url)
 
 
-@pytest.fixture
-def s3(environment: Callable[[str], None], server: str) -> Any:
-    """A client of the server, to look behind the store."""
+@pytest.fixture(scope="module")
+def s3(server: str) -> Any:
+    """A client of the server, to look behind the store; making one takes as long as a test."""
     import boto3
 
-    environment(server)
-    return boto3.session.Session(region_name="us-east-1").client("s3")
+    keys = {"aws_access_key_id": "ann", "aws_secret_access_key": SECRET}
+    return boto3.session.Session(region_name="us-east-1", **keys).client("s3", endpoint_url=server)
 
 
 @pytest.fixture
-def bucket(s3: Any) -> Iterator[str]:
+def bucket(s3: Any, environment: Callable[[str], None], server: str) -> Iterator[str]:
     """A new, empty bucket, gone at the end."""
+    environment(server)
     name = f"bucket-{uuid.uuid4().hex}"
     s3.create_bucket(Bucket=name)
     yield name
@@ -242,8 +243,8 @@ def test_objects_lie_below_the_prefix_and_others_are_left_alone(s3: Any, bucket:
     assert sorted(keys(s3, bucket)) == others
 
 
-def test_a_bucket_that_does_not_exist_is_named(s3: Any) -> None:
-    assert s3  # the environment is its server's
+def test_a_bucket_that_does_not_exist_is_named(environment: Callable[[str], None], server: str) -> None:
+    environment(server)
     store = open_store("s3://no-such-bucket/prefix", STUDY)
     for call in (store.check, store.names, lambda: store.read("1/1-1"), lambda: store.delete(["1/1-1"])):
         told = refusal(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -541,10 +543,26 @@ def test_a_checkpoint_that_cannot_be_written_stops_no_training(
 
 
 def test_running_out_of_memory_fails_that_trial_alone(storage: PostgresStorage, run: Run) -> None:
-    def objective(trial: Trial) -> float:
-        return float(len(bytearray(2**62))) if trial.number == 1 else 1.0
+    class Model:
+        error: MemoryError
 
-    assert run(objective) == "complete"
+    models: list[weakref.ref[Model]] = []
+
+    def objective(trial: Trial) -> float:
+        assert [model() for model in models] == [None] * trial.number, "the memory of earlier trials is not free"
+        model = Model()
+        models.append(weakref.ref(model))
+        try:
+            return float(len(bytearray(2**62))) if trial.number == 1 else 1.0
+        except MemoryError as error:
+            model.error = error  # a cycle: its traceback refers to this frame
+            raise
+
+    gc.disable()  # The collector comes when it likes.
+    try:
+        assert run(objective) == "complete"
+    finally:
+        gc.enable()
     assert [trial.state.name for trial in trials(storage)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert trials(storage)[1].user_attrs["error"] == "MemoryError: MemoryError"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 
 class Pruned(Exception):
@@ -62,12 +61,6 @@ class RecordingTrial:
 
     def restore(self) -> None:
         """A fresh start."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """As in a CPU worker."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
