@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def db() -> None:
     """The database: its URL, its tables, the embedded PostgreSQL.
 
-    The embedded one is started by whatever needs it and stopped by the last who did, unless `db start` or
-    `db url` keeps it.
+    The embedded server starts when a program needs it and stops after the last one, unless `db start` or
+    `db url` keeps it running.
     """
 
 
@@ -56,7 +56,7 @@ def start(common: Common) -> None:
 
 
 @db.command()
-@click.option("--force", is_flag=True, help="Even while studies run; their workers lose their connections.")
+@click.option("--force", is_flag=True, help="Stop it even while studies run; their workers lose their connections.")
 @common_options
 def stop(common: Common, force: bool) -> None:
     """Stop the embedded server."""
@@ -72,15 +72,14 @@ def stop(common: Common, force: bool) -> None:
     "--optuna-4-time-zone",
     "time_zone",
     metavar="ZONE",
-    help="Where the workers lived that made the tables with Optuna 4: Europe/Berlin.",
+    help="The time zone in which Optuna 4 wrote the tables: Europe/Berlin.",
 )
 @common_options
 def upgrade(common: Common, time_zone: str | None) -> None:
     """Bring the tables to the version of this studyhall.
 
-    Stop the workers first. All studies and trials stay, and their owner gets back the rights that were revoked.
-    Optuna 4 kept local times where Optuna 5 keeps UTC: its tables are converted if you say in which time
-    zone they were written.
+    Stop the workers first. All studies and trials stay. The owner of the tables gets back rights that were
+    revoked. Optuna 4 kept local times, Optuna 5 keeps UTC: --optuna-4-time-zone converts them.
     """
     from studies.storage import roles, schema
     from studies.storage.database import Database
@@ -104,9 +103,9 @@ def upgrade(common: Common, time_zone: str | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @common_options
 def backup(common: Common, file: Path) -> None:
-    """Write all studies into FILE; workers may go on.
+    """Write all studies into FILE; workers may continue.
 
-    Checkpoints in directories and buckets, and what MLflow has, are not in it: the mirror writes the latter
+    FILE holds neither checkpoints in directories and buckets nor MLflow's data, which the mirror can write
     again.
     """
     from studies.storage import backup as backups
@@ -122,7 +121,7 @@ def backup(common: Common, file: Path) -> None:
 def restore(common: Common, file: Path) -> None:
     """Read the studies of FILE into an empty database.
 
-    What ran when the backup was made is given to other workers; what was finished since is done again.
+    Trials that were running at the time of the backup are requeued; trials that finished later run again.
     """
     from studies.storage import backup as backups
 
@@ -138,8 +137,8 @@ def restore(common: Common, file: Path) -> None:
 def grant(common: Common, kind: str, role: str) -> None:
     """Let a database user be a worker, or a viewer.
 
-    A worker reads and writes trials, and neither changes tables nor deletes studies; a viewer reads. As the
-    tables' owner, and once more after each `db upgrade`.
+    A worker reads and writes trials, and neither changes tables nor deletes studies; a viewer reads. Run
+    this as the tables' owner, and again after each `db upgrade`.
     """
     from studies.storage import roles
     from studies.storage.database import Database

@@ -25,8 +25,8 @@ from studies.values import finite
 def list_studies(common: Common, kind: str) -> None:
     """List the studies.
 
-    A study's state is paused, running (trials do), idle (none does), or why it has ended: complete
-    (its budget is spent), failures, timeout, target, stopped.
+    A study is paused, running, idle (no trial runs), or has ended: complete (its trials are done), epochs
+    or gpu_hours (that budget is spent), failures, timeout, target, stopped.
     """
     nothing = "no studies yet; begin one with: studyhall run digits"
     try:

@@ -54,7 +54,7 @@ def mirror(common: Common, names: tuple[str, ...], once: bool, print_uri: bool, 
             storage.find_study(name)
         if tracking_uri is None:
             say(
-                "opening the MLflow database; making it the first time takes some seconds, beside busy workers a minute"
+                "opening the MLflow database; creating it takes some seconds the first time, a minute on a busy machine"
             )
         process = start_mirror(storage, tracking_uri, say, names, once=once)
         try:

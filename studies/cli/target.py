@@ -85,4 +85,4 @@ def say_grid(spec: StudySpec) -> None:
     """Warn that a grid has fewer combinations than the given budget."""
     size = spec.combinations
     if size is not None and size < spec.budget.trials:
-        say(f"its grid has {counted(size, 'combination')}: the study ends then, not after {spec.budget.trials} trials")
+        say(f"its grid has {counted(size, 'combination')}: the study ends after these, not after {spec.budget.trials}")
