@@ -37,6 +37,7 @@ def url(common: Common) -> None:
     from studies.storage.url import StorageURL
 
     if common.storage_url:
+        # With its password, against all other output: this is for programs, which need it.
         echo(StorageURL.parse(common.storage_url).sqlalchemy)
         return
     echo(EmbeddedServer(home()).keep().sqlalchemy)
@@ -85,6 +86,7 @@ def upgrade(common: Common, time_zone: str | None) -> None:
     from studies.storage.database import Database
 
     with located(common) as url, closing(Database(url)) as database:
+        # In this order: the upgrade refuses times of Optuna 4, and migrations need the rights of an owner.
         if time_zone is not None:
             converted = schema.convert_optuna_4(url, time_zone)
             say(f"the times of {counted(converted, 'trial')} are now UTC instead of {time_zone}")
@@ -154,6 +156,7 @@ def located(common: Common) -> Iterator[StorageURL]:
     from studies.storage.embedded.server import EmbeddedServer
     from studies.storage.url import StorageURL
 
+    # Not by open_storage, which refuses tables of other versions: they are what these commands are for.
     if common.storage_url:
         yield StorageURL.parse(common.storage_url)
     else:

@@ -66,6 +66,7 @@ def _confirm(question: str) -> None:
     Raises:
         StudyhallError: the answer is no, or there is no terminal.
     """
+    # A script that forgot --yes must not wait for an answer that never comes.
     if sys.stdin is None or not sys.stdin.isatty():
         raise StudyhallError("nothing deleted: there is no terminal to ask at; give --yes")
     if not click.confirm(question, err=True):

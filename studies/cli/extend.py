@@ -76,6 +76,7 @@ def extend(
     has_budget = any(given is not None for given in (timeout, target)) or any(
         (*trials, *epochs, *gpu_hours, *max_failures)
     )
+    # Two statements with conditions of their own: the second one might be refused after the first was done.
     if has_budget == bool(directions):
         raise click.UsageError(
             "--direction and a budget cannot change in one command; give --direction alone"

@@ -35,6 +35,7 @@ def importance(common: Common, name: str, params: tuple[str, ...], kind: str, ob
     complete trials predicts. A parameter that you leave out begins in the middle of its range.
     """
     data = read_data(common, name)
+    # After read_data(), which imports Optuna in a cheaper way than these would.
     from studies.report.ablation import ablation, best_trial, space_of
     from studies.report.plot_kinds import PLOTS, choose_objective
     from studies.report.snapshot import importances

@@ -203,6 +203,7 @@ def _storage_of_pods(location: StorageURL) -> str:
     """The storage's URL as a pod can use it."""
     from studies.launch.kubernetes import CA_DIR
 
+    # The password stays here: a manifest is stored in the cluster, and often in git.
     options = dict(location.options)
     files = options.keys() & {"service", "servicefile", "passfile", "sslcert", "sslkey", "sslcrl", "sslcrldir"}
     if files:
@@ -210,6 +211,7 @@ def _storage_of_pods(location: StorageURL) -> str:
             f"the storage's option {min(files)} names a file of this machine, which no pod has: "
             "write the host, and leave the password to the Secret studyhall-database"
         )
+    # "system" is libpq's word for the certificates that the image itself trusts.
     authority = options.get("sslrootcert")
     if authority and authority != "system":
         options["sslrootcert"] = f"{CA_DIR}/{Path(authority).name}"

@@ -58,6 +58,7 @@ def _time(_ctx: click.Context, _param: click.Parameter, time: str | None) -> str
 
 
 def _logs(_ctx: click.Context, _param: click.Parameter, logs: Path | None) -> Path | None:
+    # A backslash turns off sbatch's %A and %a in the whole path: all tasks would write to one file.
     if logs is not None and not re.fullmatch(r"[^\\\n]+", str(logs.absolute())):
         raise click.BadParameter(f"{str(logs)!r} holds a backslash or a line break, which Slurm cannot take")
     return logs
@@ -194,6 +195,7 @@ def slurm(
             partition=partition,
             time=time,
             grace=grace,
+            # A printed script may be submitted from anywhere, and is given no folder of this machine unasked.
             logs=None if only_print and not logs else (logs or Path(f"slurm-{launcher.slug(name)}")).absolute(),
             settings=settings,
         )
@@ -208,6 +210,7 @@ def slurm(
         return
     with _open_server(common) as storage:
         record = storage.find_study(name)
+        # As on the nodes, where an error would appear once for each task, in logs that nobody watches.
         spec = check(record)
         if _goes_on(storage, record):
             _warn(storage, workers)
@@ -311,6 +314,7 @@ def _work(
 ) -> list[str]:
     """The arguments of ``studyhall`` in each task."""
     argv = ["work", name, "--workers", str(workers), "--lease", f"{lease:g}"]
+    # Absolute, since a task starts in the folder from which sbatch was called.
     if data_dir:
         argv += ["--data-dir", str(data_dir.absolute())]
     for prefix in allow:

@@ -32,7 +32,7 @@ def list_studies(common: Common, kind: str) -> None:
     try:
         with common.open() as storage:
             rows = storage.list_studies()
-    except NoTables as error:
+    except NoTables as error:  # no failure: nobody has made a study yet
         rows, nothing = [], str(error)
     if kind == "json":
         keys = ("name", "budget", "complete", "pruned", "running", "waiting", "paused", "fail", "workers")

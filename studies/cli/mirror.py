@@ -49,6 +49,7 @@ def mirror(common: Common, names: tuple[str, ...], once: bool, print_uri: bool, 
     if print_uri:
         _print_uri(common, tracking_uri)
         return
+    # Studies that are named must exist. A mirror of all may begin before the first one, beside a new database.
     with common.open(create=not names) as storage, until_interrupted():
         for name in names:
             storage.find_study(name)

@@ -81,6 +81,7 @@ def run(
         if sources:
             from studies.warm_start import collect
 
+            # Before the study is created: a source that does not exist must leave nothing behind.
             evidence = collect(storage, spec, sources)
         run_workers(
             storage,

@@ -49,6 +49,7 @@ class Target:
             override(data, setting)
         if self.trials is not None:
             override(data, f"budget.trials={self.trials}")
+        # Not by override(), which reads text: these are values of their own, and a name may hold an equals sign.
         if len(self.directions) > 1:
             put(data, ("directions",), list(self.directions))
         elif self.directions:

@@ -74,6 +74,7 @@ def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | Plai
                 return seen
         except StorageUnreachable as error:
             view.wait(str(error))
+            # The embedded server may have been killed, and no worker may be left to start it again.
             if storage.server:
                 storage.server.start()
         time.sleep(POLL)
