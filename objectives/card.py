@@ -47,6 +47,7 @@ def _card(model: Model, hyperparameters: Hyperparameters, details: Mapping[str, 
     net = " → ".join(
         map(str, (len(model.preprocessing.feature_names), *hyperparameters.widths, len(model.classes) or 1))
     )
+    # Every text below may be a user's: names of columns and classes. _plain() takes their markup away.
     count = len(model.members)
     what = "A perceptron" if count == 1 else f"The average of {count} perceptrons, each"
     size = sum(parameter.numel() for parameter in model.parameters())

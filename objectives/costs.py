@@ -32,7 +32,7 @@ def costs(
         ``parameters``: how many are trained; ``flops``: additions and multiplications of the matrix products for one
         row; ``latency_ms``: milliseconds of a forward pass of one row on ``device``, the median of :data:`PASSES`.
     """
-    with torch.device("meta"):  # draws no random weights
+    with torch.device("meta"):  # neither draws weights nor takes memory
         module = Perceptron(n_features, n_outputs, hyperparameters)
     layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
     found = {
@@ -45,6 +45,7 @@ def costs(
 def _seconds_of_a_row(module: torch.nn.Module, n_features: int, device: str) -> float:
     module = module.to_empty(device=device).eval()
     x_1F = torch.zeros(1, n_features, device=device)
+    # The median: one pass in thirty meets another process, and the mean would report that.
     times = []
     with torch.inference_mode():
         for tensor in (*module.parameters(), *module.buffers()):

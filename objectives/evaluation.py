@@ -41,6 +41,7 @@ def evaluate(outputs_NC: Tensor, y_N: Tensor, task: Task, metric: str) -> tuple[
     outputs_1CN, y_1N = outputs_NC.T.unsqueeze(0).cpu(), y_N.unsqueeze(0).cpu()
     metrics = {name: float(value) for name, value in _metrics(outputs_1CN, y_1N, task).items()}
     n = y_1N.shape[1]
+    # A proportion has an exact model; near 100 % a bootstrap of few errors would be too narrow.
     if metric == "accuracy":
         low, high = wilson(round(metrics["accuracy"] * n), n)
         method = "Wilson"
@@ -70,6 +71,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 def bootstrap(outputs_1CN: Tensor, y_1N: Tensor, task: Task, metric: str) -> tuple[float, float]:
     """The percentile interval of a metric over examples drawn with replacement (Efron, Annals of Statistics 1979)."""
+    # A fixed seed: testing the same model on the same data twice gives the same interval.
     rng, n = np.random.default_rng(0), y_1N.shape[1]
     at_a_time = max(1, min(RESAMPLES, RESAMPLED // outputs_1CN.numel()))
     found: list[float] = []
@@ -89,6 +91,7 @@ def calibration(p_NC: np.ndarray, y_N: np.ndarray) -> Sequence[dict[str, float]]
     examples.
     """
     confidence_N, hit_N = p_NC.max(1), p_NC.argmax(1) == y_N
+    # A probability of 1 belongs to the last bin.
     bin_N = np.minimum((confidence_N * BINS).astype(int), BINS - 1)
     return [
         {

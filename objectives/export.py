@@ -74,6 +74,7 @@ class Prepared(nn.Module):
                 for j, column_N in enumerate(filled_NM.unbind(1))
             ]
             filled_NM = torch.stack(columns, dim=1)
+        # As Scaling.apply: in the preprocessing's own type, and rounded once at the end.
         features = [((filled_NM.to(self.mean.dtype) - self.mean) / self.std).float()]
         if self._indicators:
             features.append(is_missing_NM[:, self._indicators].float())
@@ -87,6 +88,7 @@ class Prepared(nn.Module):
 
 def _interpolated(x_N: Tensor, value_L: Tensor, score_L: Tensor) -> Tensor:
     """As :func:`numpy.interp`, of which ONNX has no operator; L points."""
+    # A constant column has one point, and no interval to interpolate in.
     if len(value_L) == 1:
         return torch.zeros_like(x_N) + score_L
     x_N = x_N.clamp(value_L[0], value_L[-1])
@@ -116,6 +118,7 @@ def export(folder: Path) -> Path:
         raise ValueError(f"the ONNX graph differs from PyTorch by {difference:.2g}; at most {TOLERANCE:g} is accepted")
     with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{FILE}-", delete=False) as beside:
         beside.write(graph.SerializeToString())
+    # Temporary files are their maker's alone; a model is for others as well.
     Path(beside.name).chmod(0o644)
     return Path(beside.name).rename(folder / FILE)
 

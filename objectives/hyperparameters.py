@@ -39,7 +39,7 @@ class Hyperparameters:
     width: int = 256
     """Hidden units of each layer (H)."""
     width_1: int | None = None
-    """Of the first hidden layer, where it is not ``width``; likewise the others. Deeper ones are not looked at."""
+    """Of the first hidden layer, where it is not ``width``; likewise the others. Those beyond ``depth`` are ignored."""
     width_2: int | None = None
     width_3: int | None = None
     width_4: int | None = None
@@ -76,7 +76,7 @@ class Hyperparameters:
     """Learning rate at its highest."""
     batch_size: int = 128
     momentum: float = 0.9
-    """Of optimizer sgd; the others do not look at it."""
+    """Of optimizer sgd; the others ignore it."""
     nesterov: bool = True
     """Of optimizer sgd."""
     beta1: float = 0.9
@@ -106,9 +106,10 @@ class Hyperparameters:
     min_delta: float = 0.0
     """What counts as better."""
     monitor: str = "loss"
-    """The metric of the validation data that ``patience`` looks at."""
+    """The metric of the validation data by which ``patience`` judges."""
 
     def __post_init__(self) -> None:
+        # Samplers, study files and stored models all come through here: whatever trains has been checked.
         share, count, positive = "at least 0 and below 1", "a whole number above 0", "above 0"
         rules: list[tuple[str, bool, str]] = [
             ("depth", _is_count(self.depth, 0) and self.depth <= MAX_DEPTH, f"a whole number from 0 to {MAX_DEPTH}"),
@@ -215,6 +216,7 @@ def learning_rates(hyperparameters: Hyperparameters, *, steps: int, per_epoch: i
     h = hyperparameters
     step = np.arange(steps + 1, dtype=np.float64)
     if h.schedule == "onecycle":
+        # PyTorch's peak may lie before the first step of a short training; then nothing rises.
         peak = (h.warmup or 0.3) * steps - 1
         low, lowest = h.lr / 25, h.lr / 25e4
         rising = low + (h.lr - low) * _half_cosine(step / max(peak, 1e-9))

@@ -108,6 +108,7 @@ def classification_metrics(logits_GCN: Tensor, y_GN: Tensor) -> dict[str, Tensor
 
     A class without examples in the part counts for neither mean.
     """
+    # By scatter_add over all slots at once: a matrix of confusion for each slot would grow with the square of C.
     n = logits_GCN.shape[2]
     log_p_GCN = torch.log_softmax(logits_GCN, 1)
     predicted_GN = logits_GCN.argmax(1)

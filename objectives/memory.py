@@ -144,6 +144,7 @@ def most_slots(hyperparameters: Hyperparameters, shape: Shape, members: int, wan
 
 def _largest_batch_that_fits(h: Hyperparameters, shape: Shape, members: int, left: int) -> int | None:
     """A power of 2."""
+    # The largest: a smaller batch changes the training more than it needs to.
     for power in reversed(range(shape.n_train.bit_length())):
         with suppress(ValueError):  # batch normalization needs two examples
             smaller = replace(h, batch_size=2**power, optimizer="adamw" if h.optimizer == "gd" else h.optimizer)

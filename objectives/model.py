@@ -47,6 +47,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, width: int, hyperparameters: Hyperparameters) -> None:
         super().__init__()
         kind = hyperparameters.normalization
+        # Batch normalization takes the mean away, and a bias with it.
         self.linear = nn.Linear(inputs, width, bias=kind != "batch")
         self.norm = nn.Identity() if kind == "none" else _NORMALIZATIONS[kind](width)
         self.activation = _ACTIVATIONS[hyperparameters.activation]()
@@ -116,6 +117,7 @@ class Model(nn.Module):
         outputs_MBC = torch.stack([member(x_BF) for member in self.members])
         if not self.classes:
             return outputs_MBC.mean(0)
+        # The logarithm of the mean probability, without leaving logarithms: small probabilities would become 0.
         return outputs_MBC.log_softmax(-1).logsumexp(0) - math.log(len(self.members))
 
     def outputs(self, part: Part) -> Tensor:
@@ -190,6 +192,7 @@ def save_model(
     }
     model = Model(description)
     tensors = {f"{i}.{name}": tensor for i, member in enumerate(members) for name, tensor in member.items()}
+    # Loaded and saved again: a folder whose description and weights do not fit is never written.
     model.members.load_state_dict({**model.members.state_dict(), **tensors})
     # Not by save_file, whose files nobody else may read: a model is for others as well.
     weights = save({name: tensor.contiguous() for name, tensor in model.members.state_dict().items()})

@@ -36,6 +36,7 @@ class Optimizer:
         self._kind = settings[0].optimizer
         self._settings = settings
         self._theta, self._gradient, self._moments = theta_GP, gradient_GP, list(moments)
+        # The kernel takes one learning rate for all of its tensors; slots of a stack have their own.
         self._is_fused = self._kind in ("adam", "adamw") and len(settings) == 1 and theta_GP.device.type == "cpu"
         self._decay = self._column([h.weight_decay for h in settings])
         self._has_decay = any(h.weight_decay for h in settings)
@@ -65,7 +66,8 @@ class Optimizer:
             return
         beta1, beta2 = (np.array([[getattr(h, name)] for h in self._settings]) for name in ("beta1", "beta2"))
         decay = np.array([[h.weight_decay] for h in self._settings])
-        # What depends on the step alone, the bias corrections among it, is computed here once.
+        # What depends on the step alone is computed here once: copies from the host would stall a GPU at each step. In
+        # double precision: 1 − β₂ᵗ of an early step loses three digits in float32.
         columns = {
             "rate": -rates_GS,
             "kept": 1 - rates_GS * decay,

@@ -267,6 +267,7 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Likewise, from :meth:`state_dict`."""
         expect_same(state.get("hyperparameters", {}), self._hyperparameters.plain())
+        # A checkpoint is another process's, perhaps of an older version: nothing in it is taken on trust.
         members = state.get("members")
         if not isinstance(members, dict) or list(members) != list(range(len(self.members))):
             raise StateError(f"the checkpoint has members = {members!r:.80}; expected those of {len(self.members)}")
@@ -295,6 +296,7 @@ class Tick:
         groups: dict[object, list[tuple[Training, Member]]] = {}
         for training in trainings:
             for member in training.due:
+                # A stack saves kernel launches, of which a CPU has none; one model at a time stays in its cache.
                 groups.setdefault(member.key if self._stacked else id(member), []).append((training, member))
         return list(groups.values())
 
@@ -302,6 +304,7 @@ class Tick:
         """Train a group to the end of its epoch, or until all its trainings should be left, or ``stop`` says so."""
         members = [member for _, member in group]
         key = tuple(map(id, members))
+        # Making a stack copies the parameters of all members: it stays while the same ones train.
         stack = self._stacks.get(key) or Stack(members)
         owners = {id(training): training for training, _ in group}.values()
         if stack.run_epoch(lambda: stop() or all(training.should_leave() for training in owners)):
@@ -339,6 +342,7 @@ class Pool:
         """Returns when the source is over and no trial is left."""
         while True:
             self._half = max(1, self._slots // 2)
+            # Judged before the slots are refilled: a trial that is pruned or left frees its slot in the same tick.
             for training in self._trainings:
                 with self._fate(training.trial):
                     self._judge(training)

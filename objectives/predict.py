@@ -30,10 +30,12 @@ def read_rows(file: Path, model: Model) -> Rows | np.ndarray:
     if model.preprocessing.columns:
         if not is_table(file.name):
             raise ValueError(f"{file} is no table; the model takes .csv, .tsv or .parquet")
+        # Any of its columns tells the separator where several would do.
         return open_table(file, model.preprocessing.names[0])
     if file.suffix not in (".npy", ".npz"):
         raise ValueError(f"{file} is no array; the model takes .npy, or .npz with an array X")
     if file.suffix == ".npy":
+        # Never pickled objects: rows may come from strangers.
         return np.asarray(np.load(file, allow_pickle=False))
     with np.load(file, allow_pickle=False) as loaded:
         if "X" not in loaded:

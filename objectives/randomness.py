@@ -57,6 +57,7 @@ def keys(seeds: Sequence[int], numbers: Tensor, purpose: int) -> Tensor:
         numbers: S numbers, int64: of steps or epochs; or G × S, where each slot has its own.
         purpose: one of this module's.
     """
+    # Eight purposes to a seed; hashed first, or neighbouring seeds would give shifted sequences.
     seed_G1 = torch.tensor([[_signed(seed * 8 + purpose)] for seed in seeds], device=numbers.device)
     return _mixed(_mixed(seed_G1 * _GOLDEN) + numbers * _GOLDEN)
 
@@ -88,6 +89,7 @@ def positions(layer: int, n: int, units: int, *, lanes: int, device: torch.devic
 
 def normal(random_GL: Tensor) -> Tensor:
     """Two standard normal numbers from each number of 64 bits, G × 2L, by Box and Muller's transform."""
+    # Half a step off zero, whose logarithm is infinite. In double until then: float32 has 24 of the 32 bits.
     uniform_GL2 = (
         random_GL.view(torch.int32)
         .view(*random_GL.shape, 2)

@@ -53,6 +53,7 @@ def _restored(begin: Callable[[], Training], checkpoint: Path | None) -> tuple[T
         return training, []
     try:
         state = from_bytes(checkpoint.read_bytes())
+        # Refuses the checkpoint of another model in the same place, as one with other hyperparameters.
         training.load_state_dict(state.get("training", {}))
         return training, list(state["curves"])
     except (StateError, OSError, KeyError, TypeError) as error:

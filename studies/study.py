@@ -373,7 +373,9 @@ class Study:
         return [copied.enqueued.number for copied in warm_start.enqueue_top(self.storage, self._record, other, top)]
 
     def warm_start(self, *others: str) -> int:
-        """Let the sampler learn from the trials of other studies, which count nowhere. Workers follow when they start.
+        """Let the sampler learn from trials of other studies, which count toward no budget.
+
+        Workers follow when they start.
 
         Returns:
             How many trials there are.

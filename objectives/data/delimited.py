@@ -58,6 +58,7 @@ class TextTable:
             declared = self._declared_separator()
             #: Lines before the header, for pyarrow and for us.
             self._preamble = 1 if declared else 0
+            # A .csv of a country with decimal commas has semicolons; a .tsv has tabs by its name.
             candidates = "\t" if suffix == ".tsv" else "".join(SEPARATORS)
             self._separator = declared or self._find_separator(candidates, target)
             (line, header), *rows = [*islice(self._records(self._separator), 2)] or [(1, [])]
@@ -117,6 +118,7 @@ class TextTable:
 
     def place(self, row: int) -> str:
         """Where a row of data is, counted from 0."""
+        # The file is read again, slowly: only errors and warnings ask, and cells with line breaks shift the lines.
         with suppress(csv.Error, StopIteration, UnicodeDecodeError):
             return f"line {next(islice(self._records(self._separator), row + 1, None))[0]}"
         return f"row {row + 1}"
@@ -148,6 +150,7 @@ class TextTable:
             raise ValueError("is empty; it needs a header and rows")
         split = [separator for separator in candidates if first[separator] and len(first[separator][0]) > 1]
         even = [separator for separator in split if len({len(record) for record in first[separator]}) == 1]
+        # Rows of equal length are better evidence than the target's name: a name may hold a separator.
         for likely in (even, split):
             named = [separator for separator in likely if target in map(str.strip, first[separator][0])]
             for found in (named, likely):
@@ -175,12 +178,14 @@ class TextTable:
 
     @contextmanager
     def _text(self) -> Iterator[io.TextIOWrapper]:
+        # Excel writes a byte order mark, which would become part of the first name.
         encoding = "utf-8-sig" if self._encoding == "utf-8" else self._encoding
         with self._open() as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
             yield text
 
     def _count_lines(self) -> int:
         """How many lines there are, at least those with a record; quick."""
+        # The more frequent of both, as a line may end with either or with both.
         ends, last = {b"\n": 0, b"\r": 0}, b""
         with self._open() as stream:
             for part in iter(partial(stream.read, 2**20), b""):

@@ -12,6 +12,7 @@ COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 def is_table(path: str) -> bool:
     """Whether a path is one of a table."""
     suffix, compression = endings(path)
+    # Parquet compresses by itself, and is read from its end: a compressed file would have to be unpacked first.
     return suffix in SUFFIXES and (compression == "" or suffix != ".parquet")
 
 

@@ -84,6 +84,7 @@ def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]
         try:
             return attempt(download=False)
         except RuntimeError as error:
+            # torchvision raises RuntimeError for "Dataset not found" and for damaged files alike.
             if place.is_dir() and "not found" not in str(error).lower():
                 raise _corrupted(place, error) from None
         except (AssertionError, ValueError, OSError, EOFError) as error:
@@ -108,6 +109,7 @@ def _corrupted(place: Path, error: Exception) -> ValueError:
 @contextmanager
 def _lock(data_dir: Path) -> Iterator[None]:
     """One process at a time downloads to ``data_dir``."""
+    # The kernel frees it when a process dies; a file that marks the lock by being there would stay.
     data_dir.mkdir(parents=True, exist_ok=True)
     with (data_dir / ".download.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

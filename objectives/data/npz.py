@@ -35,6 +35,7 @@ def read_npz(file: Path, split: Split | None = None) -> Raw:
                     "the name of a table ends in .csv, .tsv or .parquet"
                 )
             stream.seek(0)
+            # Unpickling runs code: a data set must not.
             archive = np.load(stream, allow_pickle=False)
             found = {name: archive[name] for name in archive.files if name in wanted}
             names = ", ".join(archive.files) or "none"

@@ -173,6 +173,7 @@ def divided(raw: Raw, seed: int, validation: float, scaling: str) -> Dataset:
     if raw.columns:  # parts that are filled from front to back take memory only as the blocks give theirs up
         rows = {name: np.sort(row_N) for name, row_N in rows.items()}
     mean, std = (0.0, 1.0) if raw.labels.names else (float(y_N[rows["train"]].mean()), float(y_N[rows["train"]].std()))
+    # Means, medians and levels are those of the training rows: others would shape what they are to measure.
     is_train_N = np.zeros(len(y_N), dtype=bool)
     is_train_N[rows["train"]] = True
     preprocessing = Preprocessing.fit(raw, is_train_N, scaling)
@@ -218,6 +219,7 @@ def _fill(
     for name, row_N in rows.items():
         place[name][row_N] = np.arange(len(row_N))
     start = 0
+    # Each block is given up before the next one is copied: memory never holds the data twice.
     while blocks:
         block = blocks.popleft()
         for name, place_N in place.items():
@@ -241,4 +243,4 @@ def _say_constant(preprocessing: Preprocessing) -> None:
     constant += [category.name for category in preprocessing.categories if not category.feature_names]
     if constant:
         shown = few(constant)
-        log.warning("constant in the training rows, so they count as 0 for ever: %s", shown)
+        log.warning("constant in the training rows, and therefore always 0 for the model: %s", shown)

@@ -56,13 +56,14 @@ def prepared(folder: Path, key: Callable[[], str], make: Callable[[], Dataset]) 
     if kept := _read(file):
         return _told(kept)
     with _turn(folder, name) as may_write:
+        # Another process may have prepared it while this one waited for its turn.
         if may_write and (kept := _read(file, warn=True)):
             return _told(kept)
         with _warnings() as said:
             data = make()
         if may_write and key() == name:
             _write(file, {"data": data, "said": said})
-            kept = _read(file)
+            kept = _read(file)  # mapped as by the others: one copy in memory for all workers
     return kept["data"] if kept else data
 
 
@@ -106,6 +107,7 @@ def _told(kept: _Kept) -> Dataset:
 def _read(file: Path, *, warn: bool = False) -> _Kept | None:
     """``None`` where there is no such file, or a damaged one."""
     try:
+        # torch.load checks no sums of mapped data: a flipped bit would train in silence.
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -128,6 +130,7 @@ def _write(file: Path, kept: _Kept) -> None:
     try:
         _clean(file.parent)
         torch.save(kept, beside)  # by its name: to a stream it would write copies
+        # Else a power cut may leave the name without its bytes.
         with beside.open("rb") as written:
             os.fsync(written.fileno())
         beside.rename(file)

@@ -100,6 +100,7 @@ class NormalScore:
         """Of the training cells that are there."""
         values, counts = np.unique(there_N, return_counts=True)
         shares = (np.cumsum(counts) - counts / 2) / len(there_N)
+        # A few points, as every model stores them; between them the score is nearly a line.
         places = np.unique(np.linspace(0, len(values) - 1, LANDMARKS).round().astype(int))
         return cls(
             name=name,
@@ -271,6 +272,7 @@ class Preprocessing:
         from objectives.data.cells import ColumnReader
         from objectives.data.table import as_table, check_range, named
 
+        # Read as in training, by the same readers: a cell must not mean something else when the model is used.
         table = as_table(rows)
         names = named(table.names)
         self._check_names(names)

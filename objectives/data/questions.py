@@ -97,6 +97,7 @@ def _check_commas(readers: Sequence[ColumnReader], place: Place) -> None:
             f"has decimal commas in column {name!r} ({cell!r} in {place(row)}) and points in {other!r} "
             f"({other_cell!r} in {place(other_row)}); write all numbers with a decimal point"
         )
+    # 1,234 may be a thousand or one and a bit; one cell such as 1,5 settles it for the whole file.
     if not any(reader.has_clear_comma for reader in readers):
         raise ValueError(
             f"column {name!r} has {cell!r} in {place(row)}: is that {cell.replace(',', '.')} or "

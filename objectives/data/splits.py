@@ -101,6 +101,7 @@ def read_keys(cells: pa.ChunkedArray, split: Split, place: Callable[[int], str])
     encoded = whole if pa.types.is_dictionary(whole.type) else whole.dictionary_encode()
     values, code_N = encoded.dictionary, encoded.indices.fill_null(-1).to_numpy()
     names = [*map(level, values.to_pylist()), ""]  # the last is that of -1
+    # A row without a group may be of any, and would leak into another part; one without a time has no place.
     if "" in (names[code] for code in np.unique(code_N)):
         is_lost_N = np.array([not name for name in names])[code_N]
         raise ValueError(
@@ -143,6 +144,7 @@ def _times(values: pa.Array) -> np.ndarray | None:
     """Microseconds since 1970."""
     import pyarrow as pa
 
+    # Either all with a zone or none: to compare the two kinds, one would have to guess the zone.
     for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
         try:
             times: np.ndarray = _trimmed(values).cast(kind).cast(pa.int64()).to_numpy(zero_copy_only=False)
@@ -176,6 +178,7 @@ def _not_after(distinct_T: np.ndarray, after: str | float, *, is_time: bool, wha
         time = None
     if time is None:
         raise ValueError(f'split.after = {after!r}; {what} has dates, give one such as "2024-01-31"')
+    # After a day means after its end.
     is_day = isinstance(after, str) and len(after.strip()) <= len("2024-01-31")
     if time.tzinfo is not None:
         time = time.astimezone(datetime.UTC).replace(tzinfo=None)
@@ -230,6 +233,7 @@ def _grouped(
             f"split.by = {keys.split.by!r}: the column has {len(keys.names)} different values, and each of the three "
             "parts needs at least one"
         )
+    # scikit-learn has no stratified cut by groups, but has such folds: the first of 1 / share is one.
     count = min(max(2, round(1 / share)), groups)
     kept, cut = _group_folds(y_N[pool], keys.rank_N[pool], count, is_class=is_class, seed=seed)[0]
     return pool[kept], pool[cut]
@@ -309,6 +313,7 @@ def _group_folds(
     """Whole groups, of about equal sizes; with about equal shares of the classes where these are not too rare."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
+    # With a class of fewer rows than folds StratifiedGroupKFold warns, and its folds get uneven.
     is_stratified = is_class and np.bincount(y_N)[np.unique(y_N)].min() >= count
     kind = StratifiedGroupKFold if is_stratified else GroupKFold
     return list(kind(count, shuffle=True, random_state=seed).split(y_N, y_N, group_N))

@@ -85,6 +85,7 @@ def as_table(rows: Rows) -> Table:
     columns: dict[str, Any] = {}
     for key in given:
         name = str(key)
+        # pandas tells 1 and "1" apart; a model's names are text.
         if name in columns:
             raise ValueError(f"the rows have the column {name!r} twice; each needs a name of its own")
         try:
@@ -110,6 +111,7 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role], split:
     names = named(table.names)
     _check_declared(names, target, roles, split)
     assert target is not None  # checked
+    # As a feature, a patient's number or a date mostly tells the model which part a row is in.
     if split is not None:
         roles = {split.column: "ignore", **roles}
     features = [i for i, name in enumerate(names) if _is_read(table.names[i], name, target, roles)]

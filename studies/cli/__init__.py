@@ -116,6 +116,7 @@ def main() -> None:
         # A locale without blocks and dashes, or a lone surrogate in the database, ends no command.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        # Alone, click would print usage errors in several lines, and interrupts as "Aborted!".
         sys.exit(studyhall(standalone_mode=False, prog_name="studyhall") or 0)
     except click.ClickException as error:
         sys.exit(report_usage_error(error))

@@ -53,9 +53,9 @@ def best(
 
     json, yaml and toml hold study, number, value, params, metrics and user_attrs; env and args hold
     the parameters alone, for a shell's eval: LR=0.01 and --lr 0.01. Of equal trials the one with
-    the lowest number is best; a trial that breaks a constraint never is. Of several objectives it
-    prints the Pareto front, as best_trials; with --pareto, env and args have a line for each of
-    these trials.
+    the lowest number is best; a trial that breaks a constraint never is. With several objectives it
+    prints the Pareto front, as best_trials; with --pareto, env and args have a line for each trial
+    of the front.
     """
     if prefix and kind != "env":
         raise click.UsageError("--prefix is for variables; add --format env")

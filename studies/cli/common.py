@@ -57,7 +57,9 @@ class Common:
         """
         from studies.storage import open_storage
 
+        # A machine that names a server needs no folder for an embedded one.
         where = None if self.storage_url else home()
+        # Patience is ours: only here is a person told what the command waits for.
         return closing(self.patiently(lambda: open_storage(self.storage_url, home=where, create=create, patience=0.0)))
 
     def patiently(self, action: Callable[[], T]) -> T:
@@ -110,6 +112,7 @@ def debug_option(command: F) -> F:
         _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
             return command(**options)
+        # click's own errors are for main(), which prints usage errors in one line as well.
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError as error:
@@ -125,6 +128,7 @@ def debug_option(command: F) -> F:
 
 
 class _Printable(logging.Formatter):
+    # A library's message may quote the database, and what is there must not control a terminal.
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))
 
@@ -133,6 +137,7 @@ def _log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler], level=level)
+    # Python would print a warning with its line of code, past the formatter.
     logging.captureWarnings(True)
 
 
@@ -151,7 +156,7 @@ allow_option = click.option(
     "--allow",
     multiple=True,
     metavar="PREFIX",
-    help="What a study may use here beside objectives.*: a package, lab.; store=/DIR for checkpoints.",
+    help="What studies may use here besides objectives.*: a package (lab.), a checkpoint folder (store=/DIR).",
 )
 
 
@@ -198,7 +203,7 @@ def objective_options(command: F) -> F:
         multiple=True,
         callback=_scripts,
         metavar="FILE.py:NAME",
-        help="Where this machine has the script of a study.",
+        help="The script of a study, as this machine has it.",
     )
     return option(allow_changed_option(command))
 
@@ -221,6 +226,7 @@ def ask_quickly(ctx: click.Context, ask: Callable[[Database], list[str]]) -> lis
     from studies.storage.embedded.server import EmbeddedServer
     from studies.storage.url import StorageURL
 
+    # An error would be printed into the line that is being typed.
     with ExitStack() as stack, suppress(StudyhallError):
         url = ctx.params.get("storage_url")
         if url:
@@ -231,6 +237,7 @@ def ask_quickly(ctx: click.Context, ask: Callable[[Database], list[str]]) -> lis
         else:
             return []
         database = stack.enter_context(closing(Database(location)))
+        # The shell prints candidates as they are: a name with control characters is left out.
         return [name for name in ask(database) if printable(name) == name]
     return []
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def db() -> None:
     """The database: its URL, its tables, the embedded PostgreSQL.
 
-    The embedded one is started by whatever needs it and stopped by the last who did, unless `db start` or
-    `db url` keeps it.
+    The embedded server starts when a program needs it and stops after the last one, unless `db start` or
+    `db url` keeps it running.
     """
 
 
@@ -37,6 +37,7 @@ def url(common: Common) -> None:
     from studies.storage.url import StorageURL
 
     if common.storage_url:
+        # With its password, against all other output: this is for programs, which need it.
         echo(StorageURL.parse(common.storage_url).sqlalchemy)
         return
     echo(EmbeddedServer(home()).keep().sqlalchemy)
@@ -56,7 +57,7 @@ def start(common: Common) -> None:
 
 
 @db.command()
-@click.option("--force", is_flag=True, help="Even while studies run; their workers lose their connections.")
+@click.option("--force", is_flag=True, help="Stop it even while studies run; their workers lose their connections.")
 @common_options
 def stop(common: Common, force: bool) -> None:
     """Stop the embedded server."""
@@ -72,20 +73,20 @@ def stop(common: Common, force: bool) -> None:
     "--optuna-4-time-zone",
     "time_zone",
     metavar="ZONE",
-    help="Where the workers lived that made the tables with Optuna 4: Europe/Berlin.",
+    help="The time zone in which Optuna 4 wrote the tables: Europe/Berlin.",
 )
 @common_options
 def upgrade(common: Common, time_zone: str | None) -> None:
     """Bring the tables to the version of this studyhall.
 
-    Stop the workers first. All studies and trials stay, and their owner gets back the rights that were revoked.
-    Optuna 4 kept local times where Optuna 5 keeps UTC: its tables are converted if you say in which time
-    zone they were written.
+    Stop the workers first. All studies and trials stay. The owner of the tables gets back rights that were
+    revoked. Optuna 4 kept local times, Optuna 5 keeps UTC: --optuna-4-time-zone converts them.
     """
     from studies.storage import roles, schema
     from studies.storage.database import Database
 
     with located(common) as url, closing(Database(url)) as database:
+        # In this order: the upgrade refuses times of Optuna 4, and migrations need the rights of an owner.
         if time_zone is not None:
             converted = schema.convert_optuna_4(url, time_zone)
             say(f"the times of {counted(converted, 'trial')} are now UTC instead of {time_zone}")
@@ -104,9 +105,9 @@ def upgrade(common: Common, time_zone: str | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @common_options
 def backup(common: Common, file: Path) -> None:
-    """Write all studies into FILE; workers may go on.
+    """Write all studies into FILE; workers may continue.
 
-    Checkpoints in directories and buckets, and what MLflow has, are not in it: the mirror writes the latter
+    FILE holds neither checkpoints in directories and buckets nor MLflow's data, which the mirror can write
     again.
     """
     from studies.storage import backup as backups
@@ -122,7 +123,7 @@ def backup(common: Common, file: Path) -> None:
 def restore(common: Common, file: Path) -> None:
     """Read the studies of FILE into an empty database.
 
-    What ran when the backup was made is given to other workers; what was finished since is done again.
+    Trials that were running at the time of the backup are requeued; trials that finished later run again.
     """
     from studies.storage import backup as backups
 
@@ -138,8 +139,8 @@ def restore(common: Common, file: Path) -> None:
 def grant(common: Common, kind: str, role: str) -> None:
     """Let a database user be a worker, or a viewer.
 
-    A worker reads and writes trials, and neither changes tables nor deletes studies; a viewer reads. As the
-    tables' owner, and once more after each `db upgrade`.
+    A worker reads and writes trials, and neither changes tables nor deletes studies; a viewer reads. Run
+    this as the tables' owner, and again after each `db upgrade`.
     """
     from studies.storage import roles
     from studies.storage.database import Database
@@ -155,6 +156,7 @@ def located(common: Common) -> Iterator[StorageURL]:
     from studies.storage.embedded.server import EmbeddedServer
     from studies.storage.url import StorageURL
 
+    # Not by open_storage, which refuses tables of other versions: they are what these commands are for.
     if common.storage_url:
         yield StorageURL.parse(common.storage_url)
     else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @study_argument
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Even while workers run its trials, which they then drop.")
+@click.option("--force", is_flag=True, help="Delete it even while workers run its trials, which they then drop.")
 @common_options
 def delete(common: Common, name: str, yes: bool, force: bool) -> None:
     """Delete a study with all its trials."""
@@ -44,6 +44,7 @@ def delete(common: Common, name: str, yes: bool, force: bool) -> None:
         storage.delete(record)
     losers = "its worker drops its trial" if count == 1 else f"its {count} workers drop their trials"
     say(f"deleted study {name!r} with {total}{f'; {losers} at the next step' if count else ''}")
+    # After the study: a worker that is left may still write one, and a failure here must not keep the study.
     _delete_checkpoints(record)
 
 
@@ -65,6 +66,7 @@ def _confirm(question: str) -> None:
     Raises:
         StudyhallError: the answer is no, or there is no terminal.
     """
+    # A script that forgot --yes must not wait for an answer that never comes.
     if sys.stdin is None or not sys.stdin.isatty():
         raise StudyhallError("nothing deleted: there is no terminal to ask at; give --yes")
     if not click.confirm(question, err=True):

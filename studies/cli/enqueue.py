@@ -48,6 +48,7 @@ def enqueue(common: Common, name: str, params: tuple[str, ...], source: str | No
     for enqueued in made:
         shown = " ".join(f"{key}={readable(value)}" for key, value in enqueued.params.items())
         say(f"trial {enqueued.number} of study {name!r} waits for a worker: {shown}")
+    # Of the last one alone: the checks are the same for all, and the last one is the first without room.
     if not made[-1].is_checked:
         say(
             "names and values are not checked: the study has no [space], and no trial has started; "

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _count(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[int | None, int]:
-    """So many in all, and so many more: ``50`` → (50, 0), ``+50`` → (None, 50)."""
+    """How many in all, and how many more: ``50`` → (50, 0), ``+50`` → (None, 50)."""
     if text is None:
         return None, 0
     if not text.removeprefix("+").isdecimal() or int(text) == 0:
@@ -50,15 +50,13 @@ def _hours(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
 
 @click.command()
 @study_argument
-@click.option("--trials", metavar="N|+N", callback=_count, help="So many trials, or so many more.")
-@click.option(
-    "--epochs", metavar="N|+N", callback=_count, help="So many steps that all trials report, or so many more."
-)
-@click.option("--gpu-hours", metavar="H|+H", callback=_hours, help="So many hours of trials on GPUs, or so many more.")
+@click.option("--trials", metavar="N|+N", callback=_count, help="N trials in all, or N more.")
+@click.option("--epochs", metavar="N|+N", callback=_count, help="N steps over all trials, or N more.")
+@click.option("--gpu-hours", metavar="H|+H", callback=_hours, help="H hours of trials on GPUs in all, or H more.")
 @click.option("--timeout", metavar="TIME", callback=time_value, help="Time in which trials may begin: 90s, 30m, 2h.")
 @click.option("--target", type=float, help="Stop when a trial reaches this value.")
 @click.option("--max-failures", metavar="N|+N", callback=_count, help="FAILed trials before the study stops.")
-@direction_option("By itself, while no trial has finished and no worker is running; once for each objective.")
+@direction_option("Alone, before a trial has finished and while no worker runs; once for each objective.")
 @common_options
 def extend(
     common: Common,
@@ -71,16 +69,17 @@ def extend(
     max_failures: tuple[int | None, int],
     directions: tuple[Direction, ...],
 ) -> None:
-    """Change a study's budget; workers obey with their next trial.
+    """Change a study's budget or direction.
 
-    --direction changes what is minimized to be maximized, or the other way round.
+    Workers follow at their next trial.
     """
     has_budget = any(given is not None for given in (timeout, target)) or any(
         (*trials, *epochs, *gpu_hours, *max_failures)
     )
+    # Two statements with conditions of their own: the second one might be refused after the first was done.
     if has_budget == bool(directions):
         raise click.UsageError(
-            "a direction is changed by itself, a budget with another command"
+            "--direction and a budget cannot change in one command; give --direction alone"
             if directions
             else "nothing to change; give --trials +50, --epochs, --gpu-hours, --timeout, --target, --max-failures or "
             "--direction"
@@ -121,7 +120,11 @@ def _say_extended(storage: PostgresStorage, before: StudyRecord) -> None:
         surplus = (
             now.finished + now.trials["running"] + now.trials["waiting"] + now.trials["paused"] - now.budget.trials
         )
-        none = f"; {counted(surplus, 'trial')} that ran or waited will wait until it grows again" if surplus > 0 else ""
-        say(f"that is smaller: {counted(now.budget.trials, 'trial')} instead of {before.budget.trials:,}{none}")
+        none = (
+            f"; {counted(surplus, 'trial')} that ran or waited will wait until the budget grows again"
+            if surplus > 0
+            else ""
+        )
+        say(f"the budget is smaller: {counted(now.budget.trials, 'trial')} instead of {before.budget.trials:,}{none}")
     if now.ended is None and not now.paused:
         say(f"study {record.name!r} goes on{who_goes_on(now, record)}")

@@ -226,7 +226,7 @@ def _fitted(widths: Sequence[int], room: int) -> list[int]:
 
 
 def _cut(text: str, width: int) -> str:
-    """``text`` in so many columns of a terminal."""
+    """``text`` in so many columns of a terminal, of which a character may take two."""
     from rich.cells import cell_len, set_cell_size
 
     return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"

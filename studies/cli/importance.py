@@ -22,17 +22,20 @@ if TYPE_CHECKING:
 @study_argument
 @click.argument("params", metavar="[NAME=VALUE]...", nargs=-1)
 @click.option("--format", "kind", type=click.Choice(("table", *DATA_FORMATS)), default="table", show_default=True)
-@click.option("--objective", metavar="NAME", help="Of several objectives: this one, by name or from 0 on.")
+@click.option(
+    "--objective", metavar="NAME", help="With several objectives: which one, by its name or its index from 0."
+)
 @common_options
 def importance(common: Common, name: str, params: tuple[str, ...], kind: str, objective: str | None) -> None:
     """Show which parameters matter.
 
-    The importance of each parameter by PED-ANOVA: its part in what makes a trial one of the best.
-    Then the path from a configuration, such as your defaults (lr=1e-3 width=256), to the best trial:
-    at each step the parameter that improves the value most, as a random forest of the complete
-    trials predicts it. A parameter that is not given begins in the middle of its range.
+    First the importance of each parameter by PED-ANOVA: how much it decides whether a trial is among
+    the best. Then the path from a configuration, such as your defaults (lr=1e-3 width=256), to the best
+    trial: each step changes the parameter that improves the value most, as a random forest of the
+    complete trials predicts. A parameter that you leave out begins in the middle of its range.
     """
     data = read_data(common, name)
+    # After read_data(), which imports Optuna in a cheaper way than these would.
     from studies.report.ablation import ablation, best_trial, space_of
     from studies.report.plot_kinds import PLOTS, choose_objective
     from studies.report.snapshot import importances
@@ -70,7 +73,9 @@ def importance(common: Common, name: str, params: tuple[str, ...], kind: str, ob
     rows = [[key, f"{share:.1%}"] for key, share in shares.items()]
     print_columns(["parameter", "importance"], rows, numeric=["importance"])
     echo(
-        "", f"from {'these parameters' if params else 'the middle of the space'} to trial {best.number}, by a model", ""
+        "",
+        f"from {'these parameters' if params else 'the middle of the space'} to trial {best.number}, as predicted",
+        "",
     )
     rows = [[_words(step), number(step.predicted)] for step in steps]
     print_columns(["change", f"predicted {metric}"], rows, numeric=[f"predicted {metric}"])

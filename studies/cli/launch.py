@@ -76,7 +76,7 @@ def runnable_study(common: Common, name: str, check: Callable[[StudyRecord], Stu
             spec = check(record)
             ended = storage.status(record).ended
     except (StorageUnreachable, EmbeddedServerError) as error:
-        say(f"note: {error}; study {name!r} was not checked, its workers will find out whether it exists and may run")
+        say(f"note: {error}; study {name!r} was not checked: its workers find out whether it exists and may run")
         return RunnableStudy(location=location)
     except (StudyNotFound, NoTables) as error:
         if location is not None:
@@ -96,7 +96,7 @@ def _namespace(_ctx: click.Context, _param: click.Parameter, text: str) -> str:
     from studies.launch.kubernetes import is_dns_label
 
     if not is_dns_label(text):
-        raise click.BadParameter(f"{text!r}: legal are up to 63 of a-z, 0-9 and -, which begin and end with no -")
+        raise click.BadParameter(f"{text!r}: legal are up to 63 characters of a-z, 0-9 and -, with no - at either end")
     return text
 
 
@@ -128,18 +128,20 @@ def _volumes(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...
 
 @launch.command()
 @study_argument
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Pods.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Number of pods."
+)
 @click.option(
     "--gpus",
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
     metavar="N",
-    help="Of each pod, with a worker on each; 0: a CPU core.",
+    help="GPUs of each pod, with a worker on each; 0: one worker on a CPU core.",
 )
-@click.option("--spot", is_flag=True, help="On machines that may be taken away.")
+@click.option("--spot", is_flag=True, help="Use spot machines, which may be taken away.")
 @click.option("--image", callback=_image, help="Default: studyhall, of the version of this command.")
-@click.option("--pull-secret", "pull_secrets", multiple=True, metavar="NAME", help="A Secret of the image's registry.")
+@click.option("--pull-secret", "pull_secrets", multiple=True, metavar="NAME", help="A Secret for the image's registry.")
 @click.option(
     "--volume",
     "volumes",
@@ -148,7 +150,7 @@ def _volumes(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...
     metavar="CLAIM:/PATH[:ro]",
     help="A PersistentVolumeClaim: data sets at /data/sets, checkpoints where the study says.",
 )
-@click.option("--namespace", callback=_namespace, default="studyhall", show_default=True, help="Of the Job.")
+@click.option("--namespace", callback=_namespace, default="studyhall", show_default=True, help="Namespace of the Job.")
 @allow_option
 @click.option("--objective", metavar="FILE.py:NAME", help="Where the image has the study's script.")
 @allow_changed_option
@@ -156,9 +158,9 @@ def _volumes(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...
 def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, **options: Any) -> None:
     """Print the Job that runs a study's workers.
 
-    Pipe it into kubectl apply -f -; once more, with another number of workers, to scale. Its storage is the
-    one of --storage, if that is not on this machine, else the cluster's own, of deploy/kubernetes. The
-    password is in the Secret studyhall-database, under `worker`.
+    Pipe it into kubectl apply -f -; do so again with another number of workers to scale. The Job uses the
+    server of --storage, or the cluster's own (deploy/kubernetes) if there is none or it is on this machine.
+    The password is in the Secret studyhall-database, under `worker`.
     """
     import yaml
 
@@ -201,6 +203,7 @@ def _storage_of_pods(location: StorageURL) -> str:
     """The storage's URL as a pod can use it."""
     from studies.launch.kubernetes import CA_DIR
 
+    # The password stays here: a manifest is stored in the cluster, and often in git.
     options = dict(location.options)
     files = options.keys() & {"service", "servicefile", "passfile", "sslcert", "sslkey", "sslcrl", "sslcrldir"}
     if files:
@@ -208,6 +211,7 @@ def _storage_of_pods(location: StorageURL) -> str:
             f"the storage's option {min(files)} names a file of this machine, which no pod has: "
             "write the host, and leave the password to the Secret studyhall-database"
         )
+    # "system" is libpq's word for the certificates that the image itself trusts.
     authority = options.get("sslrootcert")
     if authority and authority != "system":
         options["sslrootcert"] = f"{CA_DIR}/{Path(authority).name}"

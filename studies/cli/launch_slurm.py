@@ -58,6 +58,7 @@ def _time(_ctx: click.Context, _param: click.Parameter, time: str | None) -> str
 
 
 def _logs(_ctx: click.Context, _param: click.Parameter, logs: Path | None) -> Path | None:
+    # A backslash turns off sbatch's %A and %a in the whole path: all tasks would write to one file.
     if logs is not None and not re.fullmatch(r"[^\\\n]+", str(logs.absolute())):
         raise click.BadParameter(f"{str(logs)!r} holds a backslash or a line break, which Slurm cannot take")
     return logs
@@ -71,7 +72,7 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE with a long option of sbatch, such as account=lab")
         if key in launcher.RESERVED:
             ours = launcher.RESERVED[key]
-            raise click.BadParameter(f"{key} is said by the launcher itself" + (f": use {ours}" if ours else ""))
+            raise click.BadParameter(f"{key} is set by the launcher itself" + (f": use {ours}" if ours else ""))
         settings[key] = value
     return settings
 
@@ -94,15 +95,15 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
     "--cpus-per-worker",
     type=click.IntRange(1),
     metavar="N",
-    help="Default: 1, and 1 for each of the objective's num_workers; 4 beside a GPU where it does not say.",
+    help="Default: 1 plus the objective's num_workers; 4 with a GPU where that is unknown.",
 )
 @click.option(
     "--setup",
     multiple=True,
     metavar="COMMANDS",
-    help="Before the workers: 'module load cuda; conda activate lab'.",
+    help="Shell commands before the workers: 'module load cuda; conda activate lab'.",
 )
-@click.option("--container", metavar="IMAGE", help="Run them in this image of Apptainer: lab.sif, docker://….")
+@click.option("--container", metavar="IMAGE", help="Run the workers in this Apptainer image: lab.sif, docker://….")
 @click.option("--partition", metavar="NAME", help="Default: Slurm's.")
 @click.option(
     "--time", callback=_time, metavar="LIMIT", help="A task's time, such as 4:00:00; then it is queued again."
@@ -111,14 +112,14 @@ def _settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ..
     "--grace",
     type=click.IntRange(1, launcher.MAX_GRACE),
     metavar="SECONDS",
-    help="Give trials back that long before the limit; more than a step takes. Default: 120, or a quarter of --time.",
+    help="Requeue trials this long before the limit; longer than a step. Default: 120, or a quarter of --time.",
 )
 @click.option(
     "--logs",
     type=click.Path(path_type=Path, file_okay=False),
     callback=_logs,
     metavar="DIR",
-    help="On a disk that the nodes share. Default: slurm-NAME, here.",
+    help="Folder of the logs, on a disk that the nodes share. Default: slurm-NAME.",
 )
 @click.option(
     "--sbatch", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE", help="Any other option of sbatch."
@@ -159,9 +160,9 @@ def slurm(
 ) -> None:
     """Start workers on a Slurm cluster.
 
-    They are an array of jobs with one worker each. A task gives its trials back before its time
-    limit and is queued again, as it is after a preemption, until the study is over. What a
-    task writes goes to DIR/JOB_TASK.log. The job's id is printed.
+    The workers are a job array, with one worker in each task. Before its time limit a task requeues its
+    trials and is queued again, as it is after a preemption, until the study is over. A task
+    writes to DIR/JOB_TASK.log. The job's id is printed.
     """
     if workers % workers_per_task:
         raise click.UsageError(f"{workers} workers are no multiple of {workers_per_task} in each task")
@@ -194,6 +195,7 @@ def slurm(
             partition=partition,
             time=time,
             grace=grace,
+            # A printed script may be submitted from anywhere, and is given no folder of this machine unasked.
             logs=None if only_print and not logs else (logs or Path(f"slurm-{launcher.slug(name)}")).absolute(),
             settings=settings,
         )
@@ -208,6 +210,7 @@ def slurm(
         return
     with _open_server(common) as storage:
         record = storage.find_study(name)
+        # As on the nodes, where an error would appear once for each task, in logs that nobody watches.
         spec = check(record)
         if _goes_on(storage, record):
             _warn(storage, workers)
@@ -222,11 +225,12 @@ def slurm(
 def cancel_jobs(common: Common, name: str) -> None:
     """End a study's Slurm jobs, and nothing else.
 
-    Those that you have launched, with the tasks that wait. Running trials are requeued;
+    All jobs that you launched for it end, waiting tasks included. Running trials are requeued;
     `studyhall launch slurm` starts new workers.
     """
     with _open_server(common) as storage:
         record = storage.find_study(name)
+    # By the study's uid: another study may have had this name when the jobs began.
     tasks = launcher.find_tasks(record.uid) if record.uid else []
     if not tasks:
         say(f"study {name!r} has no Slurm jobs of yours")
@@ -238,7 +242,7 @@ def cancel_jobs(common: Common, name: str) -> None:
 
 
 def _open_server(common: Common) -> closing[PostgresStorage]:
-    """The storage, which has to be a server: the embedded one would start on every node anew."""
+    """The storage, which has to be a server: each node would start an embedded one of its own."""
     if common.storage_url is None:
         raise StudyhallError(
             "the embedded database serves this machine alone, and the workers run on others: name a PostgreSQL server "
@@ -259,6 +263,7 @@ def _goes_on(storage: PostgresStorage, record: StudyRecord) -> bool:
 def _warn(storage: PostgresStorage, workers: int) -> None:
     """Say what may go wrong later, on the nodes."""
     used, slots = storage.connections
+    # A tenth is left for people, the mirror and the dashboard.
     if used + 2 * workers > 0.9 * slots:
         say(
             f"warning: {counted(workers, 'worker')} hold up to {2 * workers} connections, and {used} "
@@ -268,7 +273,7 @@ def _warn(storage: PostgresStorage, workers: int) -> None:
     if storage.location.is_of_this_machine:
         say(f"warning: the storage is at {storage.location.where}, which on each node is the node itself")
     if storage.location.password:
-        say("note: Slurm keeps the environment of a job, so the storage's password, too; ~/.pgpass is a better place")
+        say("note: Slurm keeps a job's environment, and with it the storage's password; ~/.pgpass is a better place")
 
 
 def _submit(array: launcher.WorkerArray, environment: Mapping[str, str], workers: int) -> None:
@@ -277,7 +282,7 @@ def _submit(array: launcher.WorkerArray, environment: Mapping[str, str], workers
     echo(job)
     say(f"job {job}: {counted(workers, 'worker')} of study {array.study!r}; they write to {array.logs}/{job}_*.log")
     if reason := launcher.why_never(job):
-        say(f"warning: job {job} asks for what is not there and will not start ({reason}): scontrol show job {job}")
+        say(f"warning: job {job} asks for what the cluster lacks, and never starts ({reason}): scontrol show job {job}")
     say(f"watch them: {command('watch', array.study)}; end them: {command('launch', 'cancel', array.study)}")
 
 
@@ -309,6 +314,7 @@ def _work(
 ) -> list[str]:
     """The arguments of ``studyhall`` in each task."""
     argv = ["work", name, "--workers", str(workers), "--lease", f"{lease:g}"]
+    # Absolute, since a task starts in the folder from which sbatch was called.
     if data_dir:
         argv += ["--data-dir", str(data_dir.absolute())]
     for prefix in allow:

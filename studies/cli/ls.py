@@ -25,14 +25,14 @@ from studies.values import finite
 def list_studies(common: Common, kind: str) -> None:
     """List the studies.
 
-    A study's state is paused, running (trials do), idle (none does), or why it has ended: complete
-    (its budget is spent), failures, timeout, target, stopped.
+    A study is paused, running, idle (no trial runs), or has ended: complete (its trials are done), epochs
+    or gpu_hours (that budget is spent), failures, timeout, target, stopped.
     """
     nothing = "no studies yet; begin one with: studyhall run digits"
     try:
         with common.open() as storage:
             rows = storage.list_studies()
-    except NoTables as error:
+    except NoTables as error:  # no failure: nobody has made a study yet
         rows, nothing = [], str(error)
     if kind == "json":
         keys = ("name", "budget", "complete", "pruned", "running", "waiting", "paused", "fail", "workers")

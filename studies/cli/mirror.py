@@ -49,12 +49,13 @@ def mirror(common: Common, names: tuple[str, ...], once: bool, print_uri: bool, 
     if print_uri:
         _print_uri(common, tracking_uri)
         return
+    # Studies that are named must exist. A mirror of all may begin before the first one, beside a new database.
     with common.open(create=not names) as storage, until_interrupted():
         for name in names:
             storage.find_study(name)
         if tracking_uri is None:
             say(
-                "opening the MLflow database; making it the first time takes some seconds, beside busy workers a minute"
+                "opening the MLflow database; creating it takes some seconds the first time, a minute on a busy machine"
             )
         process = start_mirror(storage, tracking_uri, say, names, once=once)
         try:

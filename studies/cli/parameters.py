@@ -21,9 +21,11 @@ BOOLEANS: Final = ("no", "flag", "value")
 booleans_option = click.option(
     "--booleans",
     type=click.Choice(BOOLEANS),
-    help="Arguments: no (the default) for --bn or --no-bn, flag for --bn or nothing, value for --bn true.",
+    help="How arguments say false: no (the default) as --no-bn, flag by leaving --bn out, value as --bn false.",
 )
-prefix_option = click.option("--prefix", default="", metavar="TEXT", help="Of variables: HP_ makes HP_LR of lr.")
+prefix_option = click.option(
+    "--prefix", default="", metavar="TEXT", help="What variables begin with: HP_ turns lr into HP_LR."
+)
 
 # Variables that shells, loaders, interpreters and common tools obey. Setting one of them breaks what runs next, or is
 # undone in silence: bash ignores an assignment to GROUPS and counts on in SECONDS.

@@ -30,10 +30,13 @@ IMAGES = (".png", ".svg")
 @click.option(
     "-o", "--output", type=OutputFile(*IMAGES, ".html"), metavar="FILE", required=True, help="The file to write."
 )
-@click.option("--objective", metavar="NAME", help="Of several objectives: this one, by name or from 0 on.")
-@click.option("--params", "names", metavar="A,B,…", help="These parameters alone.")
+@click.option(
+    "--objective", metavar="NAME", help="With several objectives: which one, by its name or its index from 0."
+)
+@click.option("--params", "names", metavar="A,B,…", help="Only these parameters.")
 @common_options
 def plot(common: Common, name: str, kind: str, output: Path, objective: str | None, names: str | None) -> None:
+    # Before the study is read, which takes seconds for a large one.
     require_writable(output)
     data = read_data(common, name)
     require(data, kind)

@@ -63,7 +63,7 @@ def register_model(
     storage.require("worker")
     kept = registry.Kept.read(folder)
     if tracking_uri is None:
-        say("opening the MLflow database; making it the first time takes some seconds")
+        say("opening the MLflow database; creating it takes some seconds the first time")
     uri = tracking_uri or prepare_database(storage.location)
     probe(uri)
     artifacts = None if uri.startswith("http") else artifacts_of(home())

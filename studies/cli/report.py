@@ -42,6 +42,7 @@ def report(common: Common, name: str, output: Path | None) -> None:
     path = output or Path(file_name(name, ".html"))
     require_writable(path)
     data = read_data(common, name)
+    # After read_data(), which imports Optuna's importances without scikit-learn.
     from studies.report import page
 
     write_output(path, page.report(data))

@@ -29,7 +29,7 @@ from studies.stop_reasons import BY_HAND
     metavar="OTHER[,…]",
     callback=lambda _ctx, _param, text: split_names(text, ()) if text else [],
     shell_complete=complete_studies,
-    help="Let the sampler learn from the trials of other studies, which count nowhere.",
+    help="Let the sampler learn from trials of other studies, which count toward no budget.",
 )
 @allow_changed_option
 @common_options
@@ -81,6 +81,7 @@ def run(
         if sources:
             from studies.warm_start import collect
 
+            # Before the study is created: a source that does not exist must leave nothing behind.
             evidence = collect(storage, spec, sources)
         run_workers(
             storage,

@@ -45,17 +45,17 @@ _PORT: Final = click.IntRange(1, 65535)
 @click.option(
     "--password-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Holds the password of the user `viewer`, who can look and not write. [env: STUDYHALL_PASSWORD]",
+    help="Holds the password of the user `viewer`, who reads. [env: STUDYHALL_PASSWORD]",
 )
 @click.option(
     "--admin-password-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Holds the password of the user `admin`, who can write, too. [env: STUDYHALL_ADMIN_PASSWORD]",
+    help="Holds the password of the user `admin`, who also writes. [env: STUDYHALL_ADMIN_PASSWORD]",
 )
 @click.option(
     "--only",
     type=click.Choice(["dashboard", "mlflow"]),
-    help="One of the sites, and no mirror: for containers, where each is one.",
+    help="One site without the mirror: for containers.",
 )
 @click.option("--no-token", is_flag=True, help="Give every user and program on this machine access.")
 @click.option(
@@ -79,10 +79,10 @@ def serve(
 ) -> None:
     """Show studies in a browser: optuna-dashboard, MLflow.
 
-    Starts what is missing, the mirror into MLflow too, prints the addresses, starts again what dies, and
-    stops all with Ctrl-C. With NAME the addresses lead to that study: its trials with their curves. They
-    hold a token, new with each start, without which access is refused. With --host the sites are for other
-    machines, with passwords instead of the token.
+    It starts both sites and the mirror into MLflow, prints the addresses, and restarts what dies, until
+    Ctrl-C. With NAME the addresses lead to that study: its trials with their curves. An address holds a
+    token, new with each start, without which access is refused. With --host other machines reach the
+    sites, with passwords instead of the token.
     """
     from studies.serve.sites import DASHBOARD, MLFLOW, listen
 
@@ -225,9 +225,9 @@ def _print_addresses(
         say(f"--no-token: every user and program on this machine can {may} all studies and all that MLflow holds")
     else:
         users = [name for name, word in (("viewer", access.viewer_password), ("admin", access.admin_password)) if word]
-        say(f"log in as {' or '.join(users)}; passwords travel as the sites do, so put TLS before them on a network")
+        say(f"log in as {' or '.join(users)}; passwords travel unencrypted: on a network, put TLS in front")
     if study is None:
-        say(f"a study's own page is {sites[0].address}/study/NAME; these, too, are printed by: studyhall serve NAME")
+        say(f"a study's own page is {sites[0].address}/study/NAME; to print it: studyhall serve NAME")
     say("Ctrl-C stops them")
 
 

@@ -103,5 +103,6 @@ def _show_trial(storage: PostgresStorage, record: StudyRecord, trial_number: int
         ]
         print_columns(header, rows, numeric=header)
     if "error" in trial.user_attrs:
+        # The whole traceback: in a table or a log there is only its last line.
         error = str(trial.user_attrs.get("traceback") or trial.user_attrs["error"])
         echo("", *(f"  {line}" for line in error.expandtabs().rstrip().split("\n")))

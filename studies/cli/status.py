@@ -108,6 +108,7 @@ def status_line(now: Status, record: StudyRecord, seconds: float | None = None) 
     # "time limit reached after 2:00:00" reads as one fact.
     if took and now.ended == "timeout":
         halted, took = f"{halted} after {duration(seconds or 0)}", ""
+    # A study that its budget stopped goes on by another command, with a larger budget.
     if halted and now.ended in (None, BY_HAND):
         halted += f"; go on with: {command('resume', record.name)}"
     return f"{record.name}: {now.done} done ({counts}){took}{halted}"

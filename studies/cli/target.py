@@ -49,6 +49,7 @@ class Target:
             override(data, setting)
         if self.trials is not None:
             override(data, f"budget.trials={self.trials}")
+        # Not by override(), which reads text: these are values of their own, and a name may hold an equals sign.
         if len(self.directions) > 1:
             put(data, ("directions",), list(self.directions))
         elif self.directions:
@@ -85,4 +86,4 @@ def say_grid(spec: StudySpec) -> None:
     """Warn that a grid has fewer combinations than the given budget."""
     size = spec.combinations
     if size is not None and size < spec.budget.trials:
-        say(f"its grid has {counted(size, 'combination')}: the study ends then, not after {spec.budget.trials} trials")
+        say(f"its grid has {counted(size, 'combination')}: the study ends after these, not after {spec.budget.trials}")

@@ -37,7 +37,9 @@ DEFAULT = "NAME-profile"
 @click.command()
 @target_argument
 @click.option("--param", "texts", multiple=True, metavar="NAME=VALUE", help="A parameter; default: the objective's.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, metavar="N", help="Of the training; default: 0.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, metavar="N", help="The seed of the training; default: 0."
+)
 @click.option("--device", "label", metavar="DEVICE", help="cpu, cuda:0, …; default: the first GPU, else the CPU.")
 @set_option
 @click.option(
@@ -104,6 +106,7 @@ def train(
     curves: list[Mapping[str, float]] = []
     with ExitStack() as stack:
         stack.enter_context(until_interrupted())
+        # A callback, so that an interrupt or an error keeps the steps so far as well.
         if output:
             stack.callback(_write, output, spec.name, params, seed, curves)
         beside = stack.enter_context(new_directory(folder, "--profile") if folder else nullcontext())
@@ -126,7 +129,7 @@ def _described(params: Mapping[str, Any], spec: StudySpec) -> str:
 
 @contextmanager
 def _view() -> Iterator[Callable[[Curves], None]]:
-    """What shows the curves so far: charts in a terminal, else a line for each step."""
+    """A function that shows the curves so far: charts in a terminal, else a line for each step."""
     console = live_console()
     if console is None:
         yield lambda curves: echo(_line(len(curves), curves[-1]))

@@ -26,12 +26,12 @@ STATES: Final = ("complete", "pruned", "fail", "running", "waiting", "paused")
 
 
 def _complete_column(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
-    """The columns whose names begin so, for the shell."""
+    """Complete the name of a column."""
     return [name for name in _column_names(ctx) if name.startswith(begun)]
 
 
 def _complete_columns(ctx: click.Context, _param: click.Parameter, begun: str) -> list[str]:
-    """The same for the last one of a list."""
+    """Complete the last name of a list."""
     before, comma, last = begun.rpartition(",")
     return [f"{before}{comma}{name}" for name in _column_names(ctx) if name.startswith(last)]
 
@@ -90,8 +90,8 @@ def trials(
     Columns are those of --format csv: number, state, value (of several objectives one for each:
     values_NAME), steps, start, complete, seconds, worker, attempts, error, script_sha256 (of a
     changed script), and params_NAME, metrics_NAME (at the last step) and user_attrs_NAME, for which
-    NAME alone will do, as will the table's headings. seconds, or time, is from the first start to
-    the end: of a trial with several attempts (≤ in the table) that holds the pauses between them.
+    NAME alone is enough; the table's headings work as well. seconds (time) runs from the first start to
+    the end: for a trial with several attempts (≤ in the table) it includes the pauses between them.
     """
     from studies.storage.reader import StudyReader
 
@@ -124,6 +124,7 @@ def trials(
         elif kind == "csv":
             _echo_csv(pages, chosen or known)
         else:
+            # A table's widths are those of its widest cells: it needs all rows, where csv and json stream.
             rows = list(chain.from_iterable(pages))
             _print_table(rows, chosen, objectives)
             if not rows and states:
@@ -178,8 +179,10 @@ def _first(pages: Iterable[Sequence[TrialRow]], limit: int) -> Iterator[Sequence
 
 
 def _sorted(rows: Iterable[TrialRow], by: Column, limit: int | None, *, largest_first: bool) -> list[TrialRow]:
-    """The first ``limit`` of the rows in this order: numbers before text, what has no value at the end, equal ones by
-    number. No more of them are kept than that."""
+    """The first ``limit`` rows in this order: numbers before text, rows without a value last, equal ones by number.
+
+    No more rows than ``limit`` are in memory: a study may have a million.
+    """
 
     def key(row: TrialRow) -> tuple[Any, ...]:
         value = strict(by.cell(row))

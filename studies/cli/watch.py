@@ -35,15 +35,14 @@ OLD = 4.0
     default=5,
     show_default=True,
     metavar="SECONDS",
-    help="Where there is no terminal: the least time between two lines.",
+    help="Without a terminal: the least time between two lines.",
 )
 @common_options
 def watch(common: Common, name: str, every: float) -> None:
     """Watch a study until it ends.
 
-    In a terminal it is a live picture: how far it is and how long it still takes, the best trial,
-    the running trials and the workers. Else a line whenever something has changed. It changes
-    nothing: Ctrl-C ends only the command itself.
+    In a terminal a live picture: the progress, the time left, the best trial, the running trials and the
+    workers. Elsewhere a line whenever something has changed. Ctrl-C ends this command, and not the study.
     """
     with common.open() as storage:
         record = storage.find_study(name)
@@ -75,6 +74,7 @@ def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | Plai
                 return seen
         except StorageUnreachable as error:
             view.wait(str(error))
+            # The embedded server may have been killed, and no worker may be left to start it again.
             if storage.server:
                 storage.server.start()
         time.sleep(POLL)

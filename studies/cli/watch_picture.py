@@ -203,6 +203,7 @@ def _running_table(running: Sequence[Running], rows: int, width: int) -> Table:
 def _workers_table(seen: Overview, rows: int, width: int) -> Table:
     workers = seen.status.workers
     columns = ("worker", "pid", "device", *WORK, "done", "trials/h", "seen")
+    # Names of hosts give way: the numbers of the other columns take 66 characters, and mean nothing if they are cut.
     table = _table(*columns, left=["worker", "device"], widest=max(8, min(32, width - 66)))
     shown = _cut(len(workers), rows)
     for worker in workers[:shown]:

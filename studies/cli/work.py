@@ -46,13 +46,13 @@ def _shares(_ctx: click.Context, _param: click.Parameter, text: str | None) -> l
     "shares",
     metavar="N:N",
     callback=_shares,
-    help="Of several studies: 2:1 runs two trials of the first for each of the second.",
+    help="With several studies: 2:1 runs two trials of the first for each trial of the second.",
 )
 @click.option(
     "--until-idle",
     metavar="TIME",
     callback=time_value,
-    help="Stay when a study is over, as it may be extended; a worker ends after so long without a trial: 10m.",
+    help="Stay when a study is over, as it may be extended; exit after so long without a trial: 10m.",
 )
 @worker_options
 @allow_option
@@ -93,6 +93,7 @@ def work(
         served: list[tuple[StudySpec, float]] = []
         records = [storage.find_study(name) for name in names]
         found = find_scripts(records, scripts, allow_changed=allow_changed)
+        # All studies are checked before a worker starts: it would serve some of them and fail at the next.
         for record, share in zip(records, shares or [1.0] * len(names), strict=True):
             has_script = record.name in found
             spec = require_runnable(record, allow, data_dir_or_default(data_dir), has_script=has_script)

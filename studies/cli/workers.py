@@ -184,7 +184,7 @@ def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrori
         interrupts.apply(session, progress)
         try:
             progress.update(session.poll())
-        except StorageUnreachable as error:
+        except StorageUnreachable as error:  # the workers train on; their results wait on the disk
             progress.unreachable(error)
         for mirroring in mirrorings:
             mirroring.poll()

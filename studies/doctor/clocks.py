@@ -29,7 +29,7 @@ def difference(ahead: float, uncertain: float) -> Finding:
         level="warning",
         about="clock",
         what=f"the database's is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's: "
-        "leases depend on the database's alone, but people read both; set the wrong one",
+        "leases depend on the database's alone, but people compare both; set the wrong one",
         fix="timedatectl set-ntp true",
     )
 
@@ -52,6 +52,7 @@ def stored_times(database: Database, facts: Mapping[str, Any]) -> Iterator[Findi
             fix="pip install -U optuna",
         )
     zone = facts["time_zone"]
+    # The zone matters to stock Optuna's heartbeats alone, which are times without a zone.
     (row,) = database.rows("has_heartbeats")
     if row["has_heartbeats"] and zone not in ("UTC", "Etc/UTC", "GMT"):
         yield Finding(

@@ -17,7 +17,9 @@ from studies.storage import roles, schema
 from studies.storage.database import Database
 from studies.storage.url import StorageURL
 
+#: The oldest version with pg_snapshot and pg_current_xact_id, by which clients find what has changed.
 OLDEST_POSTGRESQL: Final = 13
+#: A machine joins with a worker per core, two connections each: beyond this share the next one may be refused.
 MAX_CONNECTIONS_IN_USE: Final = 0.8
 _SHOWN: Final = 5
 """The most trials that are listed with the same problem."""
@@ -41,7 +43,7 @@ def examine_database(url: StorageURL, *, embedded_in: Path | None) -> Examinatio
     database = Database(url)
     examination = Examination()
     try:
-        # One by one: the findings before an error are kept.
+        # One by one: an error must not lose the findings before it.
         for finding in _database(database, examination.studies, embedded_in):
             examination.findings.append(finding)
     except StorageError as error:
@@ -70,6 +72,7 @@ def _database(database: Database, studies: list[KnownStudy], embedded_in: Path |
     (facts,) = database.rows("server_facts")
     ended = time.time()
     yield server(facts, round_trip, f"the embedded server in {embedded_in}" if embedded_in else "")
+    # A standby answers all questions; only a worker's first write would fail.
     if facts["is_standby"]:
         yield Finding(
             level="error",
@@ -165,7 +168,7 @@ def _tables(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
             level="error",
             about="tables",
             what=f"made by Optuna {optuna['optuna']}, which keeps local times where Optuna 5 keeps UTC; "
-            "stop its workers, and say in which time zone they lived",
+            "stop its workers, and give the time zone of their machines",
             fix="studyhall db upgrade --optuna-4-time-zone ZONE",
         )
         return
@@ -190,7 +193,7 @@ def _tables(database: Database, facts: Mapping[str, Any]) -> Iterator[Finding]:
 def _optunas_tables(version: str | None, made_by: str | None) -> Finding:
     from optuna.storages import RDBStorage
 
-    # Only to ask the installed Optuna for its version of the tables.
+    # An empty database in memory, to ask the installed Optuna which version of the tables it knows.
     ours = RDBStorage("sqlite://")
     known, older = ours.get_head_version(), ours.get_all_versions()
     ours.engine.dispose()
@@ -213,6 +216,7 @@ def _halted(rows: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[Finding]:
+    # The leases of silent workers still run: their trials are safe, whether they are dead or only slow.
     stuck, silent = database.rows("stuck_trials"), database.rows("silent_workers")
     for row in stuck[:_SHOWN]:
         trial = f"trial {row['number']} of study {row['study']!r}"
@@ -227,10 +231,11 @@ def _trials(database: Database, studies: Mapping[str, KnownStudy]) -> Iterator[F
             fix = study.work if study and not study.ended else cancel
         else:
             what = f"{trial} has run for {_time(row['seconds'])} without a lease: a stock Optuna worker may have died"
+            # No lease can expire, and a heartbeat is optional in stock Optuna: only a person knows whether it is dead.
             fix = cancel
         yield Finding(level="warning", about="trials", what=what, fix=fix)
     if len(stuck) > _SHOWN:
-        what = f"and {len(stuck) - _SHOWN} more like these; check again after that"
+        what = f"and {len(stuck) - _SHOWN} more like these; mend those first, then check again"
         yield Finding(level="warning", about="trials", what=what, fix="studyhall doctor")
     for row in silent[:_SHOWN]:
         yield Finding(

@@ -13,7 +13,7 @@ class Finding:
     """The result of one check."""
 
     level: Literal["ok", "warning", "error"]
-    """``error``: something does not work; ``warning``: it may stop to work."""
+    """``error``: something does not work; ``warning``: it may stop working."""
     about: str
     """The subject of the check, in a word or two."""
     what: str

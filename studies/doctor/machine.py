@@ -19,6 +19,7 @@ from studies.storage.url import StorageURL
 from studies.text import counted
 from studies.worker.devices import cores
 
+#: Bytes, and the share of a disk: a large one that is nearly full needs attention before 5 GB are left.
 MIN_FREE_BYTES: Final = 5e9
 MIN_FREE: Final = 0.05
 
@@ -106,6 +107,7 @@ def gpus(visible: str | None) -> Finding:
     if hidden and found:
         what = f"{len(found)} here, hidden by CUDA_VISIBLE_DEVICES={visible!r}: {on_cores}"
         return Finding(level="warning", about="GPUs", what=what, fix=unset)
+    # Names such as GPU-8932f937… or MIG-… are legal as well; only numbers can be checked without PyTorch.
     missing = [name for name in named if name.isdecimal() and int(name) >= len(found)]
     if missing:
         what = f"CUDA_VISIBLE_DEVICES names GPU {', '.join(missing)}, and there are {len(found)}, from 0"
@@ -131,6 +133,7 @@ def _torch_version() -> str:
 def _nvidia_smi() -> list[str] | str:
     """The names of the GPUs; or an error message."""
     try:
+        # A hanging driver is what doctor should find, not what should hang it.
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return one_line(error)
@@ -143,6 +146,7 @@ def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding
     # By the id in the folder's name: a study of the same name in another database has other results.
     by_uid = {study.uid: study for study in studies}
     for folder in sorted(directory.glob("*")):
+        # Refused ones were told as FAIL: they are kept only for a person to read why.
         waiting, refused = list(folder.glob("*.json")), list(folder.glob("*.refused"))
         study = by_uid.get(folder.name)
         if waiting and study:
@@ -152,6 +156,7 @@ def _results(directory: Path, studies: Sequence[KnownStudy]) -> Iterator[Finding
                 fix = f"{way_on(study.name, study.ended)}; {fix}"
             yield Finding(level="warning", about="results", what=what, fix=fix)
         elif waiting:
+            # The folder may belong to another --storage, and hold the only copy: only a person knows.
             pending = f"{counted(len(waiting), 'result')} in {folder}"
             what = f"{pending} for a study of another database; if that was deleted, remove the folder"
             fix = f"rm -r {shlex.quote(str(folder))}"
@@ -181,6 +186,7 @@ def _checkpoints(store: str, users: Sequence[KnownStudy], data_dir: Path, allow:
         open_store(store, users[0].uid).check()
     except CheckpointError as error:
         return Finding(
+            # A study that has ended needs its checkpoints no more, unless somebody extends it.
             level="error" if going_on else "warning",
             about="checkpoints",
             what=f"{whose}: {error}",

@@ -1,5 +1,5 @@
 """What there is to see of a study: single plots, and all of it in one HTML file.
 
-``data`` reads it from the storage and ``kinds`` says which plots a study can have; ``figures`` draws them for a
-browser, ``images`` as PNG and SVG, and ``page`` makes the report of them. Nothing heavy is imported here.
+``data`` reads a study from the storage, and ``plot_kinds`` says which plots it can have. ``plotly_figures`` draws them
+for a browser, ``matplotlib_images`` as PNG and SVG, and ``page`` makes the report. Nothing heavy is imported here.
 """

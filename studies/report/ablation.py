@@ -56,6 +56,7 @@ def ablation(data: StudyData, start: Mapping[str, Any] | None = None) -> list[St
     model = _Model(data, space)
     middle = {name: _middle(parameter) for name, parameter in space.items()}
     now = _completed(start or {}, middle, space)
+    # Predictions alone, the best trial's as well: its measured value beside them would look like a step of its own.
     steps = [Step(changed=now, predicted=model.predict([now])[0])]
     sign = 1 if data.directions[data.target] == StudyDirection.MINIMIZE else -1
     # A parameter that the best trial does not have goes with the one that it depends on.
@@ -95,6 +96,7 @@ class _Model:
         from sklearn.ensemble import RandomForestRegressor
 
         self._space = space
+        # A fixed seed: the same trials must give the same table, in the terminal and in the report.
         self._forest = RandomForestRegressor(n_estimators=100, random_state=0)
         self._forest.fit(
             self._encoded([trial.params for trial in data.valued]), [t.values[data.target] for t in data.valued]
@@ -112,9 +114,11 @@ class _Model:
             values = [params.get(name) for params in configurations]
             has = np.array([name in params for params in configurations])
             if isinstance(parameter, CategoricalParameter):
+                # A column for each choice: numbered choices would have an order, by which a tree would split.
                 keys = list(map(key_of, values))
                 columns += [has & [key == key_of(choice) for key in keys] for choice in parameter.choices]
             else:
+                # Below all values, so that one split tells the trials that lack the parameter from the others.
                 columns.append(np.where(has, [_scaled(parameter, value) for value in values], _ABSENT))
         return np.stack(columns, axis=1)
 
@@ -143,6 +147,7 @@ def _middle(parameter: Any) -> Any:
         return parameter.choices[0]
     low, high = parameter.low, parameter.high
     middle = math.sqrt(low * high) if parameter.log else low + (high - low) / 2
+    # On the grid of its steps: half-way between two of them no value is legal.
     return middle if parameter.step is None else low + parameter.step * round((middle - low) / parameter.step)
 
 

@@ -100,8 +100,9 @@ def _lines(data: StudyData) -> dict[str, dict[int, Line]]:
             found.setdefault(point.name, {}).setdefault(trial.number, {})[point.step] = point.value
         if trial.intermediate_values:
             reported[trial.number] = trial.intermediate_values
+    # What each trial reports once, such as a cost, is no curve.
     curved = {name: by_trial for name, by_trial in found.items() if max(map(len, by_trial.values())) > 1}
-    found = curved or found  # what each trial reports once, such as a cost, is no curve
+    found = curved or found
     if reported and not any(_is_same(by_trial, reported) for by_trial in found.values()):
         found[REPORTED] = reported
     return {
@@ -131,6 +132,7 @@ def _thinned(number: int, values: Mapping[int, float], most: int) -> Line:
     """A line of at most ``most`` points, including the last one. Values that are not finite become gaps."""
     steps = sorted(values)
     if len(steps) > most:
+        # The last step is the one that people compare: the steps are counted from the end.
         steps = [steps[(i + 1) * len(steps) // most - 1] for i in range(most)]
     finite = [values[step] if math.isfinite(values[step]) else math.nan for step in steps]
     return Line(number=number, steps=steps, values=finite)

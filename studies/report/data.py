@@ -90,6 +90,7 @@ class StudyData:
     @cached_property
     def numbers(self) -> Mapping[str, Sequence[float]]:
         """Those of :attr:`params` that are numbers from a range."""
+        # A choice may be a number as well, and has no place on a scale.
         kinds = {name: distribution for trial in self.valued for name, distribution in trial.distributions.items()}
         return {
             name: [float(value) for value in values if isinstance(value, int | float)]
@@ -127,12 +128,15 @@ class StudyData:
         """When the trial ran, up to now; ``None`` where it has not begun."""
         if trial.datetime_start is None or trial.state == TrialState.WAITING:
             return None
+        # Clocks differ: a trial that began on another machine may begin after our "now".
         return trial.datetime_start, max(trial.datetime_start, trial.datetime_complete or self.now)
 
 
 def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
     """Read a whole study, or the subset of a large one that is shown."""
-    status = storage.status(record)  # before the trials, which then hold its best one
+    # Statements one after the other, while the study goes on. First the status: the trials, which are read later, then
+    # hold its best one.
+    status = storage.status(record)
     directions = storage.get_study_directions(record.study_id)
     reader = StudyReader(storage, record)
     outlines = reader.outlines()

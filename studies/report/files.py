@@ -38,6 +38,7 @@ def require_writable(path: Path) -> None:
             raise StudyhallError(f"{path} is no ordinary file; name another one: -o FILE")
         if not folder.is_dir():
             raise StudyhallError(f"{path} can't be written: there is no folder {folder}; make it, or name another file")
+        # By trying: modes tell nothing of read-only mounts, quotas and access lists.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -51,6 +52,7 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         StudyhallError: it can't be written.
     """
+    # In the same folder: a rename is atomic within one file system only.
     beside = path.parent.resolve() / f".studyhall-{secrets.token_hex(8)}.part"
     try:
         try:

@@ -39,6 +39,7 @@ def image(data: StudyData, kind: str, format_: str, params: Sequence[str] | None
     mpl.use("Agg")  # nothing is shown on a screen
     from matplotlib import pyplot as plt
 
+    # pyplot keeps every figure until it is closed, and the caller may have figures of its own.
     before = set(plt.get_fignums())
     with quiet(), plt.rc_context():
         try:
@@ -117,8 +118,10 @@ def _panel(ax: Axes, panel: Panel) -> dict[str, Any]:
         lines = panel.lines.get(group, ())
         if not lines:
             continue
+        # The more lines, the fainter: many would be one blot, in which the pruned ones hide.
         color, alpha = COLORS[group], max(0.12, min(0.8, 12 / len(lines)))
         style = {"pruned": "dotted", "failed": "dashed"}.get(group, "solid")
+        # One collection: a thousand calls of plot() take seconds.
         segments = [np.column_stack([line.steps, line.values]) for line in lines]
         ax.add_collection(LineCollection(segments, colors=color, alpha=alpha, linewidths=1, linestyles=style))
         legend[group] = ax.plot([], [], color=color, linestyle=style)[0]
@@ -147,7 +150,7 @@ def _workers(found: Sequence[Row]) -> Figure:
         if bars:
             places = [y for y, _ in bars]
             begins, lengths = [bar.begin for _, bar in bars], [bar.end - bar.begin for _, bar in bars]
-            # Dates are legal there, which its types don't say.
+            # Dates are legal there, but not by matplotlib's types.
             ax.barh(places, lengths, left=begins, height=0.7, color=color, label=state)  # type: ignore[arg-type]
     ax.set_yticks(range(len(found)), [_escape(row.label) for row in found])
     ax.invert_yaxis()

@@ -46,7 +46,7 @@ class _Figures:
     def add(self, kind: str, drawn: go.Figure) -> str:
         """Add a plot; returns the HTML of its place in the page."""
         name = f"plot-{kind}-{len(self.json)}"
-        # Escapes <, > and /, so that no text in it can end the script.
+        # plotly escapes <, > and /: no text in it can end the script.
         self.json[name] = drawn.to_json()
         return f'<div class="plot" id="{name}" style="height:{drawn.layout.height}px"></div>'
 
@@ -85,10 +85,12 @@ def _plots_of(data: StudyData) -> list[str]:
 
 
 def _plot(data: StudyData, kind: str, figures: _Figures) -> str:
+    # The reason stands in the plot's place: a report without the plot would leave its reader searching.
     reason = PLOTS[kind].obstacle(data)
     if reason:
         return sections.reason(reason)
     remark = _paragraph(_REMARKS.get(kind)) + _paragraph(subset.remark(data, kind))
+    # Rows of a few: a page is narrow, and Optuna would squeeze all parameters into one row.
     if kind == "slice":
         order = [*importances(data), *data.params]
         names = sorted(data.params, key=order.index)
@@ -110,6 +112,8 @@ def _page(title: str, body: Sequence[str], figures: Mapping[str, str]) -> bytes:
     assets = files("studies.report") / "assets"
     script = (assets / "page.js").read_text(encoding="utf-8")
     packed = (assets / _PLOTLY).read_bytes() if figures else b""
+    # Names and errors come from objectives and whoever may write to the database. They are escaped, and should one slip
+    # through, the browser runs no script but these two and loads nothing.
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; "
         f"script-src {_hash(script.encode())} {_hash(gzip.decompress(packed))}"
@@ -123,6 +127,7 @@ def _page(title: str, body: Sequence[str], figures: Mapping[str, str]) -> bytes:
         plotly=base64.b64encode(packed).decode(),
         script=script,
     )
+    # A lone surrogate in a name must not cost the report.
     return page.encode(errors="replace")
 
 

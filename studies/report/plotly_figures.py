@@ -64,7 +64,7 @@ def figure(data: StudyData, kind: str, params: Sequence[str] | None = None) -> g
             _unclutter(drawn, data)
         if kind == "parallel":
             drawn = _together(drawn)
-    # Its title stands above it, its width is the page's.
+    # The page has the title above and decides the width. Optuna's colours suit a white page; ours may be dark.
     drawn.update_layout(template=go.layout.Template(), title=None, width=None, plot_bgcolor=None)
     drawn.update_annotations(font_color=None)
     return drawn
@@ -97,6 +97,7 @@ def _together(drawn: go.Figure) -> go.Figure:
     for trace in lines:
         groups.setdefault((_rounded_color(trace.line.color), trace.line.dash), []).append(trace)
     merged = []
+    # None between two lines lifts the pen.
     for (color, dash), traces in groups.items():
         first = traces[0]
         merged.append(
@@ -144,6 +145,7 @@ def _curves(data: StudyData) -> go.Figure:
                 trace.update(legendgroup=group, showlegend=False, name=_GROUPS[group])
                 drawn.add_trace(trace, row=i, col=j)
                 in_legend[group] = drawn.data[-1]
+        # One scale for both: the gap between training and validation is what people look for.
         if is_pair(row):
             drawn.update_yaxes(matches=drawn.get_subplot(i, 1).yaxis.plotly_name.replace("axis", ""), row=i, col=2)
     for group, trace in in_legend.items():
@@ -191,6 +193,7 @@ def _traces(panel: Panel) -> Iterator[tuple[str, go.Scatter]]:
 def _trace(lines: Sequence[Line], color: str, opacity: float, width: float, dash: str | None = None) -> go.Scatter:
     """Several lines as one trace, with gaps between them."""
     return go.Scatter(
+        # Narrow types: the page holds these arrays as base64, and they are most of its size.
         x=np.array([x for line in lines for x in (*line.steps, line.steps[-1])], dtype=np.int32),
         y=np.array([y for line in lines for y in (*line.values, math.nan)], dtype=np.float32),
         customdata=np.array([line.number for line in lines for _ in range(len(line.steps) + 1)], dtype=np.int32),

@@ -62,6 +62,7 @@ def tiles(data: StudyData) -> str:
     spans = [span for trial in data.outlines if (span := data.span(trial))]
     if spans:
         begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
+        # Of repeated trials it includes the pauses between attempts, of which the database has no times: at most.
         compute = sum((end - begin).total_seconds() for begin, end in spans)
         workers = len({attempt.worker for attempt in data.attempts.values()})
         by = f"of {counted(workers, 'worker')}" if workers else "of all workers"
@@ -118,6 +119,7 @@ def _pairs(what: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _front(data: StudyData) -> str:
+    # Optuna finds the front, of trials that keep the constraints, as its plots do.
     with quiet():
         numbers = {trial.number for trial in snapshot(data, "pareto", str).best_trials}
     trials = [trial for trial in data.trials if trial.number in numbers]
@@ -156,8 +158,9 @@ def ablation(data: StudyData) -> str:
     ]
     table = f"<table>{_head(['change', f'predicted {data.metric_names[data.target]}'])}{_body(rows)}</table>"
     words = (
-        "From the middle of the space to the best trial, by a random forest of the complete trials: at each step the "
-        f"parameter that improves the value most. From your defaults: {command('importance', data.name, 'NAME=VALUE')}"
+        "From the middle of the space to the best trial, as a random forest of the complete trials predicts: each step "
+        "changes the parameter that improves the value most. From your defaults: "
+        f"{command('importance', data.name, 'NAME=VALUE')}"
     )
     return f'<p>{text(words)}</p><div class="scroll">{table}</div>'
 
@@ -220,6 +223,7 @@ def _trial(data: StudyData, trial: FrozenTrial, params: Iterable[str]) -> str:
 
 
 def _cell(shown: str, value: Any) -> str:
+    # The page's script sorts by it: "9" comes after "10" as text, and six digits may make two values equal.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     exact = f' data-v="{value!r}"' if is_number and repr(value) != shown else ""
     return f"<td{exact}>{text(shown)}</td>"

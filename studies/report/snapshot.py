@@ -63,6 +63,7 @@ def snapshot(data: StudyData, kind: str, escape: Escape) -> optuna.Study:
     numbers = {trial.number for trial in shown if _is_shown(trial, kind)}
     # Optuna's history for matplotlib indexes values by trial number: no number may be missing.
     trials = data.outlines if kind == "history" else shown
+    # If one trial's choices are shown as text, those of all trials are: a plot compares them.
     odd = {name for trial in shown for name, of in trial.distributions.items() if _is_odd(of)}
     storage = _Copies([_copy(trial, escape, rounding, odd, is_shown=trial.number in numbers) for trial in trials])
     name = escape(data.name) or " "

@@ -79,6 +79,7 @@ def choose(outlines: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
         for trial in evenly([trial for trial in outlines if trial.state == state], most)
     }
     valued = [trial for trial in outlines if is_placed(trial)]
+    # In every plot: without these a history would show a worse best value than the text beside it.
     always = {trial.number for trial in (*_records(valued, directions), *_extremes(valued))}
     reported = {trial.number for trial in evenly([trial for trial in outlines if trial.intermediate_values], LINES)}
     listed = {trial.number for trial in (*outlines[-NEWEST:], *_best(valued, directions[0]))}
@@ -106,6 +107,7 @@ def of_kind(data: StudyData, kind: str) -> Sequence[FrozenTrial]:
     """The trials that the plot ``kind`` shows."""
     if data.subset is None:
         return data.trials
+    # Quantiles of all values: a sample with the best ones added would bend the distribution.
     if kind == "edf":
         placed = sorted(filter(is_placed, data.outlines), key=lambda trial: trial.values[data.target])
         return evenly(placed, SAMPLE[TrialState.COMPLETE])
@@ -118,6 +120,7 @@ def of_kind(data: StudyData, kind: str) -> Sequence[FrozenTrial]:
         chosen = data.valued if kind in _OF_LINES else chosen
         if kind in (*_OF_LINES, "timeline"):
             numbers = frozenset(evenly([trial.number for trial in chosen if trial.number in numbers], LINES))
+    # Importances are estimates: the best trials beside an even sample would bias them.
     if kind != "importances":
         numbers |= data.subset.always
     return [trial for trial in chosen if trial.number in numbers]
@@ -177,6 +180,7 @@ def _records(valued: Sequence[FrozenTrial], directions: Sequence[StudyDirection]
     found: list[FrozenTrial] = []
     for trial in filter(is_feasible, valued):
         value = signs * trial.values
+        # One comparison with the whole front, as an array: with several objectives it may hold thousands.
         if not (values <= value).all(axis=1).any():
             stays = ~(value <= values).all(axis=1)
             front, values = np.append(front[stays], len(found)), np.vstack([values[stays], value])

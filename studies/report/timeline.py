@@ -57,6 +57,7 @@ def rows(data: StudyData) -> list[Row]:
             )
             workers.setdefault((_place(attempt), attempt.worker if attempt else ""), []).append(bar)
     places: dict[str, list[list[Bar]]] = {}
+    # By their begin, so that a restarted worker meets the lane of its predecessor, and no other one.
     for (place, _), bars in sorted(workers.items(), key=lambda item: min(bar.begin for bar in item[1])):
         _put(places.setdefault(place, []), bars)
     found = [
@@ -64,6 +65,7 @@ def rows(data: StudyData) -> list[Row]:
         for place, lanes in sorted(places.items())
         for number, lane in enumerate(lanes, 1)
     ]
+    # Of a large study a bar is narrower than a pixel, and the page would hold one for each trial.
     return _sliced(found) if data.subset else found
 
 

@@ -62,4 +62,6 @@ class Evidence:
     def in_words(self, record: StudyRecord) -> str | None:
         """:meth:`counts` in one line; ``None`` without any."""
         shown = [f"{counted(trials, 'trial')} of {source}" for source, trials in self.counts(record).items()]
-        return f"warm start: the sampler learns from {', '.join(shown)}, which count nowhere" if shown else None
+        if not shown:
+            return None
+        return f"warm start: the sampler learns from {', '.join(shown)}, which count toward no budget"

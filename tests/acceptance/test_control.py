@@ -213,7 +213,7 @@ def test_a_stopped_study_goes_on_when_extended(shell: Shell, look: Look) -> None
     say(shell, "enqueue", "s", "x=2")
     smaller, on = say(shell, "extend", "s", "--trials", "1").splitlines()[2:]
     assert smaller == (
-        "that is smaller: 1 trial instead of 9; 1 trial that ran or waited will wait until it grows again"
+        "the budget is smaller: 1 trial instead of 9; 1 trial that ran or waited will wait until the budget grows again"
     )
     assert on == "study 's' goes on; run it with: studyhall work s --objective script.py:objective"
     now = look().status(look().find_study("s"))

@@ -219,7 +219,7 @@ def test_tables_of_stock_optuna_alone_are_no_error(patient: Shell, empty_databas
         (
             "update version_info set library_version = '4.1.0'",
             "made by Optuna 4.1.0, which keeps local times where Optuna 5 keeps UTC; "
-            "stop its workers, and say in which time zone they lived",
+            "stop its workers, and give the time zone of their machines",
             "studyhall db upgrade --optuna-4-time-zone ZONE",
         ),
         (

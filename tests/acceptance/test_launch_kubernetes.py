@@ -49,7 +49,7 @@ def test_the_storage_that_is_given_is_the_jobs() -> None:
     assert "--allow=store=/checkpoints" in out
     assert "secret@" not in out + err
     assert "--from-file=/home/me/lab.crt" in err
-    assert "study 's' was not checked, its workers will find out whether it exists and may run" in err
+    assert "study 's' was not checked: its workers find out whether it exists and may run" in err
     assert printed("postgresql://lab@db.invalid/studies?passfile=/home/me/pgpass")[0] == 1
 
 

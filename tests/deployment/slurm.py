@@ -250,4 +250,4 @@ def test_a_job_that_slurm_takes_and_will_never_start_is_said_to_be_one(shell: Sh
     allow = ["--objective", "long.py:objective", "--gpus-per-worker", "0"]
     done = shell.run("launch", "slurm", study, "--workers", "1", *allow, "--sbatch", "nodes=4000")
     job = done.stdout.strip()
-    assert f"warning: job {job} asks for what is not there and will not start (PartitionConfig)" in done.stderr
+    assert f"warning: job {job} asks for what the cluster lacks, and never starts (PartitionConfig)" in done.stderr

@@ -90,7 +90,7 @@ def test_a_report_holds_what_the_database_does_while_the_study_runs(storage: Pos
 
     page = report(data).decode()
     assert "ValueError: too wide" in page
-    assert "Warm start: the sampler learns from 2 trials of old, which count nowhere." in page
+    assert "Warm start: the sampler learns from 2 trials of old, which count toward no budget." in page
     assert f"<li>{data.space_changes[0]}</li>" in page
     assert str(data.space_changes[0]).endswith(": lr.high: 1.0 → 2.0")
     assert "box cuda:0 H100" in page

@@ -184,8 +184,8 @@ def test_the_grace_is_a_quarter_of_a_short_limit() -> None:
         (["--sbatch", "mem 4G"], "'mem 4G' is not KEY=VALUE with a long option of sbatch, such as account=lab"),
         (["--sbatch", "-p=main"], "'-p=main' is not KEY=VALUE"),
         (["--sbatch", "mem=1\n#SBATCH --uid=0"], "is not KEY=VALUE"),
-        (["--sbatch", "array=0-99"], "array is said by the launcher itself: use --workers"),
-        (["--sbatch", "comment=x"], "comment is said by the launcher itself"),
+        (["--sbatch", "array=0-99"], "array is set by the launcher itself: use --workers"),
+        (["--sbatch", "comment=x"], "comment is set by the launcher itself"),
         (
             ["--gpus-per-worker", "0", "--sbatch", "gres=gpu:1"],
             "--sbatch gres asks for GPUs, and --gpus-per-worker is 0: set it to 1",
@@ -219,9 +219,7 @@ def test_a_script_is_printed_without_a_database(tmp_path: Path, monkeypatch: pyt
         assert "secret" not in done.output
         assert "--comment" not in done.stdout
         assert "#SBATCH --output=slurm-%x-%A_%a.log\n" in done.stdout  # in no folder that may not be there
-        assert (
-            "; study 'digits' was not checked, its workers will find out whether it exists and may run" in done.stderr
-        )
+        assert "; study 'digits' was not checked: its workers find out whether it exists and may run" in done.stderr
         assert "#SBATCH --gres=gpu:1\n" in done.stdout  # the default of every launcher
     assert list(tmp_path.iterdir()) == []
 

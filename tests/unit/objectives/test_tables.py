@@ -548,7 +548,7 @@ def test_a_constant_column_counts_as_0_for_ever_and_is_said(
     data = read(table("a,c,y", lambda i: f"{NOISE[i]},{value},{i % 2}"))
     assert float(data.train.x_NF[:, 1].abs().max()) == 0
     assert [record.getMessage() for record in caplog.records] == [
-        f"constant in the training rows, so they count as 0 for ever: c (always {float(value):g})"
+        f"constant in the training rows, and therefore always 0 for the model: c (always {float(value):g})"
     ]
     mlp = MLP("own.csv", epochs=1, target="y", data_dir=tmp_path)
     mlp.finalize({}, seed=0, device="cpu", directory=tmp_path, progress=lambda *_: None)
