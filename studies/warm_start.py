@@ -85,7 +85,9 @@ def doubts(storage: PostgresStorage, record: StudyRecord, sources: Iterable[str]
     here, found = _facts(storage, record), []
     for source in dict.fromkeys(sources):
         there = _facts(storage, storage.find_study(source))
-        differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        # A fingerprint is known once a worker has begun: one alone says nothing.
+        known = [name for name in {**there, **here} if not name.startswith("data ") or name in there.keys() & here]
+        differing = [name for name in known if there.get(name) != here.get(name)]
         shown = [
             f"{name} is {there.get(name, 'not given')} there and {here.get(name, 'not given')} here"
             for name in differing

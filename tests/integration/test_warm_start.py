@@ -79,9 +79,10 @@ def test_what_may_keep_values_from_comparing_is_named(storage: PostgresStorage) 
     (line,) = doubts(storage, other, ["first", "first"])
     assert line.startswith(
         "the values of study 'first' are taken as they are, though objective.path is tests:objective there and "
-        "tests:of here; objective.args.epochs is not given there and 9 here; where they do not compare, run a study without"
+        "tests:of here; objective.args.epochs is not given there and 9 here; where they do not compare, run a study "
     )
     storage.settle_environment(storage.find_study("first"), {"torch": "1", "data x.csv": "1" * 64})
+    assert doubts(storage, same, ["first"]) == []  # no worker of it has begun
     storage.settle_environment(same, {"torch": "2", "data x.csv": "2" * 64})
     (line,) = doubts(storage, same, ["first"])
     assert "though data x.csv is 111111111111 there and 222222222222 here; where" in line
