@@ -46,7 +46,7 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-LONG := search tables winners_curse
+LONG := search tables winners_curse mnist
 
 bench: $(VENV)/.installed-dev
 	@for bench in $(filter-out $(LONG:%=tests/benchmarks/bench_%.py),$(wildcard tests/benchmarks/bench_*.py)); do \

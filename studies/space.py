@@ -63,6 +63,8 @@ def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[
             f"study {record.name!r} has the sampler {spec.sampler.name!r}, which keeps the space that it began with; "
             f"make a study with the new space, and give it the best trials: studyhall enqueue NEW --from {record.name}"
         )
+    if not spec.space:
+        raise SpecError(f"study {record.name!r} has no [space]: its objective suggests the parameters; change it there")
     before = storage.spaces.text(record)
     changed = _changed(spec, [_parse(text, spec) for text in texts])
     differences = _differences(spec, changed)

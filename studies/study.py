@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
@@ -377,6 +378,8 @@ class Study:
 
         Workers follow when they start.
 
+        Warns where the other study has another objective or other data: its values are taken as they are.
+
         Returns:
             How many trials there are.
 
@@ -388,6 +391,8 @@ class Study:
         spec = self._record.require_spec("nobody knows its space")
         found = warm_start.collect(self.storage, spec, others)
         self.storage.evidence.add(self._record, found)
+        for line in warm_start.doubts(self.storage, self._record, others):
+            warnings.warn(line, stacklevel=2)
         return len(found)
 
     def retry(self, number: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +13,7 @@ from studies.stop_reasons import require_open
 from studies.storage.evidence import ForeignTrial
 from studies.text import counted
 from studies.trial import is_feasible
+from studies.values import to_text
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -74,6 +75,43 @@ def collect(storage: PostgresStorage, spec: StudySpec, sources: Sequence[str]) -
         metrics = storage.metrics.last(newest)
         found += [_foreign(source, trial, spec, metrics[trial.number]) for trial in newest]
     return found
+
+
+def doubts(storage: PostgresStorage, record: StudyRecord, sources: Iterable[str]) -> list[str]:
+    """Why the values of other studies may not compare with those of a study, a line for each of them.
+
+    They are taken as they are: no sampler here rescales them.
+    """
+    here, found = _facts(storage, record), []
+    for source in dict.fromkeys(sources):
+        there = _facts(storage, storage.find_study(source))
+        # A fingerprint is known once a worker has begun: one alone says nothing.
+        known = [name for name in {**there, **here} if not name.startswith("data ") or name in there.keys() & here]
+        differing = [name for name in known if there.get(name) != here.get(name)]
+        shown = [
+            f"{name} is {there.get(name, 'not given')} there and {here.get(name, 'not given')} here"
+            for name in differing
+        ]
+        if shown:
+            again = command("enqueue", record.name, "--from", source)
+            found.append(
+                f"the values of study {source!r} are taken as they are, though {'; '.join(shown)}; where they do not "
+                f"compare, run a study without --warm-start and enqueue the best instead: {again}"
+            )
+    return found
+
+
+def _facts(storage: PostgresStorage, record: StudyRecord) -> dict[str, str]:
+    """What the values of a study depend on beside its parameters, as far as it is known."""
+    if record.spec is None:
+        return {"objective.path": "unknown"}
+    objective, known = record.spec.objective, storage.environment(record) or {}
+    return {
+        "objective.path": objective.path,
+        **{f"objective.args.{name}": to_text(value) for name, value in objective.args.items()},
+        **({"the script's SHA-256": objective.sha256[:12]} if objective.sha256 else {}),
+        **{name: str(value)[:12] for name, value in known.items() if name.startswith("data ")},
+    }
 
 
 def enqueue_top(storage: PostgresStorage, record: StudyRecord, source: str, top: int) -> list[Copied]:

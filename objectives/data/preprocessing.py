@@ -285,11 +285,20 @@ class Preprocessing:
         first_row = 0
         for columns in table.batches([names.index(name) for name in self.names]):
             block = np.stack([reader.read(_as_then(next(columns), reader, kinds)) for reader in readers], axis=1)
-            for reader in readers:
+            for number_N, reader in zip(block.T, readers, strict=True):
+                is_boolean = kinds.get(reader.name) == "boolean"
+                held = "yes and no, or true and false" if is_boolean else "numbers"
+                if (
+                    is_boolean
+                    and not reader.text
+                    and (is_other_N := ~np.isin(number_N, (0, 1)) & ~np.isnan(number_N)).any()
+                ):
+                    row = int(is_other_N.argmax())
+                    reader.text = first_row + row, f"{number_N[row]:g}"
                 if reader.text:
                     row, cell = reader.text
                     what = f"{cell!r:.60} in {table.place(row)}"
-                    raise ValueError(f"column {reader.name!r} has {what}; in training it held numbers")
+                    raise ValueError(f"column {reader.name!r} has {what}; in training it held {held}")
                 if "boolean" in reader.kinds and kinds.get(reader.name) == "number":
                     raise ValueError(f"column {reader.name!r} is true or false; in training it held numbers")
                 if "number" in reader.kinds and reader.is_category and categories[reader.name].is_text:

@@ -30,7 +30,7 @@ from studies.cli.register import later, model_name, register_model, say_register
 from studies.cli.workers import run_to_end, worker_options
 from studies.errors import StudyhallError
 from studies.report.files import file_name
-from studies.text import number
+from studies.text import counted, number
 
 if TYPE_CHECKING:
     from studies.finalize.choice import Rule
@@ -214,7 +214,7 @@ def _compare(
     given = comparison.fresh_seeds(spec, seeds)
     compared = comparison.enqueue(storage, record, spec, trials, given)
     if storage.status(compared).ended is None:
-        say(f"comparing {len(trials)} trials of {record.name} with {seeds} fresh seeds each")
+        say(f"comparing {counted(len(trials), 'trial')} of {record.name} with {counted(seeds, 'fresh seed')} each")
         run_to_end(storage, [(compared.require_spec(""), 1.0)], scripts=scripts, **how)
         require_success(storage, compared, storage.status(compared))
     candidates = comparison.results(storage, compared, trials, given, getattr(objective, "n_parameters", None))

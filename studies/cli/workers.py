@@ -160,6 +160,11 @@ def run_to_end(
             storage.evidence.add(record, evidence)
             if known := storage.evidence.in_words(record):
                 say(known)
+            if evidence:
+                from studies.warm_start import doubts
+
+                for line in doubts(storage, record, (trial.source for trial in evidence)):
+                    say(f"warning: {line}")
         names = tuple(record.name for record in session.records)
         # After the studies exist: a mirror of a study that is not there would end at once.
         mirrorings = [stack.enter_context(Mirroring(storage, uri, names, progress.print)) for uri in mirrors]

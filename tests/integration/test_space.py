@@ -122,6 +122,9 @@ def test_what_is_illegal_is_refused_by_name_and_changes_nothing(storage: Postgre
     fixed, _ = storage.create_study(StudySpec.from_dict({"objective": {"path": "tests:f"}, **grid}))
     with pytest.raises(SpecError, match=r"'grid', which keeps the space that it began with.*enqueue NEW --from g"):
         change_space(storage, fixed, ["o.choices+=lion"])
+    free, _ = storage.create_study(StudySpec.from_dict({"objective": {"path": "tests:f"}, "name": "free"}))
+    with pytest.raises(SpecError, match=r"study 'free' has no \[space\]: its objective suggests the parameters"):
+        change_space(storage, free, ["o.choices+=lion"])
     storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "stock")
     with pytest.raises(StorageError, match="was made by Optuna"):
         change_space(storage, storage.find_study("stock"), ["o.choices+=lion"])

@@ -12,7 +12,7 @@ from studies import PostgresStorage, StudySpec
 from studies.errors import NothingFinished, SpecError, StorageError, StudyNotFound
 from studies.storage.records import StudyRecord
 from studies.trial import Trial
-from studies.warm_start import collect, enqueue_top
+from studies.warm_start import collect, doubts, enqueue_top
 from tests.support.worker import worker_on
 
 X = {"type": "float", "low": 0.0, "high": 1.0}
@@ -70,6 +70,24 @@ def test_a_sampler_learns_from_evidence_that_nothing_counts(
     assert [trial.params for trial in trials] != [trial.params for trial in cold]
     stock = optuna.load_study(study_name="warm", storage=storage.location.sqlalchemy)
     assert len(stock.trials) == 4
+
+
+@pytest.mark.usefixtures("first")
+def test_what_may_keep_values_from_comparing_is_named(storage: PostgresStorage) -> None:
+    same, other = study(storage, "same"), study(storage, "other", objective={"path": "tests:of", "args": {"epochs": 9}})
+    assert doubts(storage, same, ["first", "first"]) == []
+    (line,) = doubts(storage, other, ["first", "first"])
+    assert line.startswith(
+        "the values of study 'first' are taken as they are, though objective.path is tests:objective there and "
+        "tests:of here; objective.args.epochs is not given there and 9 here; where they do not compare, run a study "
+    )
+    storage.settle_environment(storage.find_study("first"), {"torch": "1", "data x.csv": "1" * 64})
+    assert doubts(storage, same, ["first"]) == []  # no worker of it has begun
+    storage.settle_environment(same, {"torch": "2", "data x.csv": "2" * 64})
+    (line,) = doubts(storage, same, ["first"])
+    assert "though data x.csv is 111111111111 there and 222222222222 here; where" in line
+    storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "stock")
+    assert "objective.path is unknown there and tests:objective here" in doubts(storage, same, ["stock"])[0]
 
 
 def test_the_best_trials_are_enqueued_as_far_as_the_space_has_them(

@@ -65,6 +65,8 @@ def test_rows_that_are_not_those_of_the_training_are_refused_by_name(
         "size,flag,kind,colour\n1,yes,a,red\n": "the rows have the column 'colour', which was not there in training",
         "sise,flag,kind\n1,yes,a\n": "the rows have no column 'size'; is it 'sise'?",
         "size,flag,kind\nbig,yes,a\n": "column 'size' has 'big' in line 2; in training it held numbers",
+        "size,flag,kind\n1,maybe,a\n": "column 'flag' has 'maybe' in line 2; in training it held yes and no, or",
+        "size,flag,kind\n1,1,a\n1,0,a\n1,3,a\n": "column 'flag' has '3' in line 4; in training it held yes and no",
         "size,flag,kind\n1,yes,a,b\n": "line 2 has 4 cells, and the header 3",
     }.items():
         rows.write_text(text)
