@@ -120,6 +120,13 @@ def separate_server() -> Iterator[Server]:
         yield Server(StorageURL.parse(postgres.url))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m slow``, leave out a file that mentions no mark: importing all takes each process ten seconds."""
+    if config.option.markexpr != "slow" or not collection_path.is_file():
+        return None
+    return not any(mark in collection_path.read_text() for mark in ("slow", "both_servers")) or None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what is marked ``both_servers`` on the separate server as well, where time does not matter."""
     if "server" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_servers"):

@@ -7,7 +7,9 @@ import os
 import pty
 import re
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import optuna
@@ -23,12 +25,28 @@ pytestmark = pytest.mark.slow
 EVIL = "\x1b]0;title\x07\x1b[2J\nerror: forged\r\u202eexe\x9b31m\u200b\u2028</script><script>alert(1)</script>$x^{"
 HALF = "half \ud83d"
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-LOCALES = (
-    {},
-    pytest.param({"LC_ALL": "C", "LANG": "C"}, marks=pytest.mark.slow),
-    pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
-    pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow),
+LOCALES = ({}, {"LC_ALL": "C", "LANG": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"})
+#: Commands for people, and those whose output is data.
+PEOPLES = (
+    *(("ls",), ("status", EVIL), ("best", EVIL), ("trials", EVIL), ("show", EVIL, "2")),
+    *(("show", EVIL, "1"), ("doctor",)),
 )
+DATAS = (
+    *(("ls", "--format", "json"), ("best", EVIL, "--format", "json"), ("status", EVIL, "--format", "json")),
+    *(("trials", EVIL, "--format", "json"), ("trials", EVIL, "--format", "csv"), ("best", EVIL, "--format", "toml")),
+)
+#: Runs each command in a process forked from this one: Python starts once, in the locale that it finds.
+COMMANDS = """
+import json, os, sys
+import studies.cli, studies.doctor, studies.storage.reader
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    if not (child := os.fork()):
+        for end, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), end)
+        sys.argv[:] = ["studyhall", *arguments]
+        studies.cli.main()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 def stock_storage(shell: Shell) -> optuna.storages.RDBStorage:
@@ -61,7 +79,10 @@ def evil(shell: Shell) -> Shell:
     return shell
 
 
-def checked(done: subprocess.CompletedProcess[bytes]) -> str:
+Done = subprocess.CompletedProcess[bytes]
+
+
+def checked(done: Done) -> str:
     out = done.stdout.decode("latin-1" if b"\xf6" in done.stdout else "utf-8")
     err = done.stderr.decode()
     assert done.returncode == 0, err
@@ -72,38 +93,51 @@ def checked(done: subprocess.CompletedProcess[bytes]) -> str:
     return out
 
 
-def run(shell: Shell, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run(shell: Shell, *arguments: str) -> Done:
     return subprocess.run(
         [shell.command, *arguments],
         cwd=shell.folder,
-        env={**shell.environment, **environment},
+        env=shell.environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=300,
     )
 
 
-@pytest.mark.parametrize("locale", LOCALES, ids=str)
-def test_commands_for_people_show_it_and_nothing_else(evil: Shell, locale: dict[str, str]) -> None:
-    for arguments in (["ls"], ["status", EVIL], ["best", EVIL], ["trials", EVIL], ["show", EVIL, "2"]):
-        assert r"\x1b]0;title\x07\x1b[2J" in checked(run(evil, *arguments, **locale)), arguments
-    checked(run(evil, "show", EVIL, "1", **locale))
-    checked(run(evil, "doctor", **locale))
+def run_all(shell: Shell, locale: dict[str, str], *commands: tuple[str, ...]) -> Iterator[Done]:
+    """Run commands in a locale, with Python's start and imports once for all of them."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", COMMANDS, json.dumps(commands)],
+        cwd=shell.folder,
+        env={**shell.environment, **locale},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=300,
+    )
+    for number, status in enumerate(map(int, done.stdout.split())):
+        out, err = ((shell.folder / f"{number}.{end}").read_bytes() for end in ("out", "err"))
+        yield subprocess.CompletedProcess(commands[number], status, out, err)
 
 
 @pytest.mark.parametrize("locale", LOCALES, ids=str)
-def test_data_formats_hold_it_escaped(evil: Shell, locale: dict[str, str]) -> None:
-    (row,) = json.loads(checked(run(evil, "ls", "--format", "json", **locale)))
+def test_in_any_locale_people_see_it_and_nothing_else_and_data_hold_it_escaped(
+    evil: Shell, locale: dict[str, str]
+) -> None:
+    results = run_all(evil, locale, *PEOPLES, *DATAS)
+    for done in islice(results, 5):
+        assert r"\x1b]0;title\x07\x1b[2J" in checked(done), done.args
+    for done in islice(results, 2):
+        checked(done)
+
+    ((row,), best, status, rows) = (json.loads(checked(done)) for done in islice(results, 4))
     assert row["name"] == EVIL
-    best = json.loads(checked(run(evil, "best", EVIL, "--format", "json", **locale)))
     assert best["study"] == EVIL
     assert best["params"][EVIL[:60]] == HALF
-    assert json.loads(checked(run(evil, "status", EVIL, "--format", "json", **locale)))["best"] == best
-    rows = json.loads(checked(run(evil, "trials", EVIL, "--format", "json", **locale)))
+    assert status["best"] == best
     assert rows[2]["error"] == f"ValueError: {EVIL}{HALF}"
-    for kind in ("csv",):
-        assert run(evil, "trials", EVIL, "--format", kind, **locale).returncode == 0
-    refused = run(evil, "best", EVIL, "--format", "toml", **locale)
+    csv, refused = results
+    assert csv.returncode == 0
     assert refused.returncode == 1
     assert refused.stderr.decode().startswith("error: a value holds half a character")
 
@@ -164,7 +198,6 @@ def test_a_terminal_is_steered_by_our_colours_alone(evil: Shell, arguments: list
     assert found[0] == rb"\x1b]0;t"
 
 
-@pytest.mark.slow
 def test_reports_and_plots_hold_it_as_text(evil: Shell) -> None:
     checked(run(evil, "report", EVIL, "-o", "report.html"))
     page = (evil.folder / "report.html").read_text()

@@ -68,12 +68,15 @@ def test_the_installation_is_an_ordinary_one(installed: str) -> None:
 
 @pytest.mark.slow
 def test_no_file_of_the_current_folder_takes_the_place_of_a_module(shadowed: Shell) -> None:
-    done = shadowed.run("run", "digits", "--name", "shadow", "--trials", "1", "--workers", "1", "--mlflow")
-    assert done.returncode == 0, done.stderr
-    assert "mirrored into" in done.stderr
-    assert "was imported" not in done.stderr
-    again = shadowed.run("finalize", "shadow", "--out", shadowed.folder / "final")
-    assert again.returncode == 0, again.stderr
+    short = ("--name", "shadow", "--trials", "1", "--workers", "1", "--set", "objective.args.epochs=1")
+    for command in (
+        ("run", "digits", *short),
+        ("mirror", "shadow", "--once"),
+        ("finalize", "shadow", "--seeds", "1", "--workers", "1", "--out", shadowed.folder / "final"),
+    ):
+        done = shadowed.run(*command)
+        assert done.returncode == 0, done.stderr
+        assert "was imported" not in done.stderr
 
 
 @pytest.mark.parametrize("target", ["ours.py:objective", "ours:objective", "nested/ours.py:objective"])

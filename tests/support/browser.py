@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.waiting import GUARD
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -32,7 +34,7 @@ def open_chromium() -> Iterator[Browser]:
     if os.geteuid() == 0:
         arguments.append("--no-sandbox")  # its sandbox refuses root
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        browser = playwright.chromium.launch(executable_path=program, args=arguments, timeout=GUARD * 1000)
         try:
             yield browser
         finally:

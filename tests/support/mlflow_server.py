@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.support.postgres import free_port
+from tests.support.waiting import GUARD
 
 
 @dataclass
@@ -67,7 +68,7 @@ def start(database: str, folder: str, port: int, workers: int = 1) -> MlflowServ
         start_new_session=True,
     )
     server = MlflowServer(process, port)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + GUARD
     while True:
         try:
             with urllib.request.urlopen(f"{server.uri}/health", timeout=2):

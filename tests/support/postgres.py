@@ -17,6 +17,7 @@ from urllib.parse import quote
 import psycopg2
 
 from studies.storage.embedded.binaries import Account, account_for, find_binaries
+from tests.support.waiting import GUARD
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 PASSWORD = "p@ss:/#?% wörd"
@@ -64,7 +65,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start and wait until it takes connections; after ``kill``, until the recovery is done."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + GUARD
         while True:
             if self._process is None:
                 with self._log.open("ab") as log:
@@ -114,7 +115,7 @@ class Postgres:
         assert self._process is not None
         told = self._log.stat().st_size
         self._process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + GUARD
         while b"reloading configuration files" not in self._log.read_bytes()[told:]:
             assert time.monotonic() < deadline, "the server did not read its files again"
             time.sleep(0.01)

@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import psutil
 import psycopg2
 
 from studies.storage.url import StorageURL
+from tests.support.waiting import eventually
 
 COMMAND = str(Path(sys.executable).with_name("studyhall"))
 Rows = dict[str, list[str]]
@@ -48,7 +48,7 @@ class Hall:
         self.process = process
         self._out = out
         self._err = err
-        eventually(lambda: "MLflow " in self.said or process.poll() is not None, seconds=120)
+        eventually(lambda: "MLflow " in self.said or process.poll() is not None, "the sites answer")
         assert process.poll() is None, self.complaints
         rows = dict(line.split(maxsplit=1) for line in self.said.splitlines())
         # It may listen everywhere, and tell the name of this machine, by which not every machine finds itself.
@@ -165,11 +165,3 @@ def contents(url: StorageURL) -> Rows:
 def mlflow_database(url: StorageURL) -> StorageURL:
     """MLflow's database beside a storage."""
     return replace(url, database=f"{url.database}_mlflow")
-
-
-def eventually(condition: Callable[[], bool], *, seconds: float = 300) -> None:
-    """Wait until ``condition`` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)

@@ -13,6 +13,10 @@ GUARD: Final = 300.0
 def eventually(condition: Callable[[], object], what: str = "it", *, seconds: float = GUARD) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
+        now = time.monotonic()
+        assert now < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(max(0.05, 4 * (now - began)))  # a costly condition takes no time of what is waited for
