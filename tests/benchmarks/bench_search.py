@@ -71,7 +71,9 @@ class Results:
         return self._done[key]
 
 
-def measured(names: Sequence[str], methods: Sequence[Method], results: Results, *, workers: int, seeds: int) -> Histories:
+def measured(
+    names: Sequence[str], methods: Sequence[Method], results: Results, *, workers: int, seeds: int
+) -> Histories:
     """Replay every method on every task, a seed of all before the next; progress on stderr."""
     found: dict[str, dict[str, list[History]]] = {method.name: {name: [] for name in names} for method in methods}
     for seed in range(seeds):

