@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from studies.storage.records import StudyRecord
 
 #: The samplers that learn from trials which they did not draw.
-LEARNING: Final = ("tpe", "gp")
+LEARNING: Final = ("tpe", "gp", "curves")
 #: The most trials that are taken from one study, the newest: a sampler looks at all of them for each parameter.
 MOST: Final = 1_000
 
@@ -51,7 +51,7 @@ def collect(storage: PostgresStorage, spec: StudySpec, sources: Sequence[str]) -
     if spec.sampler.name not in LEARNING:
         raise SpecError(
             f"sampler.name = {spec.sampler.name!r} does not learn from trials of other studies; "
-            f"use {' or '.join(LEARNING)}, or enqueue the best: {command('enqueue', spec.name, '--from', sources[0])}"
+            f"use {', '.join(LEARNING)}, or enqueue the best: {command('enqueue', spec.name, '--from', sources[0])}"
         )
     if not spec.space:
         raise SpecError(
@@ -184,7 +184,7 @@ def _overlap(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
     """The parameters of a trial that the space has; none if one of them has an illegal value."""
     legal = _legal(trial.params, spec.space)
     needed = {name for name in trial.params if name in spec.space}
-    if spec.sampler.name == "gp":  # which takes points of the whole space alone
+    if spec.sampler.name in ("gp", "curves"):  # which take points of the whole space alone
         needed |= {name for name, parameter in spec.space.items() if parameter.applies(legal)}
     return legal if needed <= legal.keys() else {}
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -68,7 +68,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         if not search_space:
             return {}
         forecast = self.forecast or self._own_forecast(study, search_space)
-        if trial.number < STARTERS or forecast.n_reported < 2:
+        if trial.number < STARTERS - forecast.n_evidence or forecast.n_reported < 2:
             return self._starter(UnitCube(search_space), trial.number)
         if forecast.proposals:
             return _within(search_space, forecast.proposals.pop(0))
@@ -98,6 +98,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
             if before is not now:
                 self._progress[place] = progress_of(now, self.steps)
         self._progress += [progress_of(trial, self.steps) for trial in trials[len(self._trials) :]]
+        del self._progress[len(trials) :]  # of another bracket of Hyperband, which sees its own trials alone
         self._trials = list(trials)
         self._own.read(self._progress)
         return self._own
@@ -117,8 +118,23 @@ class CurveSampler(optuna.samplers.BaseSampler):
         return cube.params(cube.snapped(point[None])[0])
 
 
-def inform(sampler: optuna.samplers.BaseSampler, *, steps: int | None, scheduler: Scheduler | None) -> None:
-    """Tell a :class:`CurveSampler` what its study's objective and scheduler know; others need nothing."""
+def inform(
+    sampler: optuna.samplers.BaseSampler,
+    *,
+    steps: int | None,
+    scheduler: Scheduler | None,
+    evidence: Sequence[FrozenTrial] = (),
+) -> None:
+    """Tell :class:`CurveSampler` and :class:`~studies.search.freeze_thaw.FreezeThaw` what they share.
+
+    Args:
+        sampler: of the study; another one needs nothing.
+        steps: how many the objective trains; ``None`` if that is unknown.
+        scheduler: of the study; another one needs nothing.
+        evidence: COMPLETE trials of other studies. The scheduler needs ``steps`` to know what they stand for.
+    """
+    if isinstance(scheduler, FreezeThaw):
+        scheduler.forecast.evidence = [progress_of(trial, steps) for trial in evidence] if steps else []
     if isinstance(sampler, CurveSampler):
         sampler.steps = steps
         if isinstance(scheduler, FreezeThaw):

@@ -42,6 +42,8 @@ class Forecast:
         space: the parameters to learn of; without it, those of the trials.
         priors: values of parameters that a person expects to be good.
         proposals: the parameters of trials that a scheduler wants to begin.
+        evidence: trials of other studies to learn from, with negative numbers.
+        n_evidence: how many of the trials that were read have negative numbers.
     """
 
     def __init__(self, *, direction: str, steps: int | None) -> None:
@@ -50,6 +52,8 @@ class Forecast:
         self.space: Mapping[str, BaseDistribution] = {}
         self.priors: Mapping[str, Any] = {}
         self.proposals: list[dict[str, Any]] = []
+        self.evidence: Sequence[Progress] = ()
+        self.n_evidence = 0
         self._seen: list[Progress] = []
         self._longest = 1
         # Of each trial: its best and its last value, nan before the first; how many; whether it is paused.
@@ -75,18 +79,20 @@ class Forecast:
         return int(self._counts.sum())
 
     def read(self, trials: Sequence[Progress]) -> None:
-        """Take note of what has changed in ``trials``, all those of the study."""
-        new = len(trials) - len(self._seen)
-        if new > 0:
-            self._tops, self._lasts = (np.concatenate([of, np.full(new, math.nan)]) for of in (self._tops, self._lasts))
-            self._counts = np.concatenate([self._counts, np.zeros(new, dtype=int)])
-            self._is_paused = np.concatenate([self._is_paused, np.zeros(new, dtype=bool)])
+        """Take note of what has changed in ``trials``, all those of the study, and in the evidence."""
+        trials = [*self.evidence, *trials]
+        self.n_evidence = next((place for place, trial in enumerate(trials) if trial.number >= 0), len(trials))
         # Few trials change between two asks, and those that do are other objects.
         changed = [i for i, (a, b) in enumerate(zip(self._seen, trials, strict=False)) if a is not b]
-        for i in [*changed, *range(len(self._seen), len(trials))]:
+        changed += range(len(self._seen), len(trials))
+        # Rarely there are fewer than before: an interrupted trial that had reported nothing has not begun any more.
+        self._tops, self._lasts, self._counts, self._is_paused = (
+            np.resize(of, len(trials)) for of in (self._tops, self._lasts, self._counts, self._is_paused)
+        )
+        for i in changed:
             self._tops[i], self._lasts[i] = self._summary(trials[i])
             self._counts[i], self._is_paused[i] = len(trials[i].values), trials[i].state == "paused"
-        self._seen = list(trials)
+        self._seen = trials
 
     def _summary(self, trial: Progress) -> tuple[float, float]:
         values = [self._sign * value for value in trial.values.values() if math.isfinite(value)]

@@ -52,7 +52,9 @@ class FreezeThaw:
             forecast.steps = max((max(t.values) for t in trials if t.state == "complete" and t.values), default=None)
         forecast.read(trials)
         forecast.proposals = []
-        starters = count if forecast.n_reported < 2 else min(count, max(0, STARTERS - len(trials)))
+        starters = (
+            count if forecast.n_reported < 2 else min(count, max(0, STARTERS - forecast.n_evidence - len(trials)))
+        )
         chosen = [Choice(None, self._next(0))] * starters
         return chosen + self._promising(trials, count - starters) if starters < count else chosen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -12,6 +12,9 @@ from studies.search.scheduler import Choice, Progress
 
 #: The ``until`` of a trial that is not paused any more: the largest step that a table holds.
 TO_THE_END: Final = 2**31 - 1
+
+#: The most changed trials that are inserted one by one; more are sorted together.
+_MOST_INSERTIONS: Final = 64
 
 Rank = tuple[float, int]
 """The value of a trial at a rung, negative where values are maximized, and the trial's number."""
@@ -88,20 +91,27 @@ class Halving:
 
     def _learn(self, trials: Sequence[Progress]) -> None:
         known = self._known
-        for trial in [trial for trial in trials if known.get(trial.number) is not trial]:
-            if before := known.get(trial.number):
-                for place, rank in self._ranks(before):
-                    _remove(self._reached[place], rank)
-                    _remove(self._paused[place], rank)
+        changed = [trial for trial in trials if known.get(trial.number) is not trial]
+        # A worker that joins a large study learns of all its trials at once. Each insertion would move half of them.
+        is_bulk = len(changed) > _MOST_INSERTIONS
+        insert: Callable[[list[Rank], Rank], None] = list.append if is_bulk else insort
+        for before in [known[trial.number] for trial in changed if trial.number in known]:
+            for place, rank in self._ranks(before):
+                _remove(self._reached[place], rank)
+                _remove(self._paused[place], rank)
+        for trial in changed:
             known[trial.number] = trial
             ranks = self._ranks(trial)
             for place, rank in ranks:
-                insort(self._reached[place], rank)
+                insert(self._reached[place], rank)
             if trial.state == "paused" and ranks:
                 place, rank = ranks[-1]
-                insort(self._paused[place], rank)
+                insert(self._paused[place], rank)
             if trial.state == "complete":
                 self._longest = max(self._longest, max(trial.values, default=0))
+        if is_bulk:
+            for ranked in (*self._reached, *self._paused):
+                ranked.sort()
 
     def _ranks(self, trial: Progress) -> list[tuple[int, Rank]]:
         """The rungs that a trial has reached, as places, with its rank at each."""

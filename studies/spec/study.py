@@ -150,9 +150,15 @@ class StudySpec(Section):
             pruning.require_several_objectives(pruner)
 
     def _check_scheduler(self) -> None:
+        from studies.search.freeze_thaw import FreezeThaw
+
         if self.scheduler is None:
             return
-        self.to_scheduler()
+        scheduler = self.to_scheduler()
+        if self.constraints and isinstance(scheduler, FreezeThaw):
+            raise ValueError(
+                "scheduler.name: 'freezethaw' knows no constraints, and this study has some; use halving, or a pruner"
+            )
         if len(self.all_directions) > 1:
             raise ValueError(
                 f"scheduler.name: {self.scheduler.name!r} takes one objective, and this study has several; leave "

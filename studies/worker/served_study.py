@@ -113,12 +113,17 @@ class ServedStudy:
         space = {name: parameter.distribution() for name, parameter in spec.space.items()}
         self._storage.set_space(self.record.study_id, space)
         self.optuna.sampler, self.optuna.space = spec.to_sampler(0), space
-        self._inform_sampler()
         self.optuna.evidence = self._evidence()
+        self._inform_sampler()
         self._finite = finite_of(self.optuna.sampler)
 
     def _inform_sampler(self) -> None:
-        inform(self.optuna.sampler, steps=steps_of(self.objective), scheduler=self._scheduler)
+        inform(
+            self.optuna.sampler,
+            steps=steps_of(self.objective),
+            scheduler=self._scheduler,
+            evidence=self.optuna.evidence,
+        )
 
     def _evidence(self) -> list[FrozenTrial]:
         """The trials of other studies within the present space, for the sampler."""

@@ -27,6 +27,7 @@ import optuna
 
 from studies import PostgresStorage, StudySpec
 from studies.storage.url import StorageURL
+from studies.worker.backoff import Backoff
 from studies.worker.lease_keeper import LeaseKeeper
 from studies.worker.served_study import ServedStudy, Service
 from studies.worker.trials import Result, Trials
@@ -41,6 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "median": {"sampler": {"name": "tpe"}, "pruner": {"name": "median"}},
     "hyperband": {"sampler": {"name": "tpe"}, "pruner": {"name": "hyperband"}},
     "halving": {"sampler": {"name": "random"}, "scheduler": {"name": "halving"}},
+    "freezethaw": {"sampler": {"name": "curves"}, "scheduler": {"name": "freezethaw"}},
 }
 SPACE = {
     "x": {"type": "float", "low": -5.0, "high": 5.0},
@@ -106,6 +108,7 @@ def measure(url: str, name: str) -> dict[str, float]:
                 worker_id="w",
                 device="cpu",
                 most=None,
+                backoff=Backoff(),
                 stop=stop,
             )
             first, *_ = ask(trials, 1)

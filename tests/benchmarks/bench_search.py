@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +31,8 @@ from tests.benchmarks.search.methods import METHODS, OURS
 from tests.benchmarks.search.replay import History, Method, replay
 
 BUDGETS: Final = (260, 520, 1040, 2600)
-#: Full trainings' times at which the regret against time is read, with one and with several workers.
-TIMES: Final = {True: (5, 10, 20, 50), False: (1, 2, 4, 8)}
+#: Full trainings' times at which the regret against time is read, by the number of workers: the more work, the sooner.
+TIMES: Final = {1: (5, 10, 20, 50), 8: (1, 2, 4, 8), 64: (0.25, 0.5, 1, 2)}
 #: Critical values of the studentised range at 5 % over √2, by the number of methods (Demšar, JMLR 2006).
 NEMENYI: Final = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
 
@@ -39,23 +40,50 @@ Histories = Mapping[str, Mapping[str, Sequence[History]]]
 """By method and task, one for each seed."""
 
 
-def measured(names: Sequence[str], methods: Sequence[Method], *, workers: int, seeds: int) -> Histories:
-    """Replay every method on every task; progress on stderr."""
-    found: dict[str, dict[str, list[History]]] = {method.name: {} for method in methods}
-    for name in names:
-        task = tasks.task(name)
-        epochs = BUDGETS[-1] / 52 * task.steps
-        seconds = math.inf if workers == 1 else TIMES[False][-1] * task.full_seconds
-        line = []
-        for method in methods:
-            start = time.perf_counter()
-            found[method.name][name] = [
-                replay(task, method, workers=workers, seed=seed, epochs=epochs, seconds=seconds)
-                for seed in range(seeds)
-            ]
-            values = " ".join(f"{value:.3f}" for value in by_epochs(found, method.name, [name]).values())
-            line.append(f"{method.name} {values} ({time.perf_counter() - start:.0f} s)")
-        print(f"{name}: {'; '.join(line)}", file=sys.stderr, flush=True)
+class Results:
+    """The replays that are done, one a line of JSON in a file: what was cut off goes on where it stopped.
+
+    Args:
+        path: of the file; ``None`` keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self._done = {tuple(record.pop("of")): History(**record) for record in map(json.loads, lines)}
+
+    def of(self, task: tasks.Task, method: Method, *, workers: int, seed: int) -> History:
+        """That replay, from the file or made now."""
+        key = (task.name, method.name, workers, seed)
+        if key not in self._done:
+            history = replay(
+                task,
+                method,
+                workers=workers,
+                seed=seed,
+                epochs=BUDGETS[-1] / 52 * task.steps if workers == 1 else math.inf,
+                seconds=math.inf if workers == 1 else TIMES[workers][-1] * task.full_seconds,
+            )
+            self._done[key] = history.rounded()
+            if self._path:
+                with self._path.open("a") as file:
+                    file.write(json.dumps({"of": key, **asdict(self._done[key])}, separators=(",", ":")) + "\n")
+        return self._done[key]
+
+
+def measured(
+    names: Sequence[str], methods: Sequence[Method], results: Results, *, workers: int, seeds: int
+) -> Histories:
+    """Replay every method on every task, a seed of all before the next; progress on stderr."""
+    found: dict[str, dict[str, list[History]]] = {method.name: {name: [] for name in names} for method in methods}
+    for seed in range(seeds):
+        for name in names:
+            start = time.process_time()
+            for method in methods:
+                found[method.name][name].append(results.of(tasks.task(name), method, workers=workers, seed=seed))
+            spent = time.process_time() - start
+            last = " ".join(f"{of[name][-1].regrets[-1]:.3f}" for of in found.values())
+            print(f"seed {seed}, {name}: {last} ({spent:.0f} s of a core)", file=sys.stderr, flush=True)
     return found
 
 
@@ -109,7 +137,7 @@ def ranks(found: Histories, names: Sequence[str], budget: int) -> tuple[dict[str
 def summary(found: Histories, names: Sequence[str], *, workers: int, seeds: int) -> dict[str, Any]:
     """The figures as the last line has them."""
     ranked, critical = ranks(found, names, BUDGETS[-1])
-    times = TIMES[workers == 1]
+    times = TIMES[workers]
     return {
         "benchmark": "search",
         "ours": OURS,
@@ -135,7 +163,7 @@ def summary(found: Histories, names: Sequence[str], *, workers: int, seeds: int)
         "rank": _rounded(ranked),
         "critical_difference": round(critical, 3),
         "ask_ms": {
-            method: round(statistics.median(ms for name in names for h in found[method][name] for ms in h.ask_ms), 2)
+            method: round(statistics.median(h.ask_ms for name in names for h in found[method][name]), 2)
             for method in found
         },
     }
@@ -181,7 +209,8 @@ def main() -> None:
     parser.add_argument("--family", help="only tasks of this family: lcbench, taskset, mlp, hpobench, hpolib")
     parser.add_argument("--methods", help="comma-separated (default: all)")
     parser.add_argument("--seeds", type=int, default=20, help="of each method and task (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="that train at a time: 1, 8, 64 (default: %(default)s)")
+    parser.add_argument("--workers", type=int, choices=TIMES, default=1, help="that train at a time (default: 1)")
+    parser.add_argument("--results", type=Path, help="a file of replays that are done; new ones are appended")
     parser.add_argument("--plots", type=Path, help="a folder for a picture per family")
     parser.add_argument("--references", action="store_true", help="find the best values of LCBench anew, and end")
     settings = parser.parse_args()
@@ -197,7 +226,8 @@ def main() -> None:
         names = [name for name in names if name.startswith(f"{settings.family}-")]
     wanted = settings.methods.split(",") if settings.methods else [method.name for method in METHODS]
     methods = [method for method in METHODS if method.name in wanted]
-    histories = measured(names, methods, workers=settings.workers, seeds=settings.seeds)
+    results = Results(settings.results)
+    histories = measured(names, methods, results, workers=settings.workers, seeds=settings.seeds)
     if settings.plots:
         draw(histories, names, settings.plots, workers=settings.workers)
     print(json.dumps(summary(histories, names, workers=settings.workers, seeds=settings.seeds)))

@@ -16,6 +16,7 @@ from studies import StudySpec
 from studies.errors import SpecError
 from studies.search.curve_sampler import CurveSampler, inform, progress_of
 from studies.search.freeze_thaw import STARTERS, FreezeThaw
+from studies.search.study import evidence_of
 from studies.search.unit_cube import UnitCube
 
 SPACE = {
@@ -133,6 +134,35 @@ def test_a_failed_trial_and_one_whose_values_are_nan_keep_nothing_from_going_on(
     assert len(FreezeThaw(direction="minimize", steps=STEPS).choose(trials, 5)) == 5
 
 
+def test_evidence_takes_the_place_of_the_first_random_trials() -> None:
+    rng = np.random.default_rng(0)
+    print("seed 0")
+    cube = UnitCube(SPACE)
+    known = [cube.params(point) for point in cube.snapped(rng.random((40, 4)))]
+    ends = [value(params, STEPS) for params in known]
+    evidence = [
+        evidence_of(n, params, SPACE, [end], {}) for n, (params, end) in enumerate(zip(known, ends, strict=True), -41)
+    ]
+    sampler = CurveSampler(seed=1)
+    sampler.space = SPACE
+    scheduler = FreezeThaw(direction="maximize", steps=STEPS)
+    inform(sampler, steps=STEPS, scheduler=scheduler, evidence=evidence)
+
+    assert {choice.number for choice in scheduler.choose([], 4)} == {None}
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    trial = study.ask(dict(SPACE))
+    assert value(trial.params, STEPS) > np.quantile(ends, 0.9)
+
+
+def test_a_trial_that_has_not_begun_any_more_is_forgotten() -> None:
+    study = tune(2 * STEPS)
+    trials = [progress_of(trial) for trial in study.get_trials(deepcopy=False)]
+    scheduler = FreezeThaw(direction="maximize", steps=STEPS)
+    scheduler.choose(trials, 1)
+
+    assert scheduler.choose(trials[:-1], 1) == FreezeThaw(direction="maximize", steps=STEPS).choose(trials[:-1], 1)
+
+
 def test_a_point_of_the_cube_is_what_its_parameters_are() -> None:
     cube = UnitCube({**SPACE, "even": IntDistribution(2, 10, step=2), "half": FloatDistribution(0, 1, step=0.25)})
     print("seed 0")
@@ -153,4 +183,6 @@ def test_what_the_sampler_cannot_use_is_refused() -> None:
     assert "prior = 'c' is no choice" in refusal(type="categorical", choices=["a", "b"], prior="c")
     assert "'curves' takes one objective" in refusal(keys={"directions": ["minimize", "maximize"]}, **number)
     assert "'curves' knows no constraints" in refusal(keys={"constraints": {"latency_ms": "<= 5"}}, **number)
+    learns = {"constraints": {"latency_ms": "<= 5"}, "scheduler": {"name": "freezethaw"}}
+    assert "'freezethaw' knows no constraints" in refusal("random", keys=learns, **number)
     assert "space.p.prior is for the sampler 'curves' alone" in refusal("tpe", **number, prior=0.5)

@@ -8,6 +8,7 @@ checkpoint of that step is what a user would take.
 from __future__ import annotations
 
 import heapq
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,14 +41,14 @@ class History:
         epochs: trained so far by all workers, at each improvement.
         seconds: of the simulated clock, at each improvement.
         regrets: of the incumbent, from each improvement on.
-        ask_ms: the real time of each decision, in milliseconds.
+        ask_ms: the real time of a decision, in milliseconds: the median.
         trials: how many began.
     """
 
     epochs: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     regrets: list[float] = field(default_factory=list)
-    ask_ms: list[float] = field(default_factory=list)
+    ask_ms: float = 0.0
     trials: int = 0
 
     def at_epochs(self, epochs: float) -> float:
@@ -61,6 +62,18 @@ class History:
     def epochs_to(self, regret: float) -> float:
         """How many epochs it took to reach that regret; infinite where it was not reached."""
         return next((e for e, r in zip(self.epochs, self.regrets, strict=True) if r <= regret), float("inf"))
+
+    def rounded(self) -> History:
+        """With the improvements of at least a thousandth, and four digits: what a file keeps."""
+        regrets = [round(regret, 4) for regret in self.regrets]
+        kept = [i for i, regret in enumerate(regrets) if i == 0 or int(regret * 1000) < int(regrets[i - 1] * 1000)]
+        return History(
+            epochs=[self.epochs[i] for i in kept],
+            seconds=[float(f"{self.seconds[i]:.4g}") for i in kept],
+            regrets=[regrets[i] for i in kept],
+            ask_ms=round(self.ask_ms, 2),
+            trials=self.trials,
+        )
 
     def _at(self, places: list[Any], place: float) -> float:
         index = int(np.searchsorted(places, place, side="right")) - 1
@@ -98,7 +111,9 @@ class _Replay:
         self._trials: list[FrozenTrial] = []
         self._progress: list[Progress] = []
         self._paused: dict[int, _Run] = {}
+        self._recorded: set[int] = set()  # which recorded configurations trials had
         self._history = History()
+        self._ask_ms: list[float] = []
         self._best = -float("inf")
 
     def run(self, workers: int, epochs: float, seconds: float) -> History:
@@ -123,6 +138,7 @@ class _Replay:
             else:
                 for other in self._start(1):
                     self._push(queue, other, now)
+        self._history.ask_ms = statistics.median(self._ask_ms)
         return self._history
 
     def _push(self, queue: list[tuple[float, int, _Run]], run: _Run, now: float) -> None:
@@ -145,7 +161,7 @@ class _Replay:
     def _start(self, count: int) -> list[_Run]:
         start = time.perf_counter()
         runs = [self._begin(choice) for choice in self._scheduler.choose(self._read(), count)]
-        self._history.ask_ms.append((time.perf_counter() - start) * 1000 / count)
+        self._ask_ms.append((time.perf_counter() - start) * 1000 / count)
         return runs
 
     def _begin(self, choice: Choice) -> _Run:
@@ -158,6 +174,14 @@ class _Replay:
         # study.ask() would take a paused trial, which is WAITING.
         trial = optuna.Trial(self._study, self._study._storage.create_new_trial(self._study._study_id))
         params = {name: trial._suggest(name, distribution) for name, distribution in self._task.space.items()}
+        if recorded := self._task.recorded:
+            number = recorded.nearest(params, self._recorded)
+            self._recorded.add(number)
+            params = dict(recorded.params(number))
+            for name, value in params.items():
+                distribution = self._task.space[name]
+                internal = distribution.to_internal_repr(value)
+                self._study._storage.set_trial_param(trial._trial_id, name, internal, distribution)
         return _Run(trial, self._task.curve(params), 0, choice.until)
 
     def _read(self) -> list[Progress]:

