@@ -35,12 +35,9 @@ def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(
         pgbouncer=pgbouncer,
         poison=poison,
         slots=slots,
-        limit=240,
-        # In so small a study a handful of epochs is 2 %, to which `make chaos` holds the full one.
-        most_redone=0.05,
     )
     print(figures)
-    assert figures.kills > 3
+    assert figures.kills > 2
     assert figures.restarts == 1
 
 
