@@ -24,6 +24,7 @@ from studies.storage.records import Claim, StudyRecord
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 from tests.support.postgres import PASSWORD, start_postgres
+from tests.support.waiting import eventually
 
 Look = Callable[[], PostgresStorage]
 SPEC = {"name": "s", "objective": {"path": "script:objective"}, "budget": {"trials": 6}}
@@ -154,16 +155,25 @@ def test_a_url_that_cannot_be_understood_is_a_usage_error(patient: Shell) -> Non
 @pytest.mark.slow
 def test_connections_that_run_out_are_warned_of_and_none_left_is_an_error(patient: Shell) -> None:
     settings = {"max_connections": "12", "superuser_reserved_connections": "2"}
-    with start_postgres(**settings) as postgres:
+    with start_postgres(**settings) as postgres, closing(psycopg2.connect(postgres.url)) as watching:
         url = StorageURL.parse(postgres.url)
         environment = {"STUDYHALL_STORAGE": url.sqlalchemy}
-        assert one(doctor(patient, status=0, **environment), "connections", "ok")[0].startswith("1 of 10 in use")
-        with sessions(url, 8):
+        watching.autocommit = True
+
+        def is_alone() -> bool:
+            with watching.cursor() as cursor:
+                cursor.execute("select count(*) from pg_stat_activity where backend_type = 'client backend'")
+                return bool(cursor.fetchone() == (1,))
+
+        assert one(doctor(patient, status=0, **environment), "connections", "ok")[0].startswith("2 of 10 in use")
+        eventually(is_alone, "the command's session has ended")
+        with sessions(url, 7):
             what, fix = one(doctor(patient, status=0, **environment), "connections", "warning")
             assert what.startswith("9 of 10 in use; a worker takes up to two")
             assert "PgBouncer" in what
             assert "alter system set max_connections = " in fix
-        with sessions(url, 12):
+        eventually(is_alone, "those sessions have ended")
+        with sessions(url, 11):
             what, fix = one(doctor(patient, status=1, **environment), "server", "error")
             assert what.startswith("too many connections at ")
             assert "max_connections" in fix

@@ -53,8 +53,8 @@ RUNG: Final = 1
 """The step at which a scheduler pauses, where there is one."""
 LEASE: Final = 1.0
 """Seconds."""
-RECOVERY: Final = LEASE + 5
-"""Seconds from a death to the end of the study."""
+RECOVERY: Final = LEASE + 30
+"""Seconds from a death to the end of the study: less than anything else could wait for, on however busy a machine."""
 SIDE_BY_SIDE: Final = 6
 """Studies: each mostly waits for a lease to run out."""
 ENQUEUED: Final = 0.5
