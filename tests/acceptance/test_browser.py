@@ -16,9 +16,9 @@ import pytest
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
 from tests.conftest import Server
-from tests.support.browser import open_chromium, troubles
+from tests.support.browser import open_chromium, open_page, troubles
 from tests.support.sites import COMMAND, Hall, ask, serving, surroundings
-from tests.support.waiting import GUARD, eventually
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def objective(trial):
     width = trial.suggest_int("width", 16, 256)
     # The first one runs for as long as anybody looks: it stays at the top of the dashboard's list.
     for epoch in range(1, 7 if trial.number else 10_000):
-        time.sleep(0.25)
+        time.sleep(0.25 if trial.number < 9 else 2)  # enough to see: from then on the pages have the machine
         loss = 1 / epoch + rate
         trial.report(1 - loss / 2, epoch, train_loss=loss, val_loss=1.1 * loss, train_accuracy=1 - loss / 3, lr=rate)
     return 1 - rate - width / 1000
@@ -106,11 +106,8 @@ def hall(
 @pytest.fixture
 def visit(chromium: Browser, hall: tuple[Hall, str]) -> Iterator[Visit]:
     login = {"username": "viewer", "password": PASSWORD} if hall[1] == "viewer" else None
-    context = chromium.new_context(viewport={"width": 1200, "height": 720}, http_credentials=login)
-    context.set_default_timeout(GUARD * 1000)
-    page = context.new_page()
-    yield Visit(hall=hall[0], page=page, troubles=troubles(page), login=f"viewer:{PASSWORD}" if login else None)
-    context.close()
+    with open_page(chromium, viewport={"width": 1200, "height": 720}, http_credentials=login) as page:
+        yield Visit(hall=hall[0], page=page, troubles=troubles(page), login=f"viewer:{PASSWORD}" if login else None)
 
 
 def test_the_dashboard_lists_a_running_study_with_its_trials_and_draws_its_plots(visit: Visit) -> None:
@@ -175,6 +172,7 @@ def test_a_studys_address_leads_to_its_trials_and_their_curves(visit: Visit) -> 
     )
 
 
+@pytest.mark.parametrize("hall", ["viewer"], indirect=True)
 def test_mlflow_shows_the_run_of_a_study_with_its_trials_beneath_and_their_curves(visit: Visit) -> None:
     page = visit.page
     page.goto(f"{visit.hall.mlflow}#/experiments")

@@ -18,9 +18,8 @@ from studies.report.plot_kinds import PLOTS
 from studies.storage.url import StorageURL
 from tests.acceptance.conftest import Shell
 from tests.conftest import Server
-from tests.support.browser import open_chromium
+from tests.support.browser import open_chromium, open_page
 from tests.support.postgres import PASSWORD
-from tests.support.waiting import GUARD
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -101,7 +100,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.goto(file.as_uri())
-        self.page.wait_for_selector("html[data-drawn]", timeout=GUARD * 1000, state="attached")
+        self.page.wait_for_selector("html[data-drawn]", state="attached")
 
     def column(self, number: int) -> list[str]:
         found: list[str] = self.page.eval_on_selector_all(
@@ -118,9 +117,8 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(chromium: Browser) -> Iterator[Visit]:
-    context = chromium.new_context(offline=True)
-    yield Visit(context.new_page())
-    context.close()
+    with open_page(chromium, offline=True) as page:
+        yield Visit(page)
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +136,10 @@ def thousand(separate_server: Server, tmp_path_factory: pytest.TempPathFactory, 
 @pytest.fixture(scope="module")
 def opened(thousand: Shell, chromium: Browser) -> Iterator[Visit]:
     """The report of the thousand trials in a browser."""
-    context = chromium.new_context(offline=True)
-    visit = Visit(context.new_page())
-    visit.open(thousand.folder / "report.html")
-    yield visit
-    context.close()
+    with open_page(chromium, offline=True) as page:
+        visit = Visit(page)
+        visit.open(thousand.folder / "report.html")
+        yield visit
 
 
 @pytest.mark.slow
@@ -202,12 +199,7 @@ def test_a_single_plot_is_one_file_too_and_readable_in_the_dark_and_in_print(tho
     ink = "document.querySelector('.xtick text').style.fill"
     dark = page.evaluate(paper), page.evaluate(ink)
     page.emulate_media(color_scheme="light")
-    for _ in range(100):
-        page.wait_for_timeout(50)
-        if page.evaluate(ink) != dark[1]:
-            break
-    assert page.evaluate(ink) != dark[1]
-    assert page.evaluate(paper) != dark[0]
+    page.wait_for_function(f"([paper, ink]) => {paper} != paper && {ink} != ink", arg=list(dark))
     assert page.pdf().startswith(b"%PDF")
     assert visit.complaints == []
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -39,6 +39,17 @@ def open_chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
+    """A page of its own, with the options of a browser's context; what it waits for only guards against hanging."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(GUARD * 1000)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
 
 
 def troubles(page: Page) -> list[str]:

@@ -19,4 +19,4 @@ def eventually(condition: Callable[[], object], what: str = "it", *, seconds: fl
             return
         now = time.monotonic()
         assert now < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(max(0.05, 4 * (now - began)))  # a costly condition takes no time of what is waited for
+        time.sleep(min(max(0.05, 4 * (now - began)), 1))  # costly looks would slow down what they wait for
