@@ -4,7 +4,8 @@
 # make lint    ruff and mypy
 # make bench   measurements; each ends in one line of JSON. Those of LONG take hours, and are run by hand
 # make chaos   ten studies of 200 trials whose workers, and database, are killed all the time; half an hour
-# make faults  the longer outages, all kill points, more starts and random calls: what make test does a part of
+# make faults  the longer outages, all kill points, more starts, kills of mirrors and random calls: what make test-slow
+#              does a part of
 # make test-compose  docker-compose.yml on a real Docker engine: builds the image
 # make test-slurm    the Slurm launcher on a Slurm that answers
 # make test-netns    three workers' hosts and a database in network namespaces, one cut off; as root
@@ -58,8 +59,9 @@ chaos: $(VENV)/.installed-dev
 	$(BIN)/python tests/acceptance/chaos.py --poison 10 --seeds 0 1 2
 
 faults: $(VENV)/.installed-dev
-	STUDYHALL_ALL_KILL_POINTS=1 STUDYHALL_LONG_OUTAGES=1 STUDYHALL_ROUNDS=20 $(BIN)/python -m pytest -n 2 \
-		tests/acceptance/test_kill_points.py tests/acceptance/test_outages.py tests/integration/test_start_together.py
+	STUDYHALL_ALL_KILL_POINTS=1 STUDYHALL_LONG_OUTAGES=1 STUDYHALL_ROUNDS=20 STUDYHALL_MIRROR_KILLS=20 \
+		$(BIN)/python -m pytest -n 2 tests/acceptance/test_kill_points.py tests/acceptance/test_outages.py \
+		tests/integration/test_start_together.py tests/integration/test_mirror.py::TestKilledMirrors
 	STUDYHALL_RANDOM_CALLS="24 180" $(BIN)/python -m pytest tests/integration/test_lock_order.py
 
 test-compose: $(VENV)/.installed-dev

@@ -18,7 +18,7 @@ from tests.integration.random_calls import spec
 
 pytestmark = [pytest.mark.both_servers, pytest.mark.slow]
 
-PROCESSES, SECONDS = map(int, os.environ.get("STUDYHALL_RANDOM_CALLS", "6 10").split())
+PROCESSES, SECONDS = map(int, os.environ.get("STUDYHALL_RANDOM_CALLS", "6 4").split())
 SCRIPT = Path(__file__).with_name("random_calls.py")
 
 
