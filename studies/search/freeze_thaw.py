@@ -29,7 +29,7 @@ class FreezeThaw:
     over the trials' curves (:mod:`studies.search.curve_model`), divided by a power of the steps that it still takes.
     The power is drawn anew for each slot, from 0, the best end at any cost, to 1, the best use of each step: neither
     alone does well on every task (``docs/search.md``). Trials are paused after about a seventeenth of their steps, and
-    then each time after as many steps again.
+    then each time after as many steps again. Where the budget has no room for a new trial, a paused one takes its slot.
 
     The choice depends on the trials alone, and on what the process has learned of them before.
 
@@ -56,7 +56,9 @@ class FreezeThaw:
             count if forecast.n_reported < 2 else min(count, max(0, STARTERS - forecast.n_evidence - len(trials)))
         )
         chosen = [Choice(None, self._next(0))] * starters
-        return chosen + self._promising(trials, count - starters) if starters < count else chosen
+        if starters < count:
+            return chosen + self._promising(trials, count - starters)
+        return chosen + [self._continued(trial) for trial in forecast.best_paused(count)]
 
     def _promising(self, trials: Sequence[Progress], count: int) -> list[Choice]:
         forecast = self.forecast
@@ -73,14 +75,19 @@ class FreezeThaw:
         for _ in range(count):
             place = int(np.argmax(promise - rng.random() * cost))
             if place < len(paused):
-                chosen.append(Choice(paused[place].number, self._next(int(done[place]))))
+                chosen.append(self._continued(paused[place]))
             else:
                 chosen.append(Choice(None, self._next(0)))
                 forecast.proposals.append(forecast.params(points[place]))
             # Once this one is known, the others near it promise less.
             promise += np.log1p(-0.999 * forecast.correlation(points, points[place]) ** 2)
             promise[place] = -math.inf
-        return chosen
+        others = [place for place in np.argsort(-promise[: len(paused)]) if promise[place] > -math.inf]
+        n_new = sum(choice.number is None for choice in chosen)
+        return chosen + [self._continued(paused[place]) for place in others[:n_new]]
+
+    def _continued(self, trial: Progress) -> Choice:
+        return Choice(trial.number, self._next(max(trial.values)))
 
     def _next(self, step: int) -> int:
         """The step until which a trial goes on that is at ``step``."""

@@ -48,5 +48,6 @@ class Scheduler(Protocol):
             count: at least 1.
 
         Returns:
-            ``count`` choices of different trials. A choice that the budget has no room for is dropped.
+            ``count`` choices of different trials, and perhaps more: those take the slots of new trials for which the
+            budget has no room.
         """

@@ -155,10 +155,8 @@ class StudySpec(Section):
         if self.scheduler is None:
             return
         scheduler = self.to_scheduler()
-        if self.constraints and isinstance(scheduler, FreezeThaw):
-            raise ValueError(
-                "scheduler.name: 'freezethaw' knows no constraints, and this study has some; use halving, or a pruner"
-            )
+        if isinstance(scheduler, FreezeThaw):
+            self._check_freeze_thaw()
         if len(self.all_directions) > 1:
             raise ValueError(
                 f"scheduler.name: {self.scheduler.name!r} takes one objective, and this study has several; leave "
@@ -168,6 +166,18 @@ class StudySpec(Section):
             raise ValueError(
                 f"pruner.name: {self.pruner.name!r} and scheduler.name: {self.scheduler.name!r} are both given, and "
                 'would fight over the same trials; keep one (pruner = { name = "none" })'
+            )
+
+    def _check_freeze_thaw(self) -> None:
+        if self.constraints:
+            raise ValueError(
+                "scheduler.name: 'freezethaw' knows no constraints, and this study has some; use halving, or a pruner"
+            )
+        budget = self.budget
+        if budget.epochs is None and budget.gpu_hours is None and budget.timeout is None:
+            raise ValueError(
+                f"budget.trials = {budget.trials} is the only limit, and the scheduler 'freezethaw' would train every "
+                "trial to its end; set budget.epochs, such as ten times the epochs of one trial, gpu_hours or timeout"
             )
 
     # Reading and writing

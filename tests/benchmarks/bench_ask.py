@@ -82,7 +82,7 @@ def make_study(url: StorageURL, name: str, how: dict[str, Any], size: int, steps
     spec = {
         "name": name,
         "objective": {"path": "objectives.x:f"},
-        "budget": {"trials": 10**6, "max_failures": 10**6},
+        "budget": {"trials": 10**6, "max_failures": 10**6, "epochs": 10**9},
         "space": SPACE,
         **how,
     }

@@ -44,7 +44,7 @@ def tune(epochs: int, *, direction: str = "maximize", priors: Mapping[str, Any] 
     trials: list[optuna.Trial] = []
     sign = 1 if direction == "maximize" else -1
     while epochs > 0:
-        (choice,) = scheduler.choose([progress_of(trial) for trial in study.get_trials(deepcopy=False)], 1)
+        choice, *_ = scheduler.choose([progress_of(trial) for trial in study.get_trials(deepcopy=False)], 1)
         if choice.number is None:
             trials.append(optuna.Trial(study, study._storage.create_new_trial(study._study_id)))
             for name, distribution in SPACE.items():
@@ -95,11 +95,17 @@ def test_many_slots_get_different_trials_and_new_ones_that_differ() -> None:
     scheduler = FreezeThaw(direction="maximize", steps=STEPS)
 
     choices = scheduler.choose(trials, 64)
+    choices, spare = choices[:64], choices[64:]
 
     continued = [choice.number for choice in choices if choice.number is not None]
     assert len(choices) == 64
     assert len(continued) == len(set(continued))
     assert {trials[number].state for number in continued} <= {"paused"}
+    # Where the budget has no room for new trials, others that are paused continue.
+    instead = {choice.number for choice in spare}
+    assert len(instead) == len(spare) <= 64 - len(continued)
+    assert {trials[number].state for number in instead} <= {"paused"}
+    assert not instead & set(continued)
     proposals = scheduler.forecast.proposals
     assert len(proposals) == len(choices) - len(continued)
     assert len({tuple(params.values()) for params in proposals}) == len(proposals)
@@ -131,7 +137,7 @@ def test_a_failed_trial_and_one_whose_values_are_nan_keep_nothing_from_going_on(
         )  # fmt: skip
         trials.append(progress_of(trial))
 
-    assert len(FreezeThaw(direction="minimize", steps=STEPS).choose(trials, 5)) == 5
+    assert len(FreezeThaw(direction="minimize", steps=STEPS).choose(trials, 5)) >= 5
 
 
 def test_evidence_takes_the_place_of_the_first_random_trials() -> None:
@@ -160,7 +166,7 @@ def test_a_trial_that_has_not_begun_any_more_is_forgotten() -> None:
     scheduler = FreezeThaw(direction="maximize", steps=STEPS)
     scheduler.choose(trials, 1)
 
-    assert scheduler.choose(trials[:-1], 1) == FreezeThaw(direction="maximize", steps=STEPS).choose(trials[:-1], 1)
+    assert all(choice.number is None or choice.number < len(trials) - 1 for choice in scheduler.choose(trials[:-1], 9))
 
 
 def test_a_point_of_the_cube_is_what_its_parameters_are() -> None:
@@ -183,6 +189,11 @@ def test_what_the_sampler_cannot_use_is_refused() -> None:
     assert "prior = 'c' is no choice" in refusal(type="categorical", choices=["a", "b"], prior="c")
     assert "'curves' takes one objective" in refusal(keys={"directions": ["minimize", "maximize"]}, **number)
     assert "'curves' knows no constraints" in refusal(keys={"constraints": {"latency_ms": "<= 5"}}, **number)
-    learns = {"constraints": {"latency_ms": "<= 5"}, "scheduler": {"name": "freezethaw"}}
-    assert "'freezethaw' knows no constraints" in refusal("random", keys=learns, **number)
+    learns: dict[str, Any] = {"scheduler": {"name": "freezethaw"}, "budget": {"epochs": 100}}
+    constrained = {**learns, "constraints": {"latency_ms": "<= 5"}}
+    assert "'freezethaw' knows no constraints" in refusal("random", keys=constrained, **number)
+    unlimited = {**learns, "budget": {"trials": 40}}
+    assert "the scheduler 'freezethaw' would train every trial to its end; set budget.epochs" in refusal(
+        keys=unlimited, **number
+    )
     assert "space.p.prior is for the sampler 'curves' alone" in refusal("tpe", **number, prior=0.5)

@@ -160,7 +160,7 @@ class _Replay:
 
     def _start(self, count: int) -> list[_Run]:
         start = time.perf_counter()
-        runs = [self._begin(choice) for choice in self._scheduler.choose(self._read(), count)]
+        runs = [self._begin(choice) for choice in self._scheduler.choose(self._read(), count)[:count]]
         self._ask_ms.append((time.perf_counter() - start) * 1000 / count)
         return runs
 
