@@ -195,7 +195,7 @@ def _optunas_tables(version: str | None, made_by: str | None) -> Finding:
 
     # An empty database in memory, to ask the installed Optuna which version of the tables it knows.
     ours = RDBStorage("sqlite://")
-    known, older = ours.get_head_version(), ours.get_all_versions()
+    known, *older = ours.get_all_versions()
     ours.engine.dispose()
     if version == known:
         return Finding(level="ok", about="tables", what=f"Optuna's are of version {version}, by Optuna {made_by}")
