@@ -14,6 +14,7 @@ from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.support import command
 from tests.support.command import Command
+from tests.support.waiting import GUARD
 
 SCRIPT = """
 import os
@@ -77,11 +78,11 @@ class Shell:
         self.url = url
         self.environment["STUDYHALL_STORAGE"] = url.sqlalchemy
 
-    def run(self, *args: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command to its end."""
         with self.start(*args, **environment) as process:
             try:
-                out, err = process.communicate(timeout=timeout)
+                out, err = process.communicate(timeout=2 * GUARD)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise

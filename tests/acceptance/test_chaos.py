@@ -19,8 +19,8 @@ SEEDS = [int(seed) for seed in os.environ.get("STUDYHALL_CHAOS_SEEDS", "").split
 
 @pytest.mark.parametrize(
     ("pgbouncer", "poison", "slots"),
-    [(False, 0, 0), (True, 0, 0), (False, 10, 0), (False, 10, 4)],
-    ids=["direct", "pgbouncer", "poison", "slots"],
+    [(True, 0, 0), (False, 10, 0), (False, 10, 4)],
+    ids=["pgbouncer", "poison", "slots"],
 )
 def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(
     pgbouncer: bool, poison: int, slots: int

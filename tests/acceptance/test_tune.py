@@ -23,7 +23,7 @@ class Net:
 
 @pytest.mark.slow
 def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell) -> None:
-    done = shell.run("run", "digits", "--workers", "2", timeout=300)
+    done = shell.run("run", "digits", "--workers", "2")
     assert done.returncode == 0, done.stderr
     status = json.loads(shell.data("status", "digits", "--format", "json"))
     trials = status["trials"]
