@@ -5,12 +5,14 @@ the median configuration. A budget of 260 / 520 / 1,040 / 2,600 epochs is 5 / 10
 counts where a task has other than 52 steps. The simulated clock counts in full trainings of the median time.
 
 Tuned on half of the tasks; this reports the other half, ``held_back()`` of ``tests/benchmarks/search/tasks.py``.
-Needs the extra ``bench`` and the data of ``STUDYHALL_TEST_DATA``. The last line is JSON.
+Needs the extra ``bench`` and the data of ``STUDYHALL_TEST_DATA``. The last line is JSON. A whole run takes a night:
+with ``--results`` it goes on where it stopped, and ``tests/benchmarks/search/results/`` has what is done so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import statistics
@@ -44,12 +46,12 @@ class Results:
     """The replays that are done, one a line of JSON in a file: what was cut off goes on where it stopped.
 
     Args:
-        path: of the file; ``None`` keeps nothing.
+        path: of the file, compressed by gzip; ``None`` keeps nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        lines = path.read_text().splitlines() if path and path.exists() else []
+        lines = gzip.decompress(path.read_bytes()).splitlines() if path and path.exists() else []
         self._done = {tuple(record.pop("of")): History(**record) for record in map(json.loads, lines)}
 
     def of(self, task: tasks.Task, method: Method, *, workers: int, seed: int) -> History:
@@ -66,7 +68,7 @@ class Results:
             )
             self._done[key] = history.rounded()
             if self._path:
-                with self._path.open("a") as file:
+                with gzip.open(self._path, "at") as file:
                     file.write(json.dumps({"of": key, **asdict(self._done[key])}, separators=(",", ":")) + "\n")
         return self._done[key]
 
@@ -210,7 +212,7 @@ def main() -> None:
     parser.add_argument("--methods", help="comma-separated (default: all)")
     parser.add_argument("--seeds", type=int, default=20, help="of each method and task (default: %(default)s)")
     parser.add_argument("--workers", type=int, choices=TIMES, default=1, help="that train at a time (default: 1)")
-    parser.add_argument("--results", type=Path, help="a file of replays that are done; new ones are appended")
+    parser.add_argument("--results", type=Path, help="a .jsonl.gz of replays that are done; new ones are appended")
     parser.add_argument("--plots", type=Path, help="a folder for a picture per family")
     parser.add_argument("--references", action="store_true", help="find the best values of LCBench anew, and end")
     settings = parser.parse_args()
