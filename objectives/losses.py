@@ -1,10 +1,14 @@
 """Losses of G slots with hand-written gradients, and the metrics of a whole part of the data.
 
-Axes: G slots, B examples of a batch, N of a part, C outputs: classes, or 1.
+A step needs the gradient alone. What depends on the labels alone, or is only measured, is computed for K steps at once,
+since a small operator takes as long to call as to compute.
+
+Axes: K steps, G slots, B examples of a batch, N of a part, C outputs: classes, or 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,15 +18,20 @@ from torch import Tensor
 class Loss(Protocol):
     """A loss per slot; slots share nothing."""
 
-    def gradient(self, logits_GCB: Tensor, y_G1B: Tensor, d_GCB: Tensor, record: tuple[Tensor, Tensor]) -> None:
+    def targets(self, y_KG1B: Tensor) -> tuple[Tensor, ...]:
+        """What the gradients of K steps need of their classes (int64) or numbers; each has K in front."""
+
+    def gradient(self, outputs_GCB: Tensor, targets: Sequence[Tensor], d_GCB: Tensor) -> None:
         """Write the mean loss's gradient.
 
         Args:
-            logits_GCB: outputs; may be overwritten.
-            y_G1B: classes (int64), or numbers.
+            outputs_GCB: of the network; overwritten with what :meth:`record` reads.
+            targets: of this step.
             d_GCB: gets the gradient of each slot's mean over its batch.
-            record: two G × 1 × B, overwritten with what :meth:`measure` reads.
         """
+
+    def record(self, outputs_KGCB: Tensor, y_KG1B: Tensor, record: tuple[Tensor, Tensor]) -> None:
+        """Fill the two records, each K × G × 1 × B, that :meth:`measure` reads, from what ``gradient`` has left."""
 
     def measure(self, record_GN: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Means over the records of an epoch, each of shape G: ``loss`` and one more metric."""
@@ -34,35 +43,41 @@ class CrossEntropy:
     The recorded loss has neither: trials with different settings stay comparable.
 
     Args:
+        n_classes: C.
         smoothing_G11: the share of each label that is spread over the classes; ``None`` if no slot smooths.
         weights_GC: of the classes; ``None`` if no slot has weights.
     """
 
-    def __init__(self, smoothing_G11: Tensor | None, weights_GC: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, n_classes: int, smoothing_G11: Tensor | None, weights_GC: Tensor | None, device: torch.device
+    ) -> None:
+        self._n_classes = n_classes
         self._smoothing = smoothing_G11
-        self._weights = weights_GC
-        self._minus_one = torch.empty(0, device=device)
+        self._weights = torch.ones(n_classes, 1, device=device) if weights_GC is None else weights_GC.unsqueeze(2)
+        self._is_plain = smoothing_G11 is None and weights_GC is None
 
-    def gradient(self, logits_GCB: Tensor, y_G1B: Tensor, d_GCB: Tensor, record: tuple[Tensor, Tensor]) -> None:
-        """See :class:`Loss`. Records log p(label) and the largest log p."""
-        n_classes, n = logits_GCB.shape[1:]
-        log_p_GCB = torch._log_softmax(logits_GCB, 1, False, out=d_GCB)
-        torch.gather(log_p_GCB, 1, y_G1B, out=record[0])
-        torch.amax(log_p_GCB, 1, keepdim=True, out=record[1])
-        p_GCB = d_GCB.exp_()
-        if self._smoothing is None and self._weights is None:
-            # p − 1 at the label alone: no one-hot matrix is made.
-            if self._minus_one.shape != y_G1B.shape:
-                self._minus_one = torch.full_like(record[0], -1.0)
-            p_GCB.scatter_add_(1, y_G1B, self._minus_one).mul_(1 / n)
-            return
+    def targets(self, y_KG1B: Tensor) -> tuple[Tensor, ...]:
+        """The label's distribution as it counts in the mean, negative, and its sum over the classes."""
+        slots, n = y_KG1B.shape[1], y_KG1B.shape[3]
+        zeros_KGCB = self._weights.new_zeros(len(y_KG1B), slots, self._n_classes, n)
+        if self._is_plain:
+            return zeros_KGCB.scatter_(2, y_KG1B, -1 / n), torch.full_like(zeros_KGCB[:, :, :1], 1 / n)
         smoothing = 0.0 if self._smoothing is None else self._smoothing
-        weight_GC1 = torch.ones_like(p_GCB[:, :, :1]) if self._weights is None else self._weights.unsqueeze(2)
-        label_GCB = torch.zeros_like(p_GCB).scatter_(1, y_G1B, 1)
-        weight_G1B = (label_GCB * weight_GC1).sum(1, keepdim=True)
-        sharp_GCB = (p_GCB - label_GCB) * weight_G1B
-        flat_GCB = (p_GCB * weight_GC1.sum(1, keepdim=True) - weight_GC1) / n_classes
-        torch.div(sharp_GCB * (1 - smoothing) + flat_GCB * smoothing, weight_G1B.sum(2, keepdim=True), out=d_GCB)
+        sharp_KGCB = zeros_KGCB.scatter_(2, y_KG1B, 1) * self._weights
+        soft_KGCB = sharp_KGCB * (1 - smoothing) + self._weights * (smoothing / self._n_classes)
+        soft_KGCB /= sharp_KGCB.sum((2, 3), keepdim=True)
+        return -soft_KGCB, soft_KGCB.sum(2, keepdim=True)
+
+    def gradient(self, outputs_GCB: Tensor, targets: Sequence[Tensor], d_GCB: Tensor) -> None:
+        """See :class:`Loss`. Leaves log p."""
+        target_GCB, weight_G1B = targets
+        log_p_GCB = torch._log_softmax(outputs_GCB, 1, False, out=outputs_GCB)
+        torch.addcmul(target_GCB, torch.exp(log_p_GCB, out=d_GCB), weight_G1B, out=d_GCB)
+
+    def record(self, outputs_KGCB: Tensor, y_KG1B: Tensor, record: tuple[Tensor, Tensor]) -> None:
+        """See :class:`Loss`. Records log p(label) and the largest log p."""
+        torch.gather(outputs_KGCB, 2, y_KG1B, out=record[0])
+        torch.amax(outputs_KGCB, 2, keepdim=True, out=record[1])
 
     def measure(self, record_GN: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Loss and accuracy."""
@@ -85,18 +100,32 @@ class SquaredError:
         self._delta = delta_G11
         self._unit = unit
 
-    def gradient(self, logits_GCB: Tensor, y_G1B: Tensor, d_GCB: Tensor, record: tuple[Tensor, Tensor]) -> None:
-        """See :class:`Loss`. Records the loss and the squared error."""
-        n = logits_GCB.shape[2]
-        error_G1B = torch.sub(logits_GCB, y_G1B, out=d_GCB)
-        squared_G1B = torch.square(error_G1B, out=record[1])
+    def targets(self, y_KG1B: Tensor) -> tuple[Tensor, ...]:
+        """The numbers themselves."""
+        return (y_KG1B,)
+
+    def gradient(self, outputs_GCB: Tensor, targets: Sequence[Tensor], d_GCB: Tensor) -> None:
+        """See :class:`Loss`. Leaves the error."""
+        n = outputs_GCB.shape[2]
+        error_G1B = torch.sub(outputs_GCB, targets[0], out=outputs_GCB)
         if self._delta is None:
-            record[0].copy_(squared_G1B)
-            error_G1B.mul_(2 / n)
+            torch.mul(error_G1B, 2 / n, out=d_GCB)
         else:
-            clipped_G1B = torch.minimum(torch.maximum(error_G1B, -self._delta), self._delta)
-            record[0].copy_(clipped_G1B * (error_G1B - clipped_G1B / 2))
-            torch.mul(clipped_G1B, 1 / n, out=d_GCB)
+            torch.mul(self._clipped(error_G1B, self._delta), 1 / n, out=d_GCB)
+
+    def record(self, outputs_KGCB: Tensor, _y_KG1B: Tensor, record: tuple[Tensor, Tensor]) -> None:
+        """See :class:`Loss`. Records the loss and the squared error."""
+        error_KG1B = outputs_KGCB
+        torch.square(error_KG1B, out=record[1])
+        if self._delta is None:
+            record[0].copy_(record[1])
+        else:
+            clipped_KG1B = self._clipped(error_KG1B, self._delta)
+            torch.mul(clipped_KG1B, error_KG1B - clipped_KG1B / 2, out=record[0])
+
+    @staticmethod
+    def _clipped(error: Tensor, delta_G11: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(error, -delta_G11), delta_G11)
 
     def measure(self, record_GN: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Loss, and the root of the mean squared error in the target's unit."""

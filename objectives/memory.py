@@ -20,7 +20,7 @@ import torch
 from objectives.hyperparameters import Hyperparameters
 from objectives.network import Layout
 from objectives.optimizers import MOMENTS
-from objectives.training import EVALUATION_BATCH, Task
+from objectives.training import EVALUATION_BATCH, Task, steps_together
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +94,17 @@ def _batch(n: int, h: Hyperparameters, shape: Shape) -> int:
     """Buffers of training."""
     n_features, n_outputs = shape.task.n_features, shape.task.n_outputs
     x = (FLOAT + shape.are_bytes) * n_features
-    # The linear part, its activation, and the gradients of both.
-    layers = FLOAT * (4 + (h.normalization != "none") + 2 * (h.dropout > 0)) * sum(h.widths)
+    # The linear part, its activation, the gradients of both, and what dropout leaves.
+    layers = FLOAT * (4 + (h.normalization != "none") + (h.dropout > 0)) * sum(h.widths)
     skips = FLOAT * sum(h.widths[1:]) if h.skip else 0
-    # Three numbers of 64 bits for four units: the position, its hash, and scratch.
-    random = 3 * INT // 4 * (sum(h.widths) * (h.dropout > 0) + n_features * (h.input_dropout > 0))
-    mask = FLOAT * n_features * (h.input_dropout > 0)
-    noise = 3 * INT // 2 * n_features * (h.input_noise > 0)
-    return n * (x + layers + skips + random + mask + noise + 2 * FLOAT * n_outputs)
+    masked = sum(h.widths) * (h.dropout > 0) + n_features * (h.input_dropout > 0)
+    # Numbers of 64 bits, each for four units or two features' noise: positions, and of K steps hashes and scratch.
+    numbers = masked // 4 + n_features // 2 * (h.input_noise > 0)
+    available = shape.n_train // n if n == _batch_size(h, shape) else 1
+    steps = steps_together(n * (numbers + n_outputs), available)
+    prepared = INT * numbers * (1 + 2 * steps) + FLOAT * masked * steps
+    outputs = FLOAT * n_outputs * (1 + 2 * steps)  # their gradient, and of K steps themselves and the targets
+    return n * (x + layers + skips + prepared + outputs)
 
 
 def _evaluated(n: int, h: Hyperparameters, shape: Shape) -> int:

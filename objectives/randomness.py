@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,9 +71,11 @@ def orders(keys_G1: Tensor, n: int) -> Tensor:
     position_N = torch.arange(n, device=keys_G1.device)
     # Random numbers of 40 bits with their positions in the low bits: sorting values is cheaper than arguments.
     packed_GN = (_mixed(keys_G1 + position_N * _GOLDEN) << _POSITION_BITS) | position_N
-    # NumPy sorts by AVX, on one core several times as fast as PyTorch.
-    in_order = torch.from_numpy(np.sort(packed_GN.numpy())) if packed_GN.device.type == "cpu" else packed_GN.sort(1)[0]
-    return in_order.bitwise_and_(2**_POSITION_BITS - 1)
+    if packed_GN.device.type == "cpu":  # of one dimension integers are sorted by their digits: 0.8 ms, not 2.7
+        in_order_GN = torch.stack([packed_N.sort()[0] for packed_N in packed_GN])
+    else:
+        in_order_GN = packed_GN.sort(1)[0]
+    return in_order_GN.bitwise_and_(2**_POSITION_BITS - 1)
 
 
 def positions(layer: int, n: int, units: int, *, lanes: int, device: torch.device) -> Tensor:

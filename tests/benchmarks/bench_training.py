@@ -120,8 +120,8 @@ def main() -> None:
     part = Part(
         stored_NF=torch.randint(0, 256, (EXAMPLES, FEATURES), dtype=torch.uint8),
         y_N=torch.randint(0, CLASSES, (EXAMPLES,)),
-        mean_F=torch.tensor([127.5]),
-        std_F=torch.tensor([73.9]),
+        scale_F=torch.full((FEATURES,), 1 / 73.9),
+        shift_F=torch.full((FEATURES,), -127.5 / 73.9),
     )
     found = {}
     for depth, width in shapes(settings.shapes):

@@ -82,12 +82,14 @@ def a_trial_on_a_gpu_is_that_of_a_cpu() -> None:
 def nothing_in_an_epoch_waits_for_the_device(part: Part) -> None:
     stack = Stack(members(part, depth=2, width=64, slots=4))
     stack.run_epoch()
-    begun = stack.plan(0)
+    planned = stack.plan(0)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for i, batch in enumerate(begun):
-            stack.train_on(i, *batch)
+        for steps in planned:
+            for k in range(len(steps)):
+                stack.train_on(steps, k)
+            stack.record(steps, len(steps))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     print("no operator within an epoch waits for the device")
@@ -166,8 +168,8 @@ def main() -> None:
     part = Part(
         stored_NF=torch.randint(0, 256, (EXAMPLES, FEATURES), dtype=torch.uint8),
         y_N=torch.randint(0, CLASSES, (EXAMPLES,)),
-        mean_F=torch.tensor([127.5]),
-        std_F=torch.tensor([73.9]),
+        scale_F=torch.full((FEATURES,), 1 / 73.9),
+        shift_F=torch.full((FEATURES,), -127.5 / 73.9),
     ).to(torch.device(DEVICE))
     a_trial_ends_in_a_pool_as_it_does_alone()
     a_trial_on_a_gpu_is_that_of_a_cpu()

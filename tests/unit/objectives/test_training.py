@@ -135,13 +135,13 @@ def test_steps_are_those_of_pytorch(technique: dict[str, Any]) -> None:
     task = NUMBERS if "loss" in technique else CLASSES
     of = member({**BASE, **technique}, task)
     reference, stack = Reference(of), Stack([of])
-    for i, (row_B, y_G1B, record, key) in enumerate(stack.plan(0)):
-        stack.train_on(i, row_B, y_G1B, record, key)
-        batch = stack.batch(len(row_B), training=True)
-        masks = [b.mask[0] for b in batch.buffers if b.mask is not None]
-        if not (of.hyperparameters.input_dropout or of.hyperparameters.input_noise):
-            assert torch.equal(batch.x_LF, part(task).x_NF[row_B])
-        reference.train_on(batch.x_LF, y_G1B[0, 0], masks)
+    for steps in stack.plan(0):
+        for k, row_B in enumerate(steps.rows):
+            stack.train_on(steps, k)
+            masks = [b.mask[0] for b in steps.batch.buffers if b.mask is not None]
+            if not (of.hyperparameters.input_dropout or of.hyperparameters.input_noise):
+                assert torch.equal(steps.batch.x_LF, part(task).x_NF[row_B])
+            reference.train_on(steps.batch.x_LF, steps.y_KG1B[k, 0, 0], masks)
     expected = reference.model.state_dict()
     for name, tensor in of.tensors().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9, msg=f"{technique}: {name}")
@@ -260,10 +260,12 @@ def test_a_step_is_as_many_operators_whatever_the_number_of_slots_and_none_waits
     for slots in (2, 5):
         stack = Stack([member({**params, "lr": 0.01 * (g + 1)}, seed=g) for g in range(slots)])
         stack.run_epoch()
-        batches = list(stack.plan(0))
+        planned = stack.plan(0)
         with Operators() as operators:
-            for i, batch in enumerate(batches):
-                stack.train_on(i, *batch)
+            for steps in planned:
+                for k in range(len(steps)):
+                    stack.train_on(steps, k)
+                stack.record(steps, len(steps))
         assert not WAITING & set(operators.names)
         counts.append(len(operators.names))
     assert counts[0] == counts[1]
