@@ -51,7 +51,7 @@ TOP, SEEDS = 10, 5
     "--top",
     type=click.IntRange(1, 1000),
     metavar="N",
-    help=f"Compare so many of the best trials; default: {TOP}, or as many as are COMPLETE.",
+    help=f"How many of the best trials to compare; default: {TOP}, or as many as are COMPLETE.",
 )
 @click.option(
     "--seeds",
@@ -59,7 +59,7 @@ TOP, SEEDS = 10, 5
     metavar="N",
     default=SEEDS,
     show_default=True,
-    help="Train each of them with so many fresh seeds; also the models of an ensemble.",
+    help="How many fresh seeds each of them is trained with; also the size of an ensemble.",
 )
 @click.option(
     "--rule",
@@ -73,7 +73,7 @@ TOP, SEEDS = 10, 5
     "--register", "model", metavar="MODEL", callback=model_name, help="Register it in MLflow under this name."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The folder to make; default: NAME-final.")
-@click.option("--again", is_flag=True, help="Use the test data again; how often is stored.")
+@click.option("--again", is_flag=True, help="Test once more on the same data; the number of tests is stored.")
 @worker_options
 @allow_option
 @objective_options
