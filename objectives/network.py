@@ -217,10 +217,12 @@ class Normalization:
         else:
             mean = self._mean(x)
             x.sub_(mean)
+            # A padded unit is now −mean, and would count in the variance.
             if self._units is not None:
                 x.mul_(self._units)
             var = self._mean(x.square())
             if self._running:
+                # PyTorch keeps the unbiased variance, and normalizes with the biased one.
                 n = x.shape[1]
                 self._running[0].lerp_(mean, STATISTICS_MOMENTUM)
                 self._running[1].lerp_(var * (n / max(n - 1, 1)), STATISTICS_MOMENTUM)
@@ -315,6 +317,7 @@ class Block:
         if self._normalization is not None:
             y = self._normalization.forward(y, b, training=training)
         self._activation.forward(y, b.activated)
+        # sigmoid makes one half of a padded unit's zero, and a shift of the normalization moves it as well.
         if self._units is not None:
             b.activated.mul_(self._units)
         if b.mask is not None:

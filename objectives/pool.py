@@ -407,7 +407,7 @@ class Pool:
                 continue  # another member of the trial has failed in this tick
             try:
                 self._tick.run(group)
-            except Exception as error:
+            except Exception as error:  # of one operator over all slots: nobody knows whose it is
                 self._raised([owner.trial for owner in owners], error)
         self._tick.end()
 

@@ -176,4 +176,4 @@ def nearest(word: str, known: Iterable[str], *, in_order: bool = False) -> str:
         return f"did you mean {by_letters[close[0]]!r}?"
     most = len(known) if in_order else 12
     shown = ", ".join(known[:most]) + (", …" if len(known) > most else "")
-    return f"known: {shown}" if known else "there is none"
+    return f"known: {shown or 'none'}"

@@ -113,6 +113,7 @@ class ColumnReader:
             kind, found = self._from_text(cells) if self.is_text else self._from_type(cells)
             if self.text is None and found.null_count < len(found):
                 self.kinds.add(kind)
+                # Numbers in one block and yes or no in another: neither reading fits all of the column.
                 if len(self.kinds) > 1:
                     self.text = self._first(cells, np.ones(len(cells), dtype=bool))
             if self.text is None:
@@ -150,6 +151,7 @@ class ColumnReader:
     def _from_text(self, cells: pa.Array) -> tuple[Kind, pa.Array]:
         if self.may_have_decimal_commas and self.point is None:
             self.point = self._first(cells, pc.match_substring(cells, "."))
+        # At once as it is: most columns of a clean file need nothing below.
         found = _cast(cells)
         if found is None:
             trimmed = pc.utf8_trim_whitespace(cells)
@@ -160,6 +162,7 @@ class ColumnReader:
             cells = self._with_points(cells)
             found = _cast(cells)
         if found is None:
+            # pyarrow does not tell which cell is no number. By halves: a prefix casts up to that cell.
             length = bisect.bisect_left(range(1, len(cells)), True, key=lambda n: _cast(cells[:n]) is None) + 1
             self.text = (self.rows + length - 1, str(cells[length - 1]))
             return "text", cells

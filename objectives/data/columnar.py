@@ -66,6 +66,7 @@ class ParquetTable:
         at_a_time = max(1, CELLS_AT_A_TIME // opened.metadata.row_group(group).num_rows)
         for start in range(0, len(names), at_a_time):
             some = names[start : start + at_a_time]
+            # One thread: workers share the machine, one per core.
             read = opened.read_row_group(group, columns=some, use_threads=False).combine_chunks()
             yield from (read.column(name).chunk(0) for name in some)
 

@@ -64,6 +64,7 @@ class Part:
             out_BF: gets them.
             stored_BF: of the type of ``stored_NF``; may be ``out_BF`` where that is float.
         """
+        # Bytes are gathered as bytes: a quarter of the memory traffic, which is what gathering costs.
         torch.index_select(self.stored_NF, 0, row_B, out=stored_BF)
         if self.scale_F is not None and self.shift_F is not None:
             # Two passes over the batch; to subtract and divide takes three, and half as long again.

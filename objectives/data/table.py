@@ -199,7 +199,7 @@ def _read(
         pieces = deque(_pages((rows, len(features)), np.float64) for rows in _cut(len(labels), len(features)))
         for j, reader in enumerate(readers):
             column = next(columns)
-            if features[j] == key:
+            if features[j] == key:  # a feature that also divides the rows is read once
                 keys.append(column)
             values, start = reader.read(column), 0
             for piece in pieces:
