@@ -33,12 +33,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that the person or machine has set reaches a test."""
+def _scrubbed_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing that the person, the machine or a test before has set reaches a test."""
     for name in list(os.environ):
         if name.startswith(("STUDYHALL_", "PG", "OPTUNA", "MLFLOW")) and name != "STUDYHALL_TEST_DATA":
             monkeypatch.delenv(name)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    mask = os.umask(0o022)  # The command in this process, and what it starts, may close files to others.
+    yield
+    os.umask(mask)
 
 
 @pytest.fixture(scope="session")
