@@ -283,78 +283,77 @@ def poisoned(storage: PostgresStorage, name: str, numbers: tuple[int, ...] = (1,
 
 
 @pytest.mark.usefixtures("refusing")
-def test_a_trial_that_is_refused_keeps_no_other_one_out_and_comes_later(
-    storage: PostgresStorage, databases: StorageURL, client: MlflowClient, follow: Follow, name: str
-) -> None:
-    record = poisoned(storage, name)
-    mirror = follow(name)
-    mirror.catch_up()
-    assert mirror.refused_trials == [1, 3]
-    assert mirror.count == 3
-    parent, runs = runs_of(client, name)
-    assert [number for number, run in sorted(runs.items()) if run.info.status == "FINISHED"] == [0, 2, 4]
-    assert parent.data.tags["studyhall.refused"] == "1, 3"
-    assert mirror.catch_up() == 0  # nothing is sent again and again
-    with (
-        closing(psycopg2.connect(**database_of(databases).libpq)) as connection,
-        connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute("alter table params drop constraint no_poison")
-    mirror.retry()
-    mirror.catch_up()
-    assert mirror.refused == {}
-    parent, _ = runs_of(client, name)
-    assert "studyhall.refused" not in parent.data.tags
-    assert_same(storage, record, client)
+class TestRefused:
+    """A class of its own: ``--dist loadscope`` runs it beside the other tests."""
 
+    def test_a_trial_that_is_refused_keeps_no_other_one_out_and_comes_later(
+        self, storage: PostgresStorage, databases: StorageURL, client: MlflowClient, follow: Follow, name: str
+    ) -> None:
+        record = poisoned(storage, name)
+        mirror = follow(name)
+        mirror.catch_up()
+        assert mirror.refused_trials == [1, 3]
+        assert mirror.count == 3
+        parent, runs = runs_of(client, name)
+        assert [number for number, run in sorted(runs.items()) if run.info.status == "FINISHED"] == [0, 2, 4]
+        assert parent.data.tags["studyhall.refused"] == "1, 3"
+        assert mirror.catch_up() == 0  # nothing is sent again and again
+        with (
+            closing(psycopg2.connect(**database_of(databases).libpq)) as connection,
+            connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("alter table params drop constraint no_poison")
+        mirror.retry()
+        mirror.catch_up()
+        assert mirror.refused == {}
+        parent, _ = runs_of(client, name)
+        assert "studyhall.refused" not in parent.data.tags
+        assert_same(storage, record, client)
 
-@pytest.mark.usefixtures("refusing")
-def test_a_running_trial_that_was_refused_is_whole_when_it_is_taken(
-    storage: PostgresStorage, client: MlflowClient, follow: Follow, name: str
-) -> None:
-    draw = random.Random(0)
-    record = begin(storage, name, 1)
-    running = claim(storage, record)
-    report(storage, running, range(0, 3), draw)
-    storage.set_trial_user_attr(running.trial_id, "note", "poison")
-    mirror = follow(name)
-    mirror.catch_up()
-    assert mirror.refused_trials == [0]
-    storage.set_trial_user_attr(running.trial_id, "note", "sugar")
-    report(storage, running, range(3, 5), draw)
-    mirror.catch_up()
-    assert mirror.refused == {}
-    assert_same(storage, record, client)
-    finish(storage, running, "COMPLETE", draw)
-    mirror.catch_up()
-    assert_same(storage, record, client)
+    def test_a_running_trial_that_was_refused_is_whole_when_it_is_taken(
+        self, storage: PostgresStorage, client: MlflowClient, follow: Follow, name: str
+    ) -> None:
+        draw = random.Random(0)
+        record = begin(storage, name, 1)
+        running = claim(storage, record)
+        report(storage, running, range(0, 3), draw)
+        storage.set_trial_user_attr(running.trial_id, "note", "poison")
+        mirror = follow(name)
+        mirror.catch_up()
+        assert mirror.refused_trials == [0]
+        storage.set_trial_user_attr(running.trial_id, "note", "sugar")
+        report(storage, running, range(3, 5), draw)
+        mirror.catch_up()
+        assert mirror.refused == {}
+        assert_same(storage, record, client)
+        finish(storage, running, "COMPLETE", draw)
+        mirror.catch_up()
+        assert_same(storage, record, client)
 
-
-@pytest.mark.usefixtures("refusing")
-def test_a_study_that_is_refused_keeps_no_other_one_out(
-    storage: PostgresStorage, client: MlflowClient, home: Path, request: pytest.FixtureRequest
-) -> None:
-    kind = request.node.callspec.params["client"]
-    first, partly, second, whole = names = [f"{name} {kind}" for name in ("a poison", "b", "c poison", "d")]
-    for name in names:
-        poisoned(storage, name, numbers=(0,) if name == partly else (), trials=2)
-    process = MirrorProcess(
-        storage, tracking=client.tracking_uri, home=home, once=True, environment=dict(os.environ), output=print
-    )
-    assert process.wait(600) == 1
-    refused = [event["message"] for event in process.new_events() if event["event"] == "refused"]
-    assert [message.partition(": ")[0] for message in refused] == [
-        f"study {first!r}",
-        f"study {partly!r}, trial 0",
-        f"study {second!r}",
-    ]
-    assert not any("\n" in message for message in refused)
-    assert process.last_events["error"]["message"] == (
-        f"3 of 4 studies not in MLflow as they are: {first!r}, {partly!r}, {second!r}; the reasons are above"
-    )
-    assert len(runs_of(client, whole)[1]) == 2
-    assert runs_of(client, partly)[0].data.tags["studyhall.refused"] == "0"
+    def test_a_study_that_is_refused_keeps_no_other_one_out(
+        self, storage: PostgresStorage, client: MlflowClient, home: Path, request: pytest.FixtureRequest
+    ) -> None:
+        kind = request.node.callspec.params["client"]
+        first, partly, second, whole = names = [f"{name} {kind}" for name in ("a poison", "b", "c poison", "d")]
+        for name in names:
+            poisoned(storage, name, numbers=(0,) if name == partly else (), trials=2)
+        process = MirrorProcess(
+            storage, tracking=client.tracking_uri, home=home, once=True, environment=dict(os.environ), output=print
+        )
+        assert process.wait(600) == 1
+        refused = [event["message"] for event in process.new_events() if event["event"] == "refused"]
+        assert [message.partition(": ")[0] for message in refused] == [
+            f"study {first!r}",
+            f"study {partly!r}, trial 0",
+            f"study {second!r}",
+        ]
+        assert not any("\n" in message for message in refused)
+        assert process.last_events["error"]["message"] == (
+            f"3 of 4 studies not in MLflow as they are: {first!r}, {partly!r}, {second!r}; the reasons are above"
+        )
+        assert len(runs_of(client, whole)[1]) == 2
+        assert runs_of(client, partly)[0].data.tags["studyhall.refused"] == "0"
 
 
 @pytest.mark.parametrize("suffix", ["-ü\"x'100%", *(slow(end) for end in (" of ours", "n" * 30, "é" * 10, "x" * 23))])
