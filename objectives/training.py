@@ -6,8 +6,7 @@
 - A :class:`Stack` trains members of one shape in step. On a CPU each member is a stack of its own: 2, 4 or 8 of width
   32 to 128 in one stack took from 0.9 to 1.2 times the time per step and member (2026-11-27), and padding on top.
 - What no weights decide, masks and targets, is made for K steps at once, and losses are recorded so: of a narrow net
-  these operators take as long for one step as for eight. On one core that saves a tenth of the step of a width of 32
-  (2026-11-27).
+  these operators take about as long for one step as for eight (bench_training.py).
 - Within an epoch nothing waits for the device: losses are recorded there, and read once.
 
 Axes: K steps that are prepared together, G slots, B examples of a batch, N of a part, F features, H hidden units, C

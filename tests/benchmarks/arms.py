@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -48,20 +49,33 @@ def suggest(trial: optuna.Trial) -> float:
     return (x - 1) ** 2 + (math.log10(rate) + 3) ** 2 + abs(width - 128) / 128 + (kind != "gelu")
 
 
-def in_turns(rounds: int, arms: Mapping[str, Callable[[int], dict[str, float]]]) -> dict[str, dict[str, float]]:
+def in_turns(
+    rounds: int, arms: Mapping[str, Callable[[int], dict[str, float]]], kept: Path | None = None
+) -> dict[str, dict[str, float]]:
     """Measure each arm once per round, one after the other, so that a slow minute of the machine hits all alike.
 
     Args:
         arms: by name, what measures once, given the round's number, and returns its figures by name.
+        kept: a file that gets a line of JSON for each measurement; those that it has already are not measured again,
+            so that the rounds of a long benchmark may be run one by one.
 
     Returns:
         For each arm, the median of each figure.
     """
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for line in kept.read_text().splitlines() if kept and kept.exists() else ():
+        of = json.loads(line)
+        if of["arm"] in figures:
+            figures[of["arm"]].append(of["figures"])
     for number in range(rounds):
         for name, measure in arms.items():
+            if len(figures[name]) > number:
+                continue
             gc.collect()
             figures[name].append(measure(number))
+            if kept:
+                with kept.open("a") as file:
+                    file.write(json.dumps({"arm": name, "figures": figures[name][-1]}) + "\n")
             told = ", ".join(f"{key} {value:.4g}" for key, value in figures[name][-1].items())
             print(f"round {number + 1} of {rounds}: {name}: {told}", file=sys.stderr)
     return {name: _medians(taken) for name, taken in figures.items()}

@@ -8,7 +8,9 @@ dropout 0.2 to 0.5, Adam, RMSprop or SGD, a learning rate from 1e-5 to 0.1; TPE,
 - two processes: two such processes that share a study in stock ``RDBStorage`` on PostgreSQL.
 - studyhall: ``studyhall run``, with its embedded PostgreSQL.
 
-Each arm is a command from its start to its end; the last two begin with an empty database that is running.
+Each arm is a command from its start to its end; the last two begin with an empty database that is running. All five
+rounds take half an hour on two cores. ``--rounds 1 --kept FILE``, later ``--rounds 2 --kept FILE`` and so on, does them
+one by one; ``--trials`` and ``--example-trials`` must then stay as they were.
 """
 
 from __future__ import annotations
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=64, help="of the arm studyhall (default: %(default)s)")
     parser.add_argument("--example-trials", type=int, default=8, help="of the other arms, which are slow")
     parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--kept", metavar="FILE", help="keep each measurement there, and go on from those it has")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-example-", dir="/tmp") as name, postgres(settings.postgres) as url:
         folder = Path(name)
@@ -145,7 +148,8 @@ def main() -> None:
             "studyhall": lambda _: _studyhall(folder, settings.trials, url),
         }
         wanted = settings.arms or measured
-        report("example", settings, in_turns(settings.rounds, {name: measured[name] for name in wanted}))
+        kept = Path(settings.kept) if settings.kept else None
+        report("example", settings, in_turns(settings.rounds, {name: measured[name] for name in wanted}, kept))
 
 
 def _write(folder: Path, settings: argparse.Namespace) -> None:
