@@ -86,7 +86,7 @@ def test_two_terminals_run_one_study_from_an_empty_database(
     shell: Shell, empty_database: StorageURL, look: Look
 ) -> None:
     shell.use(empty_database)
-    runs = [shell.start("run", "script.py:objective", "--trials", "30", "--workers", "4") for _ in range(2)]
+    runs = [shell.start("run", "script.py:objective", "--trials", "30", "--workers", "2") for _ in range(2)]
     ends = [(process.communicate(timeout=300), process.returncode) for process in runs]
     assert [status for _, status in ends] == [0, 0], ends
     storage = look()
