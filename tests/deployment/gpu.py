@@ -168,8 +168,8 @@ def main() -> None:
     part = Part(
         stored_NF=torch.randint(0, 256, (EXAMPLES, FEATURES), dtype=torch.uint8),
         y_N=torch.randint(0, CLASSES, (EXAMPLES,)),
-        scale_F=torch.full((FEATURES,), 1 / 73.9),
-        shift_F=torch.full((FEATURES,), -127.5 / 73.9),
+        mean_F=torch.tensor([127.5]),
+        std_F=torch.tensor([73.9]),
     ).to(torch.device(DEVICE))
     a_trial_ends_in_a_pool_as_it_does_alone()
     a_trial_on_a_gpu_is_that_of_a_cpu()
