@@ -227,6 +227,9 @@ def _trial_rows(model: Model, n: int = 64) -> Mapping[str, Any] | np.ndarray:
     number_NM = preprocessing.fill + std * rng.normal(size=(n, len(preprocessing.numbers)))
     for score in preprocessing.normal_scores:
         number_NM[:, preprocessing.numbers.index(score.name)] = rng.choice(score.values, n) + rng.normal(size=n)
+    booleans = {column.name for column in preprocessing.columns if column.kind == "boolean"}
+    is_boolean_M = np.array([name in booleans for name in preprocessing.numbers], dtype=bool)
+    number_NM[:, is_boolean_M] = number_NM[:, is_boolean_M] > np.array(preprocessing.fill)[is_boolean_M]
     number_NM[rng.random(number_NM.shape) < 0.1] = np.nan
     if not preprocessing.columns:
         return number_NM

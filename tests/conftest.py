@@ -125,7 +125,7 @@ def separate_server() -> Iterator[Server]:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With ``-m slow``, leave out a file that mentions no mark: importing all takes each process ten seconds."""
-    if config.option.markexpr != "slow" or not collection_path.is_file():
+    if config.option.markexpr != "slow" or collection_path.suffix != ".py":
         return None
     return not any(mark in collection_path.read_text() for mark in ("slow", "both_servers")) or None
 
