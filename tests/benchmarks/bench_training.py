@@ -3,11 +3,11 @@
 One thread, batches of 128, bytes of MNIST's shape (54,000 × 784, ten classes), dropout 0.3, AdamW. The arms take
 turns within one process; the figures are medians over the rounds, and of the ratios the medians of each round's.
 
-On one core of an AMD EPYC with two, PyTorch 2.14.1, 2026-11-27, n = 5, idle. Times faster than the loop, at depth 1 and 2:
-2.9 and 3.0 at width 32, 2.4 and 2.4 at 64; at depth 1 2.0 at 128, 1.8 at 256, 1.5 at 512. Times the products: 1.8 and
-1.9 at width 32, 1.5 and 1.6 at 64, 1.4 from 128 on. Before several steps were prepared together it was 2.4 and 2.5
-times faster at 32, 2.1 and 2.2 at 64. Bytes that are scaled and shifted in two passes would save 9 µs a step, but differ
-in the last bit from what a kept model does to raw pixels: not used.
+On one core of an AMD EPYC with two, PyTorch 2.14.1, 2026-11-27, n = 5, idle. Times faster than the loop, at depth 1 and
+2: 2.9 and 3.0 at width 32, 2.4 and 2.4 at 64; at depth 1 2.0 at 128, 1.8 at 256, 1.5 at 512. Times the products: 1.8
+and 1.9 at width 32, 1.5 and 1.6 at 64, 1.4 from 128 on. Before several steps were prepared together it was 2.4 and 2.5
+times faster at 32, 2.1 and 2.2 at 64. Bytes that are scaled and shifted in two passes would save 9 µs a step, but
+differ in the last bit from what a kept model does to raw pixels: not used.
 
 Tried and no faster on a CPU: several slots in one stack; other layouts of the products, all of which reach 90 to 98
 GFLOP/s, and oneDNN's; huge pages (of gathering 128 rows 5 µs are the copy, the rest waits for the memory). FBGEMM's
