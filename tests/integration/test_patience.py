@@ -50,8 +50,9 @@ def site(
     access: Access | None = None,
 ) -> Iterator[int]:
     """A site on a port, as :mod:`studies.serve.process` makes it."""
+    pages = WSGIMiddleware(application, workers=THREADS, send_queue_size=0)  # type: ignore[arg-type]
     guard = Guard(
-        WSGIMiddleware(application, workers=THREADS, send_queue_size=0),  # type: ignore[arg-type]
+        pages,
         access or Access(anybody=True),
         streams=MLFLOW_STREAMS,
         limits=Limits(seconds=body, largest=largest),
@@ -65,6 +66,8 @@ def site(
         try:
             yield listener.getsockname()[1]
         finally:
+            # An answer that is still being written would find the loop closed.
+            pages.executor.shutdown(cancel_futures=True)
             running.should_exit = True
             thread.join(GUARD)
             assert not thread.is_alive()

@@ -75,9 +75,7 @@ def test_what_is_chosen_depends_on_the_trials_alone() -> None:
         choice = draw.choice(choices)
         number = len(trials) if choice.number is None else choice.number
         before = {} if choice.number is None else trials[number].values
-        state: State = (
-            "complete" if choice.until == TO_THE_END else draw.choice(["paused", "paused", "running", "fail"])
-        )
+        state: State = "complete" if choice.until == TO_THE_END else draw.choice([*["paused"] * 8, "running", "fail"])
         last = min(choice.until, 27)
         now = Progress(number, {}, {}, {step: before.get(step, draw.random()) for step in range(1, last + 1)}, state)
         trials[number : number + 1] = [now]
