@@ -34,7 +34,7 @@ demo: $(VENV)/.installed
 # Many tests wait: more of them at a time than there are cores. The tests start Python hundreds of times: with the
 # bytecode written, whatever the environment says, a start takes two thirds of the time. The acceptance tests, which wait
 # longest, begin first, as the folders' names are sorted; the quick unit tests fill the end.
-PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $${STUDYHALL_TEST_PROCESSES:-8} --dist loadscope --no-loadscope-reorder
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $${STUDYHALL_TEST_PROCESSES:-6} --dist loadscope --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev
 	@$(PYTEST) -m 'not slow' $(ARGS)
