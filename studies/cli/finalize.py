@@ -120,8 +120,7 @@ def finalize(
         spec = record.require_spec("its objective is not known")
         # All checks come before the training, which may take hours.
         final.require_complete(record, chosen)
-        if not again:
-            _require_first(storage, record)
+        _earlier_test(storage, record, again=again)
         storage.require("worker")  # before hours of training, whose result a viewer could not store
         script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
         data_folder = data_dir_or_default(data_dir)
@@ -154,9 +153,7 @@ def finalize(
             leased(storage, record, waits=lambda other: say(f"{other} is retraining {name}; waiting for it to end")),
             _environment(device),
         ):
-            before = final.stored(storage, record)
-            if not again:
-                _require_first(storage, record)  # another process may have been the first meanwhile
+            before = _earlier_test(storage, record, again=again)  # another process may have been the first meanwhile
             say(f"retraining {models} {chosen.number} of {name} on training and validation data ({device.label})")
             metrics = final.finalize(
                 storage, record, spec, chosen, objective, device=device, directory=directory, progress=_show,
@@ -180,16 +177,18 @@ def _require_one_way(trial_number: int | None) -> None:
             raise click.UsageError(f"--trial {trial_number} is retrained without a comparison; leave --{option} out")
 
 
-def _require_first(storage: PostgresStorage, record: StudyRecord) -> None:
-    """Refuse a second test of a study."""
+def _earlier_test(storage: PostgresStorage, record: StudyRecord, *, again: bool) -> dict[str, Any] | None:
+    """What an earlier test of the study has stored; refuses a second test, unless ``again``."""
     from studies.finalize.final import stored
 
-    if before := stored(storage, record):
+    before = stored(storage, record)
+    if before and not again:
         shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())
         raise StudyhallError(
             f"study {record.name!r} was finalized with trial {before['trial']} ({shown}), in {before['directory']}; "
             "reusing test data biases the result; pass --again to do it anyway"
         )
+    return before
 
 
 def _compare(
