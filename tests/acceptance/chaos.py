@@ -46,8 +46,8 @@ def main() -> int:
             continue
         runs.append(asdict(figures))
         print(
-            f"seed {seed}: {figures.budget} trials ({figures.pruned} pruned), {figures.failed} poisoned, in "
-            f"{figures.seconds:.0f} s; "
+            f"seed {seed}: {figures.budget} trials ({figures.pruned} pruned), {figures.failed} poisoned, "
+            f"{figures.lost} lost to three kills in a row, in {figures.seconds:.0f} s; "
             f"{figures.kills} kills, {figures.stops} stops, {figures.restarts} restarts of PostgreSQL; "
             f"{figures.redone} of {figures.epochs} epochs redone, {figures.torn} torn; "
             f"{figures.refused} writes refused",

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import psutil
 import psycopg2
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from studies import PostgresStorage
 from studies.storage.url import StorageURL
@@ -301,6 +301,8 @@ class Figures:
     pruned: int = 0
     failed: int = 0
     """For what they wrote."""
+    lost: int = 0
+    """Trials that failed by their third death: a slow machine leaves no time to report between the kills."""
     epochs: int = 0
     """Trained, redone ones included."""
     redone: int = 0
@@ -367,9 +369,7 @@ def chaos(
         if poison:
             postgres.execute(_CONSTRAINT)
             fleet.environment["POISON"] = str(poison)
-        fleet.run(
-            trials=budget, workers=workers // 2, lease=lease, settings=["budget.max_failures=1000"] if poison else []
-        )
+        fleet.run(trials=budget, workers=workers // 2, lease=lease, settings=["budget.max_failures=1000"])
         eventually(lambda: fleet.entries("epoch"), "the first epoch")
         fleet.work(workers=workers - workers // 2, lease=lease)
         eventually(lambda: len(fleet.busy_workers()) == workers, "all workers at work")
@@ -425,6 +425,11 @@ def _make_faults(
         time.sleep(0.05)
 
 
+def is_lost(trial: FrozenTrial) -> bool:
+    """Whether it failed because three workers were killed on it before they could report anything."""
+    return trial.state == TrialState.FAIL and "workers died on this trial" in trial.user_attrs["error"]
+
+
 def _judge(fleet: Fleet, postgres: Postgres, figures: Figures) -> None:
     budget, output = figures.budget, fleet.output
     trained = Counter((entry["trial"], entry["step"]) for entry in fleet.entries("trained"))
@@ -438,13 +443,16 @@ def _judge(fleet: Fleet, postgres: Postgres, figures: Figures) -> None:
         record = storage.find_study(fleet.study)
         trials, best, attempts = storage.trials(record), storage.find_best(record), storage.leases.attempts(record)
     states = Counter(trial.state.name for trial in trials)
-    figures.pruned, figures.failed = states["PRUNED"], states["FAIL"]
+    lost = {trial.number for trial in trials if is_lost(trial)}
+    figures.pruned, figures.failed, figures.lost = states["PRUNED"], states["FAIL"] - len(lost), len(lost)
     assert states.keys() <= {"COMPLETE", "PRUNED", "FAIL"}, states
     assert states["COMPLETE"] + states["PRUNED"] == budget
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert attempts.keys() == set(range(len(trials)))
-    poisoned = {trial.number for trial in trials if figures.poison and (trial.number + 1) % figures.poison == 0}
-    assert {trial.number for trial in trials if trial.state == TrialState.FAIL} == poisoned
+    poisoned = {trial.number for trial in trials if figures.poison and (trial.number + 1) % figures.poison == 0} - lost
+    assert {trial.number for trial in trials if trial.state == TrialState.FAIL} == poisoned | lost
+    assert figures.kills + figures.stops >= 3 * len(lost)
+    assert all(attempts[number].times >= 3 for number in lost), attempts
     for number in poisoned:
         assert trials[number].user_attrs["error"].startswith("the database refuses the attribute 'poison': ")
         assert list(trials[number].params) == ["x"]
@@ -454,7 +462,7 @@ def _judge(fleet: Fleet, postgres: Postgres, figures: Figures) -> None:
         trial = trials[told["trial"]]
         assert (trial.state.name, trial.values if told["values"] else None) == (told["state"], told["values"])
     for trial in trials:
-        if trial.number in poisoned:
+        if trial.state == TrialState.FAIL:
             continue
         steps = max(trial.intermediate_values) + 1
         assert sorted(trial.intermediate_values) == list(range(steps))
