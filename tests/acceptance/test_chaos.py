@@ -18,19 +18,20 @@ SEEDS = [int(seed) for seed in os.environ.get("STUDYHALL_CHAOS_SEEDS", "").split
 
 
 @pytest.mark.parametrize(
-    ("pgbouncer", "poison", "slots"),
-    [(True, 0, 0), (False, 10, 0), (False, 10, 4)],
+    ("pgbouncer", "poison", "slots", "epoch_seconds"),
+    # Slots share an epoch's seconds: longer ones, lest the study end before there are faults enough.
+    [(True, 0, 0, 0.3), (False, 10, 0, 0.3), (False, 10, 4, 0.8)],
     ids=["pgbouncer", "poison", "slots"],
 )
 def test_a_small_study_survives_kills_stops_and_a_restart_of_postgresql(
-    pgbouncer: bool, poison: int, slots: int
+    pgbouncer: bool, poison: int, slots: int, epoch_seconds: float
 ) -> None:
     figures = chaos(
         4711,
         budget=40,
         workers=4,
         epochs=10,
-        epoch_seconds=0.3,
+        epoch_seconds=epoch_seconds,
         restarts=[6],
         pgbouncer=pgbouncer,
         poison=poison,
