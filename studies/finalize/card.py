@@ -88,9 +88,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _plain(text: str) -> str:
     """Text in which Markdown finds no markup, and a table no further cell."""
+    # A study's texts are data: unescaped, one could be a link or HTML. An underscore within a word is no markup, and
+    # val_accuracy stays readable.
     return re.sub(r"[\\`*<>\[\]#|&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(text.split()))
 
 
 def _code(text: str) -> str:
     shown = " ".join(text.split())
+    # No backslash escapes a backtick within a code span.
     return f"`{shown}`" if "`" not in shown else _plain(shown)

@@ -68,13 +68,16 @@ class Paired:
 def paired(best: Candidate, other: Candidate, *, is_minimized: bool) -> Paired:
     """Compare two candidates that had the same seeds."""
     sign = 1 if is_minimized else -1
+    # The scores pair up because both candidates are complete: a failed seed would shift those behind it.
     behind = [sign * (b - a) for a, b in zip(best.scores, other.scores, strict=True)]
     mean = statistics.fmean(behind)
     if len(behind) < 2:
         return Paired(behind=mean, standard_error=math.nan, p=math.nan)
     error = statistics.stdev(behind) / math.sqrt(len(behind))
+    # All differences are equal, and t would be a division by zero.
     if error == 0:
         return Paired(behind=mean, standard_error=0.0, p=0.0 if mean > 0 else 1.0)
+    # Imported here: it takes longer to import than Optuna, and only the t-test needs it.
     from scipy import stats
 
     return Paired(behind=mean, standard_error=error, p=float(stats.t.sf(mean / error, len(behind) - 1)))
@@ -86,6 +89,7 @@ def best_of(candidates: Sequence[Candidate], study: str, *, is_minimized: bool) 
     Raises:
         StudyhallError: of each a seed failed.
     """
+    # A mean over fewer seeds, perhaps the easier ones, compares with no other.
     complete = [candidate for candidate in candidates if candidate.is_complete]
     if not complete:
         raise StudyhallError(
@@ -118,6 +122,7 @@ def choose(candidates: Sequence[Candidate], study: str, rule: Rule, *, is_minimi
     for candidate in candidates:
         if candidate.is_complete:
             compared = paired(best, candidate, is_minimized=is_minimized)
+            # The best itself passes, 0 behind with an error of 0, and there is always a winner.
             if compared.behind <= compared.standard_error:
                 close.append((candidate.n_parameters or 0, compared.behind, candidate))
-    return min(close, key=lambda found: found[:2])[2]
+    return min(close, key=lambda found: found[:2])[2]  # of equal sizes the better one; candidates have no order

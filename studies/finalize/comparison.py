@@ -48,9 +48,10 @@ def top_trials(storage: PostgresStorage, record: StudyRecord, top: int, *, is_at
         StorageError: the study has several objectives.
         StudyhallError: there are fewer than ``top``.
     """
-    storage.best(record)
+    storage.best(record)  # for its errors
     is_minimized = storage.get_study_directions(record.study_id)[0].name == "MINIMIZE"
     complete = [trial for trial in storage.trials(record) if trial.state == TrialState.COMPLETE and is_feasible(trial)]
+    # Of equal values the lower number first, as PostgresStorage.best has it.
     complete.sort(key=lambda trial: ((1 if is_minimized else -1) * trial.values[0], trial.number))
     different = list({key_of(trial.params): trial for trial in reversed(complete)}.values())[::-1]
     if len(different) < top and not is_at_most:
@@ -63,6 +64,7 @@ def top_trials(storage: PostgresStorage, record: StudyRecord, top: int, *, is_at
 
 def fresh_seeds(spec: StudySpec, count: int) -> list[int]:
     """Seeds of 32 bits that no trial of the study has, the same whenever they are asked for."""
+    # The text differs from that of any trial's seed (StudySpec.seed_of).
     digests = (hashlib.sha256(f"{spec.seed}/finalize/{i}".encode()).digest() for i in range(count))
     return [int.from_bytes(digest[:4], "big") for digest in digests]
 
@@ -82,8 +84,9 @@ def spec_of(spec: StudySpec) -> StudySpec:
         update={
             "name": name,
             "budget": BudgetSpec(),  # grows with what is enqueued
+            # Draws nothing: a worker stops the study once no trial waits.
             "sampler": SamplerSpec(name="enqueued"),
-            "pruner": PrunerSpec(name="none"),
+            "pruner": PrunerSpec(name="none"),  # a PRUNED trial has no final score, and its candidate would be out
             "scheduler": None,
             "notify": NotifySpec(),
         }
@@ -103,6 +106,7 @@ def enqueue(
         SpecMismatch, StudyhallError: another study has the comparison's name, or a person has stopped it.
     """
     comparison, _ = storage.create_study(spec_of(spec))
+    # A study that was deleted and made anew has the same name, and other trials of the same numbers.
     of = storage.get_study_user_attrs(comparison.study_id).get(_OF)
     if of is None:
         storage.set_study_user_attr(comparison.study_id, _OF, record.uid)
@@ -130,12 +134,14 @@ def enqueue(
             user_attrs={CANDIDATE: trial.number},
             system_attrs={"fixed_params": trial.params, SEED: seed},
         )
+    # As many failures as trials: a candidate that fails must not end the comparison of the others.
     count = len(storage.trials(comparison))
     if now.budget is None or now.budget.trials != count:
         storage.budgets.extend(comparison, trials=count, max_failures=count)
+    # A worker stopped it when no trial waited; by now some do.
     if now.ended == "stopped" and (missing or now.trials["waiting"]):
         storage.budgets.resume(comparison)
-    return storage.find_study(comparison.name)
+    return storage.find_study(comparison.name)  # again, with its present budget
 
 
 def results(
@@ -153,6 +159,7 @@ def results(
     ran = [trial for trial in storage.trials(comparison) if trial.state.is_finished()]
     if {(trial.number, seed) for trial in trials for seed in seeds} - {_key(trial) for trial in ran}:
         raise StudyhallError(f"study {comparison.name!r} has trials that have not run; go on with the same command")
+    # COMPLETE ones alone: a pair that failed and was retried has two trials.
     scores = {_key(trial): trial.value for trial in ran if trial.state == TrialState.COMPLETE}
     return [
         Candidate(
@@ -168,4 +175,5 @@ def results(
 
 def _key(trial: FrozenTrial) -> tuple[object, object]:
     """(candidate, seed)."""
+    # None where a person has enqueued the trial, which then counts for no candidate.
     return trial.user_attrs.get(CANDIDATE), trial.system_attrs.get(SEED)

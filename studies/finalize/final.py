@@ -125,10 +125,12 @@ def finalize(
     require_finalizable(spec, objective, ensemble=ensemble)
     require_complete(record, trial)
     method: Any = getattr(objective, "finalize")  # noqa: B009  # which not every objective has
+    # Read before the training, which may last hours: the caller has the lease, and nobody else tests meanwhile.
     looks = (stored(storage, record) or {"looks": 0})["looks"] + 1
+    # By the uid, not the name: a deleted study's training must not go on in one of the same name.
     checkpoint = state / f"{record.uid}-{trial.number}-{ensemble}"
     optional = {"ensemble": ensemble, "checkpoint": checkpoint}
-    known = inspect.signature(method).parameters
+    known = inspect.signature(method).parameters  # an objective need not take the optional ones
     with new_directory(directory, "--out") as beside:
         metrics: dict[str, float] = method(
             trial.params,
@@ -142,7 +144,7 @@ def finalize(
             "trial": trial.number,
             "metrics": metrics,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "directory": f"{socket.gethostname()}:{directory}",
+            "directory": f"{socket.gethostname()}:{directory}",  # each machine may have a folder of this name
             "looks": looks,
             **({"ensemble": ensemble} if ensemble > 1 else {}),
             **(choice.facts if choice else {}),
@@ -155,6 +157,7 @@ def finalize(
         card.write(
             beside / card.FILE, record.name, spec, trial, final, surroundings, choice.candidates if choice else None
         )
+    # Only now: an attempt that dies before the folder is whole goes on from it.
     checkpoint.unlink(missing_ok=True)
     storage.set_study_user_attr(record.study_id, ATTRIBUTE, final)
     return metrics

@@ -44,6 +44,7 @@ def new_directory(directory: Path, option: str) -> Iterator[Path]:
         StudyhallError: as :func:`require_new`; or it cannot be written, or another process is writing it.
     """
     require_new(directory, option)
+    # In the same parent: a rename is atomic within a file system alone.
     beside = directory.with_name(f".{directory.name}.part")
     try:
         lock = _begin(directory, beside, option)
@@ -61,6 +62,7 @@ def new_directory(directory: Path, option: str) -> Iterator[Path]:
 def _begin(directory: Path, beside: Path, option: str) -> IO[str]:
     """The empty folder ``beside``, for as long as its lock is open."""
     directory.parent.mkdir(parents=True, exist_ok=True)
+    # It may be there, of a process that was killed or of one that is at work: the lock tells which.
     beside.mkdir(mode=0o700, exist_ok=True)
     lock = (beside / _LOCK).open("w")
     try:
@@ -73,6 +75,7 @@ def _begin(directory: Path, beside: Path, option: str) -> IO[str]:
         raise StudyhallError(
             f"another process is writing {str(directory)!r}; wait for it, or name another folder with {option}"
         ) from None
+    # All but the lock: on a new file the next process would get a lock of its own.
     for left in beside.iterdir():
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
@@ -87,6 +90,7 @@ def _finish(directory: Path, beside: Path, option: str) -> None:
         if directory.is_symlink():
             directory.unlink()  # what it leads to is not ours
         beside.rename(directory)
+        # After the rename: before it, another process could take the folder as abandoned, and empty it.
         (directory / _LOCK).unlink()
     except OSError as error:
         raise _cannot_write(directory, option, error) from error

@@ -43,6 +43,7 @@ def leased(storage: PostgresStorage, record: StudyRecord, *, waits: Callable[[st
     over = threading.Event()
 
     def renew() -> None:
+        # Two renewals may fail before the lease expires.
         while not over.wait(SECONDS / 3):
             with suppress(StorageUnreachable):  # the training is worth more than the lease
                 if not storage.finals.lease(record, token, holder=holder, seconds=SECONDS):
