@@ -53,7 +53,10 @@ def top_trials(storage: PostgresStorage, record: StudyRecord, top: int, *, is_at
     complete = [trial for trial in storage.trials(record) if trial.state == TrialState.COMPLETE and is_feasible(trial)]
     # Of equal values the lower number first, as PostgresStorage.best has it.
     complete.sort(key=lambda trial: ((1 if is_minimized else -1) * trial.values[0], trial.number))
-    different = list({key_of(trial.params): trial for trial in reversed(complete)}.values())[::-1]
+    best_of: dict[str, FrozenTrial] = {}
+    for trial in complete:
+        best_of.setdefault(key_of(trial.params), trial)
+    different = list(best_of.values())
     if len(different) < top and not is_at_most:
         raise StudyhallError(
             f"--top {top}: study {record.name!r} has {len(different)} COMPLETE trials with different parameters; "

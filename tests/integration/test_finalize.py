@@ -104,6 +104,16 @@ def test_the_best_trials_run_with_the_same_fresh_seeds_and_more_seeds_add_what_i
     assert reproduce(storage, compared, storage.trial(compared, 4), objective, device="cpu").is_exact
 
 
+def test_trials_of_equal_parameters_rank_by_the_best_of_them(storage: PostgresStorage) -> None:
+    record = study(storage, 8.0)
+    for value in (9.0, 7.0):
+        storage.load_study(record).add_trial(
+            create_trial(value=value, params={"x": 1.0}, distributions={"x": FloatDistribution(0, 10)})
+        )
+    trials = comparison.top_trials(storage, record, 2, is_at_most=False)
+    assert [(trial.number, trial.value) for trial in trials] == [(1, 9.0), (0, 8.0)]
+
+
 def test_commands_that_begin_together_enqueue_each_pair_once_and_train_the_winner_one_after_the_other(
     storage: PostgresStorage,
 ) -> None:
