@@ -26,6 +26,7 @@ class Constraint(NamedTuple):
         Raises:
             ValueError: another operator, or no finite number.
         """
+        # Takes any operator, for a message that names the one that was given.
         found = re.fullmatch(r"\s*([<>=!~]*)\s*(.*?)\s*", text)
         operator, number = found.groups() if found else ("", text)
         if operator not in ("<=", ">="):

@@ -36,6 +36,7 @@ def require_same(stored: StudySpec, given: StudySpec, budget: BudgetSpec, *, fin
     Raises:
         SpecMismatch: they differ; the message says in what, and what to do.
     """
+    # Only what was given: a default says nothing about the budget.
     said = {key: getattr(given.budget, key) for key in given.budget.model_fields_set}
     is_as_created = stored.budget.model_copy(update=said) == stored.budget
     given = given.model_copy(update={"budget": budget if is_as_created else budget.model_copy(update=said)})
@@ -89,13 +90,14 @@ def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, 
     if isinstance(stored, dict) and isinstance(given, dict):
         for part in [*stored, *(k for k in given if k not in stored)]:
             yield from _differences(stored.get(part), given.get(part), f"{key}.{part}" if key else part)
+    # With its type: 1 == True and 1 == 1.0 in Python.
     elif stored != given or type(stored) is not type(given):
         if key == "notify.url":
             stored, given = (value and mask_url(value) for value in (stored, given))
         if key == "objective.sha256" and stored and given:
             yield key, f"its script has changed: SHA-256 {short(stored)} then, {short(given)} now"
         elif stored == given:
-            yield key, f"{key} is another one at {_show(stored)}"
+            yield key, f"{key} is another one at {_show(stored)}"  # the parts that differ are masked
         else:
             is_default = key == "direction" and stored is None
             was = '"minimize" (the default)' if is_default else _show(stored)

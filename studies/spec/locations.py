@@ -13,14 +13,15 @@ LEGAL: Final = (
     "postgresql, a directory's absolute path (/shared/checkpoints), or s3://bucket/prefix, "
     "whose server and keys are set by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 )
-_PART = r"/(?!\.\.?(/|$))"
+_PART = r"/(?!\.\.?(/|$))"  # none is . or ..: such a path leads elsewhere than it seems
+# The name of an S3 bucket has 3 to 63 characters.
 _LOCATION = re.compile(rf"postgresql|s3://[A-Za-z0-9][\w.-]{{2,62}}({_PART}[\w.=+-]+)*|({_PART}[^/]+)+", re.A)
 _HIDDEN: Final = "***"
 
 
 def validate_location(location: str) -> str:
     """``location`` without slashes that mean nothing; ValueError, which shows no password, if it is not legal."""
-    path = re.sub(r"(?<!:)/+", "/", location).rstrip("/")
+    path = re.sub(r"(?<!:)/+", "/", location).rstrip("/")  # not those of s3://
     if _LOCATION.fullmatch(path) and path.isprintable():
         return path
     # A pasted storage URL, or keys in that of a bucket: never show them.
@@ -37,8 +38,9 @@ def validate_url(url: str) -> str:
         )
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port  # urlsplit checks the port only when it is asked for
     except ValueError:
+        # Without its cause, which quotes a part of the URL.
         raise ValueError(f"the URL's host or port cannot be understood; {legal}") from None
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"the URL does not begin with http:// or https://; {legal}")

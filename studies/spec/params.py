@@ -76,6 +76,7 @@ def _read(name: str, text: str, space: Space) -> Any:
                 return choice
     elif is_number and parameter.low <= value <= parameter.high:  # false for nan
         steps = (value - parameter.low) / (parameter.step or 1)
+        # Not exactly: 0.3 is 2.9999999999999996 steps of 0.1.
         is_on_step = math.isclose(steps, round(steps), abs_tol=1e-8)
         if isinstance(parameter, FloatParameter) and (parameter.step is None or is_on_step):
             return float(value)

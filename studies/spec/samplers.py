@@ -113,20 +113,24 @@ def build_sampler(
     if "base_sampler" in options:
         inner = f"{key}.options.base_sampler"
         base = _nested(inner, options["base_sampler"])
+        # The inner sampler sees each as a choice of one: a grid must not count values that no trial takes.
         fixed = _fixed(f"{key}.options.fixed_params", space, options.get("fixed_params", {}))
         options["base_sampler"] = build_sampler(*base, fixed, study_seed, trial_seed, inner)
     if "independent_sampler" in options:
         inner = f"{key}.options.independent_sampler"
         independent = _nested(inner, options["independent_sampler"])
         options["independent_sampler"] = build_sampler(*independent, space, study_seed, trial_seed, inner)
+    # With a [space] both run each combination once; ours never gives two workers the same one.
     if name == "grid" or (name == "bruteforce" and space):
         _check_options(key, SAMPLERS, name, options)
         return _grid(key, name, space, study_seed)
     # All trials draw from one quasi-random sequence, at the index of their number.
     by_number = name in ("curves", "qmc")
+    # These two draw nothing by themselves, and take no seed.
     extra = {} if name in ("partialfixed", "enqueued") else {"seed": study_seed if by_number else trial_seed}
     sampler: optuna.samplers.BaseSampler = _build(key, SAMPLERS, name, options, extra)
     if isinstance(sampler, QMCSampler | CurveSampler):
+        # As in Optuna: a parameter of a single value has no coordinate.
         found = {name: parameter.distribution() for name, parameter in space.items()}
         sampler.space = {name: distribution for name, distribution in found.items() if not distribution.single()}
     if isinstance(sampler, CurveSampler):
@@ -158,7 +162,7 @@ def build_pruner(name: str, options: Mapping[str, Any], key: str = "pruner") -> 
         inner = f"{key}.options.wrapped_pruner"
         options["wrapped_pruner"] = build_pruner(*_nested(inner, options["wrapped_pruner"]), inner)
     elif name == "patient":
-        options["wrapped_pruner"] = None
+        options["wrapped_pruner"] = None  # Optuna has no default for it, and takes None
     pruner: optuna.pruners.BasePruner = _build(key, PRUNERS, name, options, {})
     return pruner
 
@@ -221,12 +225,14 @@ def _check_options(key: str, known: Mapping[str, Callable[..., Any]], name: str,
 def _types(parameter: inspect.Parameter) -> list[str]:
     """The plain types that Optuna's annotation names; none where another is among them."""
     annotation = parameter.annotation
+    # Where a module of Optuna postpones the evaluation of annotations, they are text.
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     types = [part.strip() for part in text.replace("'", "").split("|")]
     return types if all(part in _PLAIN for part in types) else []
 
 
 def _fits(value: Any, types: Sequence[str]) -> bool:
+    # A bool is an int in Python, and no number in a study file.
     return any(isinstance(value, _PLAIN[part]) and isinstance(value, bool) <= (part == "bool") for part in types)
 
 

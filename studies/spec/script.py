@@ -59,6 +59,7 @@ class Script:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the workers show warnings about the script's text
                 tree = ast.parse(source)
+                # The symbol table knows every way to bind a name (with, for, import, :=).
                 table = symtable.symtable(source, self.file.name, "exec")  # type: ignore[arg-type]  # bytes, too
         except (SyntaxError, RecursionError) as error:
             line = getattr(error, "lineno", None)
@@ -66,7 +67,7 @@ class Script:
             what = error.msg if isinstance(error, SyntaxError) else "too deeply nested"
             raise ObjectiveError(f"{self.file.name}{at}: {what}; correct the file, then try again") from None
         bound = {each.get_name(): each for each in table.get_symbols() if each.is_assigned() or each.is_imported()}
-        name = self.attribute.partition(".")[0]
+        name = self.attribute.partition(".")[0]  # of Class.method the class: only running it shows what it has
         if name not in bound and "__getattr__" not in bound and not any(map(_binds_unseen, ast.walk(tree))):
             own = [each for each, symbol in bound.items() if not symbol.is_imported() and not each.startswith("_")]
             raise ObjectiveError(f"{self.file.name} has no {name!r}; {nearest(name, own)}")

@@ -38,6 +38,7 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_ext
 class Section(BaseModel):
     """A table of the study file: frozen, strict, without unknown keys."""
 
+    # JSON, as which a spec is stored, has neither infinities nor NaN.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -53,6 +54,7 @@ def _as_json(value: Any, key: str = "") -> Any:
         return [_as_json(item, f"{key}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key} = {value} is not a finite number")
+    # TOML has dates and times, JSON has not.
     if not isinstance(value, str | int | float | bool | None):
         raise ValueError(f"{key} = {value}: a date or time is written as text, in quotes")
     return value
@@ -102,6 +104,7 @@ class BudgetSpec(Section):
     @classmethod
     def _default_trials(cls, data: Any) -> Any:
         """A budget of epochs or GPU hours alone has no limit of trials."""
+        # Before validation: afterwards a default of trials looks like one that was given.
         if isinstance(data, Mapping) and any(data.get(key) is not None for key in ("epochs", "gpu_hours")):
             return {"trials": MAX_COUNT, **data}
         return data

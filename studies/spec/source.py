@@ -70,6 +70,7 @@ def _callable_in(file: str) -> str:
     names = []
     with suppress(OSError, SyntaxError, ValueError):  # an unreadable file: suggest the usual name
         for node in ast.parse(Path(file).read_bytes()).body:
+            # As an objective of Optuna, which takes the trial alone.
             if isinstance(node, ast.FunctionDef) and len(node.args.args) - len(node.args.defaults) == 1:
                 names.append(node.name)
     return f"{file}:{'objective' if 'objective' in names or not names else names[-1]}"
@@ -132,6 +133,7 @@ def take_script(data: dict[str, Any]) -> Script | None:
         return None
     script = Script.read(path)
     script.require_attribute()
+    # A study file that `studyhall show` wrote has the hash.
     given = objective.get("sha256", script.sha256)
     if given != script.sha256:
         raise SpecError(

@@ -78,8 +78,10 @@ class _Range(_Parameter):
     def _check_step(self, step: float) -> None:
         if step <= 0:
             raise ValueError(f"step = {step}; a step is above 0")
+        # Optuna has no step on a logarithmic scale; the 1 of an integer is its default.
         if self.log and (step != 1 or isinstance(step, float)):
             raise ValueError(f"step = {step} with log = true; give one of the two")
+        # Rounding makes 2.9999999999999996 steps of 0.1 in 0.3.
         steps = (self.high - self.low) / step
         if not math.isfinite(steps):
             raise ValueError(f"step = {step} makes too many steps from {self.low} to {self.high}; give a larger step")
@@ -211,6 +213,7 @@ def corners(space: Mapping[str, FloatParameter | IntParameter | CategoricalParam
 
     With what the conditions of these need: where a parent may have several values, the first of them.
     """
+    # Not every corner: their number doubles with each parameter.
     for count in (1, 2):
         for names in subsets(space, count):
             for values in product(*(space[name].extremes() for name in names)):
@@ -285,6 +288,7 @@ def suggestion_order(space: Mapping[str, _Parameter]) -> list[str]:
 
 def combinations(space: Mapping[str, FloatParameter | IntParameter | CategoricalParameter]) -> Iterator[dict[str, Any]]:
     """Every combination of values that the conditions of ``space`` allow; all its parameters are finite."""
+    # Parents first: a condition is known before the parameter is reached.
     names = suggestion_order(space)
 
     def extended(params: dict[str, Any], position: int) -> Iterator[dict[str, Any]]:
@@ -314,6 +318,7 @@ def count_combinations(space: Mapping[str, FloatParameter | IntParameter | Categ
     tied |= {parent for name in tied for parent in space[name].when}
     free = math.prod(parameter.size() or 0 for name, parameter in space.items() if name not in tied)
     part = {name: parameter for name, parameter in space.items() if name in tied}
+    # One more than is legal is enough to know.
     count = free * len(list(islice(combinations(part), most + 1)))
     if count > most:
         bound = math.prod(parameter.size() or 0 for parameter in space.values())

@@ -102,6 +102,7 @@ class StudySpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_pruner(cls, data: Any) -> Any:
+        # A pruner, even the default one, would fight with the scheduler over the same trials.
         if isinstance(data, Mapping) and data.get("scheduler") is not None:
             return {"pruner": {"name": "none"}, **data}
         return data
@@ -280,6 +281,7 @@ class StudySpec(Section):
 
     def seed_of(self, number: int) -> int:
         """The seed of trial ``number``, 32 bits: a function of (study seed, number), never of the worker."""
+        # Hashed: by a sum, study seed 1 would share all its trials' seeds but one with study seed 0.
         digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
@@ -305,6 +307,7 @@ class StudySpec(Section):
         """The pruner of every trial: none for several objectives without ``pruner.metric``."""
         from studies.spec.samplers import build_pruner
 
+        # Optuna prunes by one value alone, and nothing says by which.
         is_undecided = len(self.all_directions) > 1 and self.pruner.metric is None
         return build_pruner("none", {}) if is_undecided else build_pruner(self.pruner.name, self.pruner.options)
 
@@ -352,5 +355,6 @@ def check_name(name: str) -> None:
         raise ValueError(f"name {name[:20] + '…'!r} has {len(name)} characters; at most {MAX_NAME} are legal")
     if not name.isprintable():
         raise ValueError(f"name {name!r} holds a control character; only printable ones are legal")
+    # On a command line a space is not seen, and -x is an option.
     if name != name.strip() or name.startswith("-"):
         raise ValueError(f"name {name!r} begins or ends with a space, or begins with '-'; remove that")

@@ -40,6 +40,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         # A webhook's URL is a secret: whoever knows it may post.
         given = "" if location[0] == "notify" and "events" not in location else f" = {_show_given(first['input'])}"
         text = f"{key}{given}: {legal}"
+        # Of a union pydantic lists an error for each type that it tried: they count as one.
         errors = [e for e in errors if e["loc"][:3] != first["loc"][:3]] + [first]
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
