@@ -8,13 +8,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import psycopg2
 
 from studies.errors import NotPermitted, StorageError
 from studies.storage import roles
 from studies.storage.database import Database
 from studies.storage.embedded.binaries import Account, find_binaries
-from studies.storage.url import StorageURL
+from studies.storage.url import StorageURL, connection_error
 
 #: A setting that pg_restore 18 writes into its script, and that servers before 17 do not know.
 _UNKNOWN_TO_OLDER: Final = b"SET transaction_timeout = 0;\n"
@@ -105,6 +107,22 @@ def _service(url: StorageURL) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "service.conf")
         file.touch(mode=0o600)
-        given = {key: value for key, value in url.libpq.items() if key not in ("service", "servicefile")}
-        file.write_text("[studyhall]\n" + "".join(f"{key}={value}\n" for key, value in given.items()))
+        file.write_text("[studyhall]\n" + "".join(f"{key}={value}\n" for key, value in _resolved(url).items()))
         yield {**os.environ, "PGSERVICEFILE": str(file), "PGSERVICE": "studyhall"}
+
+
+def _resolved(url: StorageURL) -> dict[str, Any]:
+    """The libpq options of ``url``, with those of the service that it names.
+
+    Raises:
+        StorageUnreachable: it names a service, and the server does not answer.
+    """
+    if "service" not in dict(url.options):
+        return url.libpq
+    # No service file can name another service: a connection tells what this one stands for.
+    try:
+        with closing(psycopg2.connect(**url.libpq)) as connection:
+            found = {**connection.info.dsn_parameters, "password": connection.info.password}
+    except psycopg2.OperationalError as error:
+        raise connection_error(url, error) from error
+    return {key: value for key, value in found.items() if value and key not in ("service", "servicefile")}

@@ -11,6 +11,7 @@ import pytest
 from studies import PostgresStorage
 from studies.errors import StorageError
 from studies.storage.backup import backup, restore
+from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.support.mirrored import begin, claim, finish, report, run
 
@@ -47,6 +48,24 @@ def test_a_backup_restored_on_another_server_holds_the_same_and_goes_on(
             backup(before, file)
         with pytest.raises(StorageError, match="cannot be written: No such file or directory"):
             backup(before, tmp_path / "none" / "file")
+
+
+def test_a_service_file_may_say_where_the_database_is(
+    separate_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with separate_server.database() as named, separate_server.database() as empty:
+        PostgresStorage(named).close()
+        services = tmp_path / "services.conf"
+        for service, url in (("named", named), ("empty", empty)):
+            given = "".join(f"{key}={value}\n" for key, value in url.libpq.items())
+            with services.open("a") as out:
+                out.write(f"[{service}]\n{given}")
+        monkeypatch.setenv("PGSERVICEFILE", str(services))
+        file = tmp_path / "studies.dump"
+        backup(StorageURL.parse("postgresql://?service=named"), file)
+        restore(StorageURL.parse("postgresql://?service=empty"), file)
+        with closing(PostgresStorage(empty, create=False)) as storage:
+            assert storage.study_names() == []
 
 
 def test_what_is_no_backup_changes_nothing(separate_server: Server, tmp_path: Path) -> None:
