@@ -40,7 +40,7 @@ def backup(url: StorageURL, file: Path) -> None:
     try:
         with _service(url) as environment:
             _run(url, ["pg_dump", "--format=custom", "--no-owner", "--no-privileges", "--file", part], environment)
-        part.replace(file)
+        part.replace(file)  # a backup that is there is whole
     except OSError as error:
         raise StorageError(f"{file} cannot be written: {error.strerror}") from error
     finally:
@@ -56,8 +56,9 @@ def restore(url: StorageURL, file: Path) -> None:
     if not file.is_file():
         raise StorageError(f"there is no backup {file}")
     _require_empty(url)
+    # As a script for psql, not by pg_restore --dbname, which would send a setting that older servers refuse.
     script = _run(url, ["pg_restore", "--no-owner", "--no-privileges", "--file=-", file], dict(os.environ))
-    script = script.replace(_UNKNOWN_TO_OLDER, b"", 1)
+    script = script.replace(_UNKNOWN_TO_OLDER, b"", 1)  # the first one alone: the same bytes may be data
     with _service(url) as environment:
         _run(
             url,

@@ -83,6 +83,7 @@ class Budgets:
                     f"{commands[key]}"
                 )
             budget[key] = budget[key] + added if added else budget[key]
+        # A grid draws nothing beyond its last combination: the study could never end by its budget.
         size = spec.combinations
         if size is not None and budget["trials"] > size:
             raise SpecError(
@@ -93,6 +94,7 @@ class Budgets:
         StudySpec.from_dict({**spec.model_dump(exclude_none=True), "budget": budget}, record.name)
         (row,) = self._database.rows(
             "extend",
+            # Sent again after a lost answer, the statement adds nothing a second time.
             token=new_token(),
             study_id=record.study_id,
             **{f"more_{key.removeprefix('max_')}": added for key, added in more.items()},

@@ -188,6 +188,7 @@ class Database:
                 self.losses += 1
             if is_crowded or verdict(failure) is Verdict.RETRY:  # others finish first; the wait is worth it
                 patience = max(patience, min(within, CROWD_SECONDS))
+            # Once is enough: each further statement would wait for STOPPING_SECONDS.
             if isinstance(failure, _Timeout) and self.stop.is_set():
                 self._is_given_up = True
                 raise reason from failure

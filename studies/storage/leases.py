@@ -88,6 +88,7 @@ class Leases:
         )
         if rows[0]["reason"]:
             return str(rows[0]["reason"])
+        # The answer also has trials that others changed; those that were claimed have a token.
         return sorted(
             (
                 Claim(
@@ -261,6 +262,7 @@ def _columns(updates: Sequence[Update]) -> dict[str, list[Any]]:
     return {
         "trial_ids": [update.claim.trial_id for update in updates],
         "claims": [update.claim.token for update in updates],
+        # By these the database finds that a crash has lost some: reports commit asynchronously.
         "revisions": [update.revision for update in updates],
         "changes": [json.dumps(update.changes) for update in updates],
     }

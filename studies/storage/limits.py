@@ -49,6 +49,7 @@ def to_json(key: str, value: Any) -> str:
     """
     check_name("attribute", key)
     try:
+        # As in Optuna NaN and infinities are legal: the column is text, and no JSON of PostgreSQL.
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(

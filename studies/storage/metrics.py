@@ -42,6 +42,7 @@ class Metrics:
         rows = self._database.rows(
             "curves",
             trial_ids=list(numbers),
+            # Steps begin at 0.
             after=[(after or {}).get(number, -1) for number in numbers.values()],
         )
         points: dict[int, list[Point]] = {number: [] for number in numbers.values()}

@@ -176,6 +176,7 @@ class OptunaContract(BaseStorage):
         distribution = read_distribution(text)  # as stored: a tuple among the choices becomes a list
         change = {"name": param_name, "value": float(param_value_internal), "distribution": text}
         if writer := self._known.writer(trial_id):
+            # No statement: the parameter is sent with the first report, and is checked against what was read.
             known = self._distribution_of(trial_id, param_name) or distribution
             check_distribution_compatibility(known, distribution)
             writer.put("params", change)
@@ -191,12 +192,14 @@ class OptunaContract(BaseStorage):
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         value = float(intermediate_value)
+        # As text where it is infinite or NaN: the JSON of PostgreSQL has neither.
         self._put(trial_id, "reports", {"step": step, "value": strict(value)})
         self._known.change(trial_id, "intermediate_values", step, value)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         text = to_json(key, value)
         self._put(trial_id, "user_attrs", {"key": key, "value": text})
+        # As it will be read: a tuple has become a list.
         self._known.change(trial_id, "user_attrs", key, json.loads(text))
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -209,6 +212,7 @@ class OptunaContract(BaseStorage):
         if writer := self._known.writer(trial_id):
             writer.finish(state, values)
             return True
+        # Before the statement: if its answer is lost, the trial is read again.
         self._known.release(trial_id)
         with _as_optuna():
             (row,) = self.database.rows(
@@ -237,6 +241,7 @@ class OptunaContract(BaseStorage):
         known = self._spaces.get(study_id, {}).get(name) or self._known.distribution(study_id, name)
         if known is None:
             text = _checked(name, distribution)
+            # Hashed: with this prefix a long name would not fit into the column of the keys.
             key = f"studyhall:distribution:{hashlib.sha256(name.encode()).hexdigest()}"
             row = self._required("agree", study_id=study_id, key=key, value=text)
             known = read_distribution(row["value_json"])

@@ -29,7 +29,7 @@ PAGE = 2000
 #: Pages that are prefetched: with one thread the next request would wait for the GIL while a page is decoded.
 AHEAD = 2
 
-_STATES = {state.name[0]: state for state in TrialState}
+_STATES = {state.name[0]: state for state in TrialState}  # no two states begin alike
 
 #: A number of a trial: its place (the step, the objective, the parameter's id) and its value.
 _NUMBER = np.dtype([("trial_id", ">i4"), ("place", ">i4"), ("value", ">f8")])
@@ -155,6 +155,7 @@ def params_of(page: Page) -> tuple[list[dict[str, Any]], list[dict[str, BaseDist
     for distribution, column in zip(distributions, columns, strict=True):
         values += map(distribution.to_external_repr, column["value"].tolist())
     trial_ids = np.concatenate([column["trial_id"] for column in columns])
+    # By trial, then by place: lexsort begins with its last key.
     order = np.lexsort((np.concatenate([column["place"] for column in columns]), trial_ids))
     values = list(map(values.__getitem__, order.tolist()))
     kinds = np.repeat(np.arange(len(columns)), [len(column) for column in columns])[order].tolist()
@@ -208,6 +209,7 @@ def _by_trial(page: Page, kind: str) -> tuple[list[int], list[float], list[slice
     """Places and values, sorted by trial and place, and the slice of each trial."""
     numbers = _column(page[kind], _NUMBER)
     keys = numbers["trial_id"].astype(np.int64) << 32 | numbers["place"].astype(np.int64)
+    # Mostly in order already, and checking that is cheaper than sorting.
     if np.any(keys[1:] < keys[:-1]):
         numbers = numbers[np.argsort(keys)]
     return numbers["place"].tolist(), numbers["value"].tolist(), _spans(numbers["trial_id"], _ids(page))
@@ -223,8 +225,9 @@ def _local(data: Any) -> tuple[list[datetime | None], list[timedelta]]:
     """Local times, and the offset of each from UTC."""
     times = _column(data, ">i8").astype(np.int64)
     none = times == np.iinfo(np.int64).max
-    times[none] = 0
+    times[none] = 0  # the largest integer would overflow below
     times += _EPOCH
+    # The offset is asked for once per quarter of an hour, not once per trial.
     quarters, which = np.unique(times // _QUARTER, return_inverse=True)
     ahead = [offset(quarter) for quarter in (quarters * _QUARTER).astype("M8[us]").tolist()]
     times += np.array([of / _MICROSECOND for of in ahead], dtype=np.int64)[which]

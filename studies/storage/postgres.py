@@ -49,6 +49,7 @@ from studies.trial import is_feasible
 if TYPE_CHECKING:
     from studies.storage.embedded.server import EmbeddedServer
 
+# At INFO Optuna writes a line about each trial, beside the progress that Studyhall shows.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -239,6 +240,7 @@ class PostgresStorage(OptunaContract):
         row = self.database.rows("status", study_id=record.study_id)[0]
         ended, paused = row.pop("ended"), row.pop("is_paused")
         epochs, gpu_seconds = row.pop("epochs"), row.pop("gpu_seconds")
+        # Read again: `extend` may have changed the budget since the record was read.
         found = self.find_study(record.name)
         return Status(
             study=record.name,
@@ -307,6 +309,7 @@ class PostgresStorage(OptunaContract):
 
         Of a single objective these are its best trials, which are equal.
         """
+        # Private: the public Study.best_trials makes deep copies of all trials.
         from optuna.study._multi_objective import _get_pareto_front_trials_by_trials
 
         directions = self.get_study_directions(record.study_id)
@@ -341,6 +344,7 @@ class PostgresStorage(OptunaContract):
                 f"study {record.name!r} has {counted(count, 'objective')}, not {len(directions)}: give --direction "
                 f"{'once' if count == 1 else 'once for each'}, or run it anew with another --name"
             )
+        # In the form that the spec had: only one of the two keys is legal.
         how: dict[str, Any] = {"directions": list(directions)} if count > 1 else {"direction": directions[0]}
         spec = before.model_copy(update={"direction": None, "directions": None, **how})
         now = self.database.rows(
@@ -361,6 +365,7 @@ class PostgresStorage(OptunaContract):
                 f"{counted(now['running'], 'running trial')}, which began with its direction; "
                 f"end them first: {command('stop', record.name)}"
             )
+        # Directions are cached, as nothing else ever changes them.
         self._studies.pop(record.study_id, None)
 
     def cancel(self, trial: FrozenTrial) -> None:

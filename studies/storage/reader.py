@@ -107,6 +107,7 @@ class StudyReader:
     def param_names(self) -> list[str]:
         """The names of the parameters, in the order of their first use; then those that were only enqueued."""
         names = dict.fromkeys(row["name"] for row in self._database.rows("param_names", study_id=self._study_id))
+        # A trial has the parameters with which it was enqueued only once it has run.
         for row in self._database.rows("fixed_params", study_id=self._study_id):
             names |= dict.fromkeys(known_params(TrialState.WAITING, {}, {"fixed_params": json.loads(row["params"])}))
         return list(names)
@@ -122,7 +123,7 @@ class StudyReader:
 
     def user_attr_names(self) -> list[str]:
         """The names of attributes that the objective set, in the order of their first use."""
-        own = list(OWN_ATTRIBUTES)
+        own = list(OWN_ATTRIBUTES)  # psycopg2 sends a list as an array, and a tuple as a row
         return [row["name"] for row in self._database.rows("user_attr_names", study_id=self._study_id, own=own)]
 
     def pages(self, *, reports: bool = False) -> Iterator[list[TrialRow]]:

@@ -71,6 +71,7 @@ class Worker:
     seen_seconds_ago: float
 
 
+# With slots, as Timing and Point: there is one for each trial, or even for each step.
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
     """The last attempt of a trial."""

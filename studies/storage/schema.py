@@ -185,6 +185,7 @@ def _make_optunas_tables(url: StorageURL) -> None:
     except (OperationalError, StorageInternalError) as error:
         cause = error.__cause__  # Optuna wraps some errors of the database
         raise connection_error(url, cause if isinstance(cause, OperationalError) else error) from error
+    # Optuna found tables of another version than its own.
     except RuntimeError as error:
         raise StorageError(f"{url.display}: {one_line(error)}") from error
 

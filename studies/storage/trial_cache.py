@@ -81,6 +81,7 @@ class TrialCache:
 
     def learn(self, rows: Iterable[Mapping[str, Any]], own: Mapping[int, FrozenTrial]) -> None:
         """Store new and changed trials. ``own`` trials win over their rows, which lack buffered writes."""
+        # By id: put() appends the new ones, and the server may return rows in any order.
         for row in sorted(rows, key=lambda row: int(row["trial_id"])):
             self.snapshot = row["snapshot"]
             self._stale.discard(row["trial_id"])

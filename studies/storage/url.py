@@ -43,6 +43,7 @@ _OPTIONS = frozenset(_WORDS.split())
 _SECRET = frozenset({"sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 _PAIR = f"(?:{'|'.join(sorted(_OPTIONS))})=[^&]*"
 _QUERY = re.compile(f"(?:{_PAIR}(?:&{_PAIR})*)?")
+# A name or an IPv4 address, an IPv6 address with its zone, or a directory with a socket.
 _HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?|/.*", re.DOTALL)
 
 Address = tuple[str, int | None]
@@ -176,6 +177,7 @@ def connection_error(url: StorageURL, exc: Exception) -> StorageUnreachable:
         "url": url.display,
         "pg_isready": shlex.join(["pg_isready", "-h", host or "localhost", "-p", str(port or 5432)]),
     }
+    # The first pattern that fits counts: a special case of a message stands before its general one.
     for pattern, (what, fix) in _ADVICE.items():
         if found := re.search(pattern, told):
             kind = TooManyConnections if pattern == _CROWDED else StorageUnreachable

@@ -50,6 +50,7 @@ class Workers:
         Returns:
             How many trials were requeued.
         """
+        # Sent again without its token, the statement would find nothing left to requeue, and return 0.
         (row,) = self._database.rows("reap", token=new_token(), worker_ids=list(worker_ids), died_of=died_of)
         return int(row["requeued"])
 
