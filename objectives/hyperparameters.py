@@ -226,7 +226,8 @@ def learning_rates(hyperparameters: Hyperparameters, *, steps: int, per_epoch: i
     after = np.maximum(step - warm, 0)
     factor = np.ones_like(step)
     if h.schedule == "cosine":
-        factor = 1 - _half_cosine(after / (steps - warm))
+        # A warm-up may take every step of a short training: nothing is left to fall.
+        factor = 1 - _half_cosine(after / max(steps - warm, 1))
     elif h.schedule == "step":
         factor = h.gamma ** (after // (h.step_size * per_epoch))
     rates: np.ndarray = h.lr * np.where(step < warm, (step + 1) / max(warm, 1), factor)

@@ -191,6 +191,11 @@ def test_rates_are_those_of_pytorch_s_schedules() -> None:
         np.testing.assert_allclose(rates[:-1], expected, rtol=1e-9, atol=1e-12, err_msg=str(params))
 
 
+def test_a_warm_up_that_takes_every_step_ends_at_the_highest_learning_rate() -> None:
+    rates = learning_rates(Hyperparameters(lr=0.1, warmup=0.96), steps=10, per_epoch=1)
+    np.testing.assert_allclose(rates, [*np.arange(1, 11) / 100, 0.1])
+
+
 COMPANY: list[dict[str, Any]] = [
     {},
     {"dropout": 0.3, "input_dropout": 0.2, "input_noise": 0.1, "normalization": "layer", "activation": "sigmoid"},
