@@ -85,7 +85,9 @@ def positions(layer: int, n: int, units: int, *, lanes: int, device: torch.devic
     """
     example = torch.arange(n, device=device)[:, None]
     group = torch.arange(math.ceil(units / lanes), device=device)
-    return ((((layer << 28) + (example << 16)) + group) * _GOLDEN).flatten()
+    # Twelve bits of the example lie below the layer, the others above: a batch of gd may have any number of examples.
+    place = (layer << 28) + ((example & 0xFFF) << 16) + ((example >> 12) << 32)
+    return ((place + group) * _GOLDEN).flatten()
 
 
 def normal(random_GL: Tensor) -> Tensor:

@@ -318,6 +318,11 @@ def test_metrics_are_scikit_learn_s() -> None:
     )
 
 
+def test_no_two_layers_share_a_position_however_large_the_batch_is() -> None:
+    of_layers = [randomness.positions(i, 10_000, 8, lanes=4, device=torch.device("cpu")) for i in range(-1, 7)]
+    assert len(torch.cat(of_layers).unique()) == 8 * 10_000 * 2
+
+
 def test_random_numbers_look_random() -> None:
     position_L = randomness.positions(1, 128, 250, lanes=4, device=torch.device("cpu"))
     keys_GS = randomness.keys([3, 4], torch.arange(50), randomness.STEP)
