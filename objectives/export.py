@@ -79,6 +79,7 @@ class Prepared(nn.Module):
         if self._indicators:
             features.append(is_missing_NM[:, self._indicators].float())
         for k, (other, width) in enumerate(self._categories):
+            # Without a level for others, their code is a row of zeros.
             features.append(torch.eye(other + 1)[:, :width][code_NK[:, k]])
         outputs_NC: Tensor = self.model(torch.cat(features, dim=1))
         if self.model.classes:
@@ -138,6 +139,7 @@ def inputs_of(model: Model, rows: Rows | np.ndarray) -> dict[str, np.ndarray]:
 def _exported(model: Model) -> Any:
     """The graph from numbers and codes."""
     preprocessing = model.preprocessing
+    # Two rows: torch.export takes a size of 1 for a constant.
     number_NM = torch.zeros(2, len(preprocessing.numbers), dtype=torch.float64)
     code_NK = torch.zeros(2, len(preprocessing.categories), dtype=torch.int64)
     n = torch.export.Dim("N")
@@ -216,6 +218,7 @@ def _encoder(text: str, code: str, levels: Sequence[str]) -> Any:
 
     return helper.make_node(
         "LabelEncoder", [text], [code], domain="ai.onnx.ml",
+        # The operator wants a key even where there is no level; its code is then that of any other text.
         keys_strings=list(levels) or [""], values_int64s=list(range(len(levels))) or [0], default_int64=len(levels),
     )  # fmt: skip
 
@@ -223,10 +226,12 @@ def _encoder(text: str, code: str, levels: Sequence[str]) -> Any:
 def _trial_rows(model: Model, n: int = 64) -> Mapping[str, Any] | np.ndarray:
     """Rows like those of the training, with missing cells and unknown levels."""
     rng, preprocessing = np.random.default_rng(0), model.preprocessing
+    # A constant column is scaled by an infinite one, which makes it zero.
     std = np.where(np.isinf(preprocessing.std), 0, preprocessing.std)
     number_NM = preprocessing.fill + std * rng.normal(size=(n, len(preprocessing.numbers)))
     for score in preprocessing.normal_scores:
         number_NM[:, preprocessing.numbers.index(score.name)] = rng.choice(score.values, n) + rng.normal(size=n)
+    # A column of yes and no takes 0 and 1 alone.
     booleans = {column.name for column in preprocessing.columns if column.kind == "boolean"}
     is_boolean_M = np.array([name in booleans for name in preprocessing.numbers], dtype=bool)
     number_NM[:, is_boolean_M] = number_NM[:, is_boolean_M] > np.array(preprocessing.fill)[is_boolean_M]

@@ -186,6 +186,7 @@ def _among(name: str, value: object, legal: Any) -> list[tuple[str, bool, str]]:
 
 
 def _is_count(value: object, least: int = 1) -> bool:
+    # A bool is an int in Python, and true is no number of layers.
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 

@@ -60,18 +60,22 @@ class CrossEntropy:
         """The label's distribution as it counts in the mean, negative, and its sum over the classes."""
         slots, n = y_KG1B.shape[1], y_KG1B.shape[3]
         zeros_KGCB = self._weights.new_zeros(len(y_KG1B), slots, self._n_classes, n)
+        # The usual case: every label weighs the same, and no sum is needed.
         if self._is_plain:
             return zeros_KGCB.scatter_(2, y_KG1B, -1 / n), torch.full_like(zeros_KGCB[:, :, :1], 1 / n)
         smoothing = 0.0 if self._smoothing is None else self._smoothing
         sharp_KGCB = zeros_KGCB.scatter_(2, y_KG1B, 1) * self._weights
         soft_KGCB = sharp_KGCB * (1 - smoothing) + self._weights * (smoothing / self._n_classes)
+        # As PyTorch: by the weights of the labels, not by those of what smoothing makes of them.
         soft_KGCB /= sharp_KGCB.sum((2, 3), keepdim=True)
         return -soft_KGCB, soft_KGCB.sum(2, keepdim=True)
 
     def gradient(self, outputs_GCB: Tensor, targets: Sequence[Tensor], d_GCB: Tensor) -> None:
         """See :class:`Loss`. Leaves log p."""
         target_GCB, weight_G1B = targets
+        # The private form of it writes into a buffer.
         log_p_GCB = torch._log_softmax(outputs_GCB, 1, False, out=outputs_GCB)
+        # p · weight − target in one operator, as the target is negative.
         torch.addcmul(target_GCB, torch.exp(log_p_GCB, out=d_GCB), weight_G1B, out=d_GCB)
 
     def record(self, outputs_KGCB: Tensor, y_KG1B: Tensor, record: tuple[Tensor, Tensor]) -> None:
@@ -109,7 +113,7 @@ class SquaredError:
         n = outputs_GCB.shape[2]
         error_G1B = torch.sub(outputs_GCB, targets[0], out=outputs_GCB)
         if self._delta is None:
-            torch.mul(error_G1B, 2 / n, out=d_GCB)
+            torch.mul(error_G1B, 2 / n, out=d_GCB)  # PyTorch halves the square of huber alone
         else:
             torch.mul(self._clipped(error_G1B, self._delta), 1 / n, out=d_GCB)
 
@@ -121,6 +125,7 @@ class SquaredError:
             record[0].copy_(record[1])
         else:
             clipped_KG1B = self._clipped(error_KG1B, self._delta)
+            # Half the square within delta, and the line beyond it, in one expression.
             torch.mul(clipped_KG1B, error_KG1B - clipped_KG1B / 2, out=record[0])
 
     @staticmethod

@@ -67,6 +67,7 @@ def _kept(h: Hyperparameters, shape: Shape) -> int:
 def _passing(h: Hyperparameters, shape: Shape) -> int:
     """Of whichever member has its turn: the largest of what its epoch, its evaluation and its checkpoint take."""
     order = 5 * INT * shape.n_train
+    # The signs of the weights are a new tensor at each step.
     penalty = FLOAT * _parameters(h, shape) * (h.l1 > 0)
     noise = 24 * _batch_size(h, shape) * shape.task.n_features * (h.input_noise > 0)
     features = FLOAT * min(EVALUATION_BATCH, shape.n_validation) * shape.task.n_features * shape.are_bytes

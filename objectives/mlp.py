@@ -502,6 +502,7 @@ def _checked_metrics(metric: object, task: str) -> list[str]:
     legal = METRICS[task]
     given: list[Any] = metric if isinstance(metric, list) and metric else [metric or legal[0]]
     for i, name in enumerate(given):
+        # Costs are measured at the end, and the first metric is the one that is reported of each epoch.
         allowed = (*legal, *COSTS) if i else legal
         if name not in allowed:
             raise ValueError(f"metric = {name!r}; for {task} it must be one of {', '.join(allowed)}")

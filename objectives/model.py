@@ -166,6 +166,7 @@ class Model(nn.Module):
 def _in_batches(function: Callable[[Tensor], Tensor], features: Callable[[int, int], Tensor], n: int) -> Tensor:
     """``function`` of n examples' features."""
     with torch.inference_mode():
+        # Of no rows one empty batch, whose output has the right number of columns.
         starts = range(0, max(n, 1), EVALUATION_BATCH)
         return torch.cat([function(features(start, start + EVALUATION_BATCH)) for start in starts])
 

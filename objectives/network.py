@@ -157,6 +157,7 @@ class Layout:
         found = {}
         for name, (start, shape) in getattr(self, kind).items():
             view = flat[start : start + math.prod(shape)].view(shape)
+            # Running statistics are none of the parameters: they have the width of their block.
             real = own.get(name) or (self.widths[int(name.split(".")[1])],)
             found[name] = view[tuple(map(slice, real))]
         return found
@@ -202,6 +203,7 @@ class Normalization:
         self._running = (
             [statistics[name].unsqueeze(1) for name in ("running_mean", "running_var")] if statistics else []
         )
+        # A batch's mean is that of each unit alone: padding disturbs the mean over units.
         self._units = units_G1H if kind == "layer" else None
 
     def _mean(self, x: Tensor) -> Tensor:
@@ -266,6 +268,7 @@ class Buffers:
         def empty() -> Tensor:
             return torch.empty(shape, dtype=like.dtype, device=like.device)
 
+        # A step that does nothing has no buffer of its own: its name is that of the buffer before it.
         self.linear, self.activated = empty(), empty()
         self.normalized = empty() if normalization else self.linear
         self.inverse_std = torch.empty(0)
@@ -328,6 +331,7 @@ class Block:
     def backward(self, x: Tensor, b: Buffers, d_x: Tensor | None) -> None:
         """The gradients of this layer's parameters and, into ``d_x``, of its input, from that of its output."""
         d = b.d_output
+        # Into d_linear: a skip still needs the gradient of the output, below.
         for factor in (b.mask, self._units):
             if factor is not None:
                 d = torch.mul(d, factor, out=b.d_linear)
@@ -339,7 +343,7 @@ class Block:
         if self._has_bias:
             torch.sum(b.d_linear, 1, keepdim=True, out=self._d_bias)
         torch.bmm(b.d_linear_t, x, out=self._d_weight)
-        if d_x is None:
+        if d_x is None:  # the first layer: nobody asks for the gradient of the data
             return
         if self.skips:
             torch.baddbmm(b.d_output, b.d_linear, self._weight, out=d_x)
@@ -376,6 +380,7 @@ class Network:
         self._blocks = []
         for i, width in enumerate(self.widths):
             units = None
+            # No mask where nothing is padded: it costs an operator in each layer.
             if any(each.is_padded for each in layouts):
                 own = torch.tensor([each.widths[i] for each in layouts], device=theta_GP.device)
                 units = (torch.arange(width, device=theta_GP.device) < own[:, None]).to(theta_GP.dtype).unsqueeze(1)

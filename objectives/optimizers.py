@@ -43,6 +43,7 @@ class Optimizer:
         self._momentum = self._column([h.momentum if self._kind == "sgd" else 0.0 for h in settings])
         self._nesterov = self._column([float(h.nesterov) for h in settings])
         self._beta2 = self._column([h.beta2 for h in settings])
+        # In double precision: 1 − 0.999 of float32 is wrong in the fifth digit.
         self._rest1, self._rest2 = (
             self._column([1 - getattr(h, name) for h in settings]) for name in ("beta1", "beta2")
         )

@@ -350,6 +350,7 @@ class Pool:
             has_taken = self._refill()
             if self._going():
                 self._train()
+            # What a new trial raised on its way in is told first, in the next round.
             elif not self._results and self._trials.is_over:
                 return
             elif not has_taken:

@@ -66,6 +66,6 @@ def _save(checkpoint: Path, training: Training, curves: Curves) -> None:
     try:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(to_bytes({"training": training.state_dict(), "curves": curves}))
-        beside.replace(checkpoint)
+        beside.replace(checkpoint)  # whole or the one before
     except OSError as error:  # the training is worth more than its checkpoint
         log.warning("no checkpoint is kept: %s", error)

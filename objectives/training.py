@@ -36,6 +36,7 @@ from objectives.optimizers import MOMENTS, Optimizer
 EVALUATION_BATCH = 512
 #: The numbers of a slot that are prepared together stay below so many: 512 kB of 64 bits, which a cache holds.
 PREPARED = 2**16
+# A stack has an operator or has not: its members agree on whether each of these is on, not on how much.
 _WITHIN_STACK = ("dropout", "input_dropout", "input_noise", "label_smoothing", "l1", "l2", "max_norm", "clip_norm")
 
 
@@ -127,6 +128,7 @@ class Member:
         )
         self.theta_P = self.layout.pack(initial(self.layout, h, seed)).to(device)
         self.moments = [torch.zeros_like(self.theta_P) for _ in range(MOMENTS[h.optimizer])]
+        # As in PyTorch, a running mean begins at 0 and a variance at 1.
         ones = {name: torch.full(shape, float("var" in name)) for name, (_, shape) in self.layout.statistics.items()}
         self.statistics_Q = self.layout.pack(ones, "statistics").to(device)
         self.batch_size = len(train) if h.optimizer == "gd" else min(h.batch_size, len(train))
@@ -174,6 +176,7 @@ class Member:
         h = self.hyperparameters
         return (
             *(self.layout.shape, h.activation, h.skip, h.optimizer, h.resolved_loss(self._kind)),
+            # One tensor of examples, and one place in the epoch: a restored member may be in the middle of one.
             *(self.batch_size, len(self.train), id(self.train.part), self.step % self.steps_per_epoch),
             *((len(self.validation), id(self.validation.part)) if self.validation else ()),
             *(bool(getattr(h, name)) for name in _WITHIN_STACK),
@@ -208,6 +211,7 @@ class Member:
         """All that the next step depends on: plain values, and copies of tensors in their own shapes."""
 
         def named(flat: Tensor, kind: str = "parameters") -> dict[str, Tensor]:
+            # Copies: of a view torch.save writes the whole vector behind it.
             return {name: view.to("cpu", copy=True) for name, view in self.layout.unpack(flat, kind).items()}
 
         best = self.best
@@ -238,6 +242,7 @@ class Member:
         step = state.get("step")
         if type(step) is not int or not 0 <= step <= self.total_steps:
             raise StateError(f"the checkpoint has step = {step!r:.80}; expected 0 to {self.total_steps}")
+        # First of all: what else to expect depends on it.
         self.step = step
         metrics, best = state.get("metrics"), state.get("best")
         if not isinstance(metrics, dict):
@@ -276,6 +281,7 @@ def initial(layout: Layout, hyperparameters: Hyperparameters, seed: int) -> dict
     for name, shape in layout.own_shapes.items():
         tensors[name] = torch.full(shape, float(name.endswith("norm.weight")))
         if len(shape) == 2:
+            # He's are for what a rectifier follows, and none follows the last layer.
             last = "glorot_normal" if scheme in ("auto", "he_normal") else scheme.replace("he_", "glorot_")
             draw = _INITIALIZATIONS[last if name.startswith("output") else hidden]
             draw(tensors[name], generator=generator)
@@ -467,6 +473,7 @@ class Stack:
             gradient.addcmul_(weights, self._l2)
         if self._l1 is not None:
             gradient.addcmul_(weights.sign(), self._l1)
+        # After the penalties: the whole gradient is bounded.
         if self._clip_norm is not None:  # as torch.nn.utils.clip_grad_norm_
             norm_G1 = torch.linalg.vector_norm(self._gradient, dim=1, keepdim=True)
             self._gradient.mul_((self._clip_norm / (norm_G1 + 1e-6)).clamp_max_(1))
@@ -508,6 +515,7 @@ class Stack:
             outputs = outputs_GCN[:, :, start : start + EVALUATION_BATCH]
             batch = self.batch(outputs.shape[2], training=False, gathers=rows_GN is not None)
             if rows_GN is None:
+                # One view for all slots: their examples are the same.
                 x_GBF = part.features(start, start + EVALUATION_BATCH).expand(len(self.members), -1, -1)
             else:
                 index_L = rows_GN[:, start : start + EVALUATION_BATCH].flatten()
@@ -595,9 +603,10 @@ class _Mask:
     """Of dropout (Srivastava et al., JMLR 2014): 1 / (1 − p) where a unit is kept, else 0; p in steps of 2⁻¹⁶."""
 
     def __init__(self, random_KGL: Tensor, shares: Sequence[float], n: int, units: int) -> None:
+        # At most one below all levels: the bound is a signed number of 16 bits.
         kept = [min(round((1 - share) * randomness.LEVELS), randomness.LEVELS - 1) for share in shares]
         device = random_KGL.device
-        below = [max(count, 1) - randomness.LEVELS // 2 for count in kept]
+        below = [max(count, 1) - randomness.LEVELS // 2 for count in kept]  # lanes begin at −2¹⁵
         self._below_G11 = torch.tensor(below, dtype=torch.int16, device=device)[:, None, None]
         self._scale_G11 = torch.tensor([randomness.LEVELS / max(count, 1) for count in kept], device=device)[
             :, None, None
@@ -618,6 +627,7 @@ def class_weights(member: Member) -> Tensor:
     given, classes = member.hyperparameters.class_weights, member.task.classes
     if isinstance(given, Mapping):
         return torch.tensor([given.get(name, 1.0) for name in classes], device=member.theta_P.device)
+    # As "balanced" in scikit-learn; the rows of a fold may lack a class.
     counts_C = member.train.y_N.bincount(minlength=len(classes))
     return len(member.train) / (len(classes) * counts_C.clamp_min(1))
 
