@@ -134,6 +134,7 @@ class ColumnReader:
         if not self.is_text and not is_string(cells.type) and cells.null_count < len(cells):
             self.kinds.add("boolean" if pa.types.is_boolean(cells.type) else "number")
         encoded = cells.dictionary_encode()
+        # Each different text once: Python looks at no cell.
         own = [self._codes.setdefault(level(text), len(self._codes)) for text in encoded.dictionary.to_pylist()]
         index = encoded.indices
         if index.null_count:
@@ -208,6 +209,7 @@ class ColumnReader:
                 if pa.types.is_signed_integer(kind):
                     is_large = pc.or_(is_large, pc.less(cells, pa.scalar(-MAX_EXACT, kind)))
                 self.too_exact = self._first(cells, is_large)
+            # Unsafe: what it would refuse is noted above, with its row.
             return "number", cells.cast(pa.float64(), safe=False)
         if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             return "number", cells.cast(pa.float64())

@@ -54,6 +54,7 @@ class ParquetTable:
     def batches(self, columns: Sequence[int]) -> Iterator[Iterator[pa.Array]]:
         """For each run of consecutive rows: these columns, each of its own type."""
         try:
+            # No reading ahead: that is for remote file systems, and takes memory.
             with parquet.ParquetFile(self._file, pre_buffer=False) as opened:
                 for group in range(opened.num_row_groups):
                     if opened.metadata.row_group(group).num_rows:

@@ -81,6 +81,7 @@ class TextTable:
 
     def batches(self, columns: Sequence[int]) -> Iterator[Iterator[pa.Array]]:
         """For each run of consecutive rows: these columns, as text."""
+        # Columns by their numbers: pyarrow wants names, and those of a header may be empty.
         ids = [str(i) for i in range(len(self.names))]
         chosen = [ids[i] for i in columns]
         options = {
@@ -137,6 +138,7 @@ class TextTable:
     def _declared_separator(self) -> str | None:
         """What a first line ``sep=;`` says, as Excel writes and reads it."""
         with self._text() as text:
+            # No more than this of the line: a file may have one line of a gigabyte.
             found = re.fullmatch(r'"?sep=(.+?)"?\s*', text.readline(16), re.IGNORECASE)
         if found and found[1] not in SEPARATORS:
             legal = ", ".join(SEPARATORS.values())
@@ -192,6 +194,7 @@ class TextTable:
                 last = part
                 for end in ends:
                     ends[end] += part.count(end)
+        # In UTF-16 and UTF-32 zero bytes may follow the last line break.
         is_ended = last.rstrip(b"\0").endswith(tuple(ends))
         return max(ends.values()) + (0 if is_ended else 1)
 

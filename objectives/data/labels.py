@@ -137,7 +137,7 @@ def _normal(label: str) -> object:
         return number
     text = unicodedata.normalize("NFKC", label).casefold()
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")  # such as U+200B
-    return " ".join(text.replace("_", " ").replace("-", " ").split()) or text
+    return " ".join(text.replace("_", " ").replace("-", " ").split()) or text  # a label of nothing but such characters
 
 
 def is_number(text: str) -> bool:

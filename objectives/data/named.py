@@ -87,6 +87,7 @@ def _torchvision(name: str, folder: str, read: Callable[[Path, bool, bool], Any]
             # torchvision raises RuntimeError for "Dataset not found" and for damaged files alike.
             if place.is_dir() and "not found" not in str(error).lower():
                 raise _corrupted(place, error) from None
+        # torchvision checks the head of a file by assert.
         except (AssertionError, ValueError, OSError, EOFError) as error:
             raise _corrupted(place, error) from None
         try:

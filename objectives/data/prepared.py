@@ -148,6 +148,7 @@ def _clean(folder: Path) -> None:
             status = file.stat()
             unused.append((time.time() - status.st_mtime, status.st_size, file))
     total = 0
+    # The last used first: what comes after MOST_BYTES goes.
     for seconds, size, file in sorted(unused):
         total += size
         if file.name != _TURNS and (seconds > UNUSED_SECONDS or total > MOST_BYTES):

@@ -79,6 +79,7 @@ class Category:
         place = {level: i for i, level in enumerate(self.levels)}
         other = len(self.levels)
         width = other + self.has_other
+        # The last row is that of unknown levels: zeros where none is for the others.
         indicator_LL = np.eye(other + 1, width, dtype=np.float32)
         known = np.array([place.get(level, other) for level in levels], dtype=int)
         indicator_NL: np.ndarray = indicator_LL[known[code_N.astype(int)]]
@@ -166,6 +167,7 @@ class Preprocessing:
         # Bytes are exact in float32, and an epoch is not waited for: MNIST takes half the time of float64.
         found = fit(training_rows, is_image=raw.is_image, precision=np.float32 if are_bytes else np.float64)
         if are_bytes:
+            # No byte is missing in training; a NaN in later rows counts as the mean.
             fill_M = np.broadcast_to(found.mean_F, len(numbers))
         return cls(
             columns=raw.columns,
@@ -398,6 +400,7 @@ def _columns(
 def _category(name: str, levels: Sequence[str], code_N: np.ndarray) -> Category:
     """The indicators that the training rows' codes are worth."""
     counts = np.bincount(code_N.astype(int), minlength=len(levels))
+    # Ties by name: in what order the levels were read must not matter.
     frequent = sorted((i for i in range(len(levels)) if counts[i] >= MIN_ROWS), key=lambda i: (-counts[i], levels[i]))
     kept = [levels[i] for i in frequent[:MAX_LEVELS]]
     has_other = bool(counts.sum() > sum(counts[i] for i in frequent[:MAX_LEVELS]))
