@@ -246,6 +246,7 @@ def _ordered(pool: np.ndarray, keys: Keys, share: float, name: str) -> tuple[np.
     if name == "test" and split.after is not None:
         bound = keys.n_before
     else:
+        # At least the latest time.
         bound = int(np.sort(rank)[min(len(rank) - 1, math.ceil(len(rank) * (1 - share)))])
     is_late = rank >= bound
     if is_late.all() or not is_late.any():
@@ -300,6 +301,7 @@ def folds_of(
         return list(kind(count, shuffle=True, random_state=seed).split(y_N, y_N))
     if not is_ordered:
         return _group_folds(y_N, rank_N, count, is_class=is_class, seed=seed)
+    # Over the times, not the rows: rows of one time stay together.
     times = np.unique(rank_N)
     return [
         (np.flatnonzero(np.isin(rank_N, times[before])), np.flatnonzero(np.isin(rank_N, times[later])))

@@ -131,6 +131,7 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role], split:
     if not kept:
         raise _no_feature(target)
     if len(kept) < len(readers):
+        # One block after the other: memory never holds all of them twice.
         blocks = deque(block[:, kept] for block in _drained(blocks))
     described = {name: Column(name=name, role="ignore", kind="unread") for name in names}
     described[target] = Column(name=target, role="target", kind="text")
@@ -222,7 +223,7 @@ def _put_codes(blocks: deque[np.ndarray], readers: Sequence[ColumnReader]) -> No
             starts = np.cumsum([len(block) for block in blocks])[:-1]
             for block, code_N in zip(blocks, np.split(np.concatenate(reader.codes), starts), strict=True):
                 block[:, j] = code_N
-            reader.codes = []
+            reader.codes = []  # as large as the column
 
 
 def _cut(rows: int, features: int) -> Iterator[int]:
@@ -258,6 +259,7 @@ def check_range(table: Table, names: Sequence[str], block: np.ndarray, first_row
 def _note_missing(readers: Sequence[ColumnReader], block: np.ndarray, first_row: int) -> None:
     is_missing = np.isnan(block)
     for j in np.flatnonzero(is_missing.any(axis=0)):
+        # A column of text is NaN in each of its cells, and none of these is missing.
         if readers[int(j)].text is None:
             readers[int(j)].note_missing(is_missing[:, j], first_row)
 
