@@ -112,6 +112,7 @@ def cancel(storage: PostgresStorage, record: StudyRecord, number: int) -> bool:
         # A dead worker has no next step: its expired lease ends the trial here.
         storage.leases.requeue_expired(record)
         trial = storage.trial(record, number)
+        # It may have ended by itself at this very moment: then it is not cancelled.
         if trial.user_attrs.get("error") == CANCELLED or not trial.state.is_finished():
             return trial.state.is_finished()
     raise StorageError(

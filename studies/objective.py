@@ -266,6 +266,7 @@ def _parse(path: str) -> tuple[str | Path, list[str]]:
     """A module's name, or a file's real path; and the names that lead from there to the object."""
     source, _, attribute = path.rpartition(":")
     names = attribute.split(".")
+    # Names such as __globals__ lead out of the module, to anything.
     if all(name.isidentifier() and not name.startswith("__") for name in names):
         if all(part.isidentifier() for part in source.split(".")) and not source.endswith(".py"):
             return source, names
@@ -291,6 +292,7 @@ def _covers(source: str | Path, prefixes: Sequence[str]) -> bool:
             is_path = ("/" in prefix or prefix.endswith(".py")) and ":" not in prefix
             if is_path and not prefix.startswith(PERMISSION) and source.is_relative_to(os.path.realpath(prefix)):
                 return True
+        # With the point: lab must not allow labyrinth.
         elif (package := prefix.removesuffix(".")) and (source == package or source.startswith(f"{package}.")):
             return True
     return False
@@ -306,6 +308,7 @@ def _member(holder: ModuleType | type, name: str) -> Any:
 
 def _definition(target: Any) -> FunctionType | type:
     """The function or the class that says what a call of ``target`` does."""
+    # By their own types these would be defined in Python, whatever they call.
     while isinstance(target, functools.partial | MethodType):
         target = target.func if isinstance(target, functools.partial) else target.__func__
     return target if isinstance(target, FunctionType | type) else type(target)

@@ -181,6 +181,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 def chart(values: Sequence[float], width: int, height: int) -> list[str]:
     """``values`` as columns of blocks: ``height`` lines of at most ``width`` characters, the top one first."""
     if len(values) > width:
+        # The last one of each column: the newest is always shown.
         values = [values[(i + 1) * len(values) // width - 1] for i in range(width)]
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
@@ -283,6 +284,7 @@ def _failures(trials: Iterable[FrozenTrial]) -> tuple[int, list[Failures]]:
     for trial in trials:
         if trial.state == TrialState.FAIL:
             reason = in_one_line(str(trial.user_attrs.get("error", "no reason was given")))
+            # The type of the exception: messages differ by the numbers in them.
             kind = reason.partition(": ")[0]
             counts[kind] += 1
             newest[kind] = reason

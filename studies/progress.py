@@ -35,6 +35,7 @@ class Progress:
     """Shows the status of studies. A context manager, which restores the terminal."""
 
     def __init__(self) -> None:
+        # No markup: a name such as [bold] is data. No wrapping: a line in a log stays one line.
         self._console = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._live: Live | None = None
         self._paused: set[str] = set()

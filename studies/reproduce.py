@@ -175,6 +175,7 @@ class _Replay:
             raise ObjectiveError(
                 f"trial {self._stored.number} of study {spec.name!r} fails now: {described(error)}"
             ) from error
+        # From the storage, which keeps the first report of a step, as that of the study did.
         for step, value in trial.storage.get_trial(trial._trial_id).intermediate_values.items():
             self.steps.setdefault(step, {})[REPORTED] = value
         if returned is None or self._stored.state == TrialState.PRUNED:
@@ -194,6 +195,7 @@ class _Replay:
         )
         trial_id = storage.create_new_trial(study_id, template)
         storage._get_trial(trial_id).number = self._stored.number  # its seed follows from it, unless it has its own
+        # Draws only what the objective suggests now and did not then.
         sampler = optuna.samplers.RandomSampler(spec.seed_of(self._stored.number))
         study = optuna.Study(spec.name, storage, sampler=sampler, pruner=optuna.pruners.NopPruner())
         return Trial(
@@ -252,5 +254,6 @@ def _differences(
 
 
 def _is_equal(old: float | None, new: float | None) -> bool:
+    # Not by ==: where it was NaN then and is NaN now, the number is reproduced.
     both_nan = old is not None and new is not None and math.isnan(old) and math.isnan(new)
     return both_nan or old == new

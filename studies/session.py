@@ -114,6 +114,7 @@ class Session:
         )
 
     def __enter__(self) -> Session:
+        # Before any process starts: a viewer's workers could write nothing.
         self._storage.require("worker")
         self._stack.enter_context(self.supervisor)
         return self
@@ -201,6 +202,7 @@ class Session:
 
     def begin(self) -> None:
         """Let the workers run trials."""
+        # Before the workers begin: it ignores what has happened already.
         notifier = Notifier(self._storage, self.records, url=self._notify_url, warn=self._output)
         notifier.start()
         self._stack.callback(notifier.stop)

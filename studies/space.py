@@ -56,6 +56,7 @@ def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[
         StudyBusy: a running or waiting trial would be illegal; or somebody changed the space at the same moment.
     """
     storage.require("worker")
+    # Read anew: the caller may have its record from before another change.
     record = storage.find_study(record.name)
     spec = record.require_spec("its space is in its objective")
     if spec.sampler.name in FIXED:
@@ -65,6 +66,7 @@ def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[
         )
     if not spec.space:
         raise SpecError(f"study {record.name!r} has no [space]: its objective suggests the parameters; change it there")
+    # The database compares this text when it writes: two people may change the space at once.
     before = storage.spaces.text(record)
     changed = _changed(spec, [_parse(text, spec) for text in texts])
     differences = _differences(spec, changed)

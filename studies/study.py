@@ -102,6 +102,7 @@ class Study:
             StorageError: the storage cannot be opened.
         """
 
+        # A copy: the overrides change its tables in place.
         data = deepcopy(dict(source)) if isinstance(source, Mapping) else read_target(str(source))
         if "trials" in overrides:
             overrides["budget"] = {**overrides.get("budget", {}), "trials": overrides.pop("trials")}
@@ -271,6 +272,7 @@ class Study:
         allowed = (*self._chosen, *allow)
         found = find_scripts([self._record], [used] if used else [])
         spec = require_runnable(self._record, allowed, folder, has_script=bool(found))
+        # Without progress as well: its lines are what the workers write.
         shown = Progress()
         session = Session(
             self.storage,
@@ -542,5 +544,6 @@ def _path_of(objective: Callable[..., Any] | str) -> str:
             f"cannot import it; put %%writefile train.py on the first line of its cell, run the cell, "
             f'and give: Study.of("train.py:{name}")'
         )
+    # A module without a package is the user's own file: as a script its content is stored with the study.
     is_script = file and ("." not in module) and "site-packages" not in file
     return f"{file}:{name}" if is_script else f"{module}:{name}"

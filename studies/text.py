@@ -56,6 +56,7 @@ def duration(seconds: float, *, is_live: bool = False) -> str:
     drawn again and again would flicker otherwise."""
     if is_live and seconds < 59.5:
         return f"{seconds:.0f} s"
+    # The bounds are where rounding would write 1000 ms, 10.0 s or 60 s.
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.5:

@@ -78,6 +78,7 @@ def train(
     Raises:
         ObjectiveError: whatever the objective raised, or it yields something else than numbers by name.
     """
+    # An objective need not know of profiles.
     options = {} if profile is None else {"profile": profile}
     try:
         for metrics in objective.curves(params, seed=seed, device=device, **options):

@@ -55,6 +55,7 @@ def key_of(value: Any) -> str:
 
 def _scalar(value: Any) -> Any:
     """For :func:`json.dumps`: the number in a NumPy or PyTorch scalar."""
+    # By its method: neither NumPy nor PyTorch is imported for this.
     if callable(item := getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
         return item()
     raise TypeError(f"{value!r:.80} is of type {type(value).__name__}")

@@ -158,6 +158,7 @@ def _best(storage: PostgresStorage, record: StudyRecord) -> list[FrozenTrial]:
     """The feasible COMPLETE trials, the best first."""
     front = storage.front(record)
     on_front = {trial.number for trial in front}
+    # Of a single objective the front is its best trials, and the order is that of the values.
     rest = [trial for trial in _complete(storage, record) if is_feasible(trial) and trial.number not in on_front]
     directions = storage.get_study_directions(record.study_id)
     sign = 1 if directions[0].name == "MINIMIZE" else -1
