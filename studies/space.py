@@ -58,7 +58,11 @@ def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[
     storage.require("worker")
     # Read anew: the caller may have its record from before another change.
     record = storage.find_study(record.name)
-    spec = record.require_spec("its space is in its objective")
+    record.require_spec("its space is in its objective")
+    # The text before the spec that is changed: the database compares it when it writes. The other way round, what
+    # somebody changes between the two would be undone.
+    before = storage.spaces.text(record)
+    spec = storage.find_study(record.name).require_spec("its space is in its objective")
     if spec.sampler.name in FIXED:
         raise SpecError(
             f"study {record.name!r} has the sampler {spec.sampler.name!r}, which keeps the space that it began with; "
@@ -66,8 +70,6 @@ def change_space(storage: PostgresStorage, record: StudyRecord, texts: Sequence[
         )
     if not spec.space:
         raise SpecError(f"study {record.name!r} has no [space]: its objective suggests the parameters; change it there")
-    # The database compares this text when it writes: two people may change the space at once.
-    before = storage.spaces.text(record)
     changed = _changed(spec, [_parse(text, spec) for text in texts])
     differences = _differences(spec, changed)
     if not differences:

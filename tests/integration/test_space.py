@@ -128,3 +128,29 @@ def test_what_is_illegal_is_refused_by_name_and_changes_nothing(storage: Postgre
     storage.create_new_study([optuna.study.StudyDirection.MINIMIZE], "stock")
     with pytest.raises(StorageError, match="was made by Optuna"):
         change_space(storage, storage.find_study("stock"), ["o.choices+=lion"])
+
+
+def test_of_two_changes_at_one_moment_none_is_lost(storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, read = study(storage), storage.spaces.text
+
+    def changed_before(record: StudyRecord) -> str:
+        monkeypatch.undo()
+        change_space(storage, record, ["lr.high=0.2"])
+        return read(record)
+
+    def changed_after(record: StudyRecord) -> str:
+        monkeypatch.undo()
+        text = read(record)
+        change_space(storage, record, ["lr.high=0.3"])
+        return text
+
+    monkeypatch.setattr(storage.spaces, "text", changed_before)
+    change_space(storage, record, ["width.high=72"])
+    monkeypatch.setattr(storage.spaces, "text", changed_after)
+    with pytest.raises(StudyBusy, match="somebody changed the space of study 's' at this moment; look, and try again"):
+        change_space(storage, record, ["width.high=80"])
+    assert [each.change for each in storage.spaces.changes(record)] == [
+        "lr.high: 0.1 → 0.2", "width.high: 64 → 72", "lr.high: 0.2 → 0.3",
+    ]  # fmt: skip
+    space = storage.find_study("s").require_spec("").to_file()["space"]
+    assert (space["lr"]["high"], space["width"]["high"]) == (0.3, 72)
