@@ -123,7 +123,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of a pipe has seen enough, which is no failure
         drop_output()
         sys.exit(0)
     except StudyhallError as error:

@@ -98,6 +98,7 @@ def common_options(command: F) -> F:
     @debug_option
     @functools.wraps(command)
     def wrapped(storage_url: str | None, wait: float, **options: Any) -> Any:
+        # An empty variable names no server.
         return command(Common(storage_url=storage_url or None, wait=wait), **options)
 
     return wrapped  # type: ignore[return-value]  # click's decorators keep the callable, not its type

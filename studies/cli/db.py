@@ -40,6 +40,7 @@ def url(common: Common) -> None:
         # With its password, against all other output: this is for programs, which need it.
         echo(StorageURL.parse(common.storage_url).sqlalchemy)
         return
+    # Kept: a program that gets the URL has no share in the server, which would stop with this command.
     echo(EmbeddedServer(home()).keep().sqlalchemy)
     say("this address is a socket on this machine; other machines need a PostgreSQL server, by --storage")
     say("the embedded server stays running; stop it with: studyhall db stop")

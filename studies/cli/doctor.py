@@ -65,6 +65,7 @@ def _examine(common: Common, data_dir: Path, allow: tuple[str, ...]) -> list[Fin
         findings = examination.findings + findings
         studies = examination.studies
     except EmbeddedServerError as error:
+        # One finding among others: the machine is examined all the same.
         findings.insert(0, doctor.failed(error))
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     return findings + doctor.examine_machine(home(), data_dir, gpus, studies, allow)

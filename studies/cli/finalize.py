@@ -164,6 +164,7 @@ def finalize(
         if model:
             try:
                 say_registered(register_model(storage, directory, model, tracking_uri, allow), tracking_uri)
+            # The model is written, and only registering it is left: the message has the command for that.
             except StudyhallError as error:
                 way = later(directory, model, tracking_uri)
                 raise StudyhallError(f"the model is not registered: {error}; do it later with: {way}") from error

@@ -40,6 +40,7 @@ def data_as(kind: str, data: Mapping[str, Any]) -> str:
     if kind == "toml":
         said, missing = _for_toml(data)
         return "".join(f"# left out, as TOML has no null: {key}\n" for key in missing) + to_toml(said)
+    # PyYAML writes letters beyond ASCII either all as they are, or all escaped.
     shown = _to_yaml(data, allow_unicode=True)
     return shown if _is_plain(shown) else _to_yaml(data, allow_unicode=False)
 
@@ -130,6 +131,7 @@ def split_names(text: str, known: Sequence[str]) -> list[str]:
 
 def to_json(data: Any) -> str:
     """``data`` as one line of JSON, in which every number is finite and every character printable."""
+    # Only its texts hold such characters, and there an escape means the same.
     return _escaped(strict_json(data), lambda c: json.dumps(c)[1:-1])
 
 
@@ -248,7 +250,7 @@ def echo_data(data: str, end: str = "\n") -> None:
     """Print data to standard output: unchanged for programs, escaped in a terminal."""
     if sys.stdout.isatty():
         data = "\n".join(map(printable, data.split("\n")))
-    click.echo(data + end, nl=False, color=True)
+    click.echo(data + end, nl=False, color=True)  # else click takes what looks like colours out of data
 
 
 def _for_toml(data: Mapping[str, Any], within: str = "") -> tuple[dict[str, Any], list[str]]:

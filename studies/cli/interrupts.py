@@ -64,6 +64,7 @@ class Interrupts:
             else:
                 session.kill()
 
+    # Only counted: a signal may come in the middle of anything. apply() acts on it, between two looks at the session.
     def _note(self, number: int, _frame: object) -> None:
         if self._is_deferred:
             self._was_deferred = True

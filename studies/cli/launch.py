@@ -89,6 +89,7 @@ def runnable_study(common: Common, name: str, check: Callable[[StudyRecord], Stu
         )
     if location is None:
         say(f"note: study {name!r} was checked in the embedded database, which no other machine reaches")
+    # Without a location the workers' study is another one, of the same name.
     return RunnableStudy(location=location, uid=record.uid if location else None, spec=spec)
 
 
@@ -120,6 +121,7 @@ def _volumes(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...
         found = re.fullmatch(r"(?P<claim>[^:]+):(?P<path>/[^:]*[^:/])(?P<ro>:ro)?", text)
         if not found or not all(map(is_dns_label, found["claim"].split("."))):
             raise click.BadParameter(f"{text!r} is not CLAIM:/PATH or CLAIM:/PATH:ro of a PersistentVolumeClaim")
+        # Those that the Job mounts by itself.
         if found["path"] in {"/data", "/tmp", "/dev/shm", *(volume.path for volume in volumes)}:
             raise click.BadParameter(f"{found['path']} is taken in the pod; data sets go to /data/sets")
         volumes.append(Volume(claim=found["claim"], path=found["path"], is_read_only=bool(found["ro"])))
@@ -176,6 +178,7 @@ def kubernetes(common: Common, name: str, workers: int, gpus: int, spot: bool, *
         common, name, lambda record: require_runnable(record, allow, DATA_DIR, has_script=has_script)
     )
     storage = None
+    # An address such as localhost is the pod itself there.
     if study.location and not study.location.is_of_this_machine:
         storage = _storage_of_pods(study.location)
     else:

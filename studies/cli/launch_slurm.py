@@ -262,6 +262,7 @@ def _goes_on(storage: PostgresStorage, record: StudyRecord) -> bool:
 
 def _warn(storage: PostgresStorage, workers: int) -> None:
     """Say what may go wrong later, on the nodes."""
+    # Two for each worker: one for its trials, one for its heartbeats.
     used, slots = storage.connections
     # A tenth is left for people, the mirror and the dashboard.
     if used + 2 * workers > 0.9 * slots:
@@ -328,5 +329,6 @@ def _work(
 
 def _program() -> Path:
     """This very ``studyhall``, as the nodes can start it from a disk that they share."""
+    # Beside this Python first: PATH may lead to another installation.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return Path(shutil.which("studyhall", path=path) or sys.argv[0]).absolute()

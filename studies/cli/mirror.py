@@ -154,6 +154,7 @@ def _follow(storage: PostgresStorage, process: MirrorProcess, tracking_uri: str 
             say(line)
         restart_server(storage, process)
         time.sleep(POLL)
+    # It may have said something between the last look and its end.
     status = process.wait()
     for line in event_lines(process, tracking_uri):
         say(line)
@@ -185,6 +186,7 @@ class RestartedMirror(Restarted):
         """
         if self.child.last_events.keys() & {"connected", "waiting"}:
             return True
+        # At the start a death is no accident, and another start would not help.
         if why := self.cause_of_death:
             raise TrackingError(why)
         return False

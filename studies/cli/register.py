@@ -54,6 +54,7 @@ def register_model(
     """
     from studies.mirror.server import configure
 
+    # MLflow reads its settings when it is imported.
     configure()
     os.umask(0o077)  # as the mirror's: artifacts may hold secrets of an objective
     from studies.mirror import registry

@@ -192,6 +192,7 @@ class _Notifications:
         self._due = time.monotonic() + self.EVERY
         with suppress(StorageUnreachable, StudyNotFound):  # the next poll tries again
             names = self._storage.study_names()
+            # A notifier watches the studies that it was given: others need a new one.
             if names != self._names:
                 self.stop()
                 records = [self._storage.find_study(name) for name in names]
@@ -252,6 +253,7 @@ def _access(host: str, viewer_file: Path | None, admin_file: Path | None, *, rea
         token=None if no_token else secrets.token_urlsafe(32),
         anybody=no_token,
         role=VIEWER if read_only else ADMIN,
+        # Another name in a request is one that somebody points to this machine: DNS rebinding.
         hosts=("localhost", "127.0.0.1", "::1", host),
     )
 

@@ -84,6 +84,7 @@ def train(
     from studies.worker import devices
 
     spec, script = Target(target=target, settings=settings).read()
+    # Against no space: the objective itself says what is legal, in require_trainable().
     params = read_params(texts, {})
     if output:
         require_writable(output)

@@ -157,6 +157,7 @@ def _choose(names: Sequence[str], known: Sequence[Column], headings: Mapping[str
     """
     by_name = {column.name: column for column in known}
     found = []
+    # No name at all is refused like an unknown one, with the legal names.
     for name in names or [""]:
         full = [name, headings.get(name), *(f"{kind}_{name}" for kind in ("values", "params", "metrics", "user_attrs"))]
         column = next((by_name[candidate] for candidate in full if candidate in by_name), None)

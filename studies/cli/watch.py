@@ -214,6 +214,7 @@ class PlainView:
             [trial.number for trial in seen.front],
             [w.id for w in now.workers],
         )
+        # The end is never left out, nor that the database answers again.
         due = self._is_waiting or seen.is_over or time.monotonic() - self._at >= self._every
         if due and (facts != self._said or self._is_waiting):
             self._said, self._at, self._is_waiting = facts, time.monotonic(), False
