@@ -156,6 +156,7 @@ def enqueue_params(
     # As Optuna's enqueue_trial.
     number = add_waiting(storage, record, system_attrs={"fixed_params": dict(params)})
     now = storage.status(record)
+    # Read after the trial was added: it is one of those that wait.
     begun = sum(count for state, count in now.trials.items() if state != "fail")
     return Enqueued(
         number=number,

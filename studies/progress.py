@@ -73,7 +73,7 @@ class Progress:
 
     def update(self, studies: Sequence[Seen]) -> None:
         """Show how the studies stand."""
-        self._reminded = 0.0
+        self._reminded = 0.0  # the database answers: another outage is told at once
         if self._live:
             self._live.update(Group(*map(self._picture, studies)))
             return

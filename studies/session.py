@@ -104,6 +104,7 @@ class Session:
             scripts=scripts,
             allow=allow,
             data_dir=data_dir,
+            # Of the machine, not of this session: the next one sends what is pending.
             results=chosen_home() / "results",
             slots=slots,
             until_idle=until_idle,

@@ -116,6 +116,7 @@ def finalize(
     mirrors = [tracking_uri] if mlflow else []
     with common.open() as storage:
         record = storage.find_study(name)
+        # Without --trial the best one, for the checks alone: the comparison chooses.
         chosen = choose_trial(storage, record, trial_number)
         spec = record.require_spec("its objective is not known")
         # All checks come before the training, which may take hours.
@@ -213,12 +214,14 @@ def _compare(
     trials = comparison.top_trials(storage, record, top or TOP, is_at_most=top is None)
     given = comparison.fresh_seeds(spec, seeds)
     compared = comparison.enqueue(storage, record, spec, trials, given)
+    # It has ended where an earlier command has run all of it.
     if storage.status(compared).ended is None:
         say(f"comparing {counted(len(trials), 'trial')} of {record.name} with {counted(seeds, 'fresh seed')} each")
         run_to_end(storage, [(compared.require_spec(""), 1.0)], scripts=scripts, **how)
         require_success(storage, compared, storage.status(compared))
     candidates = comparison.results(storage, compared, trials, given, getattr(objective, "n_parameters", None))
     is_minimized = spec.all_directions[0] == "minimize"
+    # Python evaluates the left side first: the rule as it was given.
     if rule != (rule := applicable(rule, candidates)):
         say("one-se needs several seeds, and an objective with n_parameters(): the best mean wins")
     winner = choose(candidates, compared.name, rule, is_minimized=is_minimized)

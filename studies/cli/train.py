@@ -97,6 +97,7 @@ def train(
     objective = build(
         script.path if script else spec.objective.path,
         spec.objective.args,
+        # Typing TARGET allows its objective.
         allow=[script.path] if script else permissions(spec, script),
         data_dir=data_dir_or_default(data_dir),
         sha256=script.sha256 if script else None,
