@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from uuid import uuid4
 
 from studies import checkpoint_stores, environment, objective
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from studies.spec import StudySpec
     from studies.storage.postgres import PostgresStorage
     from studies.storage.records import Status, StudyRecord, Timing
+
+T = TypeVar("T")
 
 #: Seconds between two calls of :meth:`Session.poll`.
 POLL: Final = 0.5
@@ -246,6 +249,24 @@ class Session:
     def kill(self) -> None:
         """Kill the workers, and requeue their trials."""
         self.supervisor.kill()
+
+
+def waiting_out(storage: PostgresStorage, read: Callable[[], T], told: Callable[[StorageUnreachable], None]) -> T:
+    """What ``read`` returns, once the database answers: a run of days must not fail because of its last look.
+
+    Args:
+        storage: the storage that ``read`` reads.
+        read: called again until it raises no :exc:`StorageUnreachable`.
+        told: called with each of these.
+    """
+    while True:
+        try:
+            return read()
+        except StorageUnreachable as error:
+            if storage.server:
+                storage.server.start()
+            told(error)
+        time.sleep(POLL)
 
 
 def find_scripts(

@@ -27,6 +27,7 @@ from studies.session import (
     permissions,
     require_runnable,
     require_success,
+    waiting_out,
 )
 from studies.space import change_space
 from studies.spec.script import Script
@@ -481,8 +482,6 @@ class Running:
             return False
         if self._error:
             raise self._error
-        if not self._stop.is_set():
-            require_success(self._study.storage, self._study._record, self._study.status)
         return True
 
     def stop(self) -> None:
@@ -505,11 +504,20 @@ class Running:
                         if self._progress:
                             self._progress.update(studies)
                     except StorageUnreachable as error:
-                        if self._progress:
-                            self._progress.unreachable(error)
+                        self._unreachable(error)
                     time.sleep(POLL)
+                waiting_out(self._study.storage, self._require_success, self._unreachable)
         except BaseException as error:  # raised again by wait()
             self._error = error
+
+    def _unreachable(self, error: StorageUnreachable) -> None:
+        if self._progress:
+            self._progress.unreachable(error)
+
+    def _require_success(self) -> None:
+        # Asked again during an outage, which stop() does not wait for.
+        if not self._stop.is_set():
+            require_success(self._study.storage, self._study._record, self._study.status)
 
 
 def _open(storage: PostgresStorage | str | None) -> tuple[PostgresStorage, bool]:

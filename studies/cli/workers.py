@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,10 +220,14 @@ def _conclude_all(
     storage: PostgresStorage, records: Sequence[StudyRecord], seconds: float, *, must_be_over: bool
 ) -> None:
     """Conclude each study; of several that failed, the last one's error is raised, the others' printed."""
+    from studies.progress import Progress
+    from studies.session import waiting_out
+
     failed: StudyhallError | None = None
     for record in records:
+        how_it_ended = partial(conclude, storage, record, seconds, must_be_over=must_be_over)
         try:
-            conclude(storage, record, seconds, must_be_over=must_be_over)
+            waiting_out(storage, how_it_ended, Progress().unreachable)
         except StudyhallError as error:
             if failed:
                 say(f"error: {failed}")
@@ -237,19 +242,31 @@ def conclude(
     """Print how the study ended, its best trial, and the next commands."""
     from studies.session import require_success
 
+    # All is read before a word is said: who waits for the database calls this again.
+    failed: StudyhallError | None = None
     now = storage.status(record)
+    best = best_lines(storage, record, now.best) if now.best else []
+    front = storage.front(record) if now.trials["complete"] and not now.best else []
+    try:
+        require_success(storage, record, now, must_be_over=must_be_over)
+    except StorageUnreachable:
+        raise
+    except StudyhallError as error:
+        failed = error
+
     say(status_line(now, record, seconds))
-    if now.best:
-        echo(*best_lines(storage, record, now.best))
+    if best:
+        echo(*best)
         say()
         say(f"next: {command('trials', record.name)}; for scripts: {command('best', record.name)} --format json")
     elif now.trials["complete"]:
         say()
-        if front := storage.front(record):
+        if front:
             say(
                 f"it has several objectives, so no best trial: {counted(len(front), 'trial')} on the Pareto front; "
                 f"next: {command('best', record.name, '--pareto')}"
             )
         else:
             say(f"{best_line(now, record, 0)}; next: {command('trials', record.name)}")
-    require_success(storage, record, now, must_be_over=must_be_over)
+    if failed:
+        raise failed

@@ -40,6 +40,7 @@ from studies.worker.served_study import Service
 from tests.conftest import Server
 from tests.support.pool import Pool, Steps
 from tests.support.proxy import Proxy, When
+from tests.support.waiting import GUARD
 
 pytestmark = pytest.mark.slow
 
@@ -258,10 +259,10 @@ class Run:
                 occurrence = self.done[kind]
             if Point(kind=kind, occurrence=occurrence, when=when) != point:
                 return
-            assert self._started.wait(120)
+            assert self._started.wait(GUARD)
             self.died_at = time.monotonic()
             process.kill()
-            assert self._ended.wait(120)
+            assert self._ended.wait(GUARD)
 
     def _check(self, storage: PostgresStorage, record: StudyRecord, *, was_killed: bool) -> None:
         trials = storage.trials(record)

@@ -12,6 +12,7 @@ import pytest
 
 from studies import PostgresStorage
 from tests.acceptance.conftest import Shell
+from tests.support.waiting import GUARD
 from tests.support.webhook import Webhook
 
 Look = Callable[[], PostgresStorage]
@@ -51,7 +52,7 @@ def test_two_machines_tell_each_event_once(shell: Shell, there: Webhook) -> None
     shell.data("create", *RUN[1:2], *RUN[4:])
     work = ("work", "script-objective", "--objective", "script.py:objective", "--workers", "1")
     with shell.start(*work, **slow) as one, shell.start(*work, **slow) as other:
-        assert (one.wait(120), other.wait(120)) == (0, 0)
+        assert (one.wait(GUARD), other.wait(GUARD)) == (0, 0)
     assert len(there.events("finished")) == 1
     told = [m["trial"] for m in there.events("best")]
     assert told
@@ -89,7 +90,7 @@ def test_a_worker_that_was_killed_is_told_and_a_study_that_failed_out(shell: She
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.terminate()
-        assert process.wait(120) == 130
+        assert process.wait(GUARD) == 130
     [lost] = there.events("worker_lost")
     assert (lost["pid"], lost["reason"]) == (worker.pid, "ended by signal 9 (SIGKILL)")
     assert lost["host"] == os.uname().nodename

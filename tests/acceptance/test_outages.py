@@ -235,6 +235,23 @@ def test_a_worker_that_is_asked_to_stop_during_an_outage_ends_at_once(server: Se
         assert "Traceback" not in fleet.output
 
 
+@pytest.mark.parametrize("server", [stopped], indirect=True)
+def test_a_study_that_ended_before_an_outage_is_reported_after_it(server: Server) -> None:
+    with fleet_on(server, epochs=4) as fleet:
+        begin(fleet, trials=2, workers=1, lease=30)
+        supervisor, workers = psutil.Process(fleet.supervisors[0].pid), fleet.workers()
+        supervisor.suspend()  # it sees the end of the study during the outage only
+        eventually(lambda: all(has_ended(worker) for worker in workers), "the study is over")
+        server.go_away()
+        supervisor.resume()
+        # Said while it watches, and again when it is about to report.
+        eventually(lambda: fleet.output.count("waiting for the database") > 1, "it waits")
+        server.come_back()
+        assert fleet.supervisors[0].wait(timeout=GUARD) == 0, fleet.output
+        require_complete(fleet, server, trials=2)
+        assert "2 of 2 trials done (2 complete)" in fleet.output
+
+
 class TestPreemption:
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 130)])
     @pytest.mark.parametrize(

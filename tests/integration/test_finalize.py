@@ -25,6 +25,7 @@ from studies.storage.records import StudyRecord
 from studies.storage.url import StorageURL
 from studies.trial import SEED, Trial
 from tests.support.postgres import free_port
+from tests.support.waiting import GUARD
 from tests.support.worker import worker_on
 
 NET = """
@@ -142,7 +143,7 @@ def test_commands_that_begin_together_enqueue_each_pair_once_and_train_the_winne
             assert waited == ["a killed one"]
             assert not storage.finals.lease(record, dead, holder="a killed one", seconds=1)
             job = pool.submit(second)
-            assert told.wait(120)
+            assert told.wait(GUARD)
             ends.append("first")
         job.result(120)
     assert ends == ["first", "second"]

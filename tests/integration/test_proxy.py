@@ -18,6 +18,7 @@ from studies.storage.embedded.binaries import account_for, find_binaries
 from studies.storage.url import StorageURL
 from tests.conftest import Server
 from tests.support.proxy import Proxy, When
+from tests.support.waiting import GUARD
 
 
 @pytest.fixture
@@ -235,11 +236,11 @@ def test_a_hook_that_blocks_holds_up_its_own_connection_alone(
     def hold(_n: int, text: str, when: When) -> None:
         if (text, when) == ("select 'held'", "after"):
             held.set()
-            assert released.wait(120)
+            assert released.wait(GUARD)
 
     proxy.on_query(hold)
     answer = in_background(execute, proxy.url, "select 'held'")
-    assert held.wait(120)
+    assert held.wait(GUARD)
     assert execute(proxy.url, "select 'free'") == [("free",)]
     assert not answer.done()
     released.set()
@@ -324,7 +325,7 @@ def test_an_answer_under_way_hangs_too(proxy: Proxy, in_background: Callable[...
 
     proxy.on_query(hang)
     answer = in_background(execute, proxy.url, "select 1")
-    assert answered.wait(120)
+    assert answered.wait(GUARD)
     with pytest.raises(TimeoutError):
         answer.result(timeout=0.3)
     proxy.up()

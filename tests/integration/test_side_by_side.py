@@ -79,7 +79,7 @@ def ours(url: StorageURL, record: StudyRecord, results: Path, gate: threading.Ev
         x = trial.suggest_float("x", 0, 1)
         trial.report(x, 0)
         if trial.number > 0:
-            assert gate.wait(120)
+            gate.wait()
         return x
 
     with closing(PostgresStorage(url)) as storage:

@@ -22,6 +22,7 @@ from _pytest.mark import ParameterSet
 
 from studies.launch.kubernetes import LONGEST_NAME, Volume, WorkerJob, dns_label, is_dns_label
 from tests.conftest import ROOT
+from tests.support.waiting import GUARD
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 WORKER = ROOT / "studies" / "launch" / "worker"
@@ -378,9 +379,9 @@ def test_the_end_of_a_pod_waits_until_the_worker_hears_of_it() -> None:
         work.stdin.write("\n")
         work.stdin.flush()
         work.stdout.readline()
-        assert hook.wait(120) == 0
+        assert hook.wait(GUARD) == 0
         work.send_signal(signal.SIGTERM)
-        assert work.wait(120) == 7
+        assert work.wait(GUARD) == 7
 
 
 def test_a_worker_waits_until_its_study_is_there(tmp_path: Path) -> None:
@@ -395,7 +396,7 @@ def test_a_worker_waits_until_its_study_is_there(tmp_path: Path) -> None:
         assert waiting.stderr.readline() == "error: status -- -my study\n"
         waiting.stderr.readline()
         (tmp_path / "ready").touch()
-        assert waiting.wait(120) == 0
+        assert waiting.wait(GUARD) == 0
     (tmp_path / "ready").unlink()
     (tmp_path / "sleep").write_text("#!/bin/sh\nexec /bin/sleep 600\n")
     with subprocess.Popen(
@@ -404,6 +405,6 @@ def test_a_worker_waits_until_its_study_is_there(tmp_path: Path) -> None:
         assert waiting.stderr
         waiting.stderr.readline()
         waiting.terminate()
-        assert waiting.wait(120) == 143
+        assert waiting.wait(GUARD) == 143
         with suppress(ProcessLookupError):
             os.killpg(waiting.pid, signal.SIGKILL)  # the sleep is left
