@@ -305,13 +305,13 @@ else:
 
 
 @pytest.mark.slow
-def test_eight_processes_download_once(tmp_path: Path, mirror: tuple[str, dict[str, str]]) -> None:
-    arguments = json.dumps([*mirror, str(tmp_path / "data"), 8])
+def test_four_processes_download_once(tmp_path: Path, mirror: tuple[str, dict[str, str]]) -> None:
+    arguments = json.dumps([*mirror, str(tmp_path / "data"), 4])
     done = subprocess.run(
         [sys.executable, "-c", LOADER, arguments], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines().count("36") == 8, done.stdout
+    assert done.stdout.splitlines().count("36") == 4, done.stdout
 
 
 def refusal_of(mirror: str, checksums: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
