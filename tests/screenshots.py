@@ -1,21 +1,31 @@
-"""The pictures of docs/ that a browser takes: both sites and the report, as they open. Run it with: make screenshots
+"""The pictures of docs/ that a browser takes: terminals, both sites and the report. Run it with: make screenshots
 
 They show the preset ``digits``, from a home of its own that is gone afterwards. Needs Chromium.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from rich.console import Console
+
+from studies import open_storage
+from studies.cli.watch import OverviewReader
+from studies.cli.watch_picture import picture
+from studies.progress import Progress
+from studies.session import Seen
 from tests.conftest import ROOT
 from tests.support.browser import open_chromium
 from tests.support.sites import COMMAND, surroundings
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -31,7 +41,8 @@ def main() -> None:
         folder.chmod(0o755)  # as root the database's own account has to reach it
         environment = surroundings(STUDYHALL_HOME=str(folder / "home"))
         try:
-            for command in (["run", STUDY], ["mirror", STUDY, "--once"], ["report", STUDY, "-o", "report.html"]):
+            _terminals(browser, folder, environment)
+            for command in (["mirror", STUDY, "--once"], ["report", STUDY, "-o", "report.html"]):
                 subprocess.run([COMMAND, *command], cwd=folder, env=environment, check=True)
             with _serving("dashboard", folder, environment) as address:
                 page = _open(browser, address)
@@ -47,6 +58,43 @@ def main() -> None:
             _keep(page, "report.png")
         finally:
             subprocess.run([COMMAND, "db", "stop", "--force"], cwd=folder, env=environment, check=True)
+
+
+def _terminals(browser: Browser, folder: Path, environment: dict[str, str]) -> None:
+    """What `run` and, beside it, `watch` show of the study, drawn by rich."""
+    run, watch = (Console(record=True, force_terminal=True, file=io.StringIO(), width=80, height=50) for _ in range(2))
+    os.environ["STUDYHALL_HOME"] = str(folder / "home")
+    with subprocess.Popen(
+        [COMMAND, "run", STUDY],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as running:
+        assert running.stdout
+        run.print(f"$ studyhall run {STUDY}\n{running.stdout.readline()}", end="", highlight=False)
+        with closing(open_storage()) as storage:
+            record = storage.find_study(STUDY)
+            eventually(lambda: storage.status(record).finished > 15, "trials")
+            seen = OverviewReader(storage, record).read()
+            watch.print(picture(seen, storage.objective_names(record)[0], watch, trouble=None, height=50))
+            run.print(Progress()._picture(Seen(seen.status, record, seen.seconds_left)))
+        end = running.stdout.read().split(f"{STUDY}: 40 of 40 trials done (")[1]
+    assert running.returncode == 0
+    run.print(f"  ⋮\n{STUDY}: 40 of 40 trials done ({end}", end="", highlight=False)
+    best = [COMMAND, "best", STUDY, "--format", "args"]
+    said = subprocess.run(best, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+    run.print(
+        f"$ studyhall {' '.join(best[1:])}\n{said}", highlight=False
+    )  # and an empty line, as the last one is cut off
+    for name, console in (("run", run), ("watch", watch)):
+        drawn = folder / f"{name}.svg"
+        console.save_svg(str(drawn), title=f"studyhall {name} {STUDY}")
+        page = _open(browser, drawn.as_uri())
+        _, _, width, height = map(float, page.evaluate("document.documentElement.getAttribute('viewBox')").split())
+        page.set_viewport_size({"width": int(width), "height": int(height)})
+        _keep(page, f"{name}.png")
 
 
 @contextmanager

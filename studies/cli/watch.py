@@ -65,7 +65,7 @@ def _end_in_order() -> None:
 
 def _follow(storage: PostgresStorage, record: StudyRecord, view: LiveView | PlainView) -> Overview:
     """Show the study until it has ended; returns the last overview."""
-    reader = _OverviewReader(storage, record)
+    reader = OverviewReader(storage, record)
     while True:
         try:
             seen = reader.read()
@@ -91,7 +91,7 @@ def _say_next(seen: Overview) -> None:
     say(f"next: {look}; go on with: {way_on(now.study, now.ended)}")
 
 
-class _OverviewReader:
+class OverviewReader:
     """Reads overviews of a study, and only what has changed since the last one."""
 
     def __init__(self, storage: PostgresStorage, record: StudyRecord) -> None:

@@ -546,7 +546,9 @@ def test_choices_of_any_type_are_drawn_in_every_plot(first: str, second: str) ->
     odd, more = ODD[first], ODD[second]
     space = {"lr": SPACE["lr"], "odd": categorical(odd), "more": categorical(more)}
     trials = [
-        trial(n, params={"lr": 0.1 / (n + 1), "odd": odd[n % len(odd)], "more": more[-1 - n % 4 % len(more)]}, space=space)
+        trial(
+            n, params={"lr": 0.1 / (n + 1), "odd": odd[n % len(odd)], "more": more[-1 - n % 4 % len(more)]}, space=space
+        )
         for n in range(12)
     ]
     trials[3].intermediate_values = {0: math.nan, 1: math.inf, 2: 0.5}
