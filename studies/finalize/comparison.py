@@ -137,10 +137,12 @@ def enqueue(
             user_attrs={CANDIDATE: trial.number},
             system_attrs={"fixed_params": trial.params, SEED: seed},
         )
-    # As many failures as trials: a candidate that fails must not end the comparison of the others.
-    count = len(storage.trials(comparison))
-    if now.budget is None or now.budget.trials != count:
+    # As many failures as trials: a candidate that fails must not end the comparison of the others. Counted again after
+    # each change: a command that began beside this one adds trials, and either may overwrite the other's budget.
+    budget = now.budget and now.budget.trials
+    while budget != (count := len(storage.trials(comparison))):
         storage.budgets.extend(comparison, trials=count, max_failures=count)
+        budget = count
     # A worker stopped it when no trial waited; by now some do.
     if now.ended == "stopped" and (missing or now.trials["waiting"]):
         storage.budgets.resume(comparison)

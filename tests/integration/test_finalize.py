@@ -149,6 +149,23 @@ def test_commands_that_begin_together_enqueue_each_pair_once_and_train_the_winne
     assert ends == ["first", "second"]
 
 
+def test_the_budget_has_the_trials_of_a_command_beside_this_one(
+    storage: PostgresStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = study(storage, 1.0, 2.0)
+    extend = storage.budgets.extend
+
+    def extend_after_another_command(*given: Any, **changes: Any) -> None:
+        monkeypatch.undo()
+        compare(storage, record, 2, 3)
+        extend(*given, **changes)
+
+    monkeypatch.setattr(storage.budgets, "extend", extend_after_another_command)
+    compared, _ = compare(storage, record, 2, 2)
+    assert compared.budget is not None
+    assert compared.budget.trials == 6
+
+
 def test_a_failed_seed_takes_no_new_trial_and_a_retry_has_its_seed(storage: PostgresStorage, tmp_path: Path) -> None:
     record = study(storage, 1.0, 2.0)
     broken = True
