@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -49,7 +50,8 @@ class Study(optuna.Study):
     ) -> list[FrozenTrial]:
         if self.subset is None:
             return self.seen(super()._get_trials(deepcopy, states, use_cache), states)
-        chosen = self.subset.of(super()._get_trials(False, None, use_cache))
+        storage: Any = self._storage  # a worker's, which copies no large study for each parameter of each trial
+        chosen = self.subset.of(storage.view(self._study_id))
         trials = [trial for trial in chosen if states is None or trial.state in states]
         return self.seen(copy.deepcopy(trials) if deepcopy else trials, states)
 

@@ -4,41 +4,115 @@ from __future__ import annotations
 
 import math
 from bisect import insort
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.trial import FrozenTrial, TrialState
+
+from studies.search.parzen import ParzenEstimator
 
 #: The best finished trials from which TPE learns: it takes the best tenth of all, at most 25, for the good ones.
 BEST: Final = 100
 #: The newest ones: of the others, TPE gives the older ones less weight.
 NEWEST: Final = 400
-#: Densities that are kept: a good and a bad one for each parameter, of the last trials.
+#: How many fits are kept: parameters that are drawn by themselves have one each, and so have Hyperband's brackets.
 _FITS: Final = 64
 
 
-class TPESampler(optuna.samplers.TPESampler):
-    """Optuna's, but trials that are drawn one after the other from the same finished trials share one."""
+@dataclass(frozen=True, kw_only=True)
+class _Fit:
+    """What finished trials say of some parameters."""
 
-    def _build_parzen_estimator(
-        self,
-        study: optuna.Study,
-        search_space: dict[str, BaseDistribution],
-        trials: list[FrozenTrial],
-        handle_below: bool,
-    ) -> Any:
-        if study._is_multi_objective() or not all(trial.state.is_finished() for trial in trials):
-            return super()._build_parzen_estimator(study, search_space, trials, handle_below)
-        # Finished trials do not change: their numbers say what they are. Of the space its text: choices may be lists.
-        key = (study._study_id, repr(search_space), handle_below, tuple(trial.number for trial in trials))
-        fits: dict[Any, Any] = self.__dict__.setdefault("_fits", {})
-        if key not in fits:
-            if len(fits) >= _FITS:
-                fits.clear()
-            fits[key] = super()._build_parzen_estimator(study, search_space, trials, handle_below)
-        return fits[key]
+    study: int
+    space: str
+    finished: list[FrozenTrial]
+    good: ParzenEstimator
+    bad_numbers: np.ndarray
+    """Of N bad trials: shape (N)."""
+    bad: np.ndarray
+    """Their parameters, as numbers: shape (N, D)."""
+
+
+class TPESampler(optuna.samplers.TPESampler):
+    """Optuna's, but trials that are drawn one after the other from the same finished trials share what those say.
+
+    With one objective its draws are Optuna's, but for rounding.
+    """
+
+    @cached_property
+    def _fits(self) -> deque[_Fit]:
+        return deque(maxlen=_FITS)
+
+    def _sample(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if study._is_multi_objective():
+            return super()._sample(study, trial, search_space)
+        states = (TrialState.COMPLETE, TrialState.PRUNED, *((TrialState.RUNNING,) if self._constant_liar else ()))
+        finished: list[FrozenTrial] = []
+        running: list[FrozenTrial] = []
+        for each in study._get_trials(deepcopy=False, states=states, use_cache=not self._constant_liar):
+            (running if each.state is TrialState.RUNNING else finished).append(each)
+        fit = self._fit(study, search_space, finished)
+        bad = self._bad(study, search_space, fit, [each for each in running if each.number != trial.number])
+        samples = fit.good.sample(self._rng.rng, self._n_ei_candidates)
+        drawn = self._compare(samples, self._compute_acquisition_func(samples, fit.good, bad))
+        return {name: of.to_external_repr(drawn[name]) for name, of in search_space.items()}
+
+    def _fit(self, study: optuna.Study, space: dict[str, BaseDistribution], finished: list[FrozenTrial]) -> _Fit:
+        text = repr(space)  # choices may be lists, which have no hash
+        for fit in self._fits:
+            if fit.study == study._study_id and fit.space == text and fit.finished == finished:
+                return fit
+        good, bad = _split_trials(study, finished, (self._gamma or default_gamma)(len(finished)))
+        _, good_rows = self._rows(study, space, good)
+        bad_numbers, bad_rows = self._rows(study, space, bad)
+        fit = _Fit(
+            study=study._study_id,
+            space=text,
+            finished=finished,
+            good=self._density(space, good_rows),
+            bad_numbers=bad_numbers,
+            bad=bad_rows,
+        )
+        self._fits.appendleft(fit)
+        return fit
+
+    def _bad(
+        self, study: optuna.Study, space: dict[str, BaseDistribution], fit: _Fit, running: list[FrozenTrial]
+    ) -> ParzenEstimator:
+        """The density of the bad trials, to which running ones count, by number: the newest weigh most."""
+        numbers, rows = self._rows(study, space, running)
+        order = np.argsort(np.concatenate([fit.bad_numbers, numbers]), kind="stable")
+        return self._density(space, np.concatenate([fit.bad, rows])[order])
+
+    def _density(self, space: dict[str, BaseDistribution], rows: np.ndarray) -> ParzenEstimator:
+        observations = dict(zip(space, rows.T, strict=True))
+        return ParzenEstimator(observations, space, self._parzen_estimator_parameters)
+
+    def _rows(
+        self, study: optuna.Study, space: dict[str, BaseDistribution], trials: list[FrozenTrial]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the N trials that have all parameters, and those as numbers: shapes (N) and (N, D)."""
+        wanted = space.keys()
+        # Parameters that a trial has drawn but not suggested yet are read from JSON.
+        params = {
+            trial.number: trial.params if wanted <= trial.params.keys() else self._get_params(trial, study)
+            for trial in trials
+        }
+        rows = {
+            number: [of.to_internal_repr(params_of[name]) for name, of in space.items()]
+            for number, params_of in params.items()
+            if wanted <= params_of.keys()
+        }
+        return np.array(list(rows), dtype=int), np.array(list(rows.values()), dtype=float).reshape(-1, len(space))
 
 
 class Subset:
@@ -50,11 +124,13 @@ class Subset:
 
     def __init__(self, *, minimize: bool) -> None:
         self._sign = 1 if minimize else -1
-        self._trials: Sequence[FrozenTrial] = []
-        self._chosen: list[FrozenTrial] = []
-        self._running: set[int] = set()
-        self._finished: set[int] = set()
-        self._newest: list[int] = []  # numbers, ascending
+        self._forget()
+
+    def _forget(self) -> None:
+        self._count = 0  # of the trials that were read
+        self._unfinished: list[int] = []  # numbers, as all that follow; ascending
+        self._newest: list[int] = []  # ascending
+        self._chosen: list[int] = []  # of the finished ones, ascending
         self._best: dict[TrialState, list[tuple[tuple[float, ...], int]]] = {
             TrialState.COMPLETE: [],
             TrialState.PRUNED: [],
@@ -64,29 +140,24 @@ class Subset:
         """The subset of ``trials``, by number; all of a study with no more trials than it has.
 
         Args:
-            trials: all of the study; perhaps as they were before the last call, since Optuna keeps them while it draws.
+            trials: all of the study. Those that were finished at the last call are not looked at: they are for good.
         """
-        if trials == self._trials:
-            return list(self._chosen)
-        changed = [now for before, now in zip(self._trials, trials, strict=False) if before is not now]
-        for trial in [*changed, *trials[len(self._trials) :]]:
-            self._learn(trial)
-        self._trials = trials
-        best = {number for ranked in self._best.values() for _, number in ranked}
-        numbers = {*best, *self._newest, *self._running}
-        self._chosen = [trials[number] for number in sorted(numbers) if number < len(trials)]
-        return list(self._chosen)
+        if len(trials) < self._count:  # a crash of the server has lost the newest
+            self._forget()
+        read = [*(trials[number] for number in self._unfinished), *trials[self._count :]]
+        unfinished = [trial for trial in read if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
+        if len(unfinished) < len(read):
+            for trial in read:
+                if trial.state in self._best:
+                    self._learn(trial)
+            best = {number for ranked in self._best.values() for _, number in ranked}
+            self._chosen = sorted({*best, *self._newest})
+        self._count = len(trials)
+        self._unfinished = [trial.number for trial in unfinished]
+        running = [trial.number for trial in unfinished if trial.state is TrialState.RUNNING]
+        return [trials[number] for number in sorted(self._chosen + running)]
 
     def _learn(self, trial: FrozenTrial) -> None:
-        if trial.number in self._finished:
-            return  # it is for good: what is told now is older
-        if trial.state == TrialState.RUNNING:
-            self._running.add(trial.number)
-        else:
-            self._running.discard(trial.number)
-        if trial.state not in self._best:
-            return
-        self._finished.add(trial.number)
         insort(self._newest, trial.number)
         del self._newest[:-NEWEST]
         ranked = self._best[trial.state]

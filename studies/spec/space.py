@@ -95,9 +95,9 @@ class FloatParameter(_Range):
 
     type: Literal["float"]
 
-    def suggest(self, trial: optuna.trial.Trial, name: str) -> None:
+    def suggest(self, trial: optuna.trial.Trial, name: str) -> Choice:
         """Suggest a value for ``trial``."""
-        trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
         """The distribution of :meth:`suggest`."""
@@ -131,9 +131,9 @@ class IntParameter(_Range):
     step: int = Field(default=1, description="between two values, from low on; high is a whole number of them")
     prior: int | None = Field(default=None, description="a value that you expect to be good; it may be wrong")
 
-    def suggest(self, trial: optuna.trial.Trial, name: str) -> None:
+    def suggest(self, trial: optuna.trial.Trial, name: str) -> Choice:
         """Suggest a value for ``trial``."""
-        trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
+        return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
         """The distribution of :meth:`suggest`."""
@@ -175,9 +175,9 @@ class CategoricalParameter(_Parameter):
             raise ValueError(f"prior = {self.prior!r} is no choice; {nearest(str(self.prior), map(str, self.choices))}")
         return self
 
-    def suggest(self, trial: optuna.trial.Trial, name: str) -> None:
+    def suggest(self, trial: optuna.trial.Trial, name: str) -> Choice:
         """Suggest a value for ``trial``."""
-        trial.suggest_categorical(name, self.choices)
+        return trial.suggest_categorical(name, self.choices)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
         """The distribution of :meth:`suggest`."""

@@ -340,11 +340,12 @@ class StudySpec(Section):
 
     def suggest(self, trial: optuna.trial.Trial) -> None:
         """Sample the space into ``trial.params``, parents first."""
+        params = trial.params  # Optuna copies them for each caller
         for name in suggestion_order(self.space):
             parameter = self.space[name]
             # A trial that was requeued has its parameters, by the space of its first claim.
-            if name not in trial.params and parameter.applies(trial.params):
-                parameter.suggest(trial, name)
+            if name not in params and parameter.applies(params):
+                params[name] = parameter.suggest(trial, name)
 
 
 def check_name(name: str) -> None:

@@ -121,17 +121,20 @@ class KnownTrials:
         """The same, in the study of an own trial."""
         return self.distribution(self._study_of[trial_id], name)
 
-    def last_read(self, study_id: int) -> list[FrozenTrial]:
-        """The trials as last read, without a statement. The caller may change the list."""
-        with self._lock:
-            return self._cache(study_id).select(None)
-
     def read(self, study_id: int, states: Container[TrialState] | None) -> list[FrozenTrial]:
         """The current trials in these states, by number; all for ``None``. The caller may change the list."""
         with self._lock:
-            if time.monotonic() > self._fresh.get(study_id, 0.0):
-                self._refresh(study_id)
-            return self._cache(study_id).select(states)
+            return self._current(study_id).select(states)
+
+    def view(self, study_id: int) -> Sequence[FrozenTrial]:
+        """All current trials, by number. It changes with the trials, and costs no copy of a large study."""
+        with self._lock:
+            return self._current(study_id).trials
+
+    def _current(self, study_id: int) -> TrialCache:
+        if time.monotonic() > self._fresh.get(study_id, 0.0):
+            self._refresh(study_id)
+        return self._cache(study_id)
 
     def ask(self, statement: str, study_id: int, **parameters: Any) -> Rows:
         """Send a statement that returns the trials that changed since the last read, and update the cache.

@@ -282,9 +282,10 @@ class OptunaContract(BaseStorage):
             trials = self._known.read(study_id, states)
         return copy.deepcopy(trials) if deepcopy else trials
 
-    def known_trials(self, study_id: int) -> list[FrozenTrial]:
-        """The trials as last read, without a statement."""
-        return self._known.last_read(study_id)
+    def view(self, study_id: int) -> Sequence[FrozenTrial]:
+        """All trials, by number: a view that changes with them, and that costs no copy of a large study."""
+        with _as_optuna():
+            return self._known.view(study_id)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         row = self.database.row("best", study_id=study_id)

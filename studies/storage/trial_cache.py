@@ -65,7 +65,8 @@ class TrialCache:
         self.is_read = is_read
         self.distributions: dict[str, BaseDistribution] = {}
         """Of each parameter, from the first trial that was read with it."""
-        self._trials: list[FrozenTrial] = []  # by id, which within a study is by number
+        self.trials: list[FrozenTrial] = []
+        """By id, which within a study is by number."""
         self._position: dict[int, int] = {}
         self._stale: set[int] = set()  # to be read again, even if the snapshot shows no change
         self._versions = dict.fromkeys(TrialState, 0)  # how often the trials of each state have changed
@@ -73,7 +74,7 @@ class TrialCache:
         self._lent: dict[frozenset[TrialState] | None, LentList] = {}
 
     def __len__(self) -> int:
-        return len(self._trials)
+        return len(self.trials)
 
     def question(self, own: Collection[int]) -> dict[str, Any]:
         """The parameters of a statement that returns changed trials; ``own`` trials are not asked for."""
@@ -96,11 +97,11 @@ class TrialCache:
         """Store one trial. A new one must have a higher id than all others."""
         position = self._position.get(trial._trial_id)
         if position is None:
-            self._position[trial._trial_id] = len(self._trials)
-            self._trials.append(trial)
+            self._position[trial._trial_id] = len(self.trials)
+            self.trials.append(trial)
         else:
-            self._versions[self._trials[position].state] += 1
-            self._trials[position] = trial
+            self._versions[self.trials[position].state] += 1
+            self.trials[position] = trial
             if None in self._lent:
                 self._lent[None].replace(position, trial)
         self._versions[trial.state] += 1
@@ -110,7 +111,7 @@ class TrialCache:
     def get(self, trial_id: int) -> FrozenTrial | None:
         """The trial as last read."""
         position = self._position.get(trial_id)
-        return None if position is None else self._trials[position]
+        return None if position is None else self.trials[position]
 
     def select(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
         """The trials in these states, by number; all for ``None``. The caller may change the list.
@@ -119,12 +120,12 @@ class TrialCache:
         running trials have changed.
         """
         if states is None:
-            return self._lend(None, self._trials)
+            return self._lend(None, self.trials)
         wanted = frozenset(state for state in TrialState if state in states)
         version = sum(self._versions[state] for state in wanted)
         known = self._selected.get(wanted)
         if known is None or known[0] != version:
-            known = self._selected[wanted] = version, [trial for trial in self._trials if trial.state in wanted]
+            known = self._selected[wanted] = version, [trial for trial in self.trials if trial.state in wanted]
         return self._lend(wanted, known[1])
 
     def _lend(self, key: frozenset[TrialState] | None, trials: list[FrozenTrial]) -> list[FrozenTrial]:

@@ -182,11 +182,8 @@ class ServedStudy:
             self._storage.budgets.stop(self.record, UNREPORTED)
 
     def begin(self, claim: Claim, holder: LeasedTrial) -> Trial:
-        """The claimed trial, with its sampler seeded.
-
-        The sampler reads the trials as of the claim, and those that this worker started in the same claim.
-        """
-        self.optuna._thread_local.cached_all_trials = self._storage.known_trials(claim.study_id)
+        """The claimed trial, with its sampler seeded. The sampler reads all trials anew, if it reads any."""
+        self.optuna._thread_local.cached_all_trials = None
         reseed(self.optuna.sampler, self.spec.seed_of(claim.number))
         return Trial(
             self.optuna,

@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import optuna
+import psycopg2
 
 from studies import PostgresStorage, StudySpec
 from studies.storage.url import StorageURL
@@ -65,30 +66,48 @@ def main() -> None:
     figures = {}
     with postgres(settings.postgres) as url:
         for size in settings.sizes:
+            study = f"of {size}"
+            make_study(url, study, ARMS[settings.arms[0]], size, settings.steps)
             for arm in settings.arms:
-                name = f"{arm} {size}"
-                make_study(url, name, ARMS[arm], size, settings.steps)
-                child = [sys.executable, __file__, "--child", url.sqlalchemy, name]
+                turn_into(url, study, ARMS[arm])
+                child = [sys.executable, __file__, "--child", url.sqlalchemy, study]
                 done = subprocess.run(child, stdout=subprocess.PIPE, check=True, text=True)
-                figures[name] = json.loads(done.stdout)
-                print(f"{name}: {figures[name]}", file=sys.stderr, flush=True)
-                with closing(PostgresStorage(url)) as storage:
-                    storage.delete(storage.find_study(name))
+                figures[f"{arm} {size}"] = json.loads(done.stdout)
+                print(f"{arm} {size}: {figures[f'{arm} {size}']}", file=sys.stderr, flush=True)
+            with closing(PostgresStorage(url)) as storage:
+                storage.delete(storage.find_study(study))
     del settings.child
     report("ask", settings, figures)
 
 
+def spec_of(name: str, how: dict[str, Any]) -> StudySpec:
+    return StudySpec.from_dict(
+        {
+            "name": name,
+            "objective": {"path": "objectives.x:f"},
+            "budget": {"trials": 10**6, "max_failures": 10**6, "epochs": 10**9},
+            "space": SPACE,
+            **how,
+        }
+    )
+
+
 def make_study(url: StorageURL, name: str, how: dict[str, Any], size: int, steps: int) -> None:
-    spec = {
-        "name": name,
-        "objective": {"path": "objectives.x:f"},
-        "budget": {"trials": 10**6, "max_failures": 10**6, "epochs": 10**9},
-        "space": SPACE,
-        **how,
-    }
     with closing(PostgresStorage(url)) as storage:
-        storage.create_study(StudySpec.from_dict(spec))
+        storage.create_study(spec_of(name, how))
     fill(url, size, steps, name)
+
+
+def turn_into(url: StorageURL, name: str, how: dict[str, Any]) -> None:
+    """Change the sampler and the scheduler, which no command does: filling a large study takes minutes."""
+    with closing(psycopg2.connect(**url.libpq)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(
+            """
+            update study_user_attributes set value_json = %s from studies
+            where studies.study_id = study_user_attributes.study_id and study_name = %s and key = 'spec'
+            """,
+            [spec_of(name, how).to_json(), name],
+        )
 
 
 def measure(url: str, name: str) -> dict[str, float]:

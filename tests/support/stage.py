@@ -88,6 +88,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "get_trial_user_attrs": lambda s: s.storage.get_trial_user_attrs(s.claim.trial_id),
     "get_trial_system_attrs": lambda s: s.storage.get_trial_system_attrs(s.claim.trial_id),
     "get_all_trials": lambda s: s.storage.get_all_trials(s.study_id),
+    "view": lambda s: list(s.storage.view(s.study_id)),
     "get_n_trials": lambda s: s.storage.get_n_trials(s.study_id),
     "get_best_trial": lambda s: s.storage.get_best_trial(s.study_id),
     "agree": lambda s: s.storage.agree(s.study_id, "new", UNIT),
@@ -170,7 +171,6 @@ CASES: dict[str, Callable[[Stage], Any]] = {
 SILENT = {
     "check_trial_is_updatable",
     "close",
-    "known_trials",
     "leases.attach",
     "leases.release",
     "remove_session",
