@@ -54,7 +54,7 @@ class Forecast:
         self.proposals: list[dict[str, Any]] = []
         self.evidence: Sequence[Progress] = ()
         self.n_evidence = 0
-        self._seen: list[Progress] = []
+        self._seen: Sequence[Progress] = []
         self._longest = 1
         # Of each trial: its best and its last value, nan before the first; how many; whether it is paused.
         self._tops = np.empty(0)
@@ -78,13 +78,19 @@ class Forecast:
         """How many steps all trials have reported."""
         return int(self._counts.sum())
 
-    def read(self, trials: Sequence[Progress]) -> None:
-        """Take note of what has changed in ``trials``, all those of the study, and in the evidence."""
-        trials = [*self.evidence, *trials]
+    def read(self, trials: Sequence[Progress], changed: Sequence[int] | None = None) -> None:
+        """Take note of what has changed in ``trials``, all those of the study, and in the evidence.
+
+        Args:
+            trials: by number.
+            changed: the places in ``trials`` that may differ from the last call; ``None`` if unknown.
+        """
+        if self.evidence:
+            trials, changed = [*self.evidence, *trials], None
         self.n_evidence = next((place for place, trial in enumerate(trials) if trial.number >= 0), len(trials))
-        # Few trials change between two asks, and those that do are other objects.
-        changed = [i for i, (a, b) in enumerate(zip(self._seen, trials, strict=False)) if a is not b]
-        changed += range(len(self._seen), len(trials))
+        if changed is None:  # those that have changed are other objects
+            changed = [i for i, (a, b) in enumerate(zip(self._seen, trials, strict=False)) if a is not b]
+            changed += range(len(self._seen), len(trials))
         # Rarely there are fewer than before: an interrupted trial that had reported nothing has not begun any more.
         self._tops, self._lasts, self._counts, self._is_paused = (
             np.resize(of, len(trials)) for of in (self._tops, self._lasts, self._counts, self._is_paused)

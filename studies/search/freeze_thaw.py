@@ -45,12 +45,12 @@ class FreezeThaw:
     def __init__(self, *, direction: str, steps: int | None) -> None:
         self.forecast = Forecast(direction=direction, steps=steps)
 
-    def choose(self, trials: Sequence[Progress], count: int) -> list[Choice]:
+    def choose(self, trials: Sequence[Progress], count: int, changed: Sequence[int] | None = None) -> list[Choice]:
         """See :class:`studies.search.scheduler.Scheduler`."""
         forecast = self.forecast
         if forecast.steps is None:
             forecast.steps = max((max(t.values) for t in trials if t.state == "complete" and t.values), default=None)
-        forecast.read(trials)
+        forecast.read(trials, changed)
         forecast.proposals = []
         starters = (
             count if forecast.n_reported < 2 else min(count, max(0, STARTERS - forecast.n_evidence - len(trials)))

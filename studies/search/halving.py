@@ -69,9 +69,9 @@ class Halving:
         self._reached: list[list[Rank]] = [[] for _ in found]  # all trials with a value at a rung, the best first
         self._paused: list[list[Rank]] = [[] for _ in found]  # those that are paused there
 
-    def choose(self, trials: Sequence[Progress], count: int) -> list[Choice]:
+    def choose(self, trials: Sequence[Progress], count: int, changed: Sequence[int] | None = None) -> list[Choice]:
         """See :class:`studies.search.scheduler.Scheduler`."""
-        self._learn(trials)
+        self._learn(trials if changed is None else [trials[place] for place in changed])
         choices: list[Choice] = []
         for place in reversed(range(len(self._rungs))):
             reached = self._reached[place]

@@ -40,12 +40,13 @@ class Choice:
 class Scheduler(Protocol):
     """Decides which trials continue."""
 
-    def choose(self, trials: Sequence[Progress], count: int) -> list[Choice]:
+    def choose(self, trials: Sequence[Progress], count: int, changed: Sequence[int] | None = None) -> list[Choice]:
         """What ``count`` free slots train next, the most urgent first.
 
         Args:
             trials: all those of the study, by number.
             count: at least 1.
+            changed: the places in ``trials`` that may differ from the last call, ascending; ``None`` if unknown.
 
         Returns:
             ``count`` choices of different trials, and perhaps more: those take the slots of new trials for which the

@@ -37,6 +37,7 @@ class Study(optuna.Study):
     subset: Subset | None = None
     evidence: Sequence[FrozenTrial] = ()
     space: Mapping[str, BaseDistribution] | None = None
+    _since = 0  # when the subset was chosen, as the storage has it
 
     @property
     def direction(self) -> StudyDirection:
@@ -51,7 +52,8 @@ class Study(optuna.Study):
         if self.subset is None:
             return self.seen(super()._get_trials(deepcopy, states, use_cache), states)
         storage: Any = self._storage  # a worker's, which copies no large study for each parameter of each trial
-        chosen = self.subset.of(storage.view(self._study_id))
+        seen, changed, self._since = storage.changes(self._study_id, self._since)
+        chosen = self.subset.of(seen, changed)
         trials = [trial for trial in chosen if states is None or trial.state in states]
         return self.seen(copy.deepcopy(trials) if deepcopy else trials, states)
 

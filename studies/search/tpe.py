@@ -127,37 +127,41 @@ class Subset:
         self._forget()
 
     def _forget(self) -> None:
-        self._count = 0  # of the trials that were read
-        self._unfinished: list[int] = []  # numbers, as all that follow; ascending
+        self._final: set[int] = set()  # numbers, as all that follow
+        self._running: set[int] = set()
         self._newest: list[int] = []  # ascending
-        self._chosen: list[int] = []  # of the finished ones, ascending
         self._best: dict[TrialState, list[tuple[tuple[float, ...], int]]] = {
             TrialState.COMPLETE: [],
             TrialState.PRUNED: [],
         }
+        self._chosen: list[FrozenTrial] = []
 
-    def of(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    def of(self, trials: Sequence[FrozenTrial], changed: Sequence[int]) -> list[FrozenTrial]:
         """The subset of ``trials``, by number; all of a study with no more trials than it has.
 
         Args:
-            trials: all of the study. Those that were finished at the last call are not looked at: they are for good.
+            trials: all of the study.
+            changed: the numbers of those that may differ from the last call.
         """
-        if len(trials) < self._count:  # a crash of the server has lost the newest
+        if len(changed) == len(trials):  # at first; and after a crash of the server, which may have lost the newest
             self._forget()
-        read = [*(trials[number] for number in self._unfinished), *trials[self._count :]]
-        unfinished = [trial for trial in read if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
-        if len(unfinished) < len(read):
-            for trial in read:
-                if trial.state in self._best:
-                    self._learn(trial)
+        for number in changed:
+            self._learn(trials[number])
+        if changed:
             best = {number for ranked in self._best.values() for _, number in ranked}
-            self._chosen = sorted({*best, *self._newest})
-        self._count = len(trials)
-        self._unfinished = [trial.number for trial in unfinished]
-        running = [trial.number for trial in unfinished if trial.state is TrialState.RUNNING]
-        return [trials[number] for number in sorted(self._chosen + running)]
+            self._chosen = [trials[number] for number in sorted({*best, *self._newest, *self._running})]
+        return list(self._chosen)
 
     def _learn(self, trial: FrozenTrial) -> None:
+        if trial.number in self._final:
+            return
+        if trial.state == TrialState.RUNNING:
+            self._running.add(trial.number)
+        else:
+            self._running.discard(trial.number)
+        if trial.state not in self._best:
+            return
+        self._final.add(trial.number)
         insort(self._newest, trial.number)
         del self._newest[:-NEWEST]
         ranked = self._best[trial.state]

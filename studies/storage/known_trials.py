@@ -126,10 +126,20 @@ class KnownTrials:
         with self._lock:
             return self._current(study_id).select(states)
 
-    def view(self, study_id: int) -> Sequence[FrozenTrial]:
-        """All current trials, by number. It changes with the trials, and costs no copy of a large study."""
+    def changes(self, study_id: int, since: int) -> tuple[Sequence[FrozenTrial], Sequence[int], int]:
+        """The current trials of a study, and what has changed after an earlier call. No copy, no walk over all trials.
+
+        Args:
+            study_id: of the study.
+            since: what the earlier call returned last; 0 for all trials.
+
+        Returns:
+            All trials, by number: a view that changes with them. The places of those that changed, ascending. The
+            ``since`` of the next call.
+        """
         with self._lock:
-            return self._current(study_id).trials
+            cache = self._current(study_id)
+            return cache.trials, *cache.changes(since)
 
     def _current(self, study_id: int) -> TrialCache:
         if time.monotonic() > self._fresh.get(study_id, 0.0):

@@ -282,10 +282,10 @@ class OptunaContract(BaseStorage):
             trials = self._known.read(study_id, states)
         return copy.deepcopy(trials) if deepcopy else trials
 
-    def view(self, study_id: int) -> Sequence[FrozenTrial]:
-        """All trials, by number: a view that changes with them, and that costs no copy of a large study."""
+    def changes(self, study_id: int, since: int) -> tuple[Sequence[FrozenTrial], Sequence[int], int]:
+        """All trials and what has changed: see :meth:`studies.storage.known_trials.KnownTrials.changes`."""
         with _as_optuna():
-            return self._known.view(study_id)
+            return self._known.changes(study_id, since)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         row = self.database.row("best", study_id=study_id)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from itertools import count, takewhile
 from sys import getrefcount
 from typing import Any, Final
 
@@ -48,6 +49,10 @@ _UNREFERENCED: Final = _take([[]])[1]
 """The count of :func:`_take` without other references. It differs between versions of Python."""
 
 
+_CLOCK: Final = count(1)
+"""One for all caches: what changed since an earlier one of the study is all of this one."""
+
+
 class TrialCache:
     """The trials of one study, as of the last read. Not thread-safe: its owner locks.
 
@@ -72,6 +77,9 @@ class TrialCache:
         self._versions = dict.fromkeys(TrialState, 0)  # how often the trials of each state have changed
         self._selected: dict[frozenset[TrialState], tuple[int, list[FrozenTrial]]] = {}
         self._lent: dict[frozenset[TrialState] | None, LentList] = {}
+        # The positions of trials that changed, the newest last, each with when: on a clock that counts the changes.
+        self._changed: dict[int, int] = {}
+        self._began = next(_CLOCK)
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -92,12 +100,14 @@ class TrialCache:
         """Store a page of the first read."""
         for trial in trials:
             self.put(own.get(trial._trial_id, trial))
+        self._changed.clear()
+        self._began = next(_CLOCK)
 
     def put(self, trial: FrozenTrial) -> None:
         """Store one trial. A new one must have a higher id than all others."""
         position = self._position.get(trial._trial_id)
         if position is None:
-            self._position[trial._trial_id] = len(self.trials)
+            position = self._position[trial._trial_id] = len(self.trials)
             self.trials.append(trial)
         else:
             self._versions[self.trials[position].state] += 1
@@ -105,6 +115,8 @@ class TrialCache:
             if None in self._lent:
                 self._lent[None].replace(position, trial)
         self._versions[trial.state] += 1
+        self._changed.pop(position, None)
+        self._changed[position] = next(_CLOCK)
         for name, distribution in trial.distributions.items():
             self.distributions.setdefault(name, distribution)
 
@@ -112,6 +124,14 @@ class TrialCache:
         """The trial as last read."""
         position = self._position.get(trial_id)
         return None if position is None else self.trials[position]
+
+    def changes(self, since: int) -> tuple[Sequence[int], int]:
+        """The positions of the trials that changed ``since``, ascending, and what the clock says now."""
+        now = next(_CLOCK)
+        if since < self._began:
+            return range(len(self.trials)), now
+        newest = takewhile(lambda position: self._changed[position] > since, reversed(self._changed))
+        return sorted(newest), now
 
     def select(self, states: Container[TrialState] | None) -> list[FrozenTrial]:
         """The trials in these states, by number; all for ``None``. The caller may change the list.

@@ -32,22 +32,27 @@ class Planner:
         self._storage = storage
         self._record = record
         self._scheduler = scheduler
-        self._trials: list[FrozenTrial] = []
+        self._since = 0  # when the trials were read, as the storage has it
         self._progress: list[Progress | None] = []  # of each trial; None before it begins
+        self._unbegun: set[int] = set()  # their places
         # An enqueued trial trains as far as the first one of a study.
         self._fresh = scheduler.choose([], 1)[0].until
 
     def plan(self, count: int) -> Plan:
         """What to train next in ``count`` slots, by the trials as they are now: one statement."""
-        trials = self._storage.trials(self._record)
-        # Of a large study few trials have changed since the last choice.
-        for place, (before, now) in enumerate(zip(self._trials, trials, strict=False)):
-            if before is not now:
-                self._progress[place] = progress_of(now)
-        self._progress += map(progress_of, trials[len(self._trials) :])
-        self._trials = trials
+        # Of a large study few trials have changed since the last choice, and a walk over all takes longer than it.
+        trials, changed, self._since = self._storage.changes(self._record.study_id, self._since)
+        was_whole = not self._unbegun
+        del self._progress[len(trials) :]  # a crash of the server has lost the newest
+        for place in changed:
+            progress = progress_of(trials[place])
+            self._progress[place : place + 1] = [progress]
+            (self._unbegun.discard if progress else self._unbegun.add)(place)
+        self._unbegun = {place for place in self._unbegun if place < len(self._progress)}
         begun = [progress for progress in self._progress if progress is not None]
-        return Plan(choices=self._scheduler.choose(begun, count), fresh=self._fresh)
+        is_whole = was_whole and not self._unbegun
+        choices = self._scheduler.choose(begun, count, changed if is_whole else None)
+        return Plan(choices=choices, fresh=self._fresh)
 
 
 def progress_of(trial: FrozenTrial) -> Progress | None:

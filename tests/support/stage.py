@@ -88,7 +88,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "get_trial_user_attrs": lambda s: s.storage.get_trial_user_attrs(s.claim.trial_id),
     "get_trial_system_attrs": lambda s: s.storage.get_trial_system_attrs(s.claim.trial_id),
     "get_all_trials": lambda s: s.storage.get_all_trials(s.study_id),
-    "view": lambda s: list(s.storage.view(s.study_id)),
+    "changes": lambda s: [list(part) for part in s.storage.changes(s.study_id, 0)[:2]],
     "get_n_trials": lambda s: s.storage.get_n_trials(s.study_id),
     "get_best_trial": lambda s: s.storage.get_best_trial(s.study_id),
     "agree": lambda s: s.storage.agree(s.study_id, "new", UNIT),

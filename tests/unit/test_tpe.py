@@ -42,8 +42,8 @@ def test_a_large_study_is_its_best_its_newest_and_its_running_trials(minimize: b
     trials += [trial(2000 + i, TrialState.PRUNED, sign * 1.0, steps=i % 7) for i in range(1000)]
     trials += [trial(3000, TrialState.RUNNING, 0.0), trial(3001, TrialState.WAITING, 0.0)]
     subset = Subset(minimize=minimize)
-    subset.of(trials[:500])
-    chosen = [each.number for each in subset.of(trials)]
+    subset.of(trials[:500], range(500))
+    chosen = [each.number for each in subset.of(trials, [*range(490, len(trials))])]
     assert chosen == sorted(chosen)
     assert {*range(BEST // 2), *range(1000, 1000 + BEST // 2)} <= set(chosen)
     assert {*range(3000 - NEWEST, 3001)} <= set(chosen)
@@ -51,23 +51,23 @@ def test_a_large_study_is_its_best_its_newest_and_its_running_trials(minimize: b
     assert {(number - 2000) % 7 for number in farthest} == {6}
     assert len(chosen) <= 2 * BEST + NEWEST + 1
     # As a worker that sees all of it at once.
-    assert [each.number for each in Subset(minimize=minimize).of(trials)] == chosen
+    assert [each.number for each in Subset(minimize=minimize).of(trials, range(len(trials)))] == chosen
     ended = [*trials[:3000], trial(3000, TrialState.FAIL, 0.0), trials[3001]]
-    assert 3000 not in [each.number for each in subset.of(ended)]
+    assert 3000 not in [each.number for each in subset.of(ended, [3000])]
 
 
 def test_a_small_study_is_seen_whole() -> None:
     trials = [trial(i, TrialState.COMPLETE, float(i)) for i in range(NEWEST)]
-    assert Subset(minimize=True).of(trials) == trials
+    assert Subset(minimize=True).of(trials, range(NEWEST)) == trials
 
 
 def test_trials_that_a_crash_lost_are_forgotten() -> None:
     trials = [trial(n, TrialState.COMPLETE, n) for n in range(9)]
     subset = Subset(minimize=True)
-    assert subset.of(trials) == trials
+    assert subset.of(trials, range(9)) == trials
     left = [*trials[:4], trial(4, TrialState.RUNNING, 0.0)]
-    assert subset.of(left) == left
-    assert subset.of(trials) == trials
+    assert subset.of(left, range(5)) == left
+    assert subset.of(trials, range(4, 9)) == trials
 
 
 SPACES: dict[str, dict[str, BaseDistribution]] = {

@@ -1,4 +1,4 @@
-"""Lists of trials that callers may do with as they like."""
+"""Lists of trials that callers may do with as they like, and which trials have changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from optuna.trial import FrozenTrial, create_trial
 
-from studies.storage.trial_cache import LentList
+from studies.storage.trial_cache import LentList, TrialCache
 
 TRIALS = [create_trial(value=float(value)) for value in range(5)]
 
@@ -45,3 +45,28 @@ def test_a_changed_trial_takes_the_place_of_the_old_one() -> None:
     changed = lists.of([*TRIALS[:2], new, *TRIALS[3:]])
     assert id(changed) == first
     assert changed[2] is new
+
+
+def test_changes_are_those_since_an_earlier_call() -> None:
+    cache = TrialCache()
+    cache.load(map(numbered, range(5)), {})
+    places, then = cache.changes(0)
+    assert list(places) == [0, 1, 2, 3, 4]
+    assert cache.changes(then)[0] == []
+    for number in (3, 5, 1, 3):
+        cache.put(numbered(number))
+    places, now = cache.changes(then)
+    assert places == [1, 3, 5]
+    cache.put(numbered(0))
+    assert cache.changes(now)[0] == [0]
+    assert cache.changes(then)[0] == [0, 1, 3, 5]
+    # After a lost connection, all is read anew.
+    again = TrialCache()
+    again.load(map(numbered, range(4)), {})
+    assert list(again.changes(now)[0]) == [0, 1, 2, 3]
+
+
+def numbered(number: int) -> FrozenTrial:
+    trial = create_trial(value=0.0)
+    trial.number = trial._trial_id = number
+    return trial
