@@ -93,7 +93,7 @@ class Forecast:
             changed += range(len(self._seen), len(trials))
         # Rarely there are fewer than before: an interrupted trial that had reported nothing has not begun any more.
         self._tops, self._lasts, self._counts, self._is_paused = (
-            np.resize(of, len(trials)) for of in (self._tops, self._lasts, self._counts, self._is_paused)
+            _resized(of, len(trials)) for of in (self._tops, self._lasts, self._counts, self._is_paused)
         )
         for i in changed:
             self._tops[i], self._lasts[i] = self._summary(trials[i])
@@ -248,6 +248,13 @@ class Forecast:
     def params(self, point: np.ndarray) -> dict[str, Any]:
         """The configuration at a place: shape (D)."""
         return self._space.params(point)
+
+
+def _resized(of: np.ndarray, size: int) -> np.ndarray:
+    """``of``, cut off or with zeros at the end. :func:`numpy.resize` copies all of it several times."""
+    resized = np.zeros(size, of.dtype)
+    resized[: len(of)] = of[:size]
+    return resized
 
 
 def _thinned(values: Mapping[int, float]) -> dict[int, float]:
