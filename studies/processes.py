@@ -17,12 +17,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from studies.errors import described
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+#: Seconds until the last events of a child that has ended are read, which say why. A busy machine takes its time, and
+#: only a forked grandchild holds their pipe open.
+EVENTS: Final = 10.0
+#: Seconds for its last output. Any grandchild that is still there holds that pipe open.
+OUTPUT: Final = 1.0
 
 
 class Child:
@@ -94,8 +101,8 @@ class Child:
             subprocess.TimeoutExpired: it runs longer than ``timeout`` seconds.
         """
         status = self.popen.wait(timeout)
-        for reader in self._readers:
-            reader.join(timeout=1)  # a grandchild may hold the pipe open
+        for reader, seconds in zip(self._readers, (EVENTS, OUTPUT), strict=True):
+            reader.join(timeout=seconds)
         for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
             assert pipe is not None
             with suppress(BrokenPipeError):  # a line is still buffered that the child never read

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ from tests.support.postgres import DEBIAN_15, SCRATCH, start_postgres
 ROOT = Path(__file__).parents[1]
 
 gc.disable()  # All modules are about to be imported: a quarter of that time would go into collections without garbage.
+
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and every command that a test interrupts would
+# inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -140,9 +140,12 @@ class Supervisor:
             try:
                 event = first.events.get(timeout=0.2)
             except Empty:
-                if first.popen.poll() is None or not first.events.empty():
+                if first.popen.poll() is None:
                     continue
-                raise WorkerError(f"worker 0 ended with status {first.popen.returncode} while it started") from None
+                status = first.wait()  # what it said last may not have been read yet
+                if not first.events.empty():
+                    continue
+                raise WorkerError(f"worker 0 ended with status {status} while it started") from None
             if event["event"] == "ready":
                 self.slots, self.directions, self.steps = event["slots"], event["directions"], event["steps"]
                 self.environments = event["environments"]

@@ -1,17 +1,25 @@
-"""The lines that processes read, as a parent that runs since before an upgrade sends them."""
+"""The lines that processes read, as a parent that runs since before an upgrade sends them, and those that they send."""
 
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
+from studies import StudySpec
+from studies.errors import ObjectiveError
 from studies.mirror import process as mirror
+from studies.processes import Child
 from studies.serve import process as site
 from studies.serve.guard import Access
 from studies.worker import process as worker
+from studies.worker.devices import Device
+from studies.worker.supervisor import Supervisor
 
 #: Of the layout in which the mirror lay in ``studies.tracking`` and the sites in ``studies.sites``.
 OLD_WORKER = (
@@ -46,3 +54,29 @@ def test_a_mirror_and_a_site_read_the_line_of_an_older_parent(line: str, read: A
     assert json.loads(json.dumps(asdict(read(**told)))) == told
     if access := told.get("access"):
         assert Access(**access).admin_password == "word"
+
+
+def test_why_a_worker_does_not_start_is_said_however_late_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Child._read_events
+
+    def read_late(child: Child, pipe: IO[str]) -> None:
+        child.popen.wait()
+        time.sleep(0.5)
+        read(child, pipe)
+
+    monkeypatch.setattr(Child, "_read_events", read_late)
+    spec = StudySpec.from_dict({"name": "s", "objective": {"path": "objectives.mlp:nothing"}})
+    supervisor = Supervisor(
+        [(spec, 1.0)],
+        [Device(label="cpu", torch="cpu")],
+        scripts={},
+        allow=[],
+        data_dir=tmp_path,
+        results=tmp_path,
+        environment=os.environ,
+        output=print,
+    )
+    with supervisor, pytest.raises(ObjectiveError, match="has no 'nothing'"):
+        supervisor.wait_until_ready()
