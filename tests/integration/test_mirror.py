@@ -168,6 +168,7 @@ def test_failures_and_prunings_have_their_reasons(
     assert "reason" not in runs[0].data.tags
 
 
+@pytest.mark.first
 class TestKilledMirrors:
     """A class of its own: ``--dist loadscope`` runs it beside the other tests."""
 
@@ -215,6 +216,7 @@ class TestKilledMirrors:
         assert_same(storage, record, client)
 
 
+@pytest.mark.first
 class TestMirrorsAtOnce:
     """A class of its own: ``--dist loadscope`` runs it beside the other tests."""
 

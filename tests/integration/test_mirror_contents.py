@@ -282,6 +282,7 @@ def poisoned(storage: PostgresStorage, name: str, numbers: tuple[int, ...] = (1,
     return record
 
 
+@pytest.mark.first
 @pytest.mark.usefixtures("refusing")
 class TestRefused:
     """A class of its own: ``--dist loadscope`` runs it beside the other tests."""
