@@ -85,9 +85,8 @@ def _terminals(browser: Browser, folder: Path, environment: dict[str, str]) -> N
     run.print(f"  ⋮\n{STUDY}: 40 of 40 trials done ({end}", end="", highlight=False)
     best = [COMMAND, "best", STUDY, "--format", "args"]
     said = subprocess.run(best, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
-    run.print(
-        f"$ studyhall {' '.join(best[1:])}\n{said}", highlight=False
-    )  # and an empty line, as the last one is cut off
+    # With an empty line at the end: the picture cuts off the underscores of its last one.
+    run.print(f"$ studyhall {' '.join(best[1:])}\n{said}", highlight=False)
     for name, console in (("run", run), ("watch", watch)):
         drawn = folder / f"{name}.svg"
         console.save_svg(str(drawn), title=f"studyhall {name} {STUDY}")

@@ -34,7 +34,7 @@ class Planner:
         self._scheduler = scheduler
         self._since = 0  # when the trials were read, as the storage has it
         self._progress: list[Progress | None] = []  # of each trial; None before it begins
-        self._unbegun: set[int] = set()  # their places
+        self._have_all_begun = True
         # An enqueued trial trains as far as the first one of a study.
         self._fresh = scheduler.choose([], 1)[0].until
 
@@ -42,16 +42,14 @@ class Planner:
         """What to train next in ``count`` slots, by the trials as they are now: one statement."""
         # Of a large study few trials have changed since the last choice, and a walk over all takes longer than it.
         trials, changed, self._since = self._storage.changes(self._record.study_id, self._since)
-        was_whole = not self._unbegun
         del self._progress[len(trials) :]  # a crash of the server has lost the newest
         for place in changed:
-            progress = progress_of(trials[place])
-            self._progress[place : place + 1] = [progress]
-            (self._unbegun.discard if progress else self._unbegun.add)(place)
-        self._unbegun = {place for place in self._unbegun if place < len(self._progress)}
+            self._progress[place : place + 1] = [progress_of(trials[place])]
         begun = [progress for progress in self._progress if progress is not None]
-        is_whole = was_whole and not self._unbegun
-        choices = self._scheduler.choose(begun, count, changed if is_whole else None)
+        had_all_begun, self._have_all_begun = self._have_all_begun, len(begun) == len(self._progress)
+        # The scheduler gets those that have begun: their places are those of all trials only where none is missing.
+        known = changed if had_all_begun and self._have_all_begun else None
+        choices = self._scheduler.choose(begun, count, known)
         return Plan(choices=choices, fresh=self._fresh)
 
 
