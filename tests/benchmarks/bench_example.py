@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import psycopg2
+from optuna.storages import RDBStorage
 
 from studies.storage.url import StorageURL
 from tests.benchmarks.arms import in_turns, options, postgres, report
@@ -177,6 +178,7 @@ def _example(folder: Path, trials: int) -> dict[str, float]:
 
 def _two_processes(folder: Path, trials: int, url: StorageURL) -> dict[str, float]:
     own = _own_database(url)
+    RDBStorage(own.sqlalchemy).engine.dispose()  # two that make the tables at once: one of them fails
     command = [sys.executable, "example.py", str(trials), own.sqlalchemy, "1"]
     return _per_hour(trials, [command, command], folder)
 

@@ -63,7 +63,7 @@ class Results:
                 method,
                 workers=workers,
                 seed=seed,
-                epochs=BUDGETS[-1] / 52 * task.steps if workers == 1 else math.inf,
+                epochs=method.reach * BUDGETS[-1] / 52 * task.steps if workers == 1 else math.inf,
                 seconds=math.inf if workers == 1 else TIMES[workers][-1] * task.full_seconds,
             )
             self._done[key] = history.rounded()
@@ -109,11 +109,12 @@ def by_time(found: Histories, method: str, names: Sequence[str], times: Sequence
     }
 
 
-def epochs_to(found: Histories, method: str, names: Sequence[str], regret: float) -> float:
-    """Mean over tasks of the median epochs until that regret; a run that did not reach it counts the largest budget."""
+def epochs_to(found: Histories, method: Method, names: Sequence[str], regret: float) -> float:
+    """Mean over tasks of the median epochs until that regret; a run that did not reach it counts what it trained."""
+    end = method.reach * BUDGETS[-1]
     return statistics.fmean(
         statistics.median(
-            min(BUDGETS[-1], history.epochs_to(regret) * 52 / tasks.task(name).steps) for history in found[method][name]
+            min(end, history.epochs_to(regret) * 52 / tasks.task(name).steps) for history in found[method.name][name]
         )
         for name in names
     )
@@ -161,7 +162,9 @@ def summary(found: Histories, names: Sequence[str], *, workers: int, seeds: int)
             )
             for method in found
         },
-        "epochs_to_5_percent": {method: round(epochs_to(found, method, names, 0.05)) for method in found},
+        "epochs_to_5_percent": {
+            method.name: round(epochs_to(found, method, names, 0.05)) for method in METHODS if method.name in found
+        },
         "rank": _rounded(ranked),
         "critical_difference": round(critical, 3),
         "ask_ms": {

@@ -7,13 +7,13 @@ One H200, PyTorch 2.11, 2026-11-27, medians of 5, milliseconds per step and tria
 
 | depth x width | one at a time, autograd | 1 slot | 8 slots | 32 slots | 128 slots |
 |---|---|---|---|---|---|
-| 1 x 64  | 1.19 | 0.557 | 0.073 | 0.018 | 0.0049 |
-| 2 x 128 | 1.63 | 0.719 | 0.089 | 0.022 | 0.0086 |
-| 2 x 256 | 1.77 | 0.933 | 0.108 | 0.029 | 0.016 |
+| 1 x 64  | 1.25 | 0.429 | 0.052 | 0.0093 | 0.0043 |
+| 2 x 128 | 1.65 | 0.655 | 0.078 | 0.020 | 0.0085 |
+| 2 x 256 | 1.67 | 0.694 | 0.083 | 0.021 | 0.016 |
 
-Tried and not used, the same day: a step as a CUDA graph takes 0.21 instead of 0.47 ms for 32 slots of 1 x 64, 0.59
-instead of 0.81 of 2 x 256, and no less for 128 slots: more slots hide the launches as well. TF32 takes a tenth off a
-graph, and nothing off a step that waits for launches.
+Tried and not used, when a step of one slot of 1 x 64 still took 0.557 ms: a step as a CUDA graph takes 0.21 instead of
+0.47 ms for 32 slots of 1 x 64, 0.59 instead of 0.81 of 2 x 256, and no less for 128 slots: more slots hide the launches
+as well. TF32 takes a tenth off a graph, and nothing off a step that waits for launches.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class OneEpochThenTop:
 
 
 STOCK: Final[Sequence[Method]] = (
-    Method(name="random", sampler=_random),
-    Method(name="TPE", sampler=_tpe),
+    Method(name="random", sampler=_random, reach=10),
+    Method(name="TPE", sampler=_tpe, reach=2),
     Method(
         name="TPE + Hyperband",
         sampler=_tpe,

@@ -25,12 +25,17 @@ from tests.benchmarks.search.tasks import Curve, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A sampler with a pruner, or with a scheduler; each made for a task and a seed."""
+    """A sampler with a pruner, or with a scheduler; each made for a task and a seed.
+
+    Attributes:
+        reach: how many times the largest budget of epochs one worker trains, to see when a slow method comes to 5 %.
+    """
 
     name: str
     sampler: Callable[[Task, int], optuna.samplers.BaseSampler]
     pruner: Callable[[Task], optuna.pruners.BasePruner] | None = None
     scheduler: Callable[[Task, int], Scheduler] | None = None
+    reach: int = 1
 
 
 @dataclass

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.search.table
 
 1,000 random configurations × 27 epochs × 2 seeds, on the data set ``digits`` and on 5,000 images of
-MNIST; the validation accuracy of each epoch, in ten-thousandths. A core needs two hours. Every 20 configurations are
-written: the command goes on where it was interrupted.
+MNIST; the validation accuracy of each epoch, in ten-thousandths. A core needs two hours, a GPU (``--device cuda``)
+minutes. Every ``--chunk`` configurations are written: the command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from objectives.pool import Report, Result
 from tests.benchmarks.search.tasks import DATA, MLP_SPACE, MLP_TABLE, at
 from tests.benchmarks.search.tasks import MLP_CONFIGS as CONFIGS
 
-EPOCHS, SEEDS, CHUNK = 27, 2, 20
+EPOCHS, SEEDS = 27, 2
 #: What an epoch that a diverged training no longer had counts as.
 DIVERGED: Final = 0
 DATA_SETS: Final = ("digits", "mnist5000")
@@ -40,7 +40,7 @@ class _Trial:
     place: int
     params: dict[str, Any]
     seed: int
-    device: str = "cpu"
+    device: str
     stop_requested = False
     Interrupted = KeyboardInterrupt
 
@@ -57,8 +57,10 @@ class _Trial:
 class _Source:
     """Trials for a pool, and the curves that it reports: shape (configurations, seeds, epochs)."""
 
-    def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
-        self._left = [_Trial(i, dict(config), seed) for i, config in enumerate(configs) for seed in range(SEEDS)]
+    def __init__(self, configs: Sequence[Mapping[str, Any]], device: str) -> None:
+        self._left = [
+            _Trial(i, dict(config), seed, device) for i, config in enumerate(configs) for seed in range(SEEDS)
+        ]
         self.curves = np.full((len(configs), SEEDS, EPOCHS), DIVERGED, dtype=np.uint16)
 
     @property
@@ -98,7 +100,11 @@ def _write(arrays: Mapping[str, np.ndarray], configs: Sequence[Mapping[str, Any]
 
 def main() -> None:
     """Train what is missing of the table."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="PyTorch's name (default: %(default)s)")
+    parser.add_argument("--slots", type=int, help="trials side by side (default: as the device suits)")
+    parser.add_argument("--chunk", type=int, default=20, help="configurations between two writes (default: %(default)s)")
+    settings = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     configs = [{name: at(of, rng.random()) for name, of in MLP_SPACE.items()} for _ in range(CONFIGS)]
@@ -109,11 +115,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in DATA_SETS:
             dataset = "digits" if name == "digits" else str(_mnist5000(Path(folder)))
-            objective = MLP(dataset, epochs=EPOCHS, data_dir=DATA)
+            objective = MLP(dataset, epochs=EPOCHS, data_dir=folder)
             done = arrays.get(name, np.empty((0, SEEDS, EPOCHS), dtype=np.uint16))
             while len(done) < CONFIGS:
-                source = _Source(configs[len(done) : len(done) + CHUNK])
-                objective.train(source)
+                source = _Source(configs[len(done) : len(done) + settings.chunk], settings.device)
+                objective.train(source, settings.slots, device=settings.device)
                 done = np.concatenate([done, source.curves])
                 _write({**arrays, name: done}, configs)
                 print(f"{name}: {len(done)} of {CONFIGS}", file=sys.stderr, flush=True)
