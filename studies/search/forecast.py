@@ -55,6 +55,7 @@ class Forecast:
         self.evidence: Sequence[Progress] = ()
         self.n_evidence = 0
         self._seen: Sequence[Progress] = []
+        self._compared: list[Progress] = []  # what was read last, where the caller does not know what has changed
         self._longest = 1
         # Of each trial: its best and its last value, nan before the first; how many; whether it is paused.
         self._tops = np.empty(0)
@@ -88,9 +89,12 @@ class Forecast:
         if self.evidence:
             trials, changed = [*self.evidence, *trials], None
         self.n_evidence = next((place for place, trial in enumerate(trials) if trial.number >= 0), len(trials))
-        if changed is None:  # those that have changed are other objects
-            changed = [i for i, (a, b) in enumerate(zip(self._seen, trials, strict=False)) if a is not b]
-            changed += range(len(self._seen), len(trials))
+        if changed is None:  # those that have changed are other objects, perhaps in the same list
+            before, self._compared = self._compared, list(trials)
+            changed = [i for i, (a, b) in enumerate(zip(before, trials, strict=False)) if a is not b]
+            changed += range(len(before), len(trials))
+        else:
+            self._compared = []
         # Rarely there are fewer than before: an interrupted trial that had reported nothing has not begun any more.
         self._tops, self._lasts, self._counts, self._is_paused = (
             _resized(of, len(trials)) for of in (self._tops, self._lasts, self._counts, self._is_paused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from studies import StudySpec
 from studies.errors import SpecError
 from studies.search.curve_sampler import CurveSampler, inform, progress_of
 from studies.search.freeze_thaw import STARTERS, FreezeThaw
+from studies.search.scheduler import Progress
 from studies.search.study import evidence_of
 from studies.search.unit_cube import UnitCube
 
@@ -158,6 +160,42 @@ def test_evidence_takes_the_place_of_the_first_random_trials() -> None:
     study = optuna.create_study(direction="maximize", sampler=sampler)
     trial = study.ask(dict(SPACE))
     assert value(trial.params, STEPS) > np.quantile(ends, 0.9)
+
+
+def test_without_a_scheduler_the_sampler_learns_from_complete_trials() -> None:
+    sampler = CurveSampler(seed=1)
+    sampler.space = SPACE
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for _ in range(30):
+        trial = study.ask(dict(SPACE))
+        study.tell(trial, value(trial.params, STEPS))
+
+    later = [trial.value or 0.0 for trial in study.trials[20:]]
+
+    assert np.median(later) > 0.95 * value({"x": 0.8, "rate": 0.01, "kind": "b"}, STEPS)  # random ones: 0.74 of it
+
+
+def test_a_change_is_seen_whether_the_list_is_new_or_the_same() -> None:
+    def with_a_step_more(trial: Progress) -> Progress:
+        return replace(trial, values={**trial.values, STEPS + 1: 1.0})
+
+    study = tune(2 * STEPS)
+    trials = [progress_of(trial) for trial in study.get_trials(deepcopy=False)]
+    forecast = FreezeThaw(direction="maximize", steps=STEPS).forecast
+    forecast.read(trials[:1])
+    forecast.read(trials, changed=range(1, len(trials)))
+    n_steps = forecast.n_steps
+
+    trials[0] = with_a_step_more(trials[0])
+    forecast.read(trials)
+    assert forecast.n_steps == n_steps + 1
+
+    trials[1] = with_a_step_more(trials[1])
+    forecast.read(trials)
+    assert forecast.n_steps == n_steps + 2
+
+    forecast.read([*trials[:2], with_a_step_more(trials[2]), *trials[3:]])
+    assert forecast.n_steps == n_steps + 3
 
 
 def test_a_trial_that_has_not_begun_any_more_is_forgotten() -> None:

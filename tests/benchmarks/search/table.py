@@ -103,7 +103,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="PyTorch's name (default: %(default)s)")
     parser.add_argument("--slots", type=int, help="trials side by side (default: as the device suits)")
-    parser.add_argument("--chunk", type=int, default=20, help="configurations between two writes (default: %(default)s)")
+    parser.add_argument(
+        "--chunk", type=int, default=20, help="configurations between two writes (default: %(default)s)"
+    )
     settings = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
