@@ -191,7 +191,10 @@ class KnownTrials:
             self._fresh[study_id] = time.monotonic() + FRESH_SECONDS
 
     def _cache(self, study_id: int) -> TrialCache:
-        return self._caches.setdefault(study_id, TrialCache())
+        cache = self._caches.get(study_id)
+        if cache is None:
+            cache = self._caches[study_id] = TrialCache()
+        return cache
 
 
 @contextmanager
