@@ -29,7 +29,7 @@ import numpy as np
 import optuna
 
 from tests.benchmarks.search import tasks
-from tests.benchmarks.search.methods import METHODS, OURS
+from tests.benchmarks.search.methods import METHODS, OURS, WITH_PRIORS
 from tests.benchmarks.search.replay import History, Method, replay
 
 BUDGETS: Final = (260, 520, 1040, 2600)
@@ -163,7 +163,9 @@ def summary(found: Histories, names: Sequence[str], *, workers: int, seeds: int)
             for method in found
         },
         "epochs_to_5_percent": {
-            method.name: round(epochs_to(found, method, names, 0.05)) for method in METHODS if method.name in found
+            method.name: round(epochs_to(found, method, names, 0.05))
+            for method in (*METHODS, *WITH_PRIORS)
+            if method.name in found
         },
         "rank": _rounded(ranked),
         "critical_difference": round(critical, 3),
@@ -212,7 +214,7 @@ def main() -> None:
     parser.add_argument("--tasks", help="comma-separated (default: the held-back half)")
     parser.add_argument("--tuning", action="store_true", help="the other half")
     parser.add_argument("--family", help="only tasks of this family: lcbench, taskset, mlp, hpobench, hpolib")
-    parser.add_argument("--methods", help="comma-separated (default: all)")
+    parser.add_argument("--methods", help="comma-separated, those with priors as well (default: those without)")
     parser.add_argument("--seeds", type=int, default=20, help="of each method and task (default: %(default)s)")
     parser.add_argument("--workers", type=int, choices=TIMES, default=1, help="that train at a time (default: 1)")
     parser.add_argument("--results", type=Path, help="a .jsonl.gz of replays that are done; new ones are appended")
@@ -230,7 +232,7 @@ def main() -> None:
     if settings.family:
         names = [name for name in names if name.startswith(f"{settings.family}-")]
     wanted = settings.methods.split(",") if settings.methods else [method.name for method in METHODS]
-    methods = [method for method in METHODS if method.name in wanted]
+    methods = [method for method in (*METHODS, *WITH_PRIORS) if method.name in wanted]
     results = Results(settings.results)
     histories = measured(names, methods, results, workers=settings.workers, seeds=settings.seeds)
     if settings.plots:

@@ -1,17 +1,21 @@
-"""The methods that are compared: stock Optuna, one simple rule, and what Studyhall ships, as it ships."""
+"""The methods that are compared: stock Optuna, one simple rule, and what Studyhall ships, as it ships.
+
+Beside them Studyhall's with priors: those of a person who knows the task well, and of one who is quite wrong.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import optuna
 
 from studies.search.curve_sampler import CurveSampler
 from studies.search.freeze_thaw import FreezeThaw
 from studies.search.scheduler import Choice, Progress
 from tests.benchmarks.search.replay import Method
-from tests.benchmarks.search.tasks import Task
+from tests.benchmarks.search.tasks import Task, at
 
 
 def _random(_task: Task, seed: int) -> optuna.samplers.BaseSampler:
@@ -59,18 +63,32 @@ STOCK: Final[Sequence[Method]] = (
 )
 
 
-def _curves(task: Task, seed: int) -> optuna.samplers.BaseSampler:
+def _curves(task: Task, seed: int) -> CurveSampler:
     sampler = CurveSampler(seed)
     sampler.space = task.space
     return sampler
 
 
+def _ranked(task: Task, seed: int) -> list[dict[str, Any]]:
+    """150 random configurations, the worst one first."""
+    rng = np.random.default_rng(seed)
+    configs = [{name: at(of, rng.random()) for name, of in task.space.items()} for _ in range(150)]
+    return sorted(configs, key=lambda params: task.curve(params).values[-1])
+
+
+def _with_prior(task: Task, seed: int, rank: int) -> optuna.samplers.BaseSampler:
+    sampler = _curves(task, seed)
+    sampler.priors = _ranked(task, seed)[rank]
+    return sampler
+
+
+def _freeze_thaw(task: Task, _seed: int) -> FreezeThaw:
+    return FreezeThaw(direction="maximize", steps=task.steps)
+
+
 OURS: Final = "freeze-thaw"
-METHODS: Final[Sequence[Method]] = (
-    *STOCK,
-    Method(
-        name=OURS,
-        sampler=_curves,
-        scheduler=lambda task, _seed: FreezeThaw(direction="maximize", steps=task.steps),
-    ),
+METHODS: Final[Sequence[Method]] = (*STOCK, Method(name=OURS, sampler=_curves, scheduler=_freeze_thaw))
+WITH_PRIORS: Final[Sequence[Method]] = (
+    Method(name="good prior", sampler=lambda task, seed: _with_prior(task, seed, -1), scheduler=_freeze_thaw),
+    Method(name="wrong prior", sampler=lambda task, seed: _with_prior(task, seed, 0), scheduler=_freeze_thaw),
 )
