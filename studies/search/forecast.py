@@ -26,7 +26,7 @@ _FIRST_FIT, _LATER_FIT = 60, 4
 #: From one point of a curve that the model sees to the one before.
 _THINNING: Final = 3.0
 #: A prior's standard deviation as a share of the range, what is left of it far away, and how many trials it weighs.
-_PRIOR_WIDTH, _PRIOR_FLOOR, _PRIOR_TRIALS = 0.2, 0.05, 10.0
+_PRIOR_WIDTH, _PRIOR_FLOOR, _PRIOR_TRIALS = 0.2, 0.05, 5.0
 #: The worst value that the model sees, where 1 is the best and 0 the median trial's: how bad is bad does not matter.
 _WORST: Final = -0.5
 
