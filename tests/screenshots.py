@@ -76,13 +76,14 @@ def _terminals(browser: Browser, folder: Path, environment: dict[str, str]) -> N
         run.print(f"$ studyhall run {STUDY}\n{running.stdout.readline()}", end="", highlight=False)
         with closing(open_storage()) as storage:
             record = storage.find_study(STUDY)
-            eventually(lambda: storage.status(record).finished > 15, "trials")
+            eventually(lambda: storage.status(record).finished > 5, "trials")
             seen = OverviewReader(storage, record).read()
             watch.print(picture(seen, storage.objective_names(record)[0], watch, trouble=None, height=50))
             run.print(Progress()._picture(Seen(seen.status, record, seen.seconds_left)))
-        end = running.stdout.read().split(f"{STUDY}: 40 of 40 trials done (")[1]
+        lines = running.stdout.read().splitlines(keepends=True)
     assert running.returncode == 0
-    run.print(f"  ⋮\n{STUDY}: 40 of 40 trials done ({end}", end="", highlight=False)
+    last = next(i for i, line in enumerate(lines) if " done (" in line)
+    run.print(f"  ⋮\n{''.join(lines[last:])}", end="", highlight=False)
     best = [COMMAND, "best", STUDY, "--format", "args"]
     said = subprocess.run(best, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
     # With an empty line at the end: the picture cuts off the underscores of its last one.

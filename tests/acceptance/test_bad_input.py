@@ -66,7 +66,7 @@ def refuse(shell: Shell, *command: str | Path, status: int, message: str, **envi
         (["space.lr.when={o=[1]}"], "space.lr.when names the unknown parameter 'o'"),
         (["sampler.name=tep"], "sampler.name: 'tep' is unknown; did you mean 'tpe'?"),
         (["pruner.name=hyper"], "pruner.name: 'hyper' is unknown; did you mean 'hyperband'?"),
-        (["pruner.options.max=3"], "pruner.options.max: 'hyperband' has no such option"),
+        (["pruner.name=hyperband", "pruner.options.max=3"], "pruner.options.max: 'hyperband' has no such option"),
         (["budget.trials=0"], "digits: budget.trials = 0: should be greater than 0"),
         (["budget.trials=-1"], "digits: budget.trials = -1: should be greater than 0"),
         (["nonsense"], "--set 'nonsense' is not KEY=VALUE; for example --set budget.trials=20"),
