@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from optuna.trial import FrozenTrial, TrialState
 
+from studies.spec.sections import BudgetSpec
 from studies.stop_reasons import CANCELLED
 from studies.storage.records import Attempt, Status, Timing
 from studies.text import in_one_line
 
 #: The pace is that of the last trials: this many, and at least four for each running one.
 PACE_TRIALS: Final = 50
+#: No pace of epochs before so many.
+PACE_EPOCHS: Final = 10
 #: Longer breaks between two trials don't count as time spent: no worker was running.
 BREAK: Final = timedelta(seconds=10)
 
@@ -105,6 +109,7 @@ def overview(
     attempts: Mapping[int, Attempt],
     *,
     now: datetime,
+    epochs_per_second: float | None = None,
     front: Sequence[FrozenTrial] = (),
 ) -> Overview:
     """Compute the figures.
@@ -114,13 +119,14 @@ def overview(
         trials: all of it, by number.
         attempts: who ran each trial last, by number.
         now: local time without a zone, as Optuna's trials have it.
+        epochs_per_second: by :class:`EpochPace`; ``None`` if that is unknown.
         front: the Pareto front of several objectives.
     """
     cancelled, failures = _failures(trials)
     done = _by_worker(trials, attempts)
     return Overview(
         status=status,
-        seconds_left=seconds_left(status, _timings(trials, attempts), now),
+        seconds_left=seconds_left(status, _timings(trials, attempts), now, epochs_per_second),
         running=[_running(trial) for trial in trials if trial.state == TrialState.RUNNING],
         throughput={worker.id: _throughput(done.get(worker.id, []), attempts) for worker in status.workers},
         failures=failures,
@@ -130,21 +136,60 @@ def overview(
     )
 
 
-def seconds_left(status: Status, timings: Sequence[Timing], now: datetime) -> float | None:
-    """Seconds left, from the pace of the last trials; at most until the timeout. The answer of `run` and of `watch`.
+class EpochPace:
+    """How fast a study reports epochs while somebody looks: nothing that ran before counts, and no night.
+
+    Args:
+        clock: seconds from any moment on.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: tuple[float, int] | None = None
+
+    def per_second(self, status: Status) -> float | None:
+        """Epochs a second since the first call at which trials ran; ``None`` before a few were reported."""
+        now = self._clock()
+        if self._since is None or not status.trials["running"]:
+            self._since = now, status.epochs
+        began, epochs = self._since
+        return (status.epochs - epochs) / (now - began) if status.epochs - epochs >= PACE_EPOCHS else None
+
+
+def seconds_left(
+    status: Status, timings: Sequence[Timing], now: datetime, epochs_per_second: float | None = None
+) -> float | None:
+    """Seconds left, from the pace of the last trials and of epochs; at most until the timeout. The answer of `run` and
+    of `watch`.
 
     Args:
         status: of the study.
         timings: of all trials, or at least of the last :func:`pace_trials`, as ``storage.leases.timings`` reads them.
         now: local time without a zone, as Optuna's trials have it.
+        epochs_per_second: by :class:`EpochPace`; ``None`` if that is unknown.
     """
-    running = status.trials["running"]
-    if status.budget is None or status.paused or status.ended or not (running or status.workers):
+    if status.budget is None or status.paused or status.ended or not (status.trials["running"] or status.workers):
         return None
+    until = [_until_trials(status, status.budget, timings, now)]
+    if status.budget.epochs is not None and epochs_per_second:
+        until.append((status.budget.epochs - status.epochs) / epochs_per_second)
+    known = [left for left in until if left is not None]
+    if not known:
+        return None
+    if status.budget.timeout is not None:
+        began = min((timing.begin for timing in timings), default=now)
+        known.append(status.budget.timeout - (now - began).total_seconds())
+    left = min(known)
+    return left if left > 0 else None  # overdue: no estimate
+
+
+def _until_trials(status: Status, budget: BudgetSpec, timings: Sequence[Timing], now: datetime) -> float | None:
+    """Seconds until the budget of trials is spent."""
     # Trials of a scheduler finish at the study's end, most of them.
-    if not status.budget.limits_trials or status.trials.get("paused"):
+    if not budget.limits_trials or status.trials.get("paused"):
         return None
-    remaining = status.budget.trials - status.finished
+    running = status.trials["running"]
+    remaining = budget.trials - status.finished
     finished = sorted(timing.end for timing in timings if timing.is_finished and timing.end)
     # No estimate before each worker has finished a trial: until then only the shortest have, which biases it.
     if remaining <= 0 or len(finished) < max(2, running):
@@ -161,11 +206,7 @@ def seconds_left(status: Status, timings: Sequence[Timing], now: datetime) -> fl
         return None
     # Subtract the time already spent on running trials. Clocks may differ: never more than those trials take.
     spent = min(max(0.0, (now - last).total_seconds()), pace * running)
-    left = remaining * pace - spent
-    if status.budget.timeout is not None:
-        began = min((timing.begin for timing in timings), default=now)
-        left = min(left, status.budget.timeout - (now - began).total_seconds())
-    return left if left > 0 else None  # overdue: no estimate
+    return remaining * pace - spent
 
 
 def pace_trials(status: Status) -> int:

@@ -18,7 +18,7 @@ from uuid import uuid4
 from studies import checkpoint_stores, environment, objective
 from studies.errors import ObjectiveError, StorageUnreachable, StudyhallError, StudyNotFound, command
 from studies.notify.notifier import Notifier
-from studies.overview import pace_trials, seconds_left
+from studies.overview import EpochPace, pace_trials, seconds_left
 from studies.spec.script import Script, find, found_as, is_script
 from studies.stop_reasons import FAILURES, STOP_REASONS, failure_of, way_on
 from studies.storage import chosen_home
@@ -101,6 +101,7 @@ class Session:
         self.records: list[StudyRecord] = []
         #: By the name of a study, as of how many ended trials.
         self._timings: dict[str, tuple[int, list[Timing]]] = {}
+        self._paces: dict[str, EpochPace] = {}
         self.supervisor = Supervisor(
             specs,
             devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
@@ -239,7 +240,8 @@ class Session:
         # Rows of many trials: read again only when another one has ended.
         if self._timings.get(record.name, (-1, []))[0] != ended:
             self._timings[record.name] = ended, self._storage.leases.timings(record, pace_trials(status))
-        left = seconds_left(status, self._timings[record.name][1], datetime.now())
+        pace = self._paces.setdefault(record.name, EpochPace()).per_second(status)
+        left = seconds_left(status, self._timings[record.name][1], datetime.now(), pace)
         return Seen(status, record, left)
 
     def stop(self) -> None:

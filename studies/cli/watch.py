@@ -95,9 +95,12 @@ class OverviewReader:
     """Reads overviews of a study, and only what has changed since the last one."""
 
     def __init__(self, storage: PostgresStorage, record: StudyRecord) -> None:
+        from studies.overview import EpochPace
+
         self._storage = storage
         self._record = record
         self._attempts: tuple[int, dict[int, Attempt]] = (-1, {})
+        self._pace = EpochPace()
         self._objectives = len(storage.get_study_directions(record.study_id))
 
     def read(self) -> Overview:
@@ -128,6 +131,7 @@ class OverviewReader:
             trials,
             self._attempts[1],
             now=datetime.now(),
+            epochs_per_second=self._pace.per_second(status),
             front=self._storage.front(self._record) if self._objectives > 1 else (),
         )
 

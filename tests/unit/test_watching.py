@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from studies.cli.watch_picture import picture
-from studies.overview import Overview, Throughput, overview, share_rows, sparkline
+from studies.overview import EpochPace, Overview, Throughput, overview, share_rows, sparkline
 from studies.spec.sections import BudgetSpec
 from studies.storage.records import Attempt, HeldTrial, Status, Worker
 
@@ -123,6 +123,29 @@ def test_a_clock_that_is_wrong_takes_away_no_more_than_the_running_trials() -> N
 
 def test_the_timeout_bounds_the_time_left() -> None:
     assert pace(two_by_two(5), 500, budget_spec=BudgetSpec(trials=100, timeout=600)) == pytest.approx(100)
+
+
+def test_a_budget_of_epochs_ends_by_the_pace_of_their_reports() -> None:
+    trials = [trial(0, TrialState.RUNNING)]
+    now = status(trials, budget_spec=BudgetSpec(epochs=540), epochs=240)
+
+    assert overview(now, trials, {}, now=at(10), epochs_per_second=30.0).seconds_left == pytest.approx(10)
+    assert overview(now, trials, {}, now=at(10)).seconds_left is None
+
+
+def test_the_pace_of_epochs_begins_with_the_first_look_at_a_running_trial() -> None:
+    clock = [0.0]
+    pace = EpochPace(lambda: clock[0])
+
+    def seen(seconds: float, epochs: int, *, running: bool = True) -> float | None:
+        clock[0] = seconds
+        return pace.per_second(status([trial(0, TrialState.RUNNING)] if running else [], epochs=epochs))
+
+    assert seen(0, 1_000) is None
+    assert seen(2, 1_001) is None  # too few to tell
+    assert seen(10, 1_020) == 2
+    assert seen(50_000, 1_020, running=False) is None
+    assert seen(50_005, 1_030) == 2
 
 
 def test_a_last_trial_that_takes_longer_than_the_others_is_not_guessed_at() -> None:
