@@ -35,8 +35,8 @@ from tests.benchmarks.search.replay import History, Method, replay
 BUDGETS: Final = (260, 520, 1040, 2600)
 #: Full trainings' times at which the regret against time is read, by the number of workers: the more work, the sooner.
 TIMES: Final = {1: (5, 10, 20, 50), 8: (1, 2, 4, 8), 64: (0.25, 0.5, 1, 2)}
-#: With several workers: a method is stopped that has trained so many times the epochs of the median configuration in that
-#: time. Stock TPE with a pruner may try tens of thousands of configurations whose epochs are short, for half an hour.
+#: With several workers, a method ends after so many times the median configuration's epochs in that time: TPE
+#: with a pruner may try tens of thousands of configurations whose epochs are short, for half an hour of ours.
 MOST: Final = 4
 #: Critical values of the studentised range at 5 % over √2, by the number of methods (Demšar, JMLR 2006).
 NEMENYI: Final = {2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164}
