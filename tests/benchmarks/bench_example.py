@@ -9,8 +9,13 @@ dropout 0.2 to 0.5, Adam, RMSprop or SGD, a learning rate from 1e-5 to 0.1; TPE,
 - studyhall: ``studyhall run``, with its embedded PostgreSQL.
 
 Each arm is a command from its start to its end; the last two begin with an empty database that is running. All five
-rounds take half an hour on two cores. ``--rounds 1 --kept FILE``, later ``--rounds 2 --kept FILE`` and so on, does them
+rounds take five minutes on two cores. ``--rounds 1 --kept FILE``, later ``--rounds 2 --kept FILE`` and so on, does them
 one by one; ``--trials`` and ``--example-trials`` must then stay as they were.
+
+Two cores of an AMD EPYC, PyTorch 2.14, idle, medians of five rounds (2026-11-27): 1,261, 1,918 and 15,590 trials an
+hour, so 12.4 and 8.1 times as many. Of the 14.8 s that 64 trials take, 5.1 s are their matrix products at the speed of
+both cores (860 GFLOP, as the search soon prefers wide networks), 4.6 s the rest of training and search,
+and 5 s start and end.
 """
 
 from __future__ import annotations
