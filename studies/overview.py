@@ -186,10 +186,10 @@ def seconds_left(
 def _until_trials(status: Status, budget: BudgetSpec, timings: Sequence[Timing], now: datetime) -> float | None:
     """Seconds until the budget of trials is spent."""
     # Trials of a scheduler finish at the study's end, most of them.
-    if not budget.limits_trials or status.trials.get("paused"):
+    if budget.trial_limit is None or status.trials.get("paused"):
         return None
     running = status.trials["running"]
-    remaining = budget.trials - status.finished
+    remaining = budget.trial_limit - status.finished
     finished = sorted(timing.end for timing in timings if timing.is_finished and timing.end)
     # No estimate before each worker has finished a trial: until then only the shortest have, which biases it.
     if remaining <= 0 or len(finished) < max(2, running):

@@ -125,6 +125,7 @@ def _say_extended(storage: PostgresStorage, before: StudyRecord) -> None:
             if surplus > 0
             else ""
         )
-        say(f"the budget is smaller: {counted(now.budget.trials, 'trial')} instead of {before.budget.trials:,}{none}")
+        instead = f"{before.budget.trial_limit:,}" if before.budget.trial_limit else "any number"
+        say(f"the budget is smaller: {counted(now.budget.trials, 'trial')} instead of {instead}{none}")
     if now.ended is None and not now.paused:
         say(f"study {record.name!r} goes on{who_goes_on(now, record)}")

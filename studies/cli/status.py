@@ -43,7 +43,7 @@ def status(common: Common, name: str, kind: str) -> None:
         has_scheduler = record.spec is not None and record.spec.scheduler is not None
         data = {
             "study": name,
-            "budget": now.budget and now.budget.trials,
+            "budget": now.budget and now.budget.trial_limit,
             # "paused" only where trials can be: a scheduler's study.
             "trials": {state: n for state, n in now.trials.items() if state != "paused" or n or has_scheduler},
             "epochs": _spent(now.epochs, now.budget.epochs if now.budget else None),
@@ -138,7 +138,7 @@ def best_line(now: Status, record: StudyRecord, front: int) -> str | None:
 
 def budget_line(budget: BudgetSpec) -> str:
     """The limits of a study, in one line."""
-    limits = [counted(budget.trials, "trial")] if budget.limits_trials else []
+    limits = [counted(budget.trial_limit, "trial")] if budget.trial_limit else []
     if budget.epochs is not None:
         limits.append(counted(budget.epochs, "epoch"))
     if budget.gpu_hours is not None:

@@ -199,8 +199,8 @@ def of_study(
         "state": now.ended or ("paused" if now.paused else "running"),
         **{key: str(count) for key, count in now.trials.items()},
     }
-    if now.budget:
-        tags["budget"] = str(now.budget.trials)
+    if now.budget and now.budget.trial_limit:
+        tags["budget"] = str(now.budget.trial_limit)
     if spec := public_spec(record, now):
         tags |= {
             "spec": tomli_w.dumps(spec),

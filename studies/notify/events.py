@@ -158,7 +158,7 @@ class StudyEvents:
         data: dict[str, Any] = {
             "ended": now.ended,
             "trials": dict(now.trials),
-            "budget": now.budget and now.budget.trials,
+            "budget": now.budget and now.budget.trial_limit,
             "best": now.best and self._best_data(now.best),
         }
         if now.best:

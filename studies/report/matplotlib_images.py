@@ -36,7 +36,8 @@ def image(data: StudyData, kind: str, format_: str, params: Sequence[str] | None
         StudyhallError: the study can't have this plot.
     """
     require(data, kind)
-    mpl.use("Agg")  # nothing is shown on a screen
+    if mpl.get_backend(auto_select=False) is None:
+        mpl.use("Agg")  # nothing is shown on a screen; a notebook's own backend stays
     from matplotlib import pyplot as plt
 
     # pyplot keeps every figure until it is closed, and the caller may have figures of its own.

@@ -43,7 +43,7 @@ def header(data: StudyData) -> str:
 def tiles(data: StudyData) -> str:
     """The key figures."""
     now = data.status
-    of = f" of {count(now.budget.trials)}" if now.budget and now.budget.limits_trials else ""
+    of = f" of {count(now.budget.trial_limit)}" if now.budget and now.budget.trial_limit else ""
     names = ("complete", "pruned", "fail", "running", "waiting", "paused")
     states = " · ".join(
         f"{count(now.trials[key])} {'failed' if key == 'fail' else key}" for key in names if now.trials.get(key)

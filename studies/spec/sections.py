@@ -110,9 +110,9 @@ class BudgetSpec(Section):
         return data
 
     @property
-    def limits_trials(self) -> bool:
-        """Whether the number of trials is limited by more than what the database can count."""
-        return self.trials < MAX_COUNT
+    def trial_limit(self) -> int | None:
+        """The most trials; ``None`` where nothing but what the database can count limits them."""
+        return self.trials if self.trials < MAX_COUNT else None
 
 
 class SamplerSpec(Section):

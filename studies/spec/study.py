@@ -217,6 +217,8 @@ class StudySpec(Section):
             name: {"type": parameter.type, **parameter.model_dump(exclude_none=True, exclude_defaults=True)}
             for name, parameter in self.space.items()
         }
+        if self.budget.trial_limit is None:
+            del data["budget"]["trials"]
         return {key: value for key, value in data.items() if value != {}}
 
     def to_public_file(self, budget: BudgetSpec | None) -> dict[str, Any]:

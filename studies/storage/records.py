@@ -140,7 +140,7 @@ class Status:
     @property
     def done(self) -> str:
         """What of the budget is spent, for people: ``12 of 100 trials, 340 of 5,000 epochs``."""
-        of = f" of {self.budget.trials:,}" if self.budget and self.budget.limits_trials else ""
+        of = f" of {self.budget.trial_limit:,}" if self.budget and self.budget.trial_limit else ""
         parts = [f"{self.finished:,}{of} trials"]
         if self.budget and self.budget.epochs is not None:
             parts.append(f"{self.epochs:,} of {counted(self.budget.epochs, 'epoch')}")

@@ -221,8 +221,10 @@ def test_a_budget_of_epochs_ends_within_one_epoch_of_each_slot(
 ) -> None:
     record, _ = storage.create_study(StudySpec.from_dict({**STUDY, "name": "epochs", "budget": {"epochs": 40}}))
     assert record.budget
-    assert not record.budget.limits_trials
+    assert record.budget.trial_limit is None
     pool = Trained()
+    (listed,) = [row for row in storage.list_studies() if row["name"] == "epochs"]
+    assert listed["budget"] is None
 
     def work() -> str:
         storage.workers.forget("w")

@@ -76,8 +76,8 @@ select md5(extract(epoch from min(at))::text) as identity from studyhall.version
 
 -- name: list_studies
 -- A row for each study: its trials by state, as the statement status counts them, budget, stop reason, best value (of a
--- single objective), and the workers seen lately.
-select s.study_name as name, b.trials as budget, t.complete, t.pruned, t.running, coalesce(r.ready, 0) as waiting,
+-- single objective), and the workers seen lately. The largest budget is none.
+select s.study_name as name, nullif(b.trials, 2147483647) as budget, t.complete, t.pruned, t.running, coalesce(r.ready, 0) as waiting,
     t.waiting - coalesce(r.ready, 0) as paused, t.failed + t.cancelled as fail,
     coalesce(b.paused, false) as is_paused, studyhall.ended(t) as ended,
     case when not exists (select from study_directions d where d.study_id = s.study_id and d.objective > 0) then t.best end as best,
