@@ -76,8 +76,10 @@ def _terminals(browser: Browser, folder: Path, environment: dict[str, str]) -> N
         run.print(f"$ studyhall run {STUDY}\n{running.stdout.readline()}", end="", highlight=False)
         with closing(open_storage()) as storage:
             record = storage.find_study(STUDY)
+            reader = OverviewReader(storage, record)
+            reader.read()  # the pace of epochs is measured from here
             eventually(lambda: storage.status(record).finished > 5, "trials")
-            seen = OverviewReader(storage, record).read()
+            seen = reader.read()
             watch.print(picture(seen, storage.objective_names(record)[0], watch, trouble=None, height=50))
             run.print(Progress()._picture(Seen(seen.status, record, seen.seconds_left)))
         lines = running.stdout.read().splitlines(keepends=True)

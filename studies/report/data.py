@@ -43,6 +43,8 @@ class StudyData:
     """The study file, without secrets; ``None`` where stock Optuna made the study."""
     space: Mapping[str, Parameter] = field(default_factory=dict)
     """The parameters of the study file; empty where the objective suggests for itself."""
+    has_scheduler: bool = False
+    """Whether trials are paused: then nobody knows how long they trained."""
     constraints: Mapping[str, Constraint] = field(default_factory=dict)
     """The bounds of the spec, by metric."""
     warm_start: str | None = None
@@ -150,6 +152,7 @@ def read(storage: PostgresStorage, record: StudyRecord) -> StudyData:
         attempts=storage.leases.attempts(record),
         spec=_study_file(record),
         space=record.spec.space if record.spec else {},
+        has_scheduler=record.spec is not None and record.spec.scheduler is not None,
         constraints={name: Constraint.parse(bound) for name, bound in record.spec.constraints.items()}
         if record.spec
         else {},

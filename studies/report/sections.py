@@ -68,7 +68,8 @@ def tiles(data: StudyData) -> str:
         by = f"of {counted(workers, 'worker')}" if workers else "of all workers"
         shown.append(("wall time", duration((end - begin).total_seconds()), f"till {moment(end)}"))
         at_most = "≤ " if any(attempt.times > 1 for attempt in data.attempts.values()) else ""
-        shown.append(("compute time", f"{at_most}{duration(compute)}", by))
+        if not data.has_scheduler:
+            shown.append(("compute time", f"{at_most}{duration(compute)}", by))
     pruning = data.overview.pruning
     if pruning.saved is not None and pruning.share is not None:
         shown.append(

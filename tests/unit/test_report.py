@@ -32,6 +32,7 @@ from studies.report.matplotlib_images import image
 from studies.report.page import report, single
 from studies.report.plot_kinds import PLOTS, choose_objective, choose_params, require
 from studies.report.plotly_figures import figure
+from studies.report.sections import tiles
 from studies.report.snapshot import CONTOUR_CELLS, importances
 from studies.report.subset import remark
 from studies.report.timeline import rows
@@ -558,3 +559,10 @@ def test_choices_of_any_type_are_drawn_in_every_plot(first: str, second: str) ->
         assert image(data, kind, "png")
     json.loads(figure(data, "slice").to_json(), parse_constant=pytest.fail)
     assert b"odd" in report(data)
+
+
+def test_of_paused_trials_nobody_knows_how_long_they_trained() -> None:
+    data = full()
+
+    assert "compute time" in tiles(data)
+    assert "compute time" not in tiles(replace(data, has_scheduler=True))
