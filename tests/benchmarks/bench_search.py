@@ -5,8 +5,9 @@ the median configuration. A budget of 260 / 520 / 1,040 / 2,600 epochs is 5 / 10
 counts where a task has other than 52 steps. The simulated clock counts in full trainings of the median time.
 
 Tuned on half of the tasks; this reports the other half, ``held_back()`` of ``tests/benchmarks/search/tasks.py``.
-Needs the extra ``bench`` and the data of ``STUDYHALL_TEST_DATA``. The last line is JSON. A whole run takes a night:
-with ``--results`` it goes on where it stopped, and ``tests/benchmarks/search/results/`` has what is done so far.
+Needs the extra ``bench`` and the data of ``STUDYHALL_TEST_DATA``. The last line is JSON. All held-back tasks with 20
+seeds take a core two hours, and with 64 workers an hour for each seed: with ``--results`` a run goes on where it stopped,
+and ``tests/benchmarks/search/results/`` has what is done so far.
 """
 
 from __future__ import annotations
