@@ -6,8 +6,8 @@ counts where a task has other than 52 steps. The simulated clock counts in full 
 
 Tuned on half of the tasks; this reports the other half, ``held_back()`` of ``tests/benchmarks/search/tasks.py``.
 Needs the extra ``bench`` and the data of ``STUDYHALL_TEST_DATA``. The last line is JSON. All held-back tasks with 20
-seeds take a core two hours, and with 64 workers an hour for each seed: with ``--results`` a run goes on where it stopped,
-and ``tests/benchmarks/search/results/`` has what is done so far.
+seeds take a core two hours, and an hour for each seed with 64 workers: ``--results`` goes on where a run stopped, and
+``tests/benchmarks/search/results/`` has what is done so far.
 """
 
 from __future__ import annotations
