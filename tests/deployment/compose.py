@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TRIALS = 60
+TRIALS = 300  # more than the budget of epochs allows
 STUDY = "small"
 DASHBOARD, MLFLOW = 18080, 15000
 SETTINGS = f"""
