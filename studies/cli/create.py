@@ -32,7 +32,11 @@ def create(
     spec, script = target.read()
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
-        of = counted((record.budget or spec.budget).trials, "trial")
+        budget = record.budget or spec.budget
+        if budget.trial_limit:
+            of = counted(budget.trial_limit, "trial")
+        else:
+            of = counted(budget.epochs, "epoch") if budget.epochs else f"{budget.gpu_hours:g} GPU hours"
         state = f"created study {record.name!r}" if created else f"study {record.name!r} already exists with this spec"
         say(f"{state}: {of}; {goal(record.spec or spec, is_new=created)}")
         say_grid(spec)

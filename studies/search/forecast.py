@@ -176,6 +176,7 @@ class Forecast:
         return points, np.clip(scaled, _WORST, 1.0)
 
     def _time(self, steps: np.ndarray) -> np.ndarray:
+        steps = np.maximum(steps, 1)  # where they are counted from 0, the first two are one
         return np.log(steps) / math.log(self.horizon) if self.horizon > 1 else np.ones(len(steps))
 
     def _expect(self, points: Points, values: np.ndarray, pending: Sequence[Progress]) -> None:

@@ -10,6 +10,7 @@ from studies.errors import SpecMismatch, command
 from studies.objective import work_command
 from studies.spec.locations import mask_url
 from studies.spec.script import is_script, short
+from studies.spec.sections import MAX_COUNT
 from studies.text import counted
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, 
         else:
             is_default = key == "direction" and stored is None
             was = '"minimize" (the default)' if is_default else _show(stored)
+            if key == "budget.trials" and stored == MAX_COUNT:
+                was = "without a limit"
             yield key, f"{key} is {was}, not {_show(given)}"
 
 

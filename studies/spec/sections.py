@@ -141,7 +141,7 @@ class PrunerSpec(Section):
 class SchedulerSpec(Section):
     """[scheduler]: pauses trials and continues the best ones, instead of a pruner."""
 
-    name: str = Field(description="its short name")
+    name: str = Field(description="its short name; none is no scheduler")
     options: JsonTable = Field(default={}, description="its options")
 
 

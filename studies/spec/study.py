@@ -102,10 +102,12 @@ class StudySpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_pruner(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("scheduler") is None:
+            return data
+        if data["scheduler"] == {"name": "none"}:  # as --set takes it out of a preset
+            return {key: value for key, value in data.items() if key != "scheduler"}
         # A pruner, even the default one, would fight with the scheduler over the same trials.
-        if isinstance(data, Mapping) and data.get("scheduler") is not None:
-            return {"pruner": {"name": "none"}, **data}
-        return data
+        return {"pruner": {"name": "none"}, **data}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -166,7 +168,7 @@ class StudySpec(Section):
         if self.pruner.name != "none":
             raise ValueError(
                 f"pruner.name: {self.pruner.name!r} and scheduler.name: {self.scheduler.name!r} are both given, and "
-                'would fight over the same trials; keep one (pruner = { name = "none" })'
+                "would fight over the same trials; give one of them the name none"
             )
 
     def _check_freeze_thaw(self) -> None:

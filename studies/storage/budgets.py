@@ -63,7 +63,9 @@ class Budgets:
             "gpu_hours": gpu_hours,
         }
         now = record.budget or spec.budget
-        budget = now.model_dump() | {key: value for key, value in changes.items() if value is not None}
+        budget = {**now.model_dump(), "trials": now.trial_limit} | {
+            key: value for key, value in changes.items() if value is not None
+        }
         more = {
             "trials": more_trials,
             "max_failures": more_failures,
@@ -85,13 +87,14 @@ class Budgets:
             budget[key] = budget[key] + added if added else budget[key]
         # A grid draws nothing beyond its last combination: the study could never end by its budget.
         size = spec.combinations
-        if size is not None and budget["trials"] > size:
+        if size is not None and budget["trials"] is not None and budget["trials"] > size:
             raise SpecError(
                 f"{record.name}: budget.trials = {budget['trials']}: its grid has {size} combinations; "
                 f"legal are at most so many trials"
             )
         # For its checks alone: the statement adds to the budget as it is then, which others may have changed.
-        StudySpec.from_dict({**spec.model_dump(exclude_none=True), "budget": budget}, record.name)
+        given = {key: value for key, value in budget.items() if value is not None}
+        StudySpec.from_dict({**spec.model_dump(exclude_none=True), "budget": given}, record.name)
         (row,) = self._database.rows(
             "extend",
             # Sent again after a lost answer, the statement adds nothing a second time.

@@ -405,8 +405,8 @@ _UNSAVED: Final = (
     "call trial.checkpoint(step, state) before trial.should_prune()"
 )
 _UNREPORTED: Final = (
-    "trial %d has reported no step, so the scheduler has nothing to choose by and every trial trains to its end; "
-    "call trial.report(value, step), or leave [scheduler] out"
+    "trial %d has reported no step: the scheduler has nothing to choose by, every trial trains to its end, and a "
+    "budget of epochs is never spent; call trial.report(value, step), or leave [scheduler] out and set budget.trials"
 )
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}

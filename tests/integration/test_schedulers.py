@@ -144,7 +144,7 @@ def test_an_objective_that_never_reports_is_told_after_its_first_trial(
     assert run(lambda trial: trial.suggest_float("x", 0, 1)) == "complete"
     assert [trial.state for trial in storage.trials(record)] == [TrialState.COMPLETE] * 9
     (warning,) = [line for line in caplog.messages if "has reported no step" in line]
-    assert warning.startswith("trial 0 has reported no step, so the scheduler has nothing to choose by")
+    assert warning.startswith("trial 0 has reported no step: the scheduler has nothing to choose by")
 
 
 def test_a_paused_trial_waits_for_its_scheduler_and_is_what_it_is_for_stock_optuna(
@@ -222,6 +222,8 @@ def test_a_budget_of_epochs_ends_within_one_epoch_of_each_slot(
     record, _ = storage.create_study(StudySpec.from_dict({**STUDY, "name": "epochs", "budget": {"epochs": 40}}))
     assert record.budget
     assert record.budget.trial_limit is None
+    with pytest.raises(SpecError, match=r"budget.trials \+ 50: it has no such limit; .* --trials 50"):
+        storage.budgets.extend(record, more_trials=50)
     pool = Trained()
     (listed,) = [row for row in storage.list_studies() if row["name"] == "epochs"]
     assert listed["budget"] is None

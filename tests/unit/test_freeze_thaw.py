@@ -162,6 +162,19 @@ def test_evidence_takes_the_place_of_the_first_random_trials() -> None:
     assert value(trial.params, STEPS) > np.quantile(ends, 0.9)
 
 
+def test_steps_may_be_counted_from_zero() -> None:
+    study = tune(2 * STEPS)
+    trials = [
+        replace(trial, values={step - 1: value for step, value in trial.values.items()})
+        for trial in map(progress_of, study.get_trials(deepcopy=False))
+    ]
+
+    with np.errstate(all="raise", under="ignore"):
+        chosen = FreezeThaw(direction="maximize", steps=STEPS).choose(trials, 4)
+
+    assert len(chosen) >= 4
+
+
 def test_without_a_scheduler_the_sampler_learns_from_complete_trials() -> None:
     sampler = CurveSampler(seed=1)
     sampler.space = SPACE

@@ -246,3 +246,9 @@ def test_several_directions_name_a_metric_each() -> None:
     assert json.loads(spec.to_json())["directions"] == ["minimize", "maximize"]
     with pytest.raises(SpecError, match=r"budget\.target needs a single objective"):
         StudySpec.from_dict({**data, "directions": ["minimize", "maximize"], "budget": {"target": 1.0}})
+
+
+def test_a_scheduler_named_none_is_none_so_that_one_of_a_preset_can_be_left_out() -> None:
+    data = {"name": "s", "objective": {"path": "tests:objective"}}
+
+    assert StudySpec.from_dict({**data, "scheduler": {"name": "none"}}) == StudySpec.from_dict(data)
