@@ -180,13 +180,14 @@ def look_at_the_sites(compose: Compose) -> None:
     studies = json.loads(ask(f"http://127.0.0.1:{DASHBOARD}/api/studies", login))
     assert [study["study_name"] for study in studies["study_summaries"]] == [STUDY]
     search = f"http://127.0.0.1:{MLFLOW}/api/2.0/mlflow"
+    trials = json.loads(compose.cli("trials", STUDY, "--format", "json"))
     deadline = time.monotonic() + 120
     while True:  # the mirror is some seconds behind
         found = json.loads(ask(f"{search}/experiments/search", login, {"max_results": 9}))["experiments"]
         (experiment,) = [each["experiment_id"] for each in found if each["name"] == STUDY] or [None]
         query = {"experiment_ids": [experiment], "max_results": 1000}
         runs = json.loads(ask(f"{search}/runs/search", login, query)).get("runs", []) if experiment else []
-        if len(runs) == TRIALS + 1 and all(run["info"]["status"] not in ("RUNNING", "SCHEDULED") for run in runs):
+        if len(runs) == len(trials) + 1 and all(run["info"]["status"] not in ("RUNNING", "SCHEDULED") for run in runs):
             return
         assert time.monotonic() < deadline, f"{len(runs)} runs in MLflow"
         time.sleep(2)
