@@ -27,8 +27,8 @@ def test_the_digits_preset_spends_its_budget_prunes_and_reaches_097(shell: Shell
     assert done.returncode == 0, done.stderr
     status = json.loads(shell.data("status", "digits", "--format", "json"))
     trials = status["trials"]
-    assert trials["complete"] + trials["pruned"] == 40
-    assert trials["running"] == trials["waiting"] == 0
+    assert 0 <= status["epochs"]["spent"] - status["epochs"]["budget"] < 2  # two workers
+    assert trials["running"] == trials["waiting"] == trials["paused"] == 0
     assert trials["pruned"] >= 10
     assert status["best"]["value"] >= 0.97
     assert set(status["best"]["metrics"]) == {

@@ -98,6 +98,7 @@ def run(compose: Compose) -> None:
     assert len({worker["host"] for worker in before["workers"]}) == 2
 
     step("kill a worker in the middle of its trial")
+    compose.cli("extend", STUDY, "--epochs", "+2000")  # longer than a lease lasts
     victim = compose.containers("worker")[0]
     subprocess.run(["docker", "kill", victim], check=True, capture_output=True)
     compose("up", "-d", "--scale", "worker=2")
