@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -101,7 +102,7 @@ class Session:
         self.records: list[StudyRecord] = []
         #: By the name of a study, as of how many ended trials.
         self._timings: dict[str, tuple[int, list[Timing]]] = {}
-        self._paces: dict[str, EpochPace] = {}
+        self._paces: defaultdict[str, EpochPace] = defaultdict(EpochPace)
         self.supervisor = Supervisor(
             specs,
             devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
@@ -240,7 +241,7 @@ class Session:
         # Rows of many trials: read again only when another one has ended.
         if self._timings.get(record.name, (-1, []))[0] != ended:
             self._timings[record.name] = ended, self._storage.leases.timings(record, pace_trials(status))
-        pace = self._paces.setdefault(record.name, EpochPace()).per_second(status)
+        pace = self._paces[record.name].per_second(status)
         left = seconds_left(status, self._timings[record.name][1], datetime.now(), pace)
         return Seen(status, record, left)
 

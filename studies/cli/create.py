@@ -10,8 +10,8 @@ from studies.cli.common import (
     goal,
     say,
 )
+from studies.cli.status import spendable
 from studies.cli.target import Target, say_grid, spec_options
-from studies.text import counted
 
 
 @click.command()
@@ -32,11 +32,7 @@ def create(
     spec, script = target.read()
     with common.open(create=True) as storage:
         record, created = storage.create_study(spec)
-        budget = record.budget or spec.budget
-        if budget.trial_limit:
-            of = counted(budget.trial_limit, "trial")
-        else:
-            of = counted(budget.epochs, "epoch") if budget.epochs else f"{budget.gpu_hours:g} GPU hours"
+        of = next(iter(spendable(record.budget or spec.budget)), "any number of trials")
         state = f"created study {record.name!r}" if created else f"study {record.name!r} already exists with this spec"
         say(f"{state}: {of}; {goal(record.spec or spec, is_new=created)}")
         say_grid(spec)

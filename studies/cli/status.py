@@ -136,13 +136,19 @@ def best_line(now: Status, record: StudyRecord, front: int) -> str | None:
     return f"{best}: none; no complete trial keeps this" if now.trials["complete"] and kept else None
 
 
-def budget_line(budget: BudgetSpec) -> str:
-    """The limits of a study, in one line."""
+def spendable(budget: BudgetSpec) -> list[str]:
+    """What a study may spend, in words: trials, epochs, GPU hours; empty where nothing limits these."""
     limits = [counted(budget.trial_limit, "trial")] if budget.trial_limit else []
     if budget.epochs is not None:
         limits.append(counted(budget.epochs, "epoch"))
     if budget.gpu_hours is not None:
         limits.append(f"{number(budget.gpu_hours)} GPU hours")
+    return limits
+
+
+def budget_line(budget: BudgetSpec) -> str:
+    """The limits of a study, in one line."""
+    limits = spendable(budget)
     limits.append(counted(budget.max_failures, "failure"))
     if budget.timeout is not None:
         limits.append(f"{duration(budget.timeout)} from the first trial")

@@ -62,13 +62,13 @@ def tiles(data: StudyData) -> str:
     spans = [span for trial in data.outlines if (span := data.span(trial))]
     if spans:
         begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
-        # Of repeated trials it includes the pauses between attempts, of which the database has no times: at most.
-        compute = sum((end - begin).total_seconds() for begin, end in spans)
-        workers = len({attempt.worker for attempt in data.attempts.values()})
-        by = f"of {counted(workers, 'worker')}" if workers else "of all workers"
         shown.append(("wall time", duration((end - begin).total_seconds()), f"till {moment(end)}"))
-        at_most = "≤ " if any(attempt.times > 1 for attempt in data.attempts.values()) else ""
         if not data.has_scheduler:
+            # Of repeated trials it includes the pauses between attempts, of which the database has no times: at most.
+            compute = sum((end - begin).total_seconds() for begin, end in spans)
+            workers = len({attempt.worker for attempt in data.attempts.values()})
+            by = f"of {counted(workers, 'worker')}" if workers else "of all workers"
+            at_most = "≤ " if any(attempt.times > 1 for attempt in data.attempts.values()) else ""
             shown.append(("compute time", f"{at_most}{duration(compute)}", by))
     pruning = data.overview.pruning
     if pruning.saved is not None and pruning.share is not None:
