@@ -203,7 +203,9 @@ def _build(
 
 def _check_options(key: str, known: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any]) -> None:
     if name not in known:
-        raise ValueError(f"{key}.name: {name!r} is unknown; {nearest(name, known)}; all: {', '.join(known)}")
+        hint = nearest(name, known, in_order=True)
+        every = "" if hint.startswith("known") else f"; all: {', '.join(known)}"
+        raise ValueError(f"{key}.name: {name!r} is unknown; {hint}{every}")
     parameters = inspect.signature(known[name]).parameters
     legal = [option for option in parameters if option not in _HIDDEN]
     for option, value in options.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from studies.errors import SpecError, command
@@ -95,6 +96,7 @@ class Budgets:
         # For its checks alone: the statement adds to the budget as it is then, which others may have changed.
         given = {key: value for key, value in budget.items() if value is not None}
         StudySpec.from_dict({**spec.model_dump(exclude_none=True), "budget": given}, record.name)
+        self._check_spent(record, epochs, gpu_hours)
         (row,) = self._database.rows(
             "extend",
             # Sent again after a lost answer, the statement adds nothing a second time.
@@ -110,6 +112,19 @@ class Budgets:
                 f"{record.name}: budget.trials = {budget['trials']}: {counted(done, 'trial')} done already; "
                 f"legal are {done} and more"
             )
+
+    def _check_spent(self, record: StudyRecord, epochs: int | None, gpu_hours: float | None) -> None:
+        """Refuse to give in all less than is spent. Spending only grows, so that it may be read before."""
+        if epochs is None and gpu_hours is None:
+            return
+        (spent,) = self._database.rows("spent", study_id=record.study_id)
+        least = {"epochs": spent["epochs"], "gpu_hours": math.ceil(spent["gpu_hours"] * 1000) / 1000}
+        for key, given in (("epochs", epochs), ("gpu_hours", gpu_hours)):
+            if given is not None and given < least[key]:
+                raise SpecError(
+                    f"{record.name}: budget.{key} = {given}: {least[key]} are spent already; legal are {least[key]} "
+                    f"and more, and {command('stop', record.name)} ends the study"
+                )
 
     def stop(self, record: StudyRecord, reason: str) -> None:
         """Stop a study. The first reason stays."""

@@ -255,11 +255,16 @@ def test_epochs_are_counted_once_from_the_first_report_on(storage: PostgresStora
     assert isinstance(first, Claim)
     report(first, 1, 2)
     assert storage.status(record).epochs == 0
+    with pytest.raises(SpecError, match=r"budget.epochs = 1: 2 are spent already; legal are 2 and more, and studyhall"):
+        storage.budgets.extend(record, epochs=1)
     with pytest.raises(SpecError, match=r"budget.epochs \+ 5: it has no such limit; say how many"):
         storage.budgets.extend(record, more_epochs=5)
     storage.budgets.extend(record, epochs=4)
     assert not report(first, 2, 3)  # as after an outage, when a report is sent again
     assert storage.status(record).epochs == 3
+    with pytest.raises(SpecError, match=r"study: budget.epochs = 2: 3 are spent already; legal are 3 and more"):
+        storage.budgets.extend(record, epochs=2)
+    assert storage.status(record).budget == storage.find_study("study").budget
     storage.leases.requeue(first, {"reports": [{"step": 3, "value": 0.5}]})
     again = storage.leases.claim(record, "w", 30)
     assert isinstance(again, Claim)
@@ -293,6 +298,8 @@ def test_gpu_hours_are_those_in_which_a_worker_has_trials_on_a_gpu(
     for claim in on_gpu:  # two trials at once are one GPU
         storage.leases.write(claim, {}, step=None)
     assert 1 <= storage.status(record).gpu_hours * 3600 < 2
+    with pytest.raises(SpecError, match=r"budget.gpu_hours = 0.0001: 0.001 are spent already; legal are 0.001 and"):
+        storage.budgets.extend(record, gpu_hours=0.0001)
     for claim in on_gpu:
         storage.leases.requeue(claim, {})
     later(2.0)

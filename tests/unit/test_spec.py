@@ -51,6 +51,7 @@ from tests.support.spec import BASE, sampled, spec_with
             "sampler.name=tep",
             "sampler.name: 'tep' is unknown; did you mean 'tpe'?; all: bruteforce, cmaes, curves, enqueued",
         ),
+        ("scheduler.name=soon", "scheduler.name: 'soon' is unknown; known: freezethaw, halving"),
         ("sampler.options={n_startup=3}", "sampler.options.n_startup: 'tpe' has no such option; did you mean"),
         ("sampler.options={n_startup_trials='x'}", "sampler.options.n_startup_trials = 'x': should be a whole number"),
         ("sampler.options={seed=3}", "sampler.options.seed: 'tpe' has no such option"),

@@ -7,6 +7,13 @@ select finished from studyhall.extend(
     %(timeout)s, %(target)s, %(epochs)s, %(more_epochs)s, %(gpu_hours)s, %(more_gpu_hours)s
 )
 
+-- name: spent
+-- What a study has spent, to compare a new budget with. Where the budget has no epochs, every report is one.
+select case when b.epochs is not null then coalesce(s.epochs, 0) else
+        (select count(*) from trials join trial_intermediate_values using (trial_id) where study_id = b.study_id) end as epochs,
+    coalesce(s.gpu_seconds, 0) / 3600 as gpu_hours
+from studyhall.budgets b left join studyhall.spent s using (study_id) where b.study_id = %(study_id)s
+
 -- name: pause
 -- Pause a study: claims are refused, and running trials are interrupted by the answer to their next write.
 update studyhall.budgets set paused = true where study_id = %(study_id)s
