@@ -130,8 +130,10 @@ class Forecast:
         else:
             self._model.fit(points, values, rng, trials=_LATER_FIT)
         self._points_of_trials = places
+        self._known = places[[self._seen[place].number >= 0 for place in chosen]]
         pending = [trial for trial in self._seen[-10 * _MOST_PENDING :] if trial.state == "running" and trial.params]
         if pending:
+            self._known = np.concatenate([self._known, self._space.points([trial.params for trial in pending])])
             self._expect(points, values, pending[-_MOST_PENDING:])
 
     def _is_borne_out(self, places: np.ndarray, tops: np.ndarray) -> bool:
@@ -203,7 +205,10 @@ class Forecast:
         return found
 
     def newcomers(self, rng: np.random.Generator) -> np.ndarray:
-        """New configurations, anywhere and near the best ones: shape (N, D), in the unit cube."""
+        """New configurations, anywhere and near the best ones: shape (N, D), in the unit cube.
+
+        No two are equal, and none is that of a trial of this study that the model knows; unless all drawn ones are.
+        """
         n_parameters = self._points_of_trials.shape[1]
         like = self._points_of_trials[rng.integers(len(self._points_of_trials), size=_ANYWHERE)]
         best = self._points_of_trials[rng.integers(min(_BEST, len(self._points_of_trials)), size=_NEARBY)]
@@ -222,7 +227,11 @@ class Forecast:
         near = np.where(moved, near, best)
         anywhere[np.isnan(like)] = math.nan
         near[np.isnan(best)] = math.nan
-        return self._space.snapped(np.concatenate([anywhere, near]))
+        drawn = self._space.snapped(np.concatenate([anywhere, near]))
+        keys = _keys(drawn)
+        known = set(_keys(self._known))
+        new = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}
+        return drawn[sorted(new.values())] if new else drawn
 
     def log_improvement(self, points: np.ndarray, trial: np.ndarray) -> np.ndarray:
         """log of the expected improvement on the best value at the last step, weighted by the priors: shape (N).
@@ -253,6 +262,12 @@ class Forecast:
     def params(self, point: np.ndarray) -> dict[str, Any]:
         """The configuration at a place: shape (D)."""
         return self._space.params(point)
+
+
+def _keys(points: np.ndarray) -> list[bytes]:
+    """Equal for points that are equal but for rounding."""
+    rounded = np.nan_to_num(points.round(9), nan=-1.0) + 0.0  # -0.0 has other bytes
+    return [point.tobytes() for point in rounded]
 
 
 def _resized(of: np.ndarray, size: int) -> np.ndarray:

@@ -72,7 +72,7 @@ class FreezeThaw:
         done = np.array([max(trial.values) for trial in paused] + [0] * len(new))
         cost = np.log(np.maximum(1, forecast.horizon - done))
         chosen: list[Choice] = []
-        for _ in range(count):
+        for _ in range(min(count, len(points))):
             place = int(np.argmax(promise - rng.random() * cost))
             if place < len(paused):
                 chosen.append(self._continued(paused[place]))
@@ -82,6 +82,8 @@ class FreezeThaw:
             # Once this one is known, the others near it promise less.
             promise += np.log1p(-0.999 * forecast.correlation(points, points[place]) ** 2)
             promise[place] = -math.inf
+        # In a small space there may be fewer: the sampler draws for the rest.
+        chosen += [Choice(None, self._next(0))] * (count - len(chosen))
         others = [place for place in np.argsort(-promise[: len(paused)]) if promise[place] > -math.inf]
         n_new = sum(choice.number is None for choice in chosen)
         return chosen + [self._continued(paused[place]) for place in others[:n_new]]

@@ -113,6 +113,40 @@ def test_many_slots_get_different_trials_and_new_ones_that_differ() -> None:
     assert len({tuple(params.values()) for params in proposals}) == len(proposals)
 
 
+def test_no_configuration_is_tried_again_before_all_have_been() -> None:
+    sampler = CurveSampler(seed=1)
+    sampler.space = {"size": IntDistribution(1, 8), "kind": CategoricalDistribution(["a", "b", "c"])}
+    study = optuna.create_study(sampler=sampler)
+
+    for _ in range(30):
+        trial = study.ask(sampler.space)
+        study.tell(trial, trial.params["size"] + 10 * (trial.params["kind"] == "b"))
+
+    tried = [tuple(trial.params.values()) for trial in study.trials]
+    first, rest = set(tried[:STARTERS]), tried[STARTERS:]
+    left = 24 - len(first)
+    assert len(first.union(rest[:left])) == 24
+    assert rest[left:]
+
+
+def test_more_slots_than_a_small_space_has_configurations_all_get_a_choice() -> None:
+    space = {"size": IntDistribution(1, 4)}
+    trials = [
+        Progress(number, {"size": size}, space, {1: float(size)}, "paused") for number, size in enumerate((1, 3, 3))
+    ]
+    scheduler = FreezeThaw(direction="maximize", steps=STEPS)
+    inform(CurveSampler(), steps=STEPS, scheduler=scheduler, evidence=[
+        evidence_of(-2 - i, {"size": 1}, space, [0.0], {}) for i in range(STARTERS)
+    ])  # fmt: skip
+
+    choices = scheduler.choose(trials, 16)[:16]
+
+    continued = [choice.number for choice in choices if choice.number is not None]
+    assert len(choices) == 16
+    assert sorted(continued) == [0, 1, 2]
+    assert sorted(params["size"] for params in scheduler.forecast.proposals) == [2, 4]
+
+
 def test_without_known_steps_trials_train_to_their_end_until_one_is_complete() -> None:
     scheduler = FreezeThaw(direction="maximize", steps=None)
     trial = optuna.trial.create_trial(
