@@ -114,14 +114,13 @@ class Progress:
         return Group(line, Text(f"  {printable(self._facts(seen))}", overflow="ellipsis", no_wrap=True))
 
     def _facts(self, seen: Seen) -> str:
+        """What people look for first, as a narrow terminal cuts off the rest."""
         now, _, left = seen
-        facts = [f"{now.trials['running']} running", f"{now.trials['pruned']} pruned"]
-        words = {"waiting": "waiting", "paused": "paused by the scheduler", "fail": "failed"}
-        facts += [f"{now.trials[key]} {word}" for key, word in words.items() if now.trials[key]]
-        if now.best:
-            facts.append(f"best {number(now.best.value)} (trial {now.best.number})")
+        facts = [f"best {number(now.best.value)} (trial {now.best.number})"] if now.best else []
         if now.paused:
             facts.append(f"paused; go on with: {command('resume', now.study)}")
         elif left is not None:
             facts.append(time_left(left))
-        return ", ".join(facts)
+        facts.append(f"{now.trials['running']} running")
+        words = {"pruned": "pruned", "waiting": "waiting", "paused": "paused by the scheduler", "fail": "failed"}
+        return ", ".join([*facts, *(f"{now.trials[key]} {word}" for key, word in words.items() if now.trials[key])])

@@ -54,7 +54,7 @@ def main() -> None:
                 page.wait_for_function("document.querySelectorAll('.js-plotly-plot path.js-line').length > 20")
                 _keep(page, "mlflow.png")
             page = _open(browser, (folder / "report.html").as_uri())
-            page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 1")
+            page.locator(".js-plotly-plot").nth(1).wait_for()
             _keep(page, "report.png")
         finally:
             subprocess.run([COMMAND, "db", "stop", "--force"], cwd=folder, env=environment, check=True)
