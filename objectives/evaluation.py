@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from objectives.losses import classification_metrics, regression_metrics
-from objectives.training import Task
+from objectives.member import Task
 
 CONFIDENCE = 0.95
 RESAMPLES = 1_000

@@ -1,6 +1,6 @@
 """The memory that trainings need on a CPU, predicted: what does not fit raises no error there, its worker is killed.
 
-Counted is what a step writes to: the vectors of :class:`objectives.training.Stack` and the buffers of its batches. A
+Counted is what a step writes to: the vectors of :class:`objectives.stack.Stack` and the buffers of its batches. A
 test compares it with what processes really take.
 
 Axes: B examples of a batch, N of the training part, F features, H hidden units, C outputs, P parameters.
@@ -17,10 +17,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from objectives.batch import steps_together
 from objectives.hyperparameters import Hyperparameters
+from objectives.member import Task
 from objectives.network import Layout
 from objectives.optimizers import MOMENTS
-from objectives.training import EVALUATION_BATCH, Task, steps_together
+from objectives.stack import EVALUATION_BATCH
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,12 @@ from objectives import memory
 from objectives.costs import COSTS, costs
 from objectives.data import ROLES, TASKS, VALIDATION_SHARE, Dataset, Part, Role, load
 from objectives.hyperparameters import METRICS, MINIMIZED, Hyperparameters
+from objectives.member import Examples, Member, Task
 from objectives.model import load_model, save_model
 from objectives.pool import OneTrial, Pool, Report, Result, Tick, Training, Trial, Trials
 from objectives.profiling import STEPS, profiled
 from objectives.randomness import MEMBER, seed_of
-from objectives.training import Examples, Member, StateError, Task
+from objectives.states import StateError
 
 #: By which MLflow loads a registered model.
 _load_pyfunc = load_model

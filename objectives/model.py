@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from objectives.data import Dataset, Part, Preprocessing
 from objectives.hyperparameters import Hyperparameters
-from objectives.training import EVALUATION_BATCH
+from objectives.stack import EVALUATION_BATCH
 
 if TYPE_CHECKING:  # a worker, which keeps no model, need not wait for them
     import pandas as pd
@@ -63,7 +63,7 @@ class Block(nn.Module):
 class Perceptron(nn.Module):
     """``depth`` blocks, then linear: B × F → B × C.
 
-    Its weights are PyTorch's own until a state is loaded: :func:`objectives.training.initial` draws a training's.
+    Its weights are PyTorch's own until a state is loaded: :func:`objectives.member.initial` draws a training's.
     """
 
     def __init__(self, n_features: int, n_outputs: int, hyperparameters: Hyperparameters) -> None:

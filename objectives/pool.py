@@ -19,11 +19,17 @@ from typing import Any, Literal, Protocol
 import torch
 
 from objectives.hyperparameters import Hyperparameters
-from objectives.training import Diverged, Member, Stack, StateError, expect_same, from_bytes, to_bytes
+from objectives.member import Member
+from objectives.stack import Stack
+from objectives.states import StateError, expect_same, from_bytes, to_bytes
 
 log = logging.getLogger(__name__)
 
 State = Literal["complete", "pruned", "fail", "left"]
+
+
+class Diverged(ArithmeticError):
+    """The training loss is no longer a finite number."""
 
 
 class Saved(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from objectives.pool import Training
-from objectives.training import StateError, from_bytes, to_bytes
+from objectives.states import StateError, from_bytes, to_bytes
 
 log = logging.getLogger(__name__)
 

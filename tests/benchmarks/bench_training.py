@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from objectives.data import Part
 from objectives.hyperparameters import Hyperparameters
-from objectives.training import Examples, Member, Stack, Task
+from objectives.member import Examples, Member, Task
+from objectives.stack import Stack
 
 EXAMPLES, FEATURES, CLASSES, BATCH, DROPOUT = 54_000, 784, 10, 128, 0.3
 

@@ -30,8 +30,9 @@ import torch
 
 from objectives.data import Part
 from objectives.hyperparameters import Hyperparameters
+from objectives.member import Examples, Member, Task
 from objectives.mlp import MLP
-from objectives.training import Examples, Member, Stack, Task
+from objectives.stack import Stack
 from tests.benchmarks.bench_training import BATCH, CLASSES, DROPOUT, EXAMPLES, FEATURES, one_at_a_time, shapes
 from tests.unit.objectives.conftest import RecordingTrial
 from tests.unit.objectives.test_pool import Source

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from objectives.evaluation import bootstrap, calibration, evaluate, wilson
-from objectives.training import Task
+from objectives.member import Task
 
 CLASSES = Task(n_features=1, classes=("a", "b", "c"))
 

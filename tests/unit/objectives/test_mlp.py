@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from objectives.data import load
+from objectives.member import Member
 from objectives.mlp import MLP, Hyperparameters, load_model
 from objectives.model import Model
-from objectives.training import Diverged, Member
+from objectives.pool import Diverged
 from tests.conftest import ROOT
 from tests.unit.objectives.conftest import Interrupted, Pruned, RecordingTrial
 
@@ -120,7 +121,7 @@ def test_a_last_batch_of_one_example_is_trained_and_evaluated(mlp: MLP) -> None:
 
 def test_an_evaluation_does_not_depend_on_its_batches(mlp: MLP, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = list(mlp.curves({"dropout": 0.5}))
-    monkeypatch.setattr("objectives.training.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("objectives.stack.EVALUATION_BATCH", 7)
     assert [epoch["val_loss"] for epoch in mlp.curves({"dropout": 0.5})] == pytest.approx(
         [epoch["val_loss"] for epoch in whole], rel=1e-5
     )

@@ -16,7 +16,7 @@ import torch
 from objectives.hyperparameters import METRICS, MINIMIZED
 from objectives.mlp import MLP, load_model
 from objectives.pool import Report, Result
-from objectives.training import Stack
+from objectives.stack import Stack
 from studies.errors import ObjectiveError
 from studies.objective import check_space
 from tests.unit.objectives.conftest import Interrupted, RecordingTrial

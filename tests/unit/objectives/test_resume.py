@@ -16,8 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from objectives.member import Member
 from objectives.mlp import MLP, Hyperparameters
-from objectives.training import Member, Stack, StateError
+from objectives.stack import Stack
+from objectives.states import StateError
 from tests.unit.objectives.conftest import Interrupted, Pruned, RecordingTrial
 
 EPOCHS = 3

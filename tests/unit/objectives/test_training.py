@@ -18,8 +18,9 @@ from objectives import randomness
 from objectives.data import Part
 from objectives.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters, learning_rates
 from objectives.losses import classification_metrics, regression_metrics
+from objectives.member import Examples, Member, Task
 from objectives.model import Perceptron
-from objectives.training import Examples, Member, Stack, Task
+from objectives.stack import Stack
 
 EPOCHS = 4
 CLASSES = Task(n_features=6, classes=("a", "b", "c"))
