@@ -120,8 +120,12 @@ class Forecast:
         self._space = UnitCube(self.space or self._observed_space(chosen))
         (self._prior,) = self._space.points([self.priors])
         places = self._space.points([self._seen[place].params for place in chosen])
-        if not self._is_borne_out(places, self._tops[chosen]):
+        self._known = places[[self._seen[place].number >= 0 for place in chosen]]
+        if (refuting := self._refuting(places, self._tops[chosen])) is not None:
+            # Its trial as well: from far off the search, it would distort the forecast for long.
             self._prior = np.full_like(self._prior, math.nan)
+            del chosen[refuting]
+            places = np.delete(places, refuting, axis=0)
         points, values = self._points([self._seen[i] for i in chosen])
         n_features = points.features.shape[1]
         if self._model is None or self._model.n_features != n_features:
@@ -130,17 +134,18 @@ class Forecast:
         else:
             self._model.fit(points, values, rng, trials=_LATER_FIT)
         self._points_of_trials = places
-        self._known = places[[self._seen[place].number >= 0 for place in chosen]]
         pending = [trial for trial in self._seen[-10 * _MOST_PENDING :] if trial.state == "running" and trial.params]
         if pending:
             self._known = np.concatenate([self._known, self._space.points([trial.params for trial in pending])])
             self._expect(points, values, pending[-_MOST_PENDING:])
 
-    def _is_borne_out(self, places: np.ndarray, tops: np.ndarray) -> bool:
-        """Whether the trial nearest to the priors is among the better half: wrong priors are forgotten at once."""
+    def _refuting(self, places: np.ndarray, tops: np.ndarray) -> int | None:
+        """The trial nearest to the priors, if it is among the worse half: wrong priors are forgotten at once."""
+        if np.isnan(self._prior).all() or len(places) < 3:
+            return None
         distance = np.nan_to_num(places - self._prior)
         nearest = int(np.argmin((distance**2).sum(1)))
-        return bool(tops[nearest] > np.median(tops))
+        return nearest if tops[nearest] < np.median(tops) else None
 
     def _observed_space(self, chosen: Sequence[int]) -> dict[str, BaseDistribution]:
         found = {name: of for place in chosen for name, of in self._seen[place].distributions.items()}

@@ -85,6 +85,18 @@ def test_the_first_trial_has_the_middle_of_the_space_or_the_prior() -> None:
     }
 
 
+def test_new_trials_are_near_good_priors_and_far_from_wrong_ones() -> None:
+    good, wrong = {"x": 0.8, "rate": 0.01, "kind": "b"}, {"x": 0.05, "rate": 1e-4, "kind": "a"}
+
+    def distances(priors: Mapping[str, Any]) -> list[float]:
+        drawn = tune(8 * STEPS, priors=priors).trials[STARTERS:]
+        return sorted(abs(trial.params["x"] - priors["x"]) for trial in drawn)
+
+    near, far = distances(good), distances(wrong)
+    assert near[len(near) // 2] < 0.2
+    assert far[len(far) // 10] > 0.4
+
+
 def test_the_same_study_is_searched_in_the_same_way() -> None:
     first, second = tune(3 * STEPS), tune(3 * STEPS)
 
