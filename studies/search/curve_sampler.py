@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.search.forecast import Forecast
 from studies.search.freeze_thaw import STARTERS, FreezeThaw
 from studies.search.scheduler import Progress, Scheduler, State
-from studies.search.unit_cube import UnitCube
+from studies.search.study import is_within
+from studies.search.unit_cube import UnitCube, keys_of
 
 _STATES: Final[Mapping[TrialState, State]] = {
     TrialState.RUNNING: "running",
@@ -39,7 +40,7 @@ class CurveSampler(optuna.samplers.BaseSampler):
         seed: the study's: what a trial draws depends on it, on the trial's number and on the trials before.
 
     Attributes:
-        space: the distributions of the spec; without it, those that all complete trials have in common.
+        space: the distributions of the spec; without it, those that the trials have.
         priors: values that a person expects to be good; the first trial has them, and they fade with the trials.
         steps: how many the objective trains; ``None`` if that is unknown.
         forecast: of the study's scheduler, if that makes one: new trials get what it proposes.
@@ -49,10 +50,11 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self.space: Mapping[str, BaseDistribution] = {}
         self.priors: Mapping[str, Any] = {}
         self.steps: int | None = None
-        self._seed = seed
+        self.seed = seed
         self._common = IntersectionSearchSpace()
         self.forecast: Forecast | None = None
         self._own: Forecast | None = None
+        self._drawn: tuple[int, Mapping[str, Any]] = (-1, {})  # the number of a trial, and its parameters
         self._trials: list[FrozenTrial] = []
         self._progress: list[Progress] = []
 
@@ -65,34 +67,42 @@ class CurveSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Parameters of a new trial."""
-        if not search_space:
-            return {}
-        forecast = self.forecast or self._own_forecast(study, search_space)
+        forecast = self.forecast or self._own_forecast(study)
         if trial.number < STARTERS - forecast.n_evidence or forecast.n_reported < 2:
             return self._starter(UnitCube(search_space), trial.number)
-        if forecast.proposals:
-            return _within(search_space, forecast.proposals.pop(0))
-        rng = np.random.default_rng([self._seed, trial.number])
+        # Of two workers that began a trial at once, one has another number than it expected. It draws anew.
+        drawn = forecast.proposals.pop(trial.number, None) or self._draw(forecast, trial.number, search_space)
+        self._drawn = trial.number, drawn
+        return {name: drawn[name] for name in search_space if name in drawn}
+
+    def _draw(self, forecast: Forecast, number: int, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, number])
         forecast.fit(rng)
         new = forecast.newcomers(rng)
+        if not len(new):  # all configurations have been tried: again any of them
+            cube = UnitCube(space)
+            return cube.params(cube.snapped(rng.random((1, len(space))))[0])
         promise = forecast.log_improvement(new, np.full(len(new), -1))
-        return _within(search_space, forecast.params(new[int(np.argmax(promise))]))
+        return forecast.params(new[int(np.argmax(promise))])
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A parameter that no trial before had: at random."""
+        """A parameter that not all trials before had: as it was drawn with the others, or else at random."""
+        number, drawn = self._drawn
+        if number == trial.number and param_name in drawn and is_within(param_distribution, drawn[param_name]):
+            return drawn[param_name]
         name = int.from_bytes(param_name.encode()[:8], "big")
-        point = np.random.default_rng([self._seed, trial.number, name]).random((1, 1))
+        point = np.random.default_rng([self.seed, trial.number, name]).random((1, 1))
         cube = UnitCube({param_name: param_distribution})
         return cube.params(cube.snapped(point)[0])[param_name]
 
-    def _own_forecast(self, study: optuna.Study, space: Mapping[str, BaseDistribution]) -> Forecast:
+    def _own_forecast(self, study: optuna.Study) -> Forecast:
         """What is expected by the trials as they are now."""
         if self._own is None:
             minimizes = study.direction == StudyDirection.MINIMIZE
             self._own = Forecast(direction="minimize" if minimizes else "maximize", steps=self.steps)
-        self._own.space, self._own.priors = space, self.priors
+        self._own.space, self._own.priors = self.space, self.priors
         trials = study._get_trials(deepcopy=False, use_cache=True)
         for place, (before, now) in enumerate(zip(self._trials, trials, strict=False)):
             if before is not now:
@@ -104,18 +114,23 @@ class CurveSampler(optuna.samplers.BaseSampler):
         return self._own
 
     def _starter(self, cube: UnitCube, number: int) -> dict[str, Any]:
-        if number == 0:
-            (prior,) = cube.points([self.priors])
-            return cube.params(np.where(np.isnan(prior), cube.centre, prior))
-        # An additive recurrence by powers of the generalized golden ratio, from a random start, is as even as Sobol's
-        # sequence (Roberts, The unreasonable effectiveness of quasirandom sequences, 2018).
-        count = len(cube.distributions)
+        """The middle of the space, or the priors, and then a quasi-random sequence; none twice while there are others.
+
+        An additive recurrence by powers of the generalized golden ratio, from a random start, is as even as Sobol's
+        sequence (Roberts, The unreasonable effectiveness of quasirandom sequences, 2018).
+        """
+        (prior,) = cube.points([self.priors])
+        n_parameters = len(cube.distributions)
         ratio = 2.0
         for _ in range(50):
-            ratio = (1 + ratio) ** (1 / (count + 1))
-        start = np.random.default_rng(self._seed).random(count)
-        point = (start + number * ratio ** -np.arange(1.0, count + 1)) % 1
-        return cube.params(cube.snapped(point[None])[0])
+            ratio = (1 + ratio) ** (1 / (n_parameters + 1))
+        start = np.random.default_rng(self.seed).random(n_parameters)
+        places = np.arange(1, number + 8 * STARTERS)[:, None]
+        sequence = cube.snapped((start + places * ratio ** -np.arange(1.0, n_parameters + 1)) % 1)
+        points = np.concatenate([np.where(np.isnan(prior), cube.centre, prior)[None], sequence])
+        first = {key: place for place, key in reversed(list(enumerate(keys_of(points))))}
+        different = sorted(first.values())
+        return cube.params(points[different[number] if number < len(different) else number])
 
 
 def inform(
@@ -140,11 +155,8 @@ def inform(
         if isinstance(scheduler, FreezeThaw):
             sampler.forecast = scheduler.forecast
             sampler.forecast.space, sampler.forecast.priors = sampler.space, sampler.priors
-            sampler.forecast.proposals = []  # of the space before
-
-
-def _within(space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: params[name] for name in space if name in params}
+            sampler.forecast.proposals = {}  # of the space before
+            sampler.forecast.seed = sampler.seed
 
 
 def progress_of(trial: FrozenTrial, steps: int | None = None) -> Progress:

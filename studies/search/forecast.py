@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 
 from studies.search.curve_model import CurveModel, Points
 from studies.search.scheduler import Progress
-from studies.search.unit_cube import UnitCube
+from studies.search.unit_cube import UnitCube, keys_of
 
 #: The most points that a model learns from: the time of an ask does not grow with the study.
 MOST_POINTS: Final = 160
@@ -41,9 +41,10 @@ class Forecast:
     Attributes:
         space: the parameters to learn of; without it, those of the trials.
         priors: values of parameters that a person expects to be good.
-        proposals: the parameters of trials that a scheduler wants to begin.
+        proposals: the parameters of trials that a scheduler wants to begin, by the number that each is to have.
         evidence: trials of other studies to learn from, with negative numbers.
         n_evidence: how many of the trials that were read have negative numbers.
+        seed: of the study.
     """
 
     def __init__(self, *, direction: str, steps: int | None) -> None:
@@ -51,12 +52,14 @@ class Forecast:
         self.steps = steps
         self.space: Mapping[str, BaseDistribution] = {}
         self.priors: Mapping[str, Any] = {}
-        self.proposals: list[dict[str, Any]] = []
+        self.proposals: dict[int, dict[str, Any]] = {}
         self.evidence: Sequence[Progress] = ()
         self.n_evidence = 0
+        self.seed = 0
         self._seen: Sequence[Progress] = []
         self._compared: list[Progress] = []  # what was read last, where the caller does not know what has changed
         self._longest = 1
+        self._counts_from_0 = False
         # Of each trial: its best and its last value, nan before the first; how many; whether it is paused.
         self._tops = np.empty(0)
         self._lasts = np.empty(0)
@@ -65,9 +68,14 @@ class Forecast:
         self._model: CurveModel | None = None
 
     @property
+    def last_step(self) -> int | None:
+        """Of the objective: one less than its steps where they are counted from 0; ``None`` if that is unknown."""
+        return self.steps and self.steps - self._counts_from_0
+
+    @property
     def horizon(self) -> int:
         """The last step, as far as is known."""
-        return self.steps or self._longest
+        return self.last_step or self._longest
 
     @property
     def n_reported(self) -> int:
@@ -109,6 +117,7 @@ class Forecast:
         if not values:
             return (-math.inf, -math.inf) if trial.state == "fail" else (math.nan, math.nan)
         self._longest = max(self._longest, *trial.values)
+        self._counts_from_0 |= 0 in trial.values
         return max(values), values[-1]
 
     def fit(self, rng: np.random.Generator) -> None:
@@ -212,9 +221,12 @@ class Forecast:
     def newcomers(self, rng: np.random.Generator) -> np.ndarray:
         """New configurations, anywhere and near the best ones: shape (N, D), in the unit cube.
 
-        No two are equal, and none is that of a trial of this study that the model knows; unless all drawn ones are.
+        No two are equal, and none is that of a trial of this study that the model knows: in a small space there may be
+        none left.
         """
         n_parameters = self._points_of_trials.shape[1]
+        if not n_parameters:
+            return np.empty((0, 0))
         like = self._points_of_trials[rng.integers(len(self._points_of_trials), size=_ANYWHERE)]
         best = self._points_of_trials[rng.integers(min(_BEST, len(self._points_of_trials)), size=_NEARBY)]
         anywhere, elsewhere = rng.random(like.shape), rng.random(best.shape)
@@ -233,10 +245,10 @@ class Forecast:
         anywhere[np.isnan(like)] = math.nan
         near[np.isnan(best)] = math.nan
         drawn = self._space.snapped(np.concatenate([anywhere, near]))
-        keys = _keys(drawn)
-        known = set(_keys(self._known))
+        keys = keys_of(drawn)
+        known = set(keys_of(self._known))
         new = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}
-        return drawn[sorted(new.values())] if new else drawn
+        return drawn[sorted(new.values())]
 
     def log_improvement(self, points: np.ndarray, trial: np.ndarray) -> np.ndarray:
         """log of the expected improvement on the best value at the last step, weighted by the priors: shape (N).
@@ -267,12 +279,6 @@ class Forecast:
     def params(self, point: np.ndarray) -> dict[str, Any]:
         """The configuration at a place: shape (D)."""
         return self._space.params(point)
-
-
-def _keys(points: np.ndarray) -> list[bytes]:
-    """Equal for points that are equal but for rounding."""
-    rounded = np.nan_to_num(points.round(9), nan=-1.0) + 0.0  # -0.0 has other bytes
-    return [point.tobytes() for point in rounded]
 
 
 def _resized(of: np.ndarray, size: int) -> np.ndarray:

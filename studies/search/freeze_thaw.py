@@ -49,9 +49,10 @@ class FreezeThaw:
         """See :class:`studies.search.scheduler.Scheduler`."""
         forecast = self.forecast
         if forecast.steps is None:
-            forecast.steps = max((max(t.values) for t in trials if t.state == "complete" and t.values), default=None)
+            complete = [trial.values for trial in trials if trial.state == "complete" and trial.values]
+            forecast.steps = max((max(values) + (0 in values) for values in complete), default=None)
         forecast.read(trials, changed)
-        forecast.proposals = []
+        forecast.proposals = {}
         starters = (
             count if forecast.n_reported < 2 else min(count, max(0, STARTERS - forecast.n_evidence - len(trials)))
         )
@@ -62,23 +63,29 @@ class FreezeThaw:
 
     def _promising(self, trials: Sequence[Progress], count: int) -> list[Choice]:
         forecast = self.forecast
-        rng = np.random.default_rng([len(trials), forecast.n_steps])
+        # Without evidence the first trials differ by the seed, and with them all that follows.
+        seed = [forecast.seed] if forecast.n_evidence else []
+        rng = np.random.default_rng([len(trials), forecast.n_steps, *seed])
         paused = forecast.best_paused(_MOST_PAUSED)
         forecast.fit(rng)
         new = forecast.newcomers(rng)
         points = np.concatenate([forecast.points([trial.params for trial in paused]), new])
         numbers = np.concatenate([[trial.number for trial in paused], np.full(len(new), -1)])
+        if not len(points):
+            return [Choice(None, self._next(0))] * count
         promise = forecast.log_improvement(points, numbers)
         done = np.array([max(trial.values) for trial in paused] + [0] * len(new))
         cost = np.log(np.maximum(1, forecast.horizon - done))
         chosen: list[Choice] = []
+        number = trials[-1].number + 1 if trials else 0  # of the next trial, unless another worker begins one before
         for _ in range(min(count, len(points))):
             place = int(np.argmax(promise - rng.random() * cost))
             if place < len(paused):
                 chosen.append(self._continued(paused[place]))
             else:
                 chosen.append(Choice(None, self._next(0)))
-                forecast.proposals.append(forecast.params(points[place]))
+                forecast.proposals[number] = forecast.params(points[place])
+                number += 1
             # Once this one is known, the others near it promise less.
             promise += np.log1p(-0.999 * forecast.correlation(points, points[place]) ** 2)
             promise[place] = -math.inf
@@ -93,8 +100,8 @@ class FreezeThaw:
 
     def _next(self, step: int) -> int:
         """The step until which a trial goes on that is at ``step``."""
-        steps = self.forecast.steps
-        if steps is None:
+        last = self.forecast.last_step
+        if last is None:
             return _TO_THE_END
-        following = math.ceil(step * GROWTH) if step else max(1, round(steps * FIRST))
-        return _TO_THE_END if following >= steps else following
+        following = math.ceil(step * GROWTH) if step else max(1, round(last * FIRST))
+        return _TO_THE_END if following >= last else following

@@ -33,7 +33,7 @@ class Halving:
         rungs: the steps of all rungs, instead of ``min_steps`` and its multiples.
         direction: ``minimize`` or ``maximize``.
         steps: how many the objective trains: no rung lies there or beyond. ``None`` if that is unknown; then the
-            longest complete trial tells it.
+            longest complete trial tells it, and a trial that begins while no other runs is not paused until then.
 
     Raises:
         ValueError: ``rungs`` do not ascend from 1, or no trial reaches them all.
@@ -62,8 +62,8 @@ class Halving:
         self._rungs = found
         self._factor = reduction_factor
         self._sign = -1.0 if direction == "maximize" else 1.0
-        self._knows_steps = steps is not None
-        self._longest = 0  # the last step of any complete trial
+        self._steps = steps
+        self._last = steps or 0  # the last step, as far as is known
         # Trials are only ever added, and few change between two choices: what is known of the others stays.
         self._known: dict[int, Progress] = {}
         self._reached: list[list[Rank]] = [[] for _ in found]  # all trials with a value at a rung, the best first
@@ -79,15 +79,18 @@ class Halving:
                 is_among_best = bisect_left(reached, rank) < len(reached) // self._factor and rank[0] < math.inf
                 if not is_among_best or len(choices) == count:
                     break
-                choices.append(Choice(number=rank[1], until=self._next(place)))
-        return choices + [Choice(number=None, until=self._rungs[0])] * (count - len(choices))
+                choices.append(Choice(number=rank[1], until=self._until(place + 1)))
+        new = [Choice(number=None, until=self._until(0))] * (count - len(choices))
+        # How long trials are is learned from one that nothing pauses.
+        if new and not self._last and not any(trial.state == "running" for trial in trials):
+            new[0] = Choice(number=None, until=TO_THE_END)
+        return choices + new
 
-    def _next(self, place: int) -> int:
-        """The step until which a trial is promoted from a rung."""
-        if place + 1 == len(self._rungs):
+    def _until(self, place: int) -> int:
+        """The step until which a trial trains that goes to a rung."""
+        if place == len(self._rungs) or 0 < self._last <= self._rungs[place]:
             return TO_THE_END
-        step = self._rungs[place + 1]
-        return TO_THE_END if not self._knows_steps and 0 < self._longest <= step else step
+        return self._rungs[place]
 
     def _learn(self, trials: Sequence[Progress]) -> None:
         known = self._known
@@ -107,8 +110,10 @@ class Halving:
             if trial.state == "paused" and ranks:
                 place, rank = ranks[-1]
                 insert(self._paused[place], rank)
-            if trial.state == "complete":
-                self._longest = max(self._longest, max(trial.values, default=0))
+            if self._steps is None and trial.state == "complete":
+                self._last = max(self._last, max(trial.values, default=0))
+            elif self._steps is not None and 0 in trial.values:  # counted from 0
+                self._last = self._steps - 1
         if is_bulk:
             for ranked in (*self._reached, *self._paused):
                 ranked.sort()

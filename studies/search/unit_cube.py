@@ -67,6 +67,12 @@ class UnitCube:
         return np.asarray(middle)
 
 
+def keys_of(points: np.ndarray) -> list[bytes]:
+    """One for each of N points, which are equal where the points are but for rounding."""
+    rounded = np.nan_to_num(points.round(9), nan=-1.0) + 0.0  # -0.0 has other bytes
+    return [point.tobytes() for point in rounded]
+
+
 class _Number:
     def __init__(self, distribution: FloatDistribution | IntDistribution) -> None:
         self._distribution = distribution

@@ -55,6 +55,19 @@ def test_of_unknown_steps_the_longest_complete_trial_tells_the_last_rung() -> No
     assert halving(steps=None).choose([*paused, trial(3, "complete", *[0.0] * 20)], 1) == [Choice(2, TO_THE_END)]
 
 
+def test_of_unknown_steps_a_lonely_trial_trains_to_its_end_to_show_them() -> None:
+    assert halving(steps=None).choose([], 3) == [Choice(None, TO_THE_END), NEW, NEW]
+    assert halving(steps=None).choose([trial(0, "running")], 1) == [NEW]
+    assert halving(steps=None).choose([trial(0, "complete", 0.1, 0.2, 0.3)], 1) == [NEW]
+    assert halving(steps=None).choose([trial(0, "complete", 0.1)], 1) == [Choice(None, TO_THE_END)]
+
+
+def test_no_trial_is_paused_at_its_last_step_where_steps_are_counted_from_0() -> None:
+    paused = [Progress(i, {}, {}, dict.fromkeys(range(4), 0.1 * i), "paused") for i in range(3)]
+    assert halving(steps=11).choose(paused, 1) == [Choice(2, 9)]
+    assert halving(steps=10).choose(paused, 1) == [Choice(2, TO_THE_END)]
+
+
 def test_a_step_between_two_rungs_counts_at_the_lower_one() -> None:
     every_other = [Progress(i, {}, {}, {2: 0.1 * i, 4: 0.2 * i}, "paused") for i in range(3)]
     assert halving().choose(every_other, 1) == [Choice(2, 9)]
