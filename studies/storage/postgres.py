@@ -102,6 +102,8 @@ class PostgresStorage(OptunaContract):
         self.spaces = Spaces(self.database)
         self.finals = Finals(self.database)
         schema.require(self.database, create=create)
+        if server is not None and server.alone_at is not None:
+            self.workers.bury_all(before=server.alone_at)
         self.database.patience = patience  # only now: a wrong URL must fail at once
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -54,6 +54,15 @@ class Workers:
         (row,) = self._database.rows("reap", token=new_token(), worker_ids=list(worker_ids), died_of=died_of)
         return int(row["requeued"])
 
+    def bury_all(self, *, before: float) -> None:
+        """Requeue the running trials of all workers that were alive before a time, as if their leases had expired.
+
+        Args:
+            before: seconds since 1970.
+        """
+        self._database.rows("expire_all", before=before)
+        self._database.rows("sweep_all")
+
     def of(self, record: StudyRecord) -> list[Worker]:
         """The workers of a study that were seen in the last two minutes."""
         rows = self._database.rows("workers", study_id=record.study_id)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ from typing import IO, Any
 import psycopg2
 import pytest
 
+from studies import PostgresStorage, StudySpec, open_storage
 from studies.errors import EmbeddedServerError
 from studies.storage.embedded.binaries import Account, account_for, find_binaries
 from studies.storage.embedded.server import EmbeddedServer, default_home
@@ -291,6 +292,51 @@ def test_a_server_whose_only_user_was_killed_is_joined_and_then_stopped(home: Pa
     with EmbeddedServer(home):
         assert postmaster(home) == pid
     assert not runs(pid)
+
+
+#: Begins a trial of a new study, which is to be the worker's for an hour.
+WORKER = """
+from studies import PostgresStorage, StudySpec
+storage = PostgresStorage(server.start(), server=server)
+record, _ = storage.create_study(StudySpec.from_dict({"name": "study", "objective": {"path": "tests:f"}}))
+storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
+storage.leases.claim(record, "w", 3600)
+"""
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["the server stays", "the server restarts"])
+def test_whoever_finds_the_server_unused_requeues_what_killed_workers_had(home: Path, restarts: bool) -> None:
+    worker = User(home, WORKER).ready()
+    with closing(open_storage(home=home)) as storage:
+        record = storage.find_study("study")
+    with closing(open_storage(home=home)) as storage:
+        assert storage.status(record).trials["running"] == 1  # somebody uses the server: it is the worker
+    worker.kill()
+    if restarts:
+        with EmbeddedServer(home):
+            pass
+    with closing(open_storage(home=home)) as storage:
+        assert storage.status(record).trials["running"] == 0
+        assert storage.status(record).trials["waiting"] == 1
+        assert storage.workers.of(record) == []
+        # Who begins now is not among them.
+        storage.workers.register([record], worker_id="x", host="host", pid=1, device="cpu")
+        storage.leases.claim(record, "x", 3600)
+        with closing(open_storage(home=home)) as other:
+            assert other.status(record).trials["running"] == 1
+
+
+def test_workers_that_know_the_server_by_its_url_alone_are_not_taken_for_dead(home: Path) -> None:
+    with closing(open_storage(home=home)) as storage:
+        record, _ = storage.create_study(StudySpec.from_dict({"name": "study", "objective": {"path": "tests:f"}}))
+    user = User(home).ready()
+    server = EmbeddedServer(home)
+    with closing(PostgresStorage(server.start())) as by_url:
+        by_url.leases.claim(record, "w", 3600)
+        server.close()
+        user.kill()
+        with closing(open_storage(home=home)) as storage:
+            assert storage.status(record).trials["running"] == 1
 
 
 @pytest.mark.parametrize("ending", ["sys.exit(3)", "raise ValueError", "import threading; sys.exit()"])

@@ -54,6 +54,9 @@ class EmbeddedServer:
         self._host = directory / "host"
         self._mutex = threading.Lock()
         self._share: int | None = None  # a descriptor with a shared lock on users.lock
+        #: When this object joined a server that nobody used, in seconds since 1970; ``None`` where somebody did.
+        #: Workers keep a server in use, so that whoever had begun a trial before is gone.
+        self.alone_at: float | None = None
         self._pid = os.getpid()
 
     def start(self) -> StorageURL:
@@ -67,10 +70,13 @@ class EmbeddedServer:
             with self._turn() as turn:
                 self._refuse_other_host()
                 joins = self._share is None
+                alone = joins and not self._kept.exists() and self._unused()
                 try:
                     # Joined only after: a child that was forked and not yet executed would hold a copy of the share,
                     # and an interrupted start would find the server in use and leave it.
                     self._ensure(turn)
+                    if alone and not _connections(self._cluster.url):
+                        self.alone_at = time.time()
                     self._join()
                 except BaseException as exc:
                     if joins:

@@ -45,6 +45,20 @@ select is_crowded from studyhall.beat(%(worker_id)s)
 -- Requeue the running trials of these dead workers; with a cause of death it counts against the trials.
 select studyhall.bury(%(token)s, %(worker_ids)s, %(died_of)s) as requeued
 
+-- name: expire_all
+-- Every worker that was alive before a time is gone, and its leases expire at once.
+with gone as (
+    update studyhall.workers set ended_at = now(), died_of = 'it ended without a word'
+    where ended_at is null and seen_at < to_timestamp(%(before)s)
+)
+update studyhall.leases set seconds = 0, expires_at = least(expires_at, now() - interval '1 ms')
+where held and expires_at - make_interval(secs => seconds) < to_timestamp(%(before)s)
+
+-- name: sweep_all
+-- Requeue the trials whose leases have expired, in all studies.
+select studyhall.sweep(study_id) from (
+    select distinct study_id from studyhall.leases where held and expires_at < now()) studies
+
 -- name: lost_workers
 -- The workers of a study that were lost in the last hour: found dead by their supervisor, or without a heartbeat for a
 -- minute and two leases. The time while the server was down does not count: no heartbeat could arrive.
