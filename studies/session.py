@@ -23,7 +23,7 @@ from studies.overview import EpochPace, pace_trials, seconds_left
 from studies.spec.script import Script, find, found_as, is_script
 from studies.stop_reasons import FAILURES, STOP_REASONS, failure_of, way_on
 from studies.storage import chosen_home
-from studies.text import counted
+from studies.text import counted, number
 from studies.worker import devices
 from studies.worker.supervisor import Supervisor
 
@@ -103,9 +103,10 @@ class Session:
         #: By the name of a study, as of how many ended trials.
         self._timings: dict[str, tuple[int, list[Timing]]] = {}
         self._paces: defaultdict[str, EpochPace] = defaultdict(EpochPace)
+        self._devices = devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES"))
         self.supervisor = Supervisor(
             specs,
-            devices.choose(workers, os.environ.get("CUDA_VISIBLE_DEVICES")),
+            self._devices,
             scripts=scripts,
             allow=allow,
             data_dir=data_dir,
@@ -212,7 +213,20 @@ class Session:
         notifier = Notifier(self._storage, self.records, url=self._notify_url, warn=self._output)
         notifier.start()
         self._stack.callback(notifier.stop)
+        self._warn_of_no_end()
         self.supervisor.assign(self._storage, self._lease_seconds)
+
+    def _warn_of_no_end(self) -> None:
+        if any(device.torch != "cpu" for device in self._devices):
+            return
+        for record in self.records:
+            budget = record.budget
+            if budget and budget.gpu_hours and not (budget.trial_limit or budget.epochs or budget.timeout):
+                self._output(
+                    f"study {record.name!r} may spend {number(budget.gpu_hours)} GPU hours and has no other limit; the "
+                    "workers here are on CPUs and spend none; to limit its trials, too: "
+                    f"{command('extend', record.name, '--trials', '100')}"
+                )
 
     def poll(self) -> list[Seen]:
         """Reap and restart workers.

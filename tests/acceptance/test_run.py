@@ -196,6 +196,16 @@ def stuck(trial):
     assert states(storage, "s") == ["RUNNING"]  # the same trial
 
 
+def test_gpu_hours_alone_are_no_end_on_cpus_and_run_says_so(shell: Shell) -> None:
+    def said(budget: str) -> str:
+        options = ("--name", budget, "--workers", "1", "--set", f"budget={{{budget}, max_failures = 1}}")
+        return shell.run("run", "script.py:failing", *options).stderr
+
+    warning = "may spend 1.5 GPU hours and has no other limit; the workers here are on CPUs and spend none"
+    assert warning in said("gpu_hours = 1.5")
+    assert "no other limit" not in said("gpu_hours = 1.5, trials = 9")
+
+
 def test_a_trial_that_kills_its_workers_fails_and_the_study_goes_on(shell: Shell, look: Look) -> None:
     done = shell.run("run", "script.py:dying", "--trials", "4", "--workers", "1")
     assert done.returncode == 0, done.stderr
