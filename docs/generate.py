@@ -108,7 +108,7 @@ def _bounded(words: str, key: Mapping[str, Any]) -> str:
     """``words`` with the bounds of the schema, by the names of JSON schema or, within a union, of pydantic."""
     names = (("above", "exclusiveMinimum", "gt"), ("from", "minimum", "ge"), ("below", "exclusiveMaximum", "lt"))
     bounds = [f"{word} {key[name]:,}" for word, *either in names for name in either if name in key]
-    bounds += [f"to {key[name]:,.0f}" for name in ("maximum", "le") if name in key]
+    bounds += [f"to {round(key[name]):,}" for name in ("maximum", "le") if name in key]
     return f"{words}, {' '.join(bounds)}" if bounds else words
 
 

@@ -110,7 +110,8 @@ class Hyperparameters:
 
     def __post_init__(self) -> None:
         # Samplers, study files and stored models all come through here: whatever trains has been checked.
-        share, count, positive = "at least 0 and below 1", "a whole number above 0", "above 0"
+        share, count = "a number of at least 0 and below 1", "a whole number above 0"
+        amount, positive = "a number of at least 0", "a number above 0"
         rules: list[tuple[str, bool, str]] = [
             ("depth", _is_count(self.depth, 0) and self.depth <= MAX_DEPTH, f"a whole number from 0 to {MAX_DEPTH}"),
             ("width", _is_count(self.width), count),
@@ -120,7 +121,7 @@ class Hyperparameters:
             ("skip", isinstance(self.skip, bool), "true or false"),
             *_among("initialization", self.initialization, INITIALIZATIONS),
             *((name, _is_share(getattr(self, name)), share) for name in _SHARES),
-            *((name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, "at least 0") for name in _AMOUNTS),
+            *((name, _is_number(getattr(self, name)) and getattr(self, name) >= 0, amount) for name in _AMOUNTS),
             *((name, _is_number(getattr(self, name)) and getattr(self, name) > 0, positive) for name in _POSITIVE),
             *((name, getattr(self, name) is None or _is_positive(getattr(self, name)), positive) for name in _LIMITS),
             *_among("optimizer", self.optimizer, OPTIMIZERS),

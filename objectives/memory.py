@@ -125,12 +125,19 @@ def check(hyperparameters: Hyperparameters, shape: Shape, members: int, left: in
     h, bytes_ = hyperparameters, needed(hyperparameters, shape, members)
     if bytes_ > left:
         fits = _largest_batch_that_fits(h, shape, members, left)
-        advice = f"batch_size = {fits} would fit" if fits else "fewer or narrower layers need less"
+        together = max(0, (left - _passing(h, shape)) // _kept(h, shape))
+        if fits:
+            advice = f"batch_size = {fits} would fit"
+        elif together:
+            advice = f"no more than {together} would fit: give fewer seeds or folds"
+        else:
+            advice = "fewer or narrower layers need less"
         if fits and h.optimizer == "gd":
             advice = f"gd takes all examples at once; another optimizer with {advice}"
+        trainings = f" for {members} trainings, one for each seed and fold," if members > 1 else ""
         raise torch.OutOfMemoryError(
-            f"widths {list(h.widths)} and batches of {_batch_size(h, shape)} need {_in_words(bytes_)} of memory, and "
-            f"there are {_in_words(left)}; {advice}"
+            f"widths {list(h.widths)} and batches of {_batch_size(h, shape)} need {_in_words(bytes_)} of memory"
+            f"{trainings or ','} and there are {_in_words(left)}; {advice}"
         )
     return bytes_
 

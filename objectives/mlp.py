@@ -501,7 +501,9 @@ def _check_roles(columns: object) -> None:
 def _checked_metrics(metric: object, task: str) -> list[str]:
     """The metrics whose values a trial has: the first of the validation data, costs perhaps after it."""
     legal = METRICS[task]
-    given: list[Any] = metric if isinstance(metric, list) and metric else [metric or legal[0]]
+    if metric == []:
+        raise ValueError(f"metric = []; name one or more of {', '.join(legal)}, or leave it out for {legal[0]}")
+    given: list[Any] = metric if isinstance(metric, list) else [legal[0] if metric is None else metric]
     for i, name in enumerate(given):
         # Costs are measured at the end, and the first metric is the one that is reported of each epoch.
         allowed = (*legal, *COSTS) if i else legal

@@ -64,9 +64,14 @@ def collect(storage: PostgresStorage, spec: StudySpec, sources: Sequence[str]) -
         if record.name == spec.name:
             raise SpecError(f"study {source!r} cannot be its own evidence; name another study")
         _require_same_objectives(storage, record, spec)
-        trials = [trial for trial in _complete(storage, record) if _overlap(trial, spec)]
+        complete = _complete(storage, record)
+        if not complete:
+            raise SpecError(
+                f"study {source!r} has no complete trial to learn from; leave it out, or let it finish some first"
+            )
+        trials = [trial for trial in complete if _overlap(trial, spec)]
         if not trials:
-            params = dict.fromkeys(name for trial in storage.trials(record) for name in trial.params)
+            params = dict.fromkeys(name for trial in complete for name in trial.params)
             raise SpecError(
                 f"study {source!r} has no complete trial within the space of {spec.name!r}: its parameters are "
                 f"{', '.join(params) or 'none'}, and the space has {', '.join(spec.space)}; leave it out"

@@ -204,7 +204,7 @@ def rows_of(
     for name, share in cuts.items():
         pool = rows["train"]
         if keys is None:
-            rows["train"], rows[name] = _drawn(pool, y_N, share, is_class=is_class, seed=seed)
+            rows["train"], rows[name] = _drawn(pool, y_N, share, name, is_class=is_class, seed=seed)
         elif keys.split.by:
             rows["train"], rows[name] = _grouped(pool, y_N, keys, share, is_class=is_class, seed=seed)
         else:
@@ -215,11 +215,31 @@ def rows_of(
 
 
 def _drawn(
-    pool: np.ndarray, y_N: np.ndarray, share: float, *, is_class: bool, seed: int
+    pool: np.ndarray, y_N: np.ndarray, share: float, name: str, *, is_class: bool, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Of classes each part has as many examples as there are classes, and the training rows have all of them."""
     from sklearn.model_selection import train_test_split  # takes 1.5 s of CPU, once per machine
 
+    n_cut = math.ceil(share * len(pool))  # as scikit-learn rounds
+    n_classes = len(np.unique(y_N[pool])) if is_class else 0
+    why = f", of which each of the {n_classes} classes needs one" if is_class else ""
+    # Two numbers at least to learn from: one has no spread.
+    for part, count, least, way in (
+        ("training", len(pool) - n_cut, n_classes or 2, "smaller"),
+        (name, n_cut, n_classes or 1, "larger"),
+    ):
+        if count < least:
+            raise ValueError(
+                f"{name} = {share}: of {len(pool)} examples that leaves {count} for {part}, and at least {least} are "
+                f"needed{why}; give a {way} share, such as 0.1"
+            )
     kept, cut = train_test_split(pool, test_size=share, stratify=y_N[pool] if is_class else None, random_state=seed)
+    learned = len(np.unique(y_N[kept])) if is_class else 0
+    if learned < n_classes:
+        raise ValueError(
+            f"{name} = {share}: of {len(pool)} examples that leaves {len(kept)} for training, which have {learned} of "
+            f"the {n_classes} classes; give a smaller share, such as 0.1"
+        )
     return kept, cut
 
 
@@ -249,6 +269,11 @@ def _ordered(pool: np.ndarray, keys: Keys, share: float, name: str) -> tuple[np.
         # At least the latest time.
         bound = int(np.sort(rank)[min(len(rank) - 1, math.ceil(len(rank) * (1 - share)))])
     is_late = rank >= bound
+    if is_late.all() and name == "validation" and len(np.unique(rank)) > 1:
+        raise ValueError(
+            f"validation = {share}: of {len(rank)} rows in the order of split.on = {split.on!r} that leaves none for "
+            "training; give a smaller share, such as 0.1"
+        )
     if is_late.all() or not is_late.any():
         after = f", split.after = {split.after!r}" if split.after is not None else ""
         empty = "testing" if not is_late.any() else "training and validation"

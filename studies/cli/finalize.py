@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +113,8 @@ def finalize(
     from studies.worker import devices
 
     _require_one_way(trial_number)
-    directory = (out or Path(file_name(name, "-final"))).absolute()
+    named = out or Path(file_name(name, "-final"))
+    directory = named.absolute()
     tracking_uri = checked(tracking_uri)
     mirrors = [tracking_uri] if mlflow else []
     with common.open() as storage:
@@ -121,7 +124,7 @@ def finalize(
         spec = record.require_spec("its objective is not known")
         # All checks come before the training, which may take hours.
         final.require_complete(record, chosen)
-        _earlier_test(storage, record, again=again)
+        _earlier_test(storage, record, named, again=again)
         storage.require("worker")  # before hours of training, whose result a viewer could not store
         script = find_scripts([record], scripts, allow_changed=allow_changed).get(name)
         data_folder = data_dir_or_default(data_dir)
@@ -154,7 +157,12 @@ def finalize(
             leased(storage, record, waits=lambda other: say(f"{other} is retraining {name}; waiting for it to end")),
             _environment(device),
         ):
-            before = _earlier_test(storage, record, again=again)  # another process may have been the first meanwhile
+            # Another process may have been the first meanwhile: it wrote what this one has helped with and waited for.
+            made = None if again else final.stored(storage, record)
+            if made and (made["trial"], made.get("ensemble", 1)) == (chosen.number, members):
+                _tell_made(name, made, model, tracking_uri)
+                return
+            before = _earlier_test(storage, record, named, again=again)
             say(f"retraining {models} {chosen.number} of {name} on training and validation data ({device.label})")
             metrics = final.finalize(
                 storage, record, spec, chosen, objective, device=device, directory=directory, progress=_show,
@@ -179,8 +187,18 @@ def _require_one_way(trial_number: int | None) -> None:
             raise click.UsageError(f"--trial {trial_number} is retrained without a comparison; leave --{option} out")
 
 
-def _earlier_test(storage: PostgresStorage, record: StudyRecord, *, again: bool) -> dict[str, Any] | None:
-    """What an earlier test of the study has stored; refuses a second test, unless ``again``."""
+def _tell_made(name: str, made: Mapping[str, Any], model: str | None, tracking_uri: str | None) -> None:
+    """Print the model that another process has made meanwhile, and where it is."""
+    echo(*(f"{key} {number(value)}" for key, value in made["metrics"].items()))
+    say(f"another command has retrained and tested trial {made['trial']} of {name} meanwhile: see {made['directory']}")
+    if model:
+        _, _, folder = made["directory"].partition(":")
+        way = later(Path(folder), model, tracking_uri)
+        say(f"this command registers nothing; unless the other one did, do it there with: {way}")
+
+
+def _earlier_test(storage: PostgresStorage, record: StudyRecord, folder: Path, *, again: bool) -> dict[str, Any] | None:
+    """What an earlier test of the study has stored; refuses a second test, into ``folder``, unless ``again``."""
     from studies.finalize.final import stored
 
     before = stored(storage, record)
@@ -188,9 +206,17 @@ def _earlier_test(storage: PostgresStorage, record: StudyRecord, *, again: bool)
         shown = ", ".join(f"{key} {number(value)}" for key, value in before["metrics"].items())
         raise StudyhallError(
             f"study {record.name!r} was finalized with trial {before['trial']} ({shown}), in {before['directory']}; "
-            "reusing test data biases the result; pass --again to do it anyway"
+            f"reusing test data biases the result; pass {_again(folder, before['looks'])} to do it anyway"
         )
     return before
+
+
+def _again(folder: Path, looks: int) -> str:
+    """The options of another test after so many, whose folder is not there yet."""
+    if not os.path.lexists(folder):  # it is on another machine, say
+        return "--again"
+    others = (folder.with_name(f"{folder.name}-{count}") for count in itertools.count(looks + 1))
+    return f"--again --out {shlex.quote(str(next(other for other in others if not os.path.lexists(other))))}"
 
 
 def _compare(

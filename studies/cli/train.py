@@ -24,7 +24,7 @@ from studies.cli.report import OutputFile, write_output
 from studies.cli.target import Target, set_option, target_argument
 from studies.report.files import file_name, require_writable
 from studies.text import number
-from studies.values import finite
+from studies.values import finite, to_text
 
 if TYPE_CHECKING:
     from studies.spec.study import StudySpec
@@ -123,7 +123,10 @@ def train(
 
 
 def _described(params: Mapping[str, Any], spec: StudySpec) -> str:
-    given = " ".join(f"{name}={readable(value)}" for name, value in params.items())
+    # Numbers exactly, as they were typed: 0.9999999 in four digits is 1.
+    given = " ".join(
+        f"{name}={readable(value) if isinstance(value, str) else to_text(value)}" for name, value in params.items()
+    )
     left = [name for name in spec.space if name not in params]
     defaults = f"the objective's defaults for {', '.join(left) or 'all else'}"
     return f"{given}; {defaults}" if given else defaults

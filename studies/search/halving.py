@@ -144,5 +144,5 @@ def _checked(rungs: Sequence[int]) -> list[int]:
         and all(a < b for a, b in pairwise(rungs))
     )
     if not is_legal:
-        raise ValueError(f"rungs = {rungs!r}: should be whole numbers of steps that ascend from 1, such as [1, 3, 9]")
+        raise ValueError("rungs should be whole numbers of steps that ascend from 1, such as [1, 3, 9]")
     return list(rungs)

@@ -97,7 +97,7 @@ def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, 
             stored, given = (value and mask_url(value) for value in (stored, given))
         if key == "objective.sha256" and stored and given:
             yield key, f"its script has changed: SHA-256 {short(stored)} then, {short(given)} now"
-        elif stored == given:
+        elif key == "notify.url" and stored == given:
             yield key, f"{key} is another one at {_show(stored)}"  # the parts that differ are masked
         else:
             is_default = key == "direction" and stored is None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from studies.errors import nearest
+from studies.values import to_text
 
 if TYPE_CHECKING:
     import optuna
@@ -63,12 +64,16 @@ class _Range(_Parameter):
                 raise ValueError(f"{key} = {bound} is not a finite number")
         if self.low > self.high:
             raise ValueError(f"low = {self.low} is above high = {self.high}; low must not exceed high")
+        if not math.isfinite(self.high - self.low):
+            raise ValueError(
+                f"low = {self.low} and high = {self.high} are too far apart for a computer's numbers; narrow the range"
+            )
         if self.log and self.low <= 0:
             raise ValueError(f"low = {self.low} with log = true; a logarithmic range begins above 0")
         if self.step is not None:
             self._check_step(self.step)
-        if self.prior is not None and not self.low <= self.prior <= self.high:
-            raise ValueError(f"prior = {self.prior} is outside of the range; give one from {self.low} to {self.high}")
+        if self.prior is not None:
+            self._check_prior(self.prior)
         return self
 
     def extremes(self) -> Sequence[Choice]:
@@ -88,6 +93,21 @@ class _Range(_Parameter):
         if not math.isclose(steps, round(steps), abs_tol=1e-9):
             reachable = self.low + math.floor(steps) * step
             raise ValueError(f"high = {self.high} is no whole number of steps of {step}; {reachable:g} is")
+
+    def _check_prior(self, prior: float) -> None:
+        if not self.low <= prior <= self.high:
+            raise ValueError(f"prior = {prior} is outside of the range; give one from {self.low} to {self.high}")
+        if self.step is None:
+            return
+        low, step = Decimal(str(self.low)), Decimal(str(self.step))
+        steps = (Decimal(str(prior)) - low) / step
+        # Of real numbers not exactly: 0.30000000000000004 is 3 steps of 0.1.
+        if abs(steps - round(steps)) > (Decimal("1e-8") if isinstance(self.step, float) else 0):
+            below, above = (type(self.low)(low + (math.floor(steps) + i) * step) for i in (0, 1))
+            raise ValueError(
+                f"prior = {prior} is no whole number of steps of {self.step} from low = {self.low}; "
+                f"the nearest are {below} and {above}"
+            )
 
 
 class FloatParameter(_Range):
@@ -171,8 +191,13 @@ class CategoricalParameter(_Parameter):
             # Optuna compares choices by ==, which equates 1, 1.0 and true.
             if choice in self.choices[:i]:
                 raise ValueError(f"choices holds {choice!r} twice; each must differ (1, 1.0 and true are equal)")
-        if self.prior is not None and self.prior not in self.choices:
-            raise ValueError(f"prior = {self.prior!r} is no choice; {nearest(str(self.prior), map(str, self.choices))}")
+        # With its kind: 1 == True in Python, and a choice of 1 is not true.
+        kind = isinstance(self.prior, bool)
+        if self.prior is not None and not any(
+            self.prior == choice and kind == isinstance(choice, bool) for choice in self.choices
+        ):
+            known = nearest(to_text(self.prior), map(to_text, self.choices))
+            raise ValueError(f"prior = {self.prior!r} is no choice; {known}")
         return self
 
     def suggest(self, trial: optuna.trial.Trial, name: str) -> Choice:

@@ -191,7 +191,7 @@ class StudySpec(Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError(f"{source}: {explain(error, cls)}") from None
+            raise SpecError(f"{source}: {explain(error, cls, data)}") from None
 
     @classmethod
     def from_json(cls, text: str, notify_url: str | None = None) -> Self:

@@ -297,7 +297,9 @@ class PostgresStorage(OptunaContract):
     def refuse_best(self, record: StudyRecord) -> NoReturn:
         """Raise :exc:`NothingFinished`, with what the study has instead of a feasible COMPLETE trial."""
         counts = self.database.rows("status", study_id=record.study_id)[0]
-        shown = ", ".join(f"{counts[state]} {state}" for state in ("pruned", "running", "waiting", "fail"))
+        # Complete ones are there only where all of them break a constraint.
+        states = ("complete",) * bool(counts["complete"]) + ("pruned", "running", "waiting", "fail")
+        shown = ", ".join(f"{counts[state]} {state}" for state in states)
         if counts["paused"]:
             shown += f", {counts['paused']} paused"
         kept = in_words(record.spec.constraints) if record.spec else ""

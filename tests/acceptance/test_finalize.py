@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -75,11 +77,12 @@ def test_a_finalize_that_is_killed_goes_on_and_of_two_one_tests_the_model(
         eventually(part.exists, "the training of the winner, once the lease of the killed one has expired")
         with shell.start(*command) as fourth:
             (shell.folder / "hold").unlink()
-            refused = fourth.communicate(timeout=300)[1]
+            waited = fourth.communicate(timeout=300)
         told, said = third.communicate(timeout=300)
-    assert (third.returncode, fourth.returncode) == (0, 1), said + refused
+    assert (third.returncode, fourth.returncode) == (0, 0), said + waited[1]
     assert "(pid " in said.partition(" is retraining net; waiting for it to end")[0]
-    assert "error: study 'net' was finalized with trial " in refused
+    assert waited[0].endswith("accuracy 1\n")
+    assert f" of net meanwhile: see {socket.gethostname()}:{shell.folder / 'net-final'}\n" in waited[1]
     compared = storage.find_study("net.finalize")
     assert [trial.state.name for trial in storage.trials(compared)] == ["COMPLETE"] * 6
     assert all(storage.leases.attempts(compared)[number].times == 1 for number in range(3))
@@ -93,6 +96,16 @@ def test_a_finalize_that_is_killed_goes_on_and_of_two_one_tests_the_model(
     )
     assert "chosen" in told
     assert not list(shell.folder.glob(".net-final*"))
+
+    refused = shell.run(*command)
+    assert refused.returncode == 1
+    assert "error: study 'net' was finalized with trial " in refused.stderr
+    hint = refused.stderr.partition("; pass ")[2].partition(" to do it anyway")[0]
+    assert hint == "--again --out net-final-2"
+    again = shell.run(*command, *shlex.split(hint))
+    assert "net-final-2; this was test 2 on the same test data" in again.stderr
+    assert "; pass --again --out net-final-3 to do it anyway" in shell.run(*command).stderr
+    assert "; pass --again to do it anyway" in shell.run(*command, "--out", "fresh").stderr
 
 
 ROWS = 1_000

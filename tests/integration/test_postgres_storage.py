@@ -433,6 +433,15 @@ def test_without_a_complete_trial_there_is_no_best(storage: PostgresStorage) -> 
         storage.best(record)
 
 
+def test_complete_trials_that_break_a_constraint_are_counted_where_there_is_no_best(storage: PostgresStorage) -> None:
+    record = created(storage)
+    study = optuna.load_study(study_name="study", storage=storage)
+    for _ in range(2):
+        study.add_trial(create_trial(value=0.9, system_attrs={"constraints": [1.0]}))
+    with pytest.raises(NothingFinished, match=r"keeps its constraints yet \(2 complete, 0 pruned, 0 running"):
+        storage.best(record)
+
+
 def test_a_study_of_two_objectives_made_by_optuna_has_no_best_either(storage: PostgresStorage) -> None:
     study = optuna.create_study(storage=storage, study_name="two", directions=["minimize", "maximize"])
     study.add_trial(create_trial(values=[1.0, 2.0]))

@@ -129,7 +129,7 @@ def test_what_cannot_help_is_refused_with_the_reason(storage: PostgresStorage) -
         (spec(direction="maximize"), ["first"], SpecError, "'first' minimizes value, and 'n' maximizes value"),
         (spec(space={"y": X}), ["first"], SpecError, "no complete trial within the space of 'n': its parameters are"),
         (spec(space={"x": {**X, "low": 0.999999}}), ["first"], SpecError, "no complete trial within the space"),
-        (spec(), ["first", "fresh"], SpecError, "study 'fresh' has no complete trial within the space of 'n'"),
+        (spec(), ["first", "fresh"], SpecError, "study 'fresh' has no complete trial to learn from; leave it out"),
     ):
         with pytest.raises(error, match=words):
             collect(storage, made, sources)

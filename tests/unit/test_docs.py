@@ -16,6 +16,7 @@ import pytest
 from docs.generate import PAGES, page
 from studies.cli import studyhall
 from studies.errors import StudyhallError
+from studies.spec.sections import MAX_INTEGER
 from studies.spec.study import StudySpec
 from tests.conftest import ROOT
 from tests.unit.test_architecture import LAYERS
@@ -61,6 +62,10 @@ def parse(words: list[str]) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_generated_pages_are_up_to_date(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == page(name), "run: python -m docs.generate"
+
+
+def test_the_bounds_of_the_study_file_are_exact() -> None:
+    assert f"to {MAX_INTEGER:,} " in page("study-file.md")
 
 
 def test_the_readme_is_short() -> None:

@@ -352,7 +352,15 @@ def test_what_the_sampler_cannot_use_is_refused() -> None:
 
     number: dict[str, Any] = {"type": "float", "low": 0.0, "high": 1.0}
     assert "prior = 2.0 is outside of the range; give one from 0.0 to 1.0" in refusal(**number, prior=2.0)
+    stepped = {"type": "int", "low": 1, "high": 9, "step": 2}
+    assert "prior = 4 is no whole number of steps of 2 from low = 1; the nearest are 3 and 5" in refusal(
+        **stepped, prior=4
+    )
+    assert "the nearest are 0.2 and 0.3" in refusal(**number, step=0.1, prior=0.25)
+    # Off by 1 of a step so large that rounding would forgive it.
+    assert "the nearest are 0 and 10000000000" in refusal(type="int", low=0, high=2 * 10**10, step=10**10, prior=1)
     assert "prior = 'c' is no choice" in refusal(type="categorical", choices=["a", "b"], prior="c")
+    assert "prior = True is no choice; known: 1, 2" in refusal(type="categorical", choices=[1, 2], prior=True)
     assert "'curves' takes one objective" in refusal(keys={"directions": ["minimize", "maximize"]}, **number)
     assert "'curves' knows no constraints" in refusal(keys={"constraints": {"latency_ms": "<= 5"}}, **number)
     learns: dict[str, Any] = {"scheduler": {"name": "freezethaw"}, "budget": {"epochs": 100}}

@@ -35,6 +35,10 @@ from tests.support.spec import BASE, sampled, spec_with
         ("space.lr.low=-1", "space.lr: low = -1.0 with log = true; a logarithmic range begins above 0"),
         ("space.lr.low=nan", "space.lr: low = nan is not a finite number"),
         ("space.lr.high=inf", "space.lr: high = inf is not a finite number"),
+        (
+            "space.momentum={type='float',low=-1e308,high=1e308}",
+            "space.momentum: low = -1e+308 and high = 1e+308 are too far apart for a computer's numbers; narrow",
+        ),
         ("space.lr.step=0.1", "space.lr: step = 0.1 with log = true; give one of the two"),
         ("space.momentum.step=0.4", "space.momentum: high = 0.9 is no whole number of steps of 0.4; 0.8 is"),
         ("space.momentum.step=-1", "space.momentum: step = -1.0; a step is above 0"),
@@ -95,6 +99,13 @@ from tests.support.spec import BASE, sampled, spec_with
             "space.optimizer.choices=[['a']]",
             "space.optimizer.choices.0 = ['a']: should be text, a number, true or false",
         ),
+        ("space.optimizer.prior=['a']", "space.optimizer.prior = ['a']: should be text, a number, true or false"),
+        (
+            "space.momentum.when={optimizer=[['a']]}",
+            "space.momentum.when.optimizer.0 = ['a']: should be text, a number, true or false",
+        ),
+        ("metric=3", "metric = 3: should be text or a list of texts"),
+        ("metric=['a', 3]", "metric = ['a', 3]: should be text or a list of texts"),
         ("directions=[]", "directions = []: should have at least one item"),
         ("metric=''", "metric is empty; name what the objective returns"),
         ("budget.trials=99999999999", "budget.trials = 99999999999: should be less than or equal to 2147483647"),
@@ -108,7 +119,7 @@ from tests.support.spec import BASE, sampled, spec_with
         ("scheduler.name=halfing", "scheduler.name: 'halfing' is unknown; did you mean 'halving'?"),
         ("scheduler={name='halving',options={eta=3}}", "scheduler.options.eta: 'halving' has no such option"),
         ("scheduler={name='halving',options={min_steps=0}}", "scheduler.options.min_steps = 0: should be at least 1"),
-        ("scheduler={name='halving',options={rungs=[3,1]}}", "rungs = [3, 1]: should be whole numbers of steps that"),
+        ("scheduler={name='halving',options={rungs=[3,1]}}", "refuses rungs = [3, 1]: rungs should be whole numbers"),
         ("scheduler={name='halving'}", "pruner.name: 'median' and scheduler.name: 'halving' are both given"),
         ("budget.epochs=0", "budget.epochs = 0: should be greater than 0"),
         ("pruner={name='hyperband',options={min_resource=0}}", "pruner.options.min_resource = 0: should be at least 1"),
@@ -126,6 +137,21 @@ def test_what_is_wrong_is_named_with_its_value_and_what_is_legal(setting: str, m
 def test_several_mistakes_are_counted() -> None:
     with pytest.raises(SpecError, match=r"\(and 1 more\)"):
         spec_with("budget.trials=0", "seed=-1")
+    with pytest.raises(SpecError, match=r"false \(and 1 more\)$"):
+        spec_with("space.optimizer.choices=[['a'], {}, 'b']")
+
+
+def test_one_value_of_several_legal_types_is_one_mistake() -> None:
+    for setting in ("metric=3", "space.optimizer.prior=[1]", "space.optimizer.choices=[['a'], 'b']"):
+        with pytest.raises(SpecError) as caught:
+            spec_with(setting)
+        assert "more)" not in str(caught.value)
+
+
+def test_a_value_that_equals_another_of_its_type_is_named_with_both() -> None:
+    stored, given = spec_with("objective.args.flag=true"), spec_with("objective.args.flag=1")
+    with pytest.raises(SpecMismatch, match=r"objective\.args\.flag is true, not 1"):
+        stored.require_same(given, stored.budget)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,11 @@ def test_each_step_is_a_line_and_the_file_is_what_its_ending_says() -> None:
     assert "own: learning curves" in Path("curves.html").read_text()
 
 
+def test_a_number_is_shown_as_it_was_given() -> None:
+    done = train("script.py:Net", "--param", "lr=0.9999999")
+    assert "lr=0.9999999;" in done.stderr
+
+
 def test_a_profile_is_a_table_and_a_folder_of_its_own() -> None:
     done = train("script.py:Net", "--profile", "there")
     assert done.exit_code == 0, done.output

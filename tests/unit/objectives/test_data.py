@@ -170,6 +170,35 @@ def test_a_bad_npz_is_refused(tmp_path: Path, arrays: dict[str, Any], message: s
 
 
 @pytest.mark.parametrize(
+    ("dataset", "validation", "message"),
+    [
+        (
+            "digits",
+            0.999,
+            "validation = 0.999: of 1437 examples that leaves 1 for training, and at least 10 are needed, of which "
+            "each of the 10 classes needs one; give a smaller share, such as 0.1",
+        ),
+        ("digits", 0.0001, "of 1437 examples that leaves 1 for validation, and at least 10 are needed, of which each"),
+        ("diabetes", 0.999, "leaves 0 for training, and at least 2 are needed; give a smaller share, such as 0.1"),
+    ],
+)
+def test_a_share_that_leaves_a_part_empty_is_named_with_what_it_leaves(
+    tmp_path: Path, dataset: str, validation: float, message: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        load(dataset, data_dir=tmp_path, validation=validation)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_share_that_leaves_a_class_out_of_the_training_rows_is_refused(tmp_path: Path) -> None:
+    labels = np.array([0] * 187 + [1] * 13)
+    file = write_npz(tmp_path, X=np.random.default_rng(SEED).normal(size=(200, 4)), y=labels)
+    with pytest.raises(DataError, match=r"validation = 0\.98: .* which have 1 of the 2 classes; give a smaller share"):
+        load(file, data_dir=tmp_path, validation=0.98)
+
+
+@pytest.mark.parametrize(
     ("dataset", "target", "message"),
     [
         ("mnits", None, "dataset = 'mnits' is unknown; did you mean 'mnist'? known: digits, diabetes, breast-cancer"),

@@ -96,6 +96,17 @@ def test_a_trial_that_does_not_fit_fails_and_says_what_would(mlp: MLP, monkeypat
     mlp.check_params({"width": 8, "depth": 1})
 
 
+def test_seeds_and_folds_that_do_not_fit_are_named(mlp: MLP, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of two folds: half of all rows each.
+    monkeypatch.setattr(memory, "total", lambda: 3 * memory.needed(Hyperparameters(), mlp._shape))
+    with pytest.raises(
+        ValueError,
+        match=r"of memory for 1000000 trainings, one for each seed and fold, and there are .*; no more "
+        r"than [2-4] would fit: give fewer seeds or folds",
+    ):
+        MLP("digits", seeds=500_000, folds=2, data_dir="unused")
+
+
 def test_trials_that_do_not_fit_side_by_side_are_left_and_the_slots_reduced(
     mlp: MLP, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -134,18 +134,19 @@ def test_an_evaluation_does_not_depend_on_its_batches(mlp: MLP, monkeypatch: pyt
         ({"width": 1.5}, "width = 1.5; it must be a whole number above 0"),
         ({"width_2": 0}, "width_2 = 0; it must be a whole number above 0"),
         ({"depth": 7}, "depth = 7; it must be a whole number from 0 to 6"),
-        ({"dropout": 1.0}, "dropout = 1.0; it must be at least 0 and below 1"),
-        ({"dropout": -0.1}, "dropout = -0.1; it must be at least 0 and below 1"),
-        ({"lr": 0}, "lr = 0; it must be above 0"),
-        ({"lr": float("nan")}, "lr = nan; it must be above 0"),
-        ({"weight_decay": -1}, "weight_decay = -1; it must be at least 0"),
+        ({"dropout": 1.0}, "dropout = 1.0; it must be a number of at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout = -0.1; it must be a number of at least 0 and below 1"),
+        ({"lr": 0}, "lr = 0; it must be a number above 0"),
+        ({"lr": float("nan")}, "lr = nan; it must be a number above 0"),
+        ({"lr": "abc"}, "lr = 'abc'; it must be a number above 0"),
+        ({"weight_decay": -1}, "weight_decay = -1; it must be a number of at least 0"),
         ({"batch_size": 0}, "batch_size = 0; it must be a whole number above 0"),
         ({"optimizer": "adma"}, "optimizer = 'adma'; it must be one of adamw, adam, sgd, gd, rmsprop"),
         ({"activation": "relo"}, "activation = 'relo'; it must be one of relu, leaky_relu, sigmoid, tanh, gelu, silu"),
-        ({"momentum": 1}, "momentum = 1; it must be at least 0 and below 1"),
+        ({"momentum": 1}, "momentum = 1; it must be a number of at least 0 and below 1"),
         ({"skip": 1}, "skip = 1; it must be true or false"),
         ({"patience": 0}, "patience = 0; it must be a whole number above 0"),
-        ({"max_norm": 0.0}, "max_norm = 0.0; it must be above 0"),
+        ({"max_norm": 0.0}, "max_norm = 0.0; it must be a number above 0"),
         ({"class_weights": {"0": 0}}, 'class_weights = {\'0\': 0}; it must be "none", "balanced", or'),
     ],
 )
@@ -168,6 +169,18 @@ def test_an_argument_that_is_not_legal_is_named(args: dict[str, Any], message: s
     with pytest.raises(ValueError, match="it must be") as caught:
         MLP(**{"dataset": "digits", "data_dir": "unused", **args})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ([], r"metric = \[\]; name one or more of accuracy, .*, or leave it out for accuracy"),
+        ("", "metric = ''; for classification it must be one of accuracy"),
+    ],
+)
+def test_an_empty_metric_is_not_the_default(metric: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MLP("digits", metric=metric, data_dir="unused")
 
 
 def test_finalize_keeps_a_model_that_predicts_from_the_data_as_they_are(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_a_space_that_allows_what_cannot_be_is_refused_when_the_objective_is_bui
         (
             classes,
             {"dropout": {"type": "float", "low": 0, "high": 1}},
-            "dropout = 1.0; it must be at least 0 and below",
+            "dropout = 1.0; it must be a number of at least 0 and below",
         ),
         (classes, normalized, 'refuses normalization=batch batch_size=1 of the space: normalization = "batch" needs'),
         (

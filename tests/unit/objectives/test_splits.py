@@ -163,6 +163,11 @@ def test_a_split_that_cannot_be_is_refused_by_name(read: Load, split: Any, messa
     assert "\n" not in str(caught.value)
 
 
+def test_a_share_that_leaves_no_time_for_training_is_named(read: Load) -> None:
+    with pytest.raises(DataError, match=r"validation = 0\.999: of \d+ rows in the order of split\.on = 'date' that"):
+        read(split={"on": "date"}, validation=0.999)
+
+
 def test_arrays_are_split_by_an_array_of_the_file(tmp_path: Path) -> None:
     known = rows()
     x = np.array(known["number"])[:, None]
