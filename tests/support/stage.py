@@ -141,6 +141,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     "workers.of": lambda s: [w.id for w in s.storage.workers.of(s.record)],
     "workers.heartbeat": lambda s: s.storage.workers.heartbeat("w"),
     "workers.reap": lambda s: s.storage.workers.reap(["w"], died_of="a signal"),
+    "workers.bury_all": lambda s: s.storage.workers.bury_all(before=time.time() + 60),
     # The names it returns are files that nothing needs: after a lost answer they lie there until the trial ends.
     "leases.save_checkpoint": lambda s: bool(
         s.storage.leases.save_checkpoint(s.claim, sequence=3, name="1/1-3", step=3, sha256=b"3", data=b"3") and False
