@@ -84,7 +84,7 @@ class Prepared(nn.Module):
         outputs_NC: Tensor = self.model(torch.cat(features, dim=1))
         if self.model.classes:
             return outputs_NC.argmax(1), outputs_NC.exp()
-        return outputs_NC[:, 0].double()
+        return outputs_NC[:, 0]
 
 
 def _interpolated(x_N: Tensor, value_L: Tensor, score_L: Tensor) -> Tensor:

@@ -93,6 +93,9 @@ class Model(nn.Module):
         description: what ``model.json`` holds.
     """
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(self, description: Mapping[str, Any]) -> None:
         super().__init__()
         self.preprocessing = Preprocessing.from_data(description["preprocessing"])
@@ -100,6 +103,9 @@ class Model(nn.Module):
         """Empty in regression."""
         self.target_mean: float = description["target_mean"]
         self.target_std: float = description["target_std"]
+        # As tensors, too: a graph of ONNX has its plain numbers in float32.
+        for name, value in (("_mean", self.target_mean), ("_std", self.target_std)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
         n_features, hyperparameters = description["n_features"], Hyperparameters(**description["hyperparameters"])
         self.members = nn.ModuleList(
             Perceptron(n_features, len(self.classes) or 1, hyperparameters) for _ in range(description["members"])
@@ -108,21 +114,19 @@ class Model(nn.Module):
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """Features, as the preprocessing makes them → the logarithms of the classes' probabilities (B × C), or numbers
-        in the target's unit (B × 1)."""
-        y_BC = self.average(x_BF)
-        return y_BC if self.classes else y_BC * self.target_std + self.target_mean
-
-    def average(self, x_BF: Tensor) -> Tensor:
-        """Likewise, but numbers are standardised, as those of the training."""
+        in the target's unit (B × 1, float64)."""
         outputs_MBC = torch.stack([member(x_BF) for member in self.members])
-        if not self.classes:
-            return outputs_MBC.mean(0)
-        # The logarithm of the mean probability, without leaving logarithms: small probabilities would become 0.
-        return outputs_MBC.log_softmax(-1).logsumexp(0) - math.log(len(self.members))
+        if self.classes:
+            # The logarithm of the mean probability, without leaving logarithms: small probabilities would become 0.
+            return outputs_MBC.log_softmax(-1).logsumexp(0) - math.log(len(self.members))
+        # In double precision: float32 knows a time of today, in seconds since 1970, to two minutes.
+        return outputs_MBC.mean(0).double() * self._std + self._mean
 
     def outputs(self, part: Part) -> Tensor:
-        """:meth:`average` of all examples of a part of the data, N × C."""
-        return _in_batches(self.average, part.features, len(part))
+        """Of all examples of a part of the data, N × C, to the digits of :meth:`predict`: the logarithms of
+        probabilities; or numbers, standardised as those of the part, float64."""
+        outputs_NC = _in_batches(self, part.features, len(part))
+        return outputs_NC if self.classes else (outputs_NC - self.target_mean) / self.target_std
 
     def predict(self, rows: Rows | np.ndarray) -> pd.DataFrame:
         """What the model says of raw rows.

@@ -29,7 +29,7 @@ State = Literal["complete", "pruned", "fail", "left"]
 
 
 class Diverged(ArithmeticError):
-    """The training loss is no longer a finite number."""
+    """A loss, of the training or the validation data, is no longer a finite number."""
 
 
 class Saved(Protocol):
@@ -211,11 +211,12 @@ class Training:
             Diverged: a member's loss is no longer finite.
         """
         for i, member in enumerate(self.members):
-            loss = member.metrics["train_loss"]
-            if not math.isfinite(loss):
-                which = f" in member {i + 1} of {len(self.members)}" if len(self.members) > 1 else ""
-                lr = self._hyperparameters.lr
-                raise Diverged(f"the training loss is {loss} after {member.step} steps{which} (lr = {lr:.3g})")
+            for part, name in (("training", "train_loss"), ("validation", "val_loss")):
+                loss = member.metrics.get(name, 0.0)  # the last training is without validation data
+                if not math.isfinite(loss):
+                    which = f" in member {i + 1} of {len(self.members)}" if len(self.members) > 1 else ""
+                    lr = self._hyperparameters.lr
+                    raise Diverged(f"the {part} loss is {loss} after {member.step} steps{which} (lr = {lr:.3g})")
         self.epoch += 1
         metrics = self._means([member.metrics for member in self.members])
         if self.is_over:

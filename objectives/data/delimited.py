@@ -13,6 +13,7 @@ import gzip
 import io
 import lzma
 import re
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +29,11 @@ from objectives.data.labels import is_number
 from objectives.data.raw import few, one_line
 
 OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+#: What pyarrow decompresses by itself, and calls so; an empty name is for none.
+CODECS = {"": "", ".gz": "gzip", ".bz2": "bz2"}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+#: What a file raises that ends early or is damaged.
+TORN = (EOFError, OSError, lzma.LZMAError, zlib.error)
 #: Records that the separator is told by.
 SAMPLE = 20
 #: Bytes that pyarrow parses at a time: it reads 32 such blocks ahead. They are handed on by several, since each
@@ -52,6 +57,7 @@ class TextTable:
     is_text = True
 
     def __init__(self, file: Path, suffix: str, compression: str, target: str) -> None:
+        self._file, self._compression = file, compression
         self._open: Callable[[], Any] = partial(OPENERS[compression], file, "rb")
         try:
             self._encoding = self._find_encoding()
@@ -64,7 +70,7 @@ class TextTable:
             (line, header), *rows = [*islice(self._records(self._separator), 2)] or [(1, [])]
         except UnicodeDecodeError:
             raise self._not_decodable() from None
-        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        except TORN as error:
             raise _torn(error) from None
         except csv.Error as error:
             raise self._open_quote() or ValueError(f"is not CSV: {error}") from None
@@ -92,7 +98,6 @@ class TextTable:
                 column_names=ids,
                 skip_rows=self._blank_lines,
                 skip_rows_after_names=1,
-                encoding=self._encoding,
             ),
             "parse_options": pa_csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
             "convert_options": pa_csv.ConvertOptions(
@@ -100,7 +105,7 @@ class TextTable:
             ),
         }
         try:
-            with self._open() as stream, pa_csv.open_csv(stream, **options) as reader:
+            with self._arrow_file() as stream, pa_csv.open_csv(stream, **options) as reader:
                 rows = 0
                 while batches := list(islice(reader, BLOCKS_AT_A_TIME)):
                     table = pa.Table.from_batches(batches).combine_chunks()
@@ -110,7 +115,7 @@ class TextTable:
             # pyarrow takes the end of the file for the end of a quote; all that follows the quote is then one cell.
             if self._count_lines() > self._blank_lines + 1 + rows and (error := self._open_quote()):
                 raise error
-        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        except TORN as error:
             raise _torn(error) from None
         except UnicodeDecodeError:
             raise self._not_decodable() from None
@@ -185,6 +190,22 @@ class TextTable:
         with self._open() as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
             yield text
 
+    def _arrow_file(self) -> pa.NativeFile:
+        """The text in UTF-8, as a file of pyarrow's own.
+
+        Its threads read ahead, and may be the last to let go of a block. With a file of Python that takes Python's
+        lock, which a process that is about to exit no longer gives: it would end by SIGABRT.
+        """
+        codec = CODECS.get(self._compression)
+        if codec is not None and self._encoding == "utf-8":
+            file = pa.OSFile(str(self._file))
+            return pa.CompressedInputStream(file, codec) if codec else file
+        with self._text() as text, tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="") as plain:
+            for part in iter(partial(text.read, 2**20), ""):
+                plain.write(part)
+            plain.flush()
+            return pa.OSFile(plain.name)  # which stays open without its name
+
     def _count_lines(self) -> int:
         """How many lines there are, at least those with a record; quick."""
         # The more frequent of both, as a line may end with either or with both.
@@ -223,7 +244,7 @@ class TextTable:
         text = str(error)
         if "UTF8" in text:
             return self._not_decodable()
-        with suppress(csv.Error, UnicodeDecodeError):
+        try:
             if quote := self._open_quote():
                 return quote
             for line, record in self._records(self._separator):
@@ -231,6 +252,10 @@ class TextTable:
                     hint = "; comment lines are not skipped" if record[0].lstrip().startswith("#") else ""
                     cells = f"{len(record)} cell{'' if len(record) == 1 else 's'}"
                     return ValueError(f"line {line} has {cells}, and the header {len(self.names)}{hint}")
+        except (csv.Error, UnicodeDecodeError):
+            pass
+        except TORN as torn:  # whose cells were parsed before the damage was found
+            return _torn(torn)
         return ValueError(f"is not CSV: {one_line(error)[:200]}")
 
     def _not_decodable(self) -> ValueError:

@@ -17,6 +17,7 @@ import numpy as np
 MIN_PER_CLASS = 13
 #: So many different numbers may still be classes: fractions, or with few examples of most; whole numbers.
 MAX_FRACTIONS, MAX_WHOLE_NUMBERS = 10, 100
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,9 @@ class Labels:
             if task == "classification":
                 raise ValueError(f'{what} is a number; leave task out, or give "regression"')
             return self
+        self._check_finite(what, task)
+        if task == "regression":
+            return self._judged_as_numbers(what)
         if len(self.names) < 2:
             raise ValueError(f"all labels are {self.names[0]}; a classifier needs at least two classes")
         counts = np.bincount(self.y_N, minlength=len(self.names))
@@ -92,10 +96,6 @@ class Labels:
                 f'{len(self.y_N)} rows, which looks like regression: give objective.args.task = "regression", with '
                 'direction = "minimize" and metric = "val_rmse"; or "classification" to make each number a class'
             )
-        if task == "regression":
-            if len(self.y_N) < MIN_PER_CLASS:
-                raise ValueError(f"has {len(self.y_N)} rows; regression needs at least {MIN_PER_CLASS}")
-            return self._as_numbers(what)
         if counts.min() < MIN_PER_CLASS:
             rarest = " ".join(self.names[counts.argmin()].split())  # of an unclosed quote it is half the file
             raise ValueError(
@@ -104,11 +104,39 @@ class Labels:
             )
         return self
 
+    def _check_finite(self, what: str, task: str | None) -> None:
+        """Refuse inf, and what is too large for a number, among numbers: as a class it would be a strange one."""
+        is_other = [_number(name) is None for name in self.names]
+        others = [name for name, is_one in zip(self.names, is_other, strict=True) if is_one]
+        if not others or task == "classification" or not all(map(_is_infinite, others)):
+            return
+        counts = np.bincount(self.y_N, minlength=len(self.names))
+        numbers = [number for number in map(_number, self.names) if number is not None]
+        if task == "regression" or _look_measured(numbers, counts[~np.array(is_other)]):
+            also = "" if task else ', and give objective.args.task = "regression"'
+            raise ValueError(
+                f"{what} holds {others[0]!r:.60} in {counts[is_other].sum()} of {len(self.y_N)} rows, and numbers in "
+                f"the others; regression needs finite numbers: remove these rows{also}"
+            )
+
+    def _judged_as_numbers(self, what: str) -> Labels:
+        found = self._as_numbers(what)
+        if len(self.names) < 2:
+            raise ValueError(f"{what} is {self.names[0]} in all rows; regression needs numbers that differ")
+        if len(self.y_N) < MIN_PER_CLASS:
+            raise ValueError(f"has {len(self.y_N)} rows; regression needs at least {MIN_PER_CLASS}")
+        return found
+
     def _as_numbers(self, what: str) -> Labels:
         text = next((name for name in self.names if _number(name) is None), None)
         if text is not None:
             raise ValueError(f"{what} holds {text!r:.60}, which is not a number; regression needs numbers")
         values = np.array([_number(name) for name in self.names], dtype=np.float64)
+        largest = values[np.abs(values).argmax()]
+        if abs(largest) > FLOAT32_MAX:
+            raise ValueError(
+                f"{what} holds {largest:g}; every number must be finite as a float32: divide all by a constant"
+            )
         return Labels(names=(), y_N=values[self.y_N])
 
 
@@ -164,12 +192,21 @@ def is_plain(text: str) -> bool:
 
 
 def _number(label: str) -> float | None:
-    """The number that a label is; what Python alone would read as one, such as 10_19, is text."""
+    """The finite number that a label is; what Python alone would read as one, such as 10_19, is text."""
+    number = _float(label)
+    return number if number is not None and np.isfinite(number) else None
+
+
+def _is_infinite(label: str) -> bool:
+    number = _float(label)
+    return number is not None and bool(np.isinf(number))
+
+
+def _float(label: str) -> float | None:
     text = label.strip()
     if not text.isascii() or "_" in text:
         return None
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
         return None
-    return number if np.isfinite(number) else None

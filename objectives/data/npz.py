@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from objectives.data.labels import Labels
-from objectives.data.raw import FLOAT32_MAX, MAX_EXACT, Raw, blocks_of, one_line
+from objectives.data.labels import FLOAT32_MAX, Labels
+from objectives.data.raw import MAX_EXACT, Raw, blocks_of, one_line
 from objectives.data.splits import Keys, Split, read_keys
 
 EXAMPLES = ("X", "y", "X_test", "y_test")

@@ -175,7 +175,7 @@ def divided(raw: Raw, seed: int, validation: float, scaling: str) -> Dataset:
     )
     if raw.columns:  # parts that are filled from front to back take memory only as the blocks give theirs up
         rows = {name: np.sort(row_N) for name, row_N in rows.items()}
-    mean, std = (0.0, 1.0) if raw.labels.names else (float(y_N[rows["train"]].mean()), float(y_N[rows["train"]].std()))
+    mean, std = (0.0, 1.0) if raw.labels.names else _mean_and_std(y_N[rows["train"]])
     # Means, medians and levels are those of the training rows: others would shape what they are to measure.
     is_train_N = np.zeros(len(y_N), dtype=bool)
     is_train_N[rows["train"]] = True
@@ -201,10 +201,25 @@ def divided(raw: Raw, seed: int, validation: float, scaling: str) -> Dataset:
     )
 
 
+def _mean_and_std(y_N: np.ndarray) -> tuple[float, float]:
+    """Of a regression's target in the training rows.
+
+    Raises:
+        ValueError: it does not differ, or by so little that every RMSE would be 0.
+    """
+    low, high, std = float(y_N.min()), float(y_N.max()), float(y_N.std())
+    if low == high:
+        raise ValueError(f"the target is {low:g} in all {len(y_N)} training rows; regression needs numbers that differ")
+    if std < np.finfo(np.float32).tiny:
+        raise ValueError(
+            f"the target differs by {high - low:g}, which float32 hardly tells from 0: multiply all by a constant"
+        )
+    return float(y_N.mean()), std
+
+
 def _scaled(y_N: np.ndarray, mean: float, std: float) -> np.ndarray:
     """Classes as they are; numbers standardised."""
-    # All numbers of the training rows may be equal.
-    return y_N if y_N.dtype.kind == "i" else ((y_N - mean) / (std or 1)).astype(np.float32)
+    return y_N if y_N.dtype.kind == "i" else ((y_N - mean) / std).astype(np.float32)
 
 
 def _fill(

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from objectives.data.labels import is_plain
-from objectives.data.raw import BLOCK, FLOAT32_MAX, Column, Raw, few
-from objectives.data.standardize import Scaling, fit
+from objectives.data.labels import FLOAT32_MAX, is_plain
+from objectives.data.raw import BLOCK, Column, Raw, few
+from objectives.data.standardize import SMALLEST_RANGE, Scaling, fit
 
 if TYPE_CHECKING:  # pyarrow is for raw rows alone: a worker whose data are prepared does without
     import pyarrow as pa
@@ -103,6 +103,8 @@ class NormalScore:
         shares = (np.cumsum(counts) - counts / 2) / len(there_N)
         # A few points, as every model stores them; between them the score is nearly a line.
         places = np.unique(np.linspace(0, len(values) - 1, LANDMARKS).round().astype(int))
+        # A line between two closer ones would be infinitely steep.
+        places = places[np.diff(values[places], prepend=-np.inf) > SMALLEST_RANGE]
         return cls(
             name=name,
             values=tuple(values[places].tolist()),
@@ -303,9 +305,13 @@ class Preprocessing:
                     raise ValueError(f"column {reader.name!r} has {what}; in training it held {held}")
                 if "boolean" in reader.kinds and kinds.get(reader.name) == "number":
                     raise ValueError(f"column {reader.name!r} is true or false; in training it held numbers")
-                if "number" in reader.kinds and reader.is_category and categories[reader.name].is_text:
-                    shown = few(map(repr, categories[reader.name].levels))
-                    raise ValueError(f"column {reader.name!r} holds numbers; in training it held text: {shown}")
+                if reader.is_category and categories[reader.name].is_text:
+                    levels = categories[reader.name].levels
+                    are_truth = "boolean" in reader.kinds and not {"true", "false"}.intersection(levels)
+                    if are_truth or "number" in reader.kinds:
+                        what = "true and false" if are_truth else "numbers"
+                        shown = few(map(repr, levels))
+                        raise ValueError(f"column {reader.name!r} holds {what}; in training it held text: {shown}")
             check_range(table, self.names, block, first_row)
             first_row += len(block)
             yield block, {reader.name: reader.levels for reader in readers if reader.is_category}

@@ -22,7 +22,6 @@ Kind = Literal["number", "boolean", "category", "text", "unread"]
 
 #: Errors and warnings name this many columns or labels.
 SHOWN = 8
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 #: Beyond it double precision rounds whole numbers.
 MAX_EXACT = 2**53
 #: Rows of an array that are handled at a time: bounds the memory.

@@ -14,6 +14,8 @@ import numpy as np
 #: A column whose values differ by no more than this many roundings of the largest is constant: the mean of
 #: 0.1 is not 0.1, and a column that was computed is seldom constant to its last bit.
 ROUNDINGS = 8
+#: So is one whose values differ by less: their squares, and with them the standard deviation, would be 0.
+SMALLEST_RANGE = float(np.sqrt(np.finfo(np.float64).tiny))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,9 @@ class Scaling:
         """Standardised, float32."""
         shifted: np.ndarray = x_NF.astype(self.mean_F.dtype) - self.mean_F
         shifted /= self.std_F
-        return shifted.astype(np.float32, copy=False)
+        # A later row may be as many standard deviations away as float32 cannot hold: it is then infinitely far.
+        with np.errstate(over="ignore"):
+            return shifted.astype(np.float32, copy=False)
 
 
 def fit(
@@ -56,5 +60,5 @@ def fit(
         squares = squares + np.square(rows, out=rows).sum(axis=axis)
     std_F = np.sqrt(squares / count)
     largest = np.maximum(np.abs(low), np.abs(high))
-    std_F[high - low <= ROUNDINGS * np.finfo(np.float64).eps * largest] = np.inf
+    std_F[high - low <= np.maximum(ROUNDINGS * np.finfo(np.float64).eps * largest, SMALLEST_RANGE)] = np.inf
     return Scaling(mean_F=mean_F.astype(precision), std_F=std_F.astype(precision))

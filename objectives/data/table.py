@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import mmap
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,9 +26,9 @@ from objectives.data.cells import MISSING, ColumnReader
 from objectives.data.columnar import ArrowTable, ParquetTable
 from objectives.data.delimited import TextTable
 from objectives.data.endings import endings
-from objectives.data.labels import Labels, is_number
+from objectives.data.labels import FLOAT32_MAX, Labels, is_number
 from objectives.data.questions import check, keep, kept_features
-from objectives.data.raw import FLOAT32_MAX, Column, Raw, Role, few, one_line
+from objectives.data.raw import Column, Raw, Role, few, one_line
 from objectives.data.splits import Split, read_keys
 
 log = logging.getLogger(__name__)
@@ -77,17 +77,18 @@ def as_table(rows: Rows) -> Table:
     """
     if isinstance(rows, TextTable | ParquetTable | ArrowTable):
         return rows
-    if isinstance(rows, pa.Table):
-        return ArrowTable(rows)
-    if not hasattr(rows, "keys"):
+    if not hasattr(rows, "keys") and not isinstance(rows, pa.Table):
         raise ValueError(f"rows are {type(rows).__name__}; give a pandas or pyarrow table, or a dict of columns")
     given: Any = rows
+    # pandas tells 1 and "1" apart; a model's names are text.
+    names = [str(key) for key in (given.column_names if isinstance(rows, pa.Table) else given)]
+    repeated = next((name for name, n in Counter(names).items() if n > 1), None)
+    if repeated is not None:
+        raise ValueError(f"the rows have the column {repeated!r} twice; each needs a name of its own")
+    if isinstance(rows, pa.Table):
+        return ArrowTable(rows)
     columns: dict[str, Any] = {}
-    for key in given:
-        name = str(key)
-        # pandas tells 1 and "1" apart; a model's names are text.
-        if name in columns:
-            raise ValueError(f"the rows have the column {name!r} twice; each needs a name of its own")
+    for key, name in zip(given, names, strict=True):
         try:
             columns[name] = pa.chunked_array(pa.array(given[key], from_pandas=True))
         except (pa.ArrowException, TypeError, ValueError) as error:

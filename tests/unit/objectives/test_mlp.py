@@ -90,6 +90,15 @@ def test_a_diverging_training_says_so(mlp: MLP) -> None:
         mlp(RecordingTrial(params={"lr": 1e30, "optimizer": "sgd"}))
 
 
+def test_validation_data_that_no_prediction_exists_for_end_a_trial(tmp_path: Path) -> None:
+    # The last times are infinitely many standard deviations away, in float32.
+    lines = [f"{i},{1e30 if i > 75 else i % 3 * 1e-100!r},{i % 2}" for i in range(100)]
+    (tmp_path / "own.csv").write_text("t,a,y\n" + "\n".join(lines) + "\n")
+    mlp = MLP("own.csv", epochs=2, target="y", split={"on": "t"}, data_dir=tmp_path)
+    with pytest.raises(Diverged, match=r"the validation loss is nan after \d+ steps \(lr = 0.01\)"):
+        mlp(RecordingTrial(params={"lr": 0.01}))
+
+
 def test_the_learning_rate_falls_along_half_a_cosine(mlp: MLP) -> None:
     trial = RecordingTrial(params=GOOD)
     mlp(trial)

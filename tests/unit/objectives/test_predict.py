@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from objectives import load_model
@@ -83,6 +84,18 @@ def test_rows_that_are_not_those_of_the_training_are_refused_by_name(
     assert "holds no model that can be read" in said(capsys, damaged, rows)
 
 
+def test_a_frame_is_refused_where_a_name_comes_twice_or_text_became_true_and_false(people: Path) -> None:
+    model = load_model(people)
+    frame = pd.DataFrame({"size": [0.5], "flag": [True], "kind": ["a"]})
+    twice = pd.concat([frame, frame[["size"]]], axis=1)
+    for rows in (twice, pa.table([[0.5], [True], ["a"], [1.5]], names=list(twice.columns))):
+        with pytest.raises(ValueError, match="the rows have the column 'size' twice"):
+            model.predict(rows)
+    for cells, what in ((3, "numbers"), (True, "true and false")):
+        with pytest.raises(ValueError, match=f"^column 'kind' holds {what}; in training it held text: 'a', 'b', 'c'$"):
+            model.predict(frame.assign(kind=cells))
+
+
 def test_arrays_are_predicted_from_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.arange(120.0).reshape(60, 2) % 7
     np.savez(tmp_path / "own.npz", X=x, y=x.sum(axis=1))
@@ -102,6 +115,19 @@ def test_arrays_are_predicted_from_arrays(tmp_path: Path, capsys: pytest.Capture
     assert "is no array; the model takes .npy" in said(capsys, tmp_path, tmp_path / "model.json")
 
 
+def test_a_number_with_a_large_offset_keeps_its_digits_and_is_tested_as_it_is_predicted(tmp_path: Path) -> None:
+    x = np.arange(120.0)[:, None] % 31
+    x[60:] += 0.5
+    y = 1.7e9 + 10 * x[:, 0]  # seconds since 1970, of which float32 knows multiples of 128
+    np.savez(tmp_path / "own.npz", X=x, y=y, X_test=x, y_test=y)
+    mlp = MLP("own.npz", epochs=20, task="regression", data_dir=tmp_path)
+    metrics = mlp.finalize({"lr": 1e-2}, seed=0, device="cpu", directory=tmp_path, progress=lambda *_: None)
+    model = load_model(tmp_path)
+    predicted = model.predict(x)["prediction"].to_numpy()
+    assert len(np.unique(predicted)) == len(np.unique(x))
+    assert metrics["test_rmse"] == pytest.approx(float(np.sqrt(np.square(predicted - y).mean())), rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "params",
@@ -116,7 +142,7 @@ def test_every_kind_of_model_is_exported_and_predicts_the_same(tmp_path: Path, p
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(90, 4))
-    np.savez(tmp_path / "own.npz", X=x, y=x.sum(axis=1) * 1e4)
+    np.savez(tmp_path / "own.npz", X=x, y=1.7e9 + x.sum(axis=1) * 90)
     mlp = MLP("own.npz", epochs=2, task="regression", scaling="quantile", data_dir=tmp_path)
     mlp.finalize(params, seed=0, device="cpu", directory=tmp_path, progress=lambda *_: None, ensemble=2)
     session = onnxruntime.InferenceSession(export(tmp_path))

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 from objectives.data import DataError, Dataset, load
 from objectives.mlp import MLP, load_model
@@ -520,6 +520,41 @@ def test_a_regression_of_text_is_refused(refusal: Callable[..., str]) -> None:
     assert "target 'y' holds 'yes', which is not a number; regression needs numbers" in said
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (lambda i: i * 1e50, "target 'y' holds 5.9e+51; every number must be finite as a float32: divide all by a"),
+        (lambda i: -i * 1e200, "target 'y' holds -5.9e+201; every number must be finite"),
+        (lambda i: i * 1e-160, "the target differs by 5.6e-159, which float32 hardly tells from 0: multiply all by"),
+        (lambda i: i * 1e-200, "which float32 hardly tells from 0: multiply all by a constant"),
+        (lambda _: 5, "target 'y' is 5 in all rows; regression needs numbers that differ"),
+        (lambda i: "inf" if i == 7 else i / 7, "target 'y' holds 'inf' in 1 of 60 rows, and numbers in the others"),
+        (lambda i: "1e999" if i == 7 else i / 7, "regression needs finite numbers: remove these rows"),
+    ],
+)
+def test_a_target_that_no_regression_can_have_is_refused(
+    refusal: Callable[..., str], number: Callable[[int], object], message: str
+) -> None:
+    said = refusal(table("a,y", lambda i: f"{NOISE[i]},{number(i)}"), task="regression", split_seed=2)
+    assert message in said
+
+
+def test_a_target_that_is_constant_in_the_training_rows_alone_is_refused(refusal: Callable[..., str]) -> None:
+    split = {"on": "t", "after": 49}
+    said = refusal(table("t,a,y", lambda i: f"{i},{NOISE[i]},{max(i, 54)}"), task="regression", split=split)
+    assert "the target is 54 in all 45 training rows; regression needs numbers that differ" in said
+
+
+def test_an_infinite_number_among_numbers_is_named_before_it_is_a_class(
+    read: Callable[..., Dataset], refusal: Callable[..., str]
+) -> None:
+    said = refusal(table("a,y", lambda i: f"{NOISE[i]},{'-inf' if i == 3 else i / 7}"))
+    assert "target 'y' holds '-inf' in 1 of 60 rows, and numbers in the others; regression needs finite numbers" in said
+    assert said.endswith('remove these rows, and give objective.args.task = "regression"')
+    data = read(table("a,y", lambda i: f"{NOISE[i]},{(1, 2, 'inf')[i % 3]}"))
+    assert data.classes == ("1", "2", "inf")
+
+
 def test_many_numbers_in_an_npz_are_a_regression_with_its_own_test_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(SEED)
     y_test = np.array([-1.0, 1000.25])
@@ -562,6 +597,22 @@ def test_a_column_that_differs_by_rounding_alone_is_constant(
 ) -> None:
     data = read(table("a,c,y", lambda i: f"{NOISE[i]},{values[i % 2]!r},{i % 2}"))
     assert float(data.train.x_NF[:, 1].abs().max()) == 0
+
+
+@pytest.mark.parametrize("scaling", ["standard", "quantile"])
+@pytest.mark.parametrize("scale", [1e-160, 1e-200, 1e-310, 1e-320])
+def test_a_column_whose_squares_are_0_is_constant_and_said(
+    read: Callable[..., Dataset], caplog: pytest.LogCaptureFixture, scaling: str, scale: float
+) -> None:
+    data = read(table("a,c,y", lambda i: f"{NOISE[i]},{i % 3 * scale!r},{i % 2}"), scaling=scaling)
+    assert float(data.train.x_NF[:, 1].abs().max()) == 0
+    assert "constant in the training rows, and therefore always 0 for the model: c" in caplog.text
+
+
+def test_normal_scores_of_values_that_nearly_touch_are_finite(read: Callable[..., Dataset]) -> None:
+    data = read(table("c,y", lambda i: f"{(0, 1e-320, 1)[i % 3]!r},{i % 2}"), scaling="quantile")
+    assert len(torch.unique(data.train.x_NF)) == 2
+    assert torch.isfinite(data.train.x_NF).all()
 
 
 def test_a_column_that_is_nearly_constant_stays(read: Callable[..., Dataset]) -> None:
@@ -615,6 +666,41 @@ def test_row_groups_and_pieces_of_them_change_nothing(
     assert "'a' (1 of 3000, the first in row 2501)" in caplog.text
     data = load("x.parquet", data_dir=tmp_path, target="y", columns={"a": "ignore"})
     assert np.allclose(rows(data)[:, 0], sorted(columns["b"]), rtol=1e-4, atol=1)
+
+
+# Threads
+
+REFUSE = """
+import pathlib, sys
+from objectives.data.table import read_table
+read_table(pathlib.Path(sys.argv[1]), "y", {})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.csv.xz"])
+def test_a_process_that_refuses_a_table_exits_with_its_error(tmp_path: Path, name: str) -> None:
+    rows = PLAIN.replace("dog", "Cat").encode()
+    (tmp_path / name).write_bytes({"csv": bytes, "gz": gzip.compress, "xz": lzma.compress}[name.split(".")[-1]](rows))
+    # Several: threads of pyarrow that had a file of Python ended one in two of them by SIGABRT.
+    command = [sys.executable, "-c", REFUSE, str(tmp_path / name)]
+    for _ in range(4):
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (found.returncode, "look like one" in found.stderr) == (1, True)
+
+
+def test_pyarrow_s_threads_get_no_file_of_python(read: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    real = csv.open_csv
+    monkeypatch.setattr(csv, "open_csv", lambda file, **options: given.append(file) or real(file, **options))
+    for name, content in {
+        "x.csv": PLAIN.encode(),
+        "x.csv.gz": gzip.compress(PLAIN.encode()),
+        "x.csv.xz": lzma.compress(PLAIN.encode()),
+        "utf16.csv": PLAIN.encode("utf-16"),
+    }.items():
+        read(content, name)
+        assert isinstance(given[-1], pa.OSFile | pa.CompressedInputStream)
 
 
 # Memory
