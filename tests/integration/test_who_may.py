@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -139,6 +140,7 @@ def test_each_command_does_what_the_user_may_or_says_who_grants_it(
     database: StorageURL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which the script's folder is added
     monkeypatch.setenv("STUDYHALL_HOME", str(tmp_path / "home"))
     Path("script.py").write_text(SCRIPT)
     desk = Desk(database)
