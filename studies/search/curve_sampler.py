@@ -77,7 +77,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
 
     def _draw(self, forecast: Forecast, number: int, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, number])
-        forecast.fit(rng)
+        if not forecast.is_fit:
+            forecast.fit(rng)
         new = forecast.newcomers(rng)
         if not len(new):  # all configurations have been tried: again any of them
             cube = UnitCube(space)

@@ -45,6 +45,7 @@ class Forecast:
         evidence: trials of other studies to learn from, with negative numbers.
         n_evidence: how many of the trials that were read have negative numbers.
         seed: of the study.
+        is_fit: whether it has learned what was read last.
     """
 
     def __init__(self, *, direction: str, steps: int | None) -> None:
@@ -56,6 +57,7 @@ class Forecast:
         self.evidence: Sequence[Progress] = ()
         self.n_evidence = 0
         self.seed = 0
+        self.is_fit = False
         self._seen: Sequence[Progress] = []
         self._compared: list[Progress] = []  # what was read last, where the caller does not know what has changed
         self._longest = 1
@@ -111,6 +113,7 @@ class Forecast:
             self._tops[i], self._lasts[i] = self._summary(trials[i])
             self._counts[i], self._is_paused[i] = len(trials[i].values), trials[i].state == "paused"
         self._seen = trials
+        self.is_fit = False
 
     def _summary(self, trial: Progress) -> tuple[float, float]:
         values = [self._sign * value for value in trial.values.values() if math.isfinite(value)]
@@ -147,6 +150,7 @@ class Forecast:
         if pending:
             self._known = np.concatenate([self._known, self._space.points([trial.params for trial in pending])])
             self._expect(points, values, pending[-_MOST_PENDING:])
+        self.is_fit = True
 
     def _refuting(self, places: np.ndarray, tops: np.ndarray) -> int | None:
         """The trial nearest to the priors, if it is among the worse half: wrong priors are forgotten at once."""

@@ -12,8 +12,8 @@ differ in the last bit from what a kept model does to raw pixels: not used.
 Tried and no faster on a CPU: several slots in one stack; other layouts of the products, all of which reach 90 to 98
 GFLOP/s, and oneDNN's; huge pages (of gathering 128 rows 5 µs are the copy, the rest waits for the memory). FBGEMM's
 lookup, which scales bytes as it gathers them, takes some 5 µs less, and knows but one scale for all features. Without
-the 67 pixels that are the same in all training images of MNIST, 1 x 64 and 2 x 64 would be 2.37 and 2.39 times faster in
-place of 2.29 and 2.34 (2026-11-28): too little for other parts, and checkpoints, of every stored study.
+the 67 pixels that are the same in all training images of MNIST, 1 x 64 and 2 x 64 would be 2.37 and 2.39 times faster
+in place of 2.29 and 2.34 (2026-11-28): too little for other parts, and checkpoints, of every stored study.
 """
 
 from __future__ import annotations
