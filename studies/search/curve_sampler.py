@@ -19,7 +19,7 @@ from studies.search.forecast import Forecast
 from studies.search.freeze_thaw import STARTERS, FreezeThaw
 from studies.search.scheduler import Progress, Scheduler, State
 from studies.search.study import is_within
-from studies.search.unit_cube import UnitCube, keys_of
+from studies.search.unit_cube import UnitCube, distinct
 
 _STATES: Final[Mapping[TrialState, State]] = {
     TrialState.RUNNING: "running",
@@ -129,9 +129,8 @@ class CurveSampler(optuna.samplers.BaseSampler):
         places = np.arange(1, number + 8 * STARTERS)[:, None]
         sequence = cube.snapped((start + places * ratio ** -np.arange(1.0, n_parameters + 1)) % 1)
         points = np.concatenate([np.where(np.isnan(prior), cube.centre, prior)[None], sequence])
-        first = {key: place for place, key in reversed(list(enumerate(keys_of(points))))}
-        different = sorted(first.values())
-        return cube.params(points[different[number] if number < len(different) else number])
+        different = distinct(points)
+        return cube.params(different[number] if number < len(different) else points[number])
 
 
 def inform(

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 
 from studies.search.curve_model import CurveModel, Points
 from studies.search.scheduler import Progress
-from studies.search.unit_cube import UnitCube, keys_of
+from studies.search.unit_cube import UnitCube, distinct
 
 #: The most points that a model learns from: the time of an ask does not grow with the study.
 MOST_POINTS: Final = 160
@@ -248,11 +248,7 @@ class Forecast:
         near = np.where(moved, near, best)
         anywhere[np.isnan(like)] = math.nan
         near[np.isnan(best)] = math.nan
-        drawn = self._space.snapped(np.concatenate([anywhere, near]))
-        keys = keys_of(drawn)
-        known = set(keys_of(self._known))
-        new = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}
-        return drawn[sorted(new.values())]
+        return distinct(self._space.snapped(np.concatenate([anywhere, near])), self._known)
 
     def log_improvement(self, points: np.ndarray, trial: np.ndarray) -> np.ndarray:
         """log of the expected improvement on the best value at the last step, weighted by the priors: shape (N).

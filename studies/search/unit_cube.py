@@ -67,8 +67,19 @@ class UnitCube:
         return np.asarray(middle)
 
 
-def keys_of(points: np.ndarray) -> list[bytes]:
-    """One for each of N points, which are equal where the points are but for rounding."""
+def distinct(points: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """Those of N points, in their order, that are equal to none before them and to none of the ``known`` ones."""
+    seen = set() if known is None else set(_keys(known))
+    kept = []
+    for place, key in enumerate(_keys(points)):
+        if key not in seen:
+            seen.add(key)
+            kept.append(place)
+    return points[kept]
+
+
+def _keys(points: np.ndarray) -> list[bytes]:
+    """Equal for points that are equal but for rounding."""
     rounded = np.nan_to_num(points.round(9), nan=-1.0) + 0.0  # -0.0 has other bytes
     return [point.tobytes() for point in rounded]
 
