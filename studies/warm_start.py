@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -41,12 +42,15 @@ class Copied:
 
 
 def collect(storage: PostgresStorage, spec: StudySpec, sources: Sequence[str]) -> list[ForeignTrial]:
-    """The COMPLETE trials of other studies that can be evidence for the study of ``spec``.
+    """The trials of other studies that can be evidence for the study of ``spec``.
+
+    They are the COMPLETE ones; for ``curves``, which learns from curves that have not ended, pruned and paused ones as
+    well. Without them its evidence would be of good trials alone, and say nothing of where the bad ones are.
 
     Raises:
         StudyNotFound: one of ``sources`` does not exist.
         SpecError: the sampler does not learn from it; the study has no space, or none that overlaps; the other study
-            has other objectives, or no complete trial.
+            has other objectives, or no such trial.
     """
     if spec.sampler.name not in LEARNING:
         raise SpecError(
@@ -64,14 +68,14 @@ def collect(storage: PostgresStorage, spec: StudySpec, sources: Sequence[str]) -
         if record.name == spec.name:
             raise SpecError(f"study {source!r} cannot be its own evidence; name another study")
         _require_same_objectives(storage, record, spec)
-        complete = _complete(storage, record)
-        if not complete:
+        known = [trial for trial in storage.trials(record) if _teaches(trial, spec)]
+        if not known:
             raise SpecError(
                 f"study {source!r} has no complete trial to learn from; leave it out, or let it finish some first"
             )
-        trials = [trial for trial in complete if _overlap(trial, spec)]
+        trials = [trial for trial in known if _overlap(trial, spec)]
         if not trials:
-            params = dict.fromkeys(name for trial in complete for name in trial.params)
+            params = dict.fromkeys(name for trial in known for name in trial.params)
             raise SpecError(
                 f"study {source!r} has no complete trial within the space of {spec.name!r}: its parameters are "
                 f"{', '.join(params) or 'none'}, and the space has {', '.join(spec.space)}; leave it out"
@@ -186,6 +190,13 @@ def _legal(params: Mapping[str, Any], space: Mapping[str, Parameter]) -> dict[st
     return {name: value for name, value in params.items() if name in space and space[name].contains(value)}
 
 
+def _teaches(trial: FrozenTrial, spec: StudySpec) -> bool:
+    if trial.state.name == "COMPLETE":
+        return True
+    is_partial = spec.sampler.name == "curves" and trial.state.name in ("PRUNED", "WAITING")
+    return is_partial and trial.last_step is not None and math.isfinite(trial.intermediate_values[trial.last_step])
+
+
 def _overlap(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
     """The parameters of a trial that the space has; none if one of them has an illegal value."""
     legal = _legal(trial.params, spec.space)
@@ -196,12 +207,15 @@ def _overlap(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
 
 
 def _foreign(source: str, trial: FrozenTrial, spec: StudySpec, metrics: Mapping[str, float]) -> ForeignTrial:
-    known = {**metrics, **dict(zip(spec.metric_names, trial.values, strict=True))}
+    step = None if trial.state.name == "COMPLETE" else trial.last_step
+    values = trial.values if step is None else [trial.intermediate_values[step]]
+    known = {**metrics, **dict(zip(spec.metric_names, values, strict=True))}
     bounds = {name: Constraint.parse(text) for name, text in spec.constraints.items()}
     return ForeignTrial(
         source=source,
         number=trial.number,
         params=_overlap(trial, spec),
-        values=trial.values,
+        values=values,
         constraints={name: bound.violation(known[name]) for name, bound in bounds.items() if name in known},
+        step=step,
     )

@@ -254,8 +254,11 @@ def _grouped(
             "parts needs at least one"
         )
     # scikit-learn has no stratified cut by groups, but has such folds: the first of 1 / share is one.
-    count = min(max(2, round(1 / share)), groups)
+    smaller = min(share, 1 - share)
+    count = min(max(2, round(1 / smaller)), groups)
     kept, cut = _group_folds(y_N[pool], keys.rank_N[pool], count, is_class=is_class, seed=seed)[0]
+    if share > smaller:
+        kept, cut = cut, kept
     return pool[kept], pool[cut]
 
 

@@ -137,6 +137,7 @@ def _echo_evidence(evidence: Sequence[ForeignTrial], objectives: Sequence[str], 
     """The trials of other studies, each with its study and its number there."""
     rows = [
         {"study": trial.source, "number": trial.number, **dict(zip(objectives, map(finite, trial.values), strict=True)),
+         **({} if trial.step is None else {"step": trial.step}),
          **{f"params_{name}": value for name, value in trial.params.items()}}
         for trial in evidence
     ]  # fmt: skip

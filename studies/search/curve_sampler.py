@@ -146,7 +146,7 @@ def inform(
         sampler: of the study; another one needs nothing.
         steps: how many the objective trains; ``None`` if that is unknown.
         scheduler: of the study; another one needs nothing.
-        evidence: COMPLETE trials of other studies. The scheduler needs ``steps`` to know what they stand for.
+        evidence: trials of other studies. The scheduler needs ``steps`` to know what they stand for.
     """
     if isinstance(scheduler, FreezeThaw):
         scheduler.forecast.evidence = [progress_of(trial, steps) for trial in evidence] if steps else []

@@ -62,11 +62,12 @@ class Forecast:
         self._compared: list[Progress] = []  # what was read last, where the caller does not know what has changed
         self._longest = 1
         self._counts_from_0 = False
-        # Of each trial: its best and its last value, nan before the first; how many; whether it is paused.
+        # Of each trial: its best and its last value, nan before the first; how many; whether it is paused or runs.
         self._tops = np.empty(0)
         self._lasts = np.empty(0)
         self._counts = np.empty(0, dtype=int)
         self._is_paused = np.empty(0, dtype=bool)
+        self._is_running = np.empty(0, dtype=bool)
         self._model: CurveModel | None = None
 
     @property
@@ -89,6 +90,11 @@ class Forecast:
         """How many steps all trials have reported."""
         return int(self._counts.sum())
 
+    @property
+    def running(self) -> list[Progress]:
+        """The trials that run, by number."""
+        return [self._seen[place] for place in np.flatnonzero(self._is_running).tolist()]
+
     def read(self, trials: Sequence[Progress], changed: Sequence[int] | None = None) -> None:
         """Take note of what has changed in ``trials``, all those of the study, and in the evidence.
 
@@ -106,12 +112,14 @@ class Forecast:
         else:
             self._compared = []
         # Rarely there are fewer than before: an interrupted trial that had reported nothing has not begun any more.
-        self._tops, self._lasts, self._counts, self._is_paused = (
-            _resized(of, len(trials)) for of in (self._tops, self._lasts, self._counts, self._is_paused)
+        self._tops, self._lasts, self._counts, self._is_paused, self._is_running = (
+            _resized(of, len(trials))
+            for of in (self._tops, self._lasts, self._counts, self._is_paused, self._is_running)
         )
         for i in changed:
             self._tops[i], self._lasts[i] = self._summary(trials[i])
-            self._counts[i], self._is_paused[i] = len(trials[i].values), trials[i].state == "paused"
+            self._counts[i] = len(trials[i].values)
+            self._is_paused[i], self._is_running[i] = trials[i].state == "paused", trials[i].state == "running"
         self._seen = trials
         self.is_fit = False
 
@@ -146,7 +154,7 @@ class Forecast:
         else:
             self._model.fit(points, values, rng, trials=_LATER_FIT)
         self._points_of_trials = places
-        pending = [trial for trial in self._seen[-10 * _MOST_PENDING :] if trial.state == "running" and trial.params]
+        pending = [trial for trial in self.running if trial.params]
         if pending:
             self._known = np.concatenate([self._known, self._space.points([trial.params for trial in pending])])
             self._expect(points, values, pending[-_MOST_PENDING:])
@@ -196,7 +204,8 @@ class Forecast:
         return points, np.clip(scaled, _WORST, 1.0)
 
     def _time(self, steps: np.ndarray) -> np.ndarray:
-        steps = np.maximum(steps, 1)  # where they are counted from 0, the first two are one
+        # Where they are counted from 0, the first two are one; evidence may be of longer training.
+        steps = np.clip(steps, 1, self.horizon)
         return np.log(steps) / math.log(self.horizon) if self.horizon > 1 else np.ones(len(steps))
 
     def _expect(self, points: Points, values: np.ndarray, pending: Sequence[Progress]) -> None:

@@ -16,6 +16,9 @@ FIRST: Final = 1 / 17
 GROWTH: Final = 2.0
 #: Trials that begin before the first forecast, spread evenly: the middle of the space, then a quasi-random sequence.
 STARTERS: Final = 8
+#: The most running trials in their first steps, as a share of all: where many run at once, the model expects more of
+#: any new one than of those that it knows, and none would be continued before they are all known.
+_MOST_NEW: Final = 0.7
 #: The most paused trials that are compared: the best of them.
 _MOST_PAUSED: Final = 100
 #: The ``until`` of a trial that is not paused.
@@ -77,13 +80,21 @@ class FreezeThaw:
         done = np.array([max(trial.values) for trial in paused] + [0] * len(new))
         cost = np.log(np.maximum(1, forecast.horizon - done))
         chosen: list[Choice] = []
+        running, first = forecast.running, self._next(0)
+        n_running = len(running)
+        n_beginning = sum(not trial.values or max(trial.values) < first for trial in running)
         number = trials[-1].number + 1 if trials else 0  # of the next trial, unless another worker begins one before
         for _ in range(min(count, len(points))):
-            place = int(np.argmax(promise - rng.random() * cost))
+            score = promise - rng.random() * cost
+            if n_beginning > _MOST_NEW * n_running and (promise[: len(paused)] > -math.inf).any():
+                score[len(paused) :] = -math.inf
+            place = int(np.argmax(score))
+            n_running += 1
             if place < len(paused):
                 chosen.append(self._continued(paused[place]))
             else:
-                chosen.append(Choice(None, self._next(0)))
+                chosen.append(Choice(None, first))
+                n_beginning += 1
                 forecast.proposals[number] = forecast.params(points[place])
                 number += 1
             # Once this one is known, the others near it promise less.

@@ -28,7 +28,7 @@ class Study(optuna.Study):
     Attributes:
         pruned_direction: of several objectives, the direction of the one that is pruned on.
         subset: chooses the trials from which samplers learn; ``None`` for all.
-        evidence: COMPLETE trials of other studies, the newest last, with numbers up to :data:`NEWEST_EVIDENCE`.
+        evidence: trials of other studies, the newest last, with numbers up to :data:`NEWEST_EVIDENCE`.
         space: the distributions of a space that has changed; trials beyond it are hidden from samplers. ``None`` where
             it never changed.
     """
@@ -59,7 +59,7 @@ class Study(optuna.Study):
 
     def seen(self, trials: Sequence[FrozenTrial], states: Container[TrialState] | None) -> list[FrozenTrial]:
         """What a sampler sees of the study's ``trials`` in these states."""
-        evidence = self.evidence if states is None or TrialState.COMPLETE in states else ()
+        evidence = [trial for trial in self.evidence if states is None or trial.state in states]
         own = trials if self.space is None else [seen for trial in trials if (seen := within(trial, self.space))]
         return [*evidence, *own]
 
@@ -90,19 +90,20 @@ def evidence_of(
     space: Mapping[str, BaseDistribution],
     values: Sequence[float],
     constraints: Mapping[str, float],
+    step: int | None = None,
 ) -> FrozenTrial:
-    """A COMPLETE trial of another study, as a sampler takes it."""
+    """A trial of another study, as a sampler takes it: a PRUNED one if its value is that of a ``step``."""
     return FrozenTrial(
         number=number,
         trial_id=number,
-        state=TrialState.COMPLETE,
+        state=TrialState.COMPLETE if step is None else TrialState.PRUNED,
         value=None,
-        values=list(values),
+        values=list(values) if step is None else None,
         datetime_start=None,
         datetime_complete=None,
         params=dict(params),
         distributions={name: space[name] for name in params},
         user_attrs={},
         system_attrs={f"constraints:{name}": by for name, by in constraints.items()},
-        intermediate_values={},
+        intermediate_values={} if step is None else {step: values[0]},
     )

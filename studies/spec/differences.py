@@ -91,8 +91,8 @@ def _differences(stored: Any, given: Any, key: str = "") -> Iterator[tuple[str, 
     if isinstance(stored, dict) and isinstance(given, dict):
         for part in [*stored, *(k for k in given if k not in stored)]:
             yield from _differences(stored.get(part), given.get(part), f"{key}.{part}" if key else part)
-    # With its type: 1 == True and 1 == 1.0 in Python.
-    elif stored != given or type(stored) is not type(given):
+    # As text: 1 == True and 1 == 1.0 in Python, in lists as well.
+    elif json.dumps(stored, sort_keys=True) != json.dumps(given, sort_keys=True):
         if key == "notify.url":
             stored, given = (value and mask_url(value) for value in (stored, given))
         if key == "objective.sha256" and stored and given:

@@ -97,17 +97,21 @@ class _Range(_Parameter):
     def _check_prior(self, prior: float) -> None:
         if not self.low <= prior <= self.high:
             raise ValueError(f"prior = {prior} is outside of the range; give one from {self.low} to {self.high}")
-        if self.step is None:
-            return
-        low, step = Decimal(str(self.low)), Decimal(str(self.step))
-        steps = (Decimal(str(prior)) - low) / step
-        # Of real numbers not exactly: 0.30000000000000004 is 3 steps of 0.1.
-        if abs(steps - round(steps)) > (Decimal("1e-8") if isinstance(self.step, float) else 0):
-            below, above = (type(self.low)(low + (math.floor(steps) + i) * step) for i in (0, 1))
+        if self.step is not None and not self._is_on_step(prior):
+            low, step = Decimal(str(self.low)), Decimal(str(self.step))
+            steps = math.floor((Decimal(str(prior)) - low) / step)
+            below, above = (type(self.low)(low + (steps + i) * step) for i in (0, 1))
             raise ValueError(
                 f"prior = {prior} is no whole number of steps of {self.step} from low = {self.low}; "
                 f"the nearest are {below} and {above}"
             )
+
+    def _is_on_step(self, value: float) -> bool:
+        if self.step is None:
+            return True
+        steps = (Decimal(str(value)) - Decimal(str(self.low))) / Decimal(str(self.step))
+        # Of real numbers not exactly: 0.30000000000000004 is 3 steps of 0.1.
+        return abs(steps - round(steps)) <= (Decimal("1e-8") if isinstance(self.step, float) else 0)
 
 
 class FloatParameter(_Range):
@@ -139,7 +143,9 @@ class FloatParameter(_Range):
 
     def contains(self, value: Choice) -> bool:
         """Whether ``value`` is legal."""
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.low <= value <= self.high and self._is_on_step(value)
 
 
 class IntParameter(_Range):
@@ -171,7 +177,9 @@ class IntParameter(_Range):
 
     def contains(self, value: Choice) -> bool:
         """Whether ``value`` is legal."""
-        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        if isinstance(value, bool) or not isinstance(value, int):
+            return False
+        return self.low <= value <= self.high and self._is_on_step(value)
 
 
 class CategoricalParameter(_Parameter):

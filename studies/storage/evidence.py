@@ -14,7 +14,7 @@ from studies.text import counted
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignTrial:
-    """A COMPLETE trial of another study, as far as the spaces overlap."""
+    """A trial of another study, as far as the spaces overlap."""
 
     source: str
     """The other study's name."""
@@ -23,8 +23,11 @@ class ForeignTrial:
     params: Mapping[str, Any]
     """Those that the space has, with legal values."""
     values: Sequence[float]
+    """Of a COMPLETE trial; of another one its last report."""
     constraints: Mapping[str, float]
     """As Optuna has them: at most 0 where the trial keeps one."""
+    step: int | None = None
+    """The step of that last report; ``None`` for a COMPLETE trial."""
 
 
 class Evidence:
@@ -43,10 +46,7 @@ class Evidence:
                 source=source,
                 numbers=[trial.number for trial in own],
                 # JSON of Python's kind: a choice or a value may be infinite.
-                contents=[
-                    json.dumps({"params": trial.params, "values": list(trial.values), "constraints": trial.constraints})
-                    for trial in own
-                ],
+                contents=[json.dumps(_contents(trial)) for trial in own],
             )
 
     def of(self, record: StudyRecord) -> list[ForeignTrial]:
@@ -65,3 +65,8 @@ class Evidence:
         if not shown:
             return None
         return f"warm start: the sampler learns from {', '.join(shown)}, which count toward no budget"
+
+
+def _contents(trial: ForeignTrial) -> dict[str, Any]:
+    contents = {"params": trial.params, "values": list(trial.values), "constraints": trial.constraints}
+    return contents if trial.step is None else {**contents, "step": trial.step}

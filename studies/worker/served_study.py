@@ -136,7 +136,7 @@ class ServedStudy:
         distributions = {name: parameter.distribution() for name, parameter in space.items()}
         oldest = NEWEST_EVIDENCE - len(legal) + 1
         return [
-            evidence_of(number, trial.params, distributions, trial.values, trial.constraints)
+            evidence_of(number, trial.params, distributions, trial.values, trial.constraints, trial.step)
             for number, trial in enumerate(legal, oldest)
         ]
 

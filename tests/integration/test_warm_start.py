@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,32 @@ def test_a_sampler_learns_from_evidence_that_nothing_counts(
     assert [trial.params for trial in trials] != [trial.params for trial in cold]
     stock = optuna.load_study(study_name="warm", storage=storage.location.sqlalchemy)
     assert len(stock.trials) == 4
+
+
+def half_pruned(trial: Trial) -> float:
+    for step in (1, 2):
+        trial.report(math.nan if trial.number == 3 else trial.params["x"], step)
+    if trial.number % 2:
+        raise optuna.TrialPruned
+    return float(trial.params["x"])
+
+
+def test_curves_learns_from_pruned_trials_of_another_study_as_well(storage: PostgresStorage, tmp_path: Path) -> None:
+    old = study(storage, "old", budget={"trials": 6})
+    worker_on(storage, old, half_pruned, tmp_path / "old").run()
+
+    def spec(sampler: str) -> StudySpec:
+        return study(storage, sampler, sampler={"name": sampler}, budget={"trials": 2}).require_spec("it has one")
+
+    assert {trial.number: trial.step for trial in collect(storage, spec("tpe"), ["old"])} == dict.fromkeys((0, 2, 4))
+    evidence = collect(storage, spec("curves"), ["old"])
+    # The one that reported nan says nothing.
+    assert {trial.number: trial.step for trial in evidence} == {0: None, 1: 2, 2: None, 4: None, 5: 2}
+    assert all(list(trial.values) == [trial.params["x"]] for trial in evidence)
+    new = storage.find_study("curves")
+    storage.evidence.add(new, evidence)
+    assert storage.evidence.of(new) == evidence
+    assert len(run(storage, new, tmp_path / "new")) == 2
 
 
 @pytest.mark.usefixtures("first")

@@ -125,6 +125,26 @@ def test_many_slots_get_different_trials_and_new_ones_that_differ() -> None:
     assert len({tuple(params.values()) for params in proposals.values()}) == len(proposals)
 
 
+def test_where_most_running_trials_have_just_begun_those_that_wait_go_on() -> None:
+    rng = np.random.default_rng(7)
+
+    def trial(number: int, steps: int, state: Any) -> Progress:
+        cube = UnitCube(SPACE)
+        params = cube.params(cube.snapped(rng.random((1, len(SPACE))))[0])
+        return Progress(number, params, SPACE, {step: value(params, step) for step in range(1, steps + 1)}, state)
+
+    def continued(n_beginning: int, n_further: int) -> int:
+        """Of ten choices beside so many running trials."""
+        trials = [trial(number, 2, "paused") for number in range(20)]
+        trials += [trial(20 + number, 1, "running") for number in range(n_beginning)]
+        trials += [trial(20 + n_beginning + number, 3, "running") for number in range(n_further)]
+        choices = FreezeThaw(direction="maximize", steps=STEPS).choose(trials, 10)[:10]
+        return sum(choice.number is not None for choice in choices)
+
+    assert continued(10, 0) >= 6  # so that at most 14 of 20 have just begun
+    assert continued(0, 10) <= 3
+
+
 def test_no_configuration_is_tried_again_before_all_have_been() -> None:
     sampler = CurveSampler(seed=1)
     sampler.space = {"size": IntDistribution(1, 8), "kind": CategoricalDistribution(["a", "b", "c"])}

@@ -134,6 +134,16 @@ def test_what_is_wrong_is_named_with_its_value_and_what_is_legal(setting: str, m
     assert "\n" not in str(caught.value)
 
 
+def test_a_condition_on_a_value_between_two_steps_is_refused() -> None:
+    parent, child = (
+        "space.depth={type='int',low=1,high=5,step=2}",
+        "space.skip={type='int',low=0,high=1,when={depth=[%d]}}",
+    )
+    assert spec_with(parent, child % 3).space["skip"].when == {"depth": [3]}
+    with pytest.raises(SpecError, match=r"space\.skip\.when\.depth lists 2, which 'depth' never takes"):
+        spec_with(parent, child % 2)
+
+
 def test_several_mistakes_are_counted() -> None:
     with pytest.raises(SpecError, match=r"\(and 1 more\)"):
         spec_with("budget.trials=0", "seed=-1")
@@ -151,6 +161,12 @@ def test_one_value_of_several_legal_types_is_one_mistake() -> None:
 def test_a_value_that_equals_another_of_its_type_is_named_with_both() -> None:
     stored, given = spec_with("objective.args.flag=true"), spec_with("objective.args.flag=1")
     with pytest.raises(SpecMismatch, match=r"objective\.args\.flag is true, not 1"):
+        stored.require_same(given, stored.budget)
+    stored, given = (
+        spec_with("space.new={type='categorical',choices=[true,2]}"),
+        spec_with("space.new={type='categorical',choices=[1,2]}"),
+    )
+    with pytest.raises(SpecMismatch, match=r"space\.new\.choices is \[true, 2\], not \[1, 2\]"):
         stored.require_same(given, stored.budget)
 
 

@@ -58,7 +58,7 @@ def parts_of(data: Dataset, column: str) -> list[list[Any]]:
 
 
 def test_a_group_is_on_one_side_in_parts_and_folds(read: Load) -> None:
-    for options in ({}, {"task": "regression"}, {"split_seed": 1, "validation": 0.3}):
+    for options in ({}, {"task": "regression"}, {"split_seed": 1, "validation": 0.3}, {"validation": 0.75}):
         data = read(split={"by": "patient"}, **options)
         assert [column.name for column in data.columns if column.role == "feature"] == ["number"]
         train, validation, test = parts_of(data, "patient")
