@@ -63,7 +63,8 @@ def _card(model: Model, hyperparameters: Hyperparameters, details: Mapping[str, 
         f'```python\nfrom objectives import load_model\n\nload_model(".").predict(rows)   # {rows}\n```',
     ]
     if columns := model.preprocessing.columns:
-        roles = [(column.name, column.role, column.kind) for column in columns]
+        read_as = "class" if model.classes else "number"  # the target
+        roles = [(column.name, column.role, read_as if column.role == "target" else column.kind) for column in columns]
         parts += ["## Columns", _table(("column", "role", "read as"), roles)]
     parts += [
         "## Errors",

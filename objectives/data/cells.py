@@ -163,12 +163,20 @@ class ColumnReader:
             cells = self._with_points(cells)
             found = _cast(cells)
         if found is None:
-            # pyarrow does not tell which cell is no number. By halves: a prefix casts up to that cell.
-            length = bisect.bisect_left(range(1, len(cells)), True, key=lambda n: _cast(cells[:n]) is None) + 1
-            self.text = (self.rows + length - 1, str(cells[length - 1]))
+            self.text = self._first_text(cells)
             return "text", cells
         self._look_at_digits(cells, found)
         return "number", found
+
+    def _first_text(self, cells: pa.Array) -> tuple[int, str] | None:
+        """(row, cell) of the first that is no number; or, where the first cell is yes or no, that is neither."""
+        is_truth = pc.is_in(pc.utf8_lower(cells), TRUTH)
+        there = np.flatnonzero(cells.is_valid())
+        if is_truth[int(there[0])].as_py():
+            return self._first(cells, pc.and_(cells.is_valid(), pc.invert(is_truth)))
+        # pyarrow does not tell which cell is no number. By halves: a prefix casts up to that cell.
+        length = bisect.bisect_left(range(1, len(cells)), True, key=lambda n: _cast(cells[:n]) is None) + 1
+        return (self.rows + length - 1, str(cells[length - 1]))
 
     def _with_points(self, cells: pa.Array) -> pa.Array:
         """With decimal points for commas, where commas separate nothing."""

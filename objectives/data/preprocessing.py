@@ -274,6 +274,7 @@ class Preprocessing:
     def read(self, rows: Rows) -> Iterator[tuple[np.ndarray, Mapping[str, Sequence[str]]]]:
         """Consecutive rows of a table, as :meth:`apply` takes them; for arguments and errors see :meth:`transform`."""
         from objectives.data.cells import ColumnReader
+        from objectives.data.questions import check_commas
         from objectives.data.table import as_table, check_range, named
 
         # Read as in training, by the same readers: a cell must not mean something else when the model is used.
@@ -315,6 +316,8 @@ class Preprocessing:
             check_range(table, self.names, block, first_row)
             first_row += len(block)
             yield block, {reader.name: reader.levels for reader in readers if reader.is_category}
+        # Last: one clear comma settles it for the whole file.
+        check_commas(readers, table.place)
 
     def _check_names(self, names: Sequence[str]) -> None:
         known = [column.name for column in self.columns] or list(self.names)

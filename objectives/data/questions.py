@@ -32,7 +32,6 @@ def check(readers: Sequence[ColumnReader], place: Place) -> None:
     """
     _check_text(readers, place)
     _check_exact(readers, place)
-    _check_commas(readers, place)
     zeros = [f"{reader.name!r} ({reader.zero[1]!r})" for reader in readers if reader.zero]
     if zeros:
         log.warning("leading zeros, as codes have, were read as numbers: %s", few(zeros))
@@ -85,7 +84,12 @@ def _check_exact(readers: Sequence[ColumnReader], place: Place) -> None:
             )
 
 
-def _check_commas(readers: Sequence[ColumnReader], place: Place) -> None:
+def check_commas(readers: Sequence[ColumnReader], place: Place) -> None:
+    """Refuse decimal commas that may separate thousands, and ones beside decimal points; say which were read.
+
+    Raises:
+        ValueError: names a column, shows a cell, and says what to do.
+    """
     commas = [(reader.name, reader.comma) for reader in readers if reader.comma]
     points = [(reader.name, reader.point) for reader in readers if reader.point]
     if not commas:

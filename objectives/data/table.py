@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from objectives.data.cells import MISSING, ColumnReader
+from objectives.data.cells import DECIMAL_COMMA, MISSING, ColumnReader
 from objectives.data.columnar import ArrowTable, ParquetTable
 from objectives.data.delimited import TextTable
 from objectives.data.endings import endings
 from objectives.data.labels import FLOAT32_MAX, Labels, is_number
-from objectives.data.questions import check, keep, kept_features
+from objectives.data.questions import check, check_commas, keep, kept_features
 from objectives.data.raw import Column, Raw, Role, few, one_line
 from objectives.data.splits import Split, read_keys
 
@@ -125,9 +125,12 @@ def read_table(file: Path, target: str | None, roles: Mapping[str, Role], split:
     if not features:
         raise _no_feature(target)
     key = None if split is None else names.index(split.column)
-    labels, blocks, keys = _read(table, names.index(target), key, features, readers)
+    cells, blocks, keys = _read(table, names.index(target), key, features, readers)
     _put_codes(blocks, readers)
     check(readers, table.place)
+    cells, with_commas = _with_points(target, cells) if table.may_have_decimal_commas else (cells, [])
+    check_commas([*readers, *with_commas], table.place)
+    labels = _labels(table, target, cells)
     kept = kept_features(blocks, readers, roles)
     if not kept:
         raise _no_feature(target)
@@ -186,8 +189,8 @@ def _is_read(given: str, name: str, target: str, roles: Mapping[str, Role]) -> b
 
 def _read(
     table: Table, target: int, key: int | None, features: Sequence[int], readers: Sequence[ColumnReader]
-) -> tuple[Labels, deque[np.ndarray], list[pa.Array]]:
-    """The labels; rows × K in blocks, NaN where a cell is missing or no number; and the cells of the column ``key``."""
+) -> tuple[pa.ChunkedArray, deque[np.ndarray], list[pa.Array]]:
+    """The labels as text; rows × K in blocks, NaN where a cell is missing or no number; and the cells of the column ``key``."""
     cells: list[pa.Array] = []
     keys: list[pa.Array] = []
     between = [] if key is None or key in features else [key]
@@ -214,7 +217,7 @@ def _read(
             blocks.append(_compact(piece))
     if not cells:
         raise ValueError("has a header but no rows")
-    return _labels(table, table.names[target], pa.chunked_array(cells)), blocks, keys
+    return pa.chunked_array(cells), blocks, keys
 
 
 def _put_codes(blocks: deque[np.ndarray], readers: Sequence[ColumnReader]) -> None:
@@ -269,6 +272,16 @@ def _as_text(cells: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(cells.type):
         cells = cells.dictionary_decode()
     return pa.array([None if cell is None else str(cell) for cell in cells.to_pylist()], pa.string())
+
+
+def _with_points(target: str, cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[ColumnReader]]:
+    """Labels that are numbers, with decimal points for commas, and who read them; as they are, if they are no numbers."""
+    reader = ColumnReader(target, is_text=True, may_have_decimal_commas=True)
+    for chunk in cells.chunks:
+        reader.read(chunk)
+    if reader.text or not reader.comma:
+        return cells, []
+    return pc.replace_substring_regex(pc.utf8_trim_whitespace(cells), DECIMAL_COMMA, r"\1.\2"), [reader]
 
 
 def _labels(table: Table, target: str, cells: pa.ChunkedArray) -> Labels:

@@ -83,8 +83,10 @@ def spec_of(spec: StudySpec) -> StudySpec:
         check_name(name)
     except ValueError as error:
         raise SpecError(f"the comparison of study {spec.name!r} needs a study of its own: {error}") from None
-    return spec.model_copy(
+    space = {key: parameter.model_copy(update={"prior": None}) for key, parameter in spec.space.items()}
+    comparison = spec.model_copy(
         update={
+            "space": space,  # a prior is for a sampler that draws
             "name": name,
             "budget": BudgetSpec(),  # grows with what is enqueued
             # Draws nothing: a worker stops the study once no trial waits.
@@ -94,6 +96,8 @@ def spec_of(spec: StudySpec) -> StudySpec:
             "notify": NotifySpec(),
         }
     )
+    # Checked as whoever reads it will: a study whose spec is illegal must not be stored.
+    return StudySpec.from_json(comparison.to_json())
 
 
 def enqueue(

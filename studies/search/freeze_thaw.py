@@ -16,9 +16,9 @@ FIRST: Final = 1 / 17
 GROWTH: Final = 2.0
 #: Trials that begin before the first forecast, spread evenly: the middle of the space, then a quasi-random sequence.
 STARTERS: Final = 8
-#: The most running trials in their first steps, as a share of all: where many run at once, the model expects more of
-#: any new one than of those that it knows, and none would be continued before they are all known.
-_MOST_NEW: Final = 0.7
+#: The most running trials in their first steps, as a share of all, until so many times as many have reported: where many
+#: run at once, a model of the first ones expects more of any new one than of them, and would continue none.
+_MOST_NEW, _UNTIL_KNOWN = 0.7, 2
 #: The most paused trials that are compared: the best of them.
 _MOST_PAUSED: Final = 100
 #: The ``until`` of a trial that is not paused.
@@ -82,11 +82,12 @@ class FreezeThaw:
         chosen: list[Choice] = []
         running, first = forecast.running, self._next(0)
         n_running = len(running)
+        knows_little = forecast.n_reported < _UNTIL_KNOWN * n_running
         n_beginning = sum(not trial.values or max(trial.values) < first for trial in running)
         number = trials[-1].number + 1 if trials else 0  # of the next trial, unless another worker begins one before
         for _ in range(min(count, len(points))):
             score = promise - rng.random() * cost
-            if n_beginning > _MOST_NEW * n_running and (promise[: len(paused)] > -math.inf).any():
+            if knows_little and n_beginning > _MOST_NEW * n_running and (promise[: len(paused)] > -math.inf).any():
                 score[len(paused) :] = -math.inf
             place = int(np.argmax(score))
             n_running += 1

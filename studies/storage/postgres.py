@@ -182,17 +182,30 @@ class PostgresStorage(OptunaContract):
         finished = counts["complete"] + counts["pruned"]
         record.spec.require_same(spec, record.budget or record.spec.budget, finished=finished)
 
-    def find_study(self, name: str) -> StudyRecord:
-        """The study ``name``; raises :exc:`StudyNotFound` with the nearest names."""
+    def find_study(self, name: str, *, reads_spec: bool = True) -> StudyRecord:
+        """The study ``name``; without its spec, if that is not to be read.
+
+        Raises:
+            StudyNotFound: there is none; the message has the nearest names.
+            SpecError: this version does not accept its spec.
+        """
         # Bytes of a terminal that are no UTF-8 arrive as lone surrogates, which can't be sent.
         row = self.database.row("find_study", name=name.encode(errors="replace").decode())
         if row is None:
             raise StudyNotFound(f"no study {name!r} in {self.where}; {nearest(name, self.study_names())}")
+        spec = None
+        if row["spec"] and reads_spec:
+            try:
+                spec = StudySpec.from_json(row["spec"], row["notify_url"])
+            except SpecError as error:
+                raise SpecError(
+                    f"study {name!r}: {error}; use the version that made it, or delete it: {command('delete', name)}"
+                ) from None
         return StudyRecord(
             study_id=row["study_id"],
             uid=row["uid"],
             name=row["name"],
-            spec=StudySpec.from_json(row["spec"], row["notify_url"]) if row["spec"] else None,
+            spec=spec,
             budget=row["budget"] and BudgetSpec(**row["budget"]),
         )
 

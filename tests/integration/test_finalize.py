@@ -105,6 +105,16 @@ def test_the_best_trials_run_with_the_same_fresh_seeds_and_more_seeds_add_what_i
     assert reproduce(storage, compared, storage.trial(compared, 4), objective, device="cpu").is_exact
 
 
+def test_a_study_that_searched_with_priors_is_compared_as_any_other(storage: PostgresStorage) -> None:
+    space = {"x": {"type": "float", "low": 0, "high": 10, "prior": 5.0}}
+    search = {"sampler": {"name": "curves"}, "scheduler": {"name": "freezethaw"}, "budget": {"epochs": 9}}
+    record = study(storage, 1.0, 2.0, space=space, **search)
+    compared, seeds = compare(storage, record, 2, 1)
+    assert storage.find_study("s.finalize") == compared
+    assert [trial.system_attrs["fixed_params"] for trial in storage.trials(compared)] == [{"x": 2.0}, {"x": 1.0}]
+    assert len(seeds) == 1
+
+
 def test_trials_of_equal_parameters_rank_by_the_best_of_them(storage: PostgresStorage) -> None:
     record = study(storage, 8.0)
     for value in (9.0, 7.0):

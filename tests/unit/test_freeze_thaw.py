@@ -135,9 +135,9 @@ def test_where_most_running_trials_have_just_begun_those_that_wait_go_on() -> No
 
     def continued(n_beginning: int, n_further: int) -> int:
         """Of ten choices beside so many running trials."""
-        trials = [trial(number, 2, "paused") for number in range(20)]
-        trials += [trial(20 + number, 1, "running") for number in range(n_beginning)]
-        trials += [trial(20 + n_beginning + number, 3, "running") for number in range(n_further)]
+        trials = [trial(number, 2, "paused") for number in range(9)]
+        trials += [trial(9 + number, 0, "running") for number in range(n_beginning)]
+        trials += [trial(9 + n_beginning + number, 3, "running") for number in range(n_further)]
         choices = FreezeThaw(direction="maximize", steps=STEPS).choose(trials, 10)[:10]
         return sum(choice.number is not None for choice in choices)
 

@@ -67,6 +67,8 @@ def test_rows_that_are_not_those_of_the_training_are_refused_by_name(
         "sise,flag,kind\n1,yes,a\n": "the rows have no column 'size'; is it 'sise'?",
         "size,flag,kind\nbig,yes,a\n": "column 'size' has 'big' in line 2; in training it held numbers",
         "size,flag,kind\n1,maybe,a\n": "column 'flag' has 'maybe' in line 2; in training it held yes and no, or",
+        "size,flag,kind\n1,yes,a\n1,,a\n1,maybe,a\n": "column 'flag' has 'maybe' in line 4; in training it held yes",
+        "size;flag;kind\n1;yes;a\n40,706;no;a\n": "column 'size' has '40,706' in line 3: is that 40.706 or 40706?",
         "size,flag,kind\n1,1,a\n1,0,a\n1,3,a\n": "column 'flag' has '3' in line 4; in training it held yes and no",
         "size,flag,kind\n1,yes,a,b\n": "line 2 has 4 cells, and the header 3",
     }.items():

@@ -278,6 +278,13 @@ def test_decimal_commas_are_read_where_they_separate_nothing(read: Callable[...,
     assert np.allclose(rows(read(content))[:, 0], sorted(map(float, NOISE)), atol=1e-6)
 
 
+def test_a_target_may_have_decimal_commas_as_well(read: Callable[..., Dataset]) -> None:
+    values = [f"{i * 13 % 97}.{i % 8}5" for i in range(ROWS)]
+    data = read(table("a;y", lambda i: f"{i % 7};{values[i].replace('.', ',')}"), task="regression")
+    y_N = torch.cat([part.y_N for part in (data.train, data.validation, data.test)]).double()
+    assert np.allclose(np.sort(y_N * data.target_std + data.target_mean), sorted(map(float, values)), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -289,6 +296,14 @@ def test_decimal_commas_are_read_where_they_separate_nothing(read: Callable[...,
         (
             table("a;y", lambda i: f"{'1,5' if i else '1.234'};{i % 2}"),
             "decimal commas in column 'a' ('1,5' in line 3)",
+        ),
+        (
+            table("a;y", lambda i: f"{i % 7}.5;{i % 9},{i % 10}"),
+            "decimal commas in column 'y' ('0,0' in line 2) and points in 'a' ('0.5' in line 2); write all",
+        ),
+        (
+            table("a;y", lambda i: f"{i % 7};{i % 9 + 1},{500 + i}"),
+            "column 'y' has '1,500' in line 2: is that 1.500 or 1500? write it so",
         ),
         (table("a;y", lambda i: f"1.234,{i};{i % 2}"), "'a' ('1.234,0' in line 2)"),
         (table("a;b,c", lambda i: f"{i % 7};{i % 3},{i % 2}"), "may be separated by commas or semicolons"),
