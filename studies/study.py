@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -222,9 +223,17 @@ class Study:
         import pandas as pd
 
         reader = StudyReader(self.storage, self._record)
-        curves = reader.curves(reader.outlines(), points)
+        outlines = reader.outlines()
+        curves = reader.curves(outlines, points)
         rows = [(number, point.step, point.name, point.value) for number, line in curves.items() for point in line]
-        return pd.DataFrame(rows, columns=["trial", "step", "metric", "value"])
+        # What trials report without a name is the objective, unless they report that by its name as well.
+        metric = self.storage.objective_names(self._record)[0]
+        for trial in reader.whole(outlines):
+            if trial.intermediate_values and metric not in {point.name for point in curves[trial.number]}:
+                reports = sorted(trial.intermediate_values.items())
+                every = math.ceil(len(reports) / points)
+                rows += [(trial.number, step, metric, value) for step, value in reports[::-1][::every]]
+        return pd.DataFrame(sorted(rows, key=lambda row: row[:3]), columns=["trial", "step", "metric", "value"])
 
     def run(self, *, progress: bool = True, **how: Any) -> Self:
         """Run workers on this machine until the budget is spent; Ctrl-C requeues the running trials.

@@ -89,6 +89,8 @@ def as_table(rows: Rows) -> Table:
         return ArrowTable(rows)
     columns: dict[str, Any] = {}
     for key, name in zip(given, names, strict=True):
+        if isinstance(given[key], str) or not hasattr(given[key], "__len__"):
+            raise ValueError(f"column {name!r} is {given[key]!r:.60}; give a list with a cell for each row")
         try:
             columns[name] = pa.chunked_array(pa.array(given[key], from_pandas=True))
         except (pa.ArrowException, TypeError, ValueError) as error:
@@ -190,7 +192,7 @@ def _is_read(given: str, name: str, target: str, roles: Mapping[str, Role]) -> b
 def _read(
     table: Table, target: int, key: int | None, features: Sequence[int], readers: Sequence[ColumnReader]
 ) -> tuple[pa.ChunkedArray, deque[np.ndarray], list[pa.Array]]:
-    """The labels as text; rows × K in blocks, NaN where a cell is missing or no number; and the cells of the column ``key``."""
+    """The target's cells; rows × K in blocks, NaN where a cell is missing or no number; and the cells of ``key``."""
     cells: list[pa.Array] = []
     keys: list[pa.Array] = []
     between = [] if key is None or key in features else [key]
@@ -275,7 +277,7 @@ def _as_text(cells: pa.Array) -> pa.Array:
 
 
 def _with_points(target: str, cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[ColumnReader]]:
-    """Labels that are numbers, with decimal points for commas, and who read them; as they are, if they are no numbers."""
+    """Labels that are numbers, with decimal points for commas, and who read them; others as they are."""
     reader = ColumnReader(target, is_text=True, may_have_decimal_commas=True)
     for chunk in cells.chunks:
         reader.read(chunk)

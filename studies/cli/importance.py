@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from studies.cli.common import Common, common_options, study_argument
+from studies.cli.common import Common, common_options, say, study_argument
 from studies.cli.formats import DATA_FORMATS, data_as, echo, echo_data, print_columns, readable
 from studies.cli.report import read_data
 from studies.errors import StudyhallError, command
@@ -36,7 +36,7 @@ def importance(common: Common, name: str, params: tuple[str, ...], kind: str, ob
     """
     data = read_data(common, name)
     # After read_data(), which imports Optuna in a cheaper way than these would.
-    from studies.report.ablation import ablation, best_trial, space_of
+    from studies.report.ablation import ablation, best_trial, sign_of, space_of
     from studies.report.plot_kinds import PLOTS, choose_objective
     from studies.report.snapshot import importances
     from studies.spec.params import read_params
@@ -80,6 +80,11 @@ def importance(common: Common, name: str, params: tuple[str, ...], kind: str, ob
     rows = [[_words(step), number(step.predicted)] for step in steps]
     print_columns(["change", f"predicted {metric}"], rows, numeric=[f"predicted {metric}"])
     echo(f"trial {best.number} reached {number(value)}")
+    if (steps[-1].predicted - steps[0].predicted) * sign_of(data) >= 0:
+        say(
+            f"the model predicts trial {best.number} to be no better than the first line: "
+            f"{counted(len(data.valued), 'complete trial')} tell too little"
+        )
 
 
 def _words(step: Step) -> str:

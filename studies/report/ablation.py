@@ -58,7 +58,7 @@ def ablation(data: StudyData, start: Mapping[str, Any] | None = None) -> list[St
     now = _completed(start or {}, middle, space)
     # Predictions alone, the best trial's as well: its measured value beside them would look like a step of its own.
     steps = [Step(changed=now, predicted=model.predict([now])[0])]
-    sign = 1 if data.directions[data.target] == StudyDirection.MINIMIZE else -1
+    sign = sign_of(data)
     # A parameter that the best trial does not have goes with the one that it depends on.
     while names := [name for name in _different(now, best.params) if name in best.params and space[name].applies(now)]:
         ways = [_completed({**now, name: best.params[name]}, best.params, space) for name in names]
@@ -84,9 +84,14 @@ def space_of(data: StudyData) -> Mapping[str, Any]:
 
 def best_trial(data: StudyData) -> FrozenTrial:
     """The best complete trial of ``data.target`` that keeps its constraints, or of all if none does."""
-    sign = 1 if data.directions[data.target] == StudyDirection.MINIMIZE else -1
+    sign = sign_of(data)
     candidates = list(filter(is_feasible, data.valued)) or data.valued
     return min(candidates, key=lambda trial: (sign * trial.values[data.target], trial.number))
+
+
+def sign_of(data: StudyData) -> int:
+    """1 where less of ``data.target`` is better, else -1."""
+    return 1 if data.directions[data.target] == StudyDirection.MINIMIZE else -1
 
 
 class _Model:

@@ -16,8 +16,8 @@ FIRST: Final = 1 / 17
 GROWTH: Final = 2.0
 #: Trials that begin before the first forecast, spread evenly: the middle of the space, then a quasi-random sequence.
 STARTERS: Final = 8
-#: The most running trials in their first steps, as a share of all, until so many times as many have reported: where many
-#: run at once, a model of the first ones expects more of any new one than of them, and would continue none.
+#: The most running trials in their first steps, as a share of all, until so many times as many have reported. Where
+#: many run at once, a model of the first ones expects more of any new one than of them, and would continue none.
 _MOST_NEW, _UNTIL_KNOWN = 0.7, 2
 #: The most paused trials that are compared: the best of them.
 _MOST_PAUSED: Final = 100

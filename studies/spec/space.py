@@ -265,7 +265,8 @@ def _with_parents(params: dict[str, Any], space: Mapping[str, _Parameter]) -> di
 def observed_space(distributions: Iterable[tuple[str, BaseDistribution]]) -> dict[str, Parameter]:
     """The space of earlier trials, for a study whose objective suggests for itself.
 
-    A number's range may differ between trials: it is as wide as all of them, and has a step only where all have that.
+    A number's range may differ between trials: it is as wide as all of them, and has a step or a
+    logarithmic scale only where all have that.
 
     Args:
         distributions: by the name of the parameter, each different one of any trial.
@@ -287,7 +288,8 @@ def observed_space(distributions: Iterable[tuple[str, BaseDistribution]]) -> dic
         # With different steps any value may have occurred: no step for real numbers, 1 for integers.
         step = steps.pop() if len(steps) == 1 else (1 if is_int else None)
         kind = IntParameter if is_int else FloatParameter
-        space[name] = kind.model_construct(type="int" if is_int else "float", low=low, high=high, step=step)
+        log = all(each.log for each in seen)
+        space[name] = kind.model_construct(type="int" if is_int else "float", low=low, high=high, step=step, log=log)
     return space
 
 

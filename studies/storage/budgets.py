@@ -75,14 +75,15 @@ class Budgets:
         }
         for key, added in more.items():
             if added and budget[key] is None:
-                name, whole = record.name, f"{added:g}"
+                name, whole = record.name, f"{self._done(record)[key] + added:g}"
                 commands = {
                     "trials": command("extend", name, "--trials", whole),
                     "epochs": command("extend", name, "--epochs", whole),
                     "gpu_hours": command("extend", name, "--gpu-hours", whole),
                 }
                 raise SpecError(
-                    f"{name}: budget.{key} + {added:g}: it has no such limit; say how many it may use in all: "
+                    f"{name}: budget.{key} + {added:g}: it has no such limit; say how many it may use in all, such as "
+                    f"{added:g} more than so far: "
                     f"{commands[key]}"
                 )
             budget[key] = budget[key] + added if added else budget[key]
@@ -113,12 +114,19 @@ class Budgets:
                 f"legal are {done} and more"
             )
 
+    def _done(self, record: StudyRecord) -> dict[str, float]:
+        """What the study has used of each limit that it may lack."""
+        (spent,) = self._database.rows("spent", study_id=record.study_id)
+        (status,) = self._database.rows("status", study_id=record.study_id)
+        # Rounded up, to three digits: what is said is accepted.
+        hours = math.ceil(spent["gpu_hours"] * 1000) / 1000
+        return {"trials": status["complete"] + status["pruned"], "epochs": spent["epochs"], "gpu_hours": hours}
+
     def _check_spent(self, record: StudyRecord, epochs: int | None, gpu_hours: float | None) -> None:
         """Refuse to give in all less than is spent. Spending only grows, so that it may be read before."""
         if epochs is None and gpu_hours is None:
             return
-        (spent,) = self._database.rows("spent", study_id=record.study_id)
-        least = {"epochs": spent["epochs"], "gpu_hours": math.ceil(spent["gpu_hours"] * 1000) / 1000}
+        least = self._done(record)
         for key, given in (("epochs", epochs), ("gpu_hours", gpu_hours)):
             if given is not None and given < least[key]:
                 raise SpecError(

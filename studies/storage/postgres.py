@@ -317,9 +317,12 @@ class PostgresStorage(OptunaContract):
             shown += f", {counts['paused']} paused"
         kept = in_words(record.spec.constraints) if record.spec else ""
         what = f"complete trial that keeps {kept or 'its constraints'}" if counts["complete"] else "complete trial"
-        raise NothingFinished(
-            f"study {record.name!r} has no {what} yet ({shown}); see: {command('status', record.name)}"
-        )
+        way = f"see: {command('status', record.name)}"
+        scheduler, epochs = record.spec and record.spec.scheduler, record.budget and record.budget.epochs
+        if self.status(record).ended and scheduler and epochs and not counts["complete"]:
+            # Few trials of a small budget come to their end: all but the most promising ones were paused before.
+            way = f"give it more epochs: {command('extend', record.name, '--epochs', f'+{epochs}')}, then run it again"
+        raise NothingFinished(f"study {record.name!r} has no {what} yet ({shown}); {way}")
 
     def front(self, record: StudyRecord) -> list[FrozenTrial]:
         """The Pareto front, by number: the feasible trials that no other one beats in all objectives.

@@ -79,7 +79,9 @@ def test_a_study_is_created_run_and_read(storage: PostgresStorage, script: Path)
     assert frame.loc[number, "metrics_loss"] == 0.5
     curves = study.curves()
     assert list(curves.columns) == ["trial", "step", "metric", "value"]
-    assert len(curves[curves["metric"] == "loss"]) == 12
+    assert curves["metric"].value_counts().to_dict() == {"loss": 12, "value": 12}
+    assert curves["trial"].is_monotonic_increasing
+    assert set(study.curves(points=1).query("metric == 'value'")["step"]) == {3}
     study.run(workers=1, progress=False)  # it is over: nothing to do
     again = Study.open("lab", storage)
     assert len(again.trials) == 4

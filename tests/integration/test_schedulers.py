@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from studies import PostgresStorage, StudySpec, lifecycle
-from studies.errors import SpecError
+from studies.errors import NothingFinished, SpecError
 from studies.search.scheduler import Choice
 from studies.storage.records import Claim, Plan, StudyRecord
 from studies.storage.trials import paused_at
@@ -247,6 +247,19 @@ def test_a_budget_of_epochs_ends_within_one_epoch_of_each_slot(
     assert 50 <= storage.status(record).epochs < 50 + 2 * slots
 
 
+def test_a_study_whose_epochs_brought_no_trial_to_its_end_says_how_to_go_on(storage: PostgresStorage) -> None:
+    record, _ = storage.create_study(StudySpec.from_dict({**STUDY, "name": "short", "budget": {"epochs": 2}}))
+    claim = storage.leases.claim(record, "w", 30)
+    assert isinstance(claim, Claim)
+    with pytest.raises(NothingFinished, match=r"yet \(0 pruned, 1 running.*\); see: studyhall status short"):
+        storage.best(record)
+    reports = [{"step": step, "value": 0.5} for step in (1, 2)]
+    storage.leases.requeue(claim, {"reports": reports})
+    assert storage.leases.claim_many(record, "w", 30, count=1, plan=Plan(choices=[], fresh=9)) == "epochs"
+    with pytest.raises(NothingFinished, match=r"; give it more epochs: studyhall extend short --epochs \+2, then run"):
+        storage.best(record)
+
+
 def test_epochs_are_counted_once_from_the_first_report_on(storage: PostgresStorage, record: StudyRecord) -> None:
     def report(claim: Claim, *steps: int) -> bool:
         changes = {"reports": [{"step": step, "value": 0.5} for step in steps]}
@@ -258,7 +271,7 @@ def test_epochs_are_counted_once_from_the_first_report_on(storage: PostgresStora
     assert storage.status(record).epochs == 0
     with pytest.raises(SpecError, match=r"budget.epochs = 1: 2 are spent already; legal are 2 and more, and studyhall"):
         storage.budgets.extend(record, epochs=1)
-    with pytest.raises(SpecError, match=r"budget.epochs \+ 5: it has no such limit; say how many"):
+    with pytest.raises(SpecError, match=r"budget.epochs \+ 5: it has no such limit; .* --epochs 7$"):
         storage.budgets.extend(record, more_epochs=5)
     storage.budgets.extend(record, epochs=4)
     assert not report(first, 2, 3)  # as after an outage, when a report is sent again
