@@ -59,7 +59,7 @@ def prepared(folder: Path, key: Callable[[], str], make: Callable[[], Dataset]) 
         # Another process may have prepared it while this one waited for its turn.
         if may_write and (kept := _read(file, warn=True)):
             return _told(kept)
-        with _warnings() as said:
+        with _notices() as said:
             data = make()
         if may_write and key() == name:
             _write(file, {"data": data, "said": said})
@@ -94,13 +94,13 @@ class _Kept(TypedDict):
     """What a file holds."""
 
     data: Dataset
-    said: list[str]
-    """Warnings of how the data were read: whoever maps them is told, too."""
+    said: list[tuple[int, str]]
+    """(level, message) of what was logged of how the data were read: whoever maps them is told, too."""
 
 
 def _told(kept: _Kept) -> Dataset:
-    for message in kept["said"]:
-        log.warning("%s", message)
+    for level, message in kept["said"]:
+        log.log(level, "%s", message)
     return kept["data"]
 
 
@@ -179,15 +179,15 @@ def _say_unwritable(folder: Path, error: Exception) -> None:
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What is logged within of how the data were read."""
-    said: list[str] = []
+def _notices() -> Iterator[list[tuple[int, str]]]:
+    """What is logged within of how the data were read: (level, message) each."""
+    said: list[tuple[int, str]] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            said.append((record.levelno, record.getMessage()))
 
-    handler = Keep(logging.WARNING)
+    handler = Keep(logging.INFO)
     logger = logging.getLogger(__package__)
     logger.addHandler(handler)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -93,6 +94,8 @@ def train(
         folder = folder.absolute()
         require_new(folder, "--profile")
     device = devices.find(label, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    # What an objective says of its data, a worker shows as well.
+    logging.getLogger().setLevel(min(logging.getLogger().level, logging.INFO))
     os.environ.update(device.environment)  # before the objective imports PyTorch
     objective = build(
         script.path if script else spec.objective.path,

@@ -180,7 +180,7 @@ class StudySpec(Section):
         if budget.epochs is None and budget.gpu_hours is None and budget.timeout is None:
             raise ValueError(
                 f"budget.trials = {budget.trials} is the only limit, and the scheduler 'freezethaw' would train every "
-                "trial to its end; set budget.epochs, such as ten times the epochs of one trial, gpu_hours or timeout"
+                "trial to its end; set budget.epochs, such as twenty times the epochs of one, gpu_hours or timeout"
             )
 
     # Reading and writing

@@ -121,12 +121,18 @@ def test_a_full_disk_is_a_warning_and_leaves_nothing_behind(table: Path) -> None
     assert len(list((table.parent / "prepared").iterdir())) == 2, "the lock and the first data set"
 
 
-def test_whoever_maps_a_data_set_is_warned_of_how_it_was_read(
-    prepared_anew: Callable[..., bool], caplog: pytest.LogCaptureFixture
+def test_whoever_maps_a_data_set_is_told_how_it_was_read(
+    table: Path, prepared_anew: Callable[..., bool], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
+    header, *lines = LINES
+    table.write_text(
+        "\n".join([f"c,{header}", *(f"{'yes' if i % 3 else 'no'},{line}" for i, line in enumerate(lines))])
+    )
     assert prepared_anew()
     first = [(record.levelno, record.getMessage()) for record in caplog.records]
     assert [level for level, message in first if "b (always 1)" in message] == [logging.WARNING]
+    assert [level for level, message in first if "read as 1 and 0: 'c'" in message] == [logging.INFO]
     caplog.clear()
     assert not prepared_anew()
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == first
