@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from studies.cli.common import (
     allow_changed_option,
     common_options,
     complete_studies,
+    say,
 )
 from studies.cli.formats import split_names
 from studies.cli.mirror import checked
@@ -27,7 +29,8 @@ from studies.stop_reasons import BY_HAND
     "--warm-start",
     "sources",
     metavar="OTHER[,…]",
-    callback=lambda _ctx, _param, text: split_names(text, ()) if text else [],
+    multiple=True,
+    callback=lambda _ctx, _param, texts: _sources(texts),
     shell_complete=complete_studies,
     help="Let the sampler learn from trials of other studies, which count toward no budget.",
 )
@@ -74,6 +77,9 @@ def run(
                     f"go on with: {command('resume', record.name)}, then the same command"
                 )
             if ended:
+                for source in set(sources) - storage.evidence.counts(record).keys():
+                    other = storage.find_study(source)
+                    say(f"study {record.name!r} has ended, and learns nothing from {other.name!r} any more")
                 conclude(storage, record, None)
                 return
 
@@ -97,3 +103,11 @@ def run(
             notify_url=notify_url,
             mirrors=mirrors,
         )
+
+
+def _sources(texts: Sequence[str]) -> list[str]:
+    """The names in values of --warm-start."""
+    for text in texts:
+        if not split_names(text, ()):
+            raise click.BadParameter(f"{text!r} names no study; give one, or leave the option out")
+    return list(dict.fromkeys(name for text in texts for name in split_names(text, ())))

@@ -146,10 +146,10 @@ def inform(
         sampler: of the study; another one needs nothing.
         steps: how many the objective trains; ``None`` if that is unknown.
         scheduler: of the study; another one needs nothing.
-        evidence: trials of other studies. The scheduler needs ``steps`` to know what they stand for.
+        evidence: trials of other studies.
     """
     if isinstance(scheduler, FreezeThaw):
-        scheduler.forecast.evidence = [progress_of(trial, steps) for trial in evidence] if steps else []
+        scheduler.evidence = lambda steps: [progress_of(trial, steps) for trial in evidence]
     if isinstance(sampler, CurveSampler):
         sampler.steps = steps
         if isinstance(scheduler, FreezeThaw):

@@ -134,8 +134,9 @@ class Forecast:
     def fit(self, rng: np.random.Generator) -> None:
         """Learn from what was read; at least two trials have reported."""
         finite = self._lasts[np.isfinite(self._lasts)]
-        best, middle = float(np.nanmax(self._tops)), float(np.median(finite))
-        self._middle, self._span = middle, max(best - middle, 1e-12)
+        # Halves: the difference of two values may be too large for a number.
+        best, middle = float(np.nanmax(self._tops) / 2), float(np.median(finite / 2))
+        self._half_middle, self._half_span = middle, max(best - middle, 5e-13)
         chosen = self._chosen()
         self._space = UnitCube(self.space or self._observed_space(chosen))
         (self._prior,) = self._space.points([self.priors])
@@ -198,7 +199,8 @@ class Forecast:
             rows += [row] * len(thinned)
             steps += thinned
             values += [self._sign * value for value in thinned.values()]
-        scaled = (np.where(np.isfinite(values), values, -math.inf) - self._middle) / self._span
+        halves = np.where(np.isfinite(values), values, -math.inf) / 2
+        scaled = (halves - self._half_middle) / self._half_span
         numbers = np.array([trial.number for trial in trials])
         points = Points(features=features[rows], time=self._time(np.array(steps)), trial=numbers[rows])
         return points, np.clip(scaled, _WORST, 1.0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
 from studies.search.forecast import Forecast
-from studies.search.scheduler import Choice, Progress
+from studies.search.scheduler import TO_THE_END, Choice, Progress
 
 #: The first pause, as a share of all steps, and how many times as far as one pause the next one is.
 FIRST: Final = 1 / 17
@@ -21,8 +21,6 @@ STARTERS: Final = 8
 _MOST_NEW, _UNTIL_KNOWN = 0.7, 2
 #: The most paused trials that are compared: the best of them.
 _MOST_PAUSED: Final = 100
-#: The ``until`` of a trial that is not paused.
-_TO_THE_END: Final = 2**31 - 1
 
 
 class FreezeThaw:
@@ -43,10 +41,13 @@ class FreezeThaw:
     Attributes:
         forecast: what it expects of the trials. A :class:`studies.search.curve_sampler.CurveSampler` that shares it
             draws the very configurations for which the scheduler begins new trials.
+        evidence: trials of other studies, of which a COMPLETE one has its value at the last of so many steps. It is
+            asked for once these are known.
     """
 
     def __init__(self, *, direction: str, steps: int | None) -> None:
         self.forecast = Forecast(direction=direction, steps=steps)
+        self.evidence: Callable[[int], Sequence[Progress]] | None = None
 
     def choose(self, trials: Sequence[Progress], count: int, changed: Sequence[int] | None = None) -> list[Choice]:
         """See :class:`studies.search.scheduler.Scheduler`."""
@@ -54,6 +55,8 @@ class FreezeThaw:
         if forecast.steps is None:
             complete = [trial.values for trial in trials if trial.state == "complete" and trial.values]
             forecast.steps = max((max(values) + (0 in values) for values in complete), default=None)
+        if self.evidence and forecast.steps is not None:
+            forecast.evidence, self.evidence = self.evidence(forecast.steps), None
         forecast.read(trials, changed)
         forecast.proposals = {}
         starters = (
@@ -114,6 +117,6 @@ class FreezeThaw:
         """The step until which a trial goes on that is at ``step``."""
         last = self.forecast.last_step
         if last is None:
-            return _TO_THE_END
+            return TO_THE_END
         following = math.ceil(step * GROWTH) if step else max(1, round(last * FIRST))
-        return _TO_THE_END if following >= last else following
+        return TO_THE_END if following >= last else following

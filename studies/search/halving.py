@@ -8,10 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
-from studies.search.scheduler import Choice, Progress
-
-#: The ``until`` of a trial that is not paused any more: the largest step that a table holds.
-TO_THE_END: Final = 2**31 - 1
+from studies.search.scheduler import TO_THE_END, Choice, Progress
 
 #: The most changed trials that are inserted one by one; more are sorted together.
 _MOST_INSERTIONS: Final = 64

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from optuna.distributions import BaseDistribution
 
@@ -35,6 +35,10 @@ class Choice:
     """The trial; ``None`` for a new one, whose parameters the study's sampler suggests."""
     until: int
     """The step at which it is paused, unless it is complete by then."""
+
+
+#: The ``until`` of a trial that is not paused.
+TO_THE_END: Final = 2**31 - 1
 
 
 class Scheduler(Protocol):

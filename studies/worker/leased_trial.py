@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from optuna.distributions import BaseDistribution
 
 from studies.errors import LeaseLost, Refused, StorageUnreachable
+from studies.search.scheduler import TO_THE_END
 from studies.storage.limits import check_name
 from studies.storage.postgres import PostgresStorage
 from studies.trial import Checkpoint, Interrupted
@@ -76,7 +77,10 @@ class LeasedTrial:
     def is_at_rung(self) -> bool:
         """Whether the trial has reported the step at which its scheduler pauses it."""
         until = self.lease.claim.until
-        return until is not None and self._reached is not None and self._reached >= until
+        # A trial that is to train to its end is not paused at the largest step of all, either.
+        if until is None or until == TO_THE_END:
+            return False
+        return self._reached is not None and self._reached >= until
 
     @property
     def ends_at_rung(self) -> bool:

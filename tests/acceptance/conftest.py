@@ -39,6 +39,16 @@ def failing(trial):
     raise RuntimeError("no luck today")
 
 
+def steps(trial):
+    kept = trial.restore()
+    for step in range(1 if kept is None else kept.step + 1, 11):
+        trial.report(trial.params["x"] / step, step)
+        trial.checkpoint(step, b"so far")
+        if trial.should_prune():
+            raise trial.Pruned
+    return trial.params["x"] / 10
+
+
 def diverging(trial):
     return float("nan") if trial.number < 2 else 1.0
 

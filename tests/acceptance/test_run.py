@@ -196,6 +196,41 @@ def stuck(trial):
     assert states(storage, "s") == ["RUNNING"]  # the same trial
 
 
+def test_a_function_learns_from_other_studies_once_its_first_trial_has_shown_its_steps(
+    shell: Shell, look: Look
+) -> None:
+    text = 'direction = "minimize"\nobjective = { path = "script.py:steps" }\nbudget = { epochs = 40 }\n'
+    text += 'sampler = { name = "curves" }\nscheduler = { name = "freezethaw" }\n'
+    text += 'space = { x = { type = "float", low = 0.0, high = 1.0 } }\n'
+    (shell.folder / "search.toml").write_text(text)
+
+    def run(name: str, *options: str) -> tuple[str, list[float]]:
+        done = shell.run("run", "search.toml", "--name", name, "--workers", "1", *options)
+        assert done.returncode == 0, done.stderr
+        storage = look()
+        return done.stderr, [trial.params["x"] for trial in storage.trials(storage.find_study(name))]
+
+    _, old = run("old")
+    said, warm = run("warm", "--warm-start", "old", "--warm-start", "old")
+    assert f"the sampler learns from {len(old)} trials of old" in said
+    # The first trial alone is drawn as in the old study, which has seen that 0 is best.
+    assert warm[0] == old[0] == 0.5
+    assert max(warm[1:4]) < 0.1 < max(old[1:4])
+    said, again = run("warm", "--warm-start", "old")
+    assert "ended, and learns" not in said
+    assert again == warm
+    run("cold")
+    said, _ = run("warm", "--warm-start=cold")
+    assert "'warm' has ended, and learns nothing from 'cold' any more" in said
+    for given, message in (
+        ("none", "no study 'none' in"),
+        ("", "'' names no study; give one, or leave the option out"),
+    ):
+        done = shell.run("run", "search.toml", "--name", "warm", "--warm-start", given)
+        assert done.returncode != 0
+        assert message in done.stderr
+
+
 def test_gpu_hours_alone_are_no_end_on_cpus_and_run_says_so(shell: Shell) -> None:
     def said(budget: str) -> str:
         options = ("--name", budget, "--workers", "1", "--set", f"budget={{{budget}, max_failures = 1}}")

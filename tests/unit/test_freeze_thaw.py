@@ -127,6 +127,7 @@ def test_many_slots_get_different_trials_and_new_ones_that_differ() -> None:
 
 def test_where_most_running_trials_have_just_begun_those_that_wait_go_on() -> None:
     rng = np.random.default_rng(7)
+    print("seed 7")
 
     def trial(number: int, steps: int, state: Any) -> Progress:
         cube = UnitCube(SPACE)
@@ -277,7 +278,8 @@ def test_a_failed_trial_and_one_whose_values_are_nan_keep_nothing_from_going_on(
     assert len(FreezeThaw(direction="minimize", steps=STEPS).choose(trials, 5)) >= 5
 
 
-def test_evidence_takes_the_place_of_the_first_random_trials() -> None:
+@pytest.mark.parametrize("steps", [STEPS, None])
+def test_evidence_takes_the_place_of_the_first_random_trials(steps: int | None) -> None:
     rng = np.random.default_rng(0)
     print("seed 0")
     cube = UnitCube(SPACE)
@@ -288,13 +290,28 @@ def test_evidence_takes_the_place_of_the_first_random_trials() -> None:
     ]
     sampler = CurveSampler(seed=1)
     sampler.space = SPACE
-    scheduler = FreezeThaw(direction="maximize", steps=STEPS)
-    inform(sampler, steps=STEPS, scheduler=scheduler, evidence=evidence)
+    scheduler = FreezeThaw(direction="maximize", steps=steps)
+    inform(sampler, steps=steps, scheduler=scheduler, evidence=evidence)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
 
     assert {choice.number for choice in scheduler.choose([], 4)} == {None}
-    study = optuna.create_study(direction="maximize", sampler=sampler)
     trial = study.ask(dict(SPACE))
+    if steps is None:  # the first trial shows what the evidence stands for
+        for step in range(1, STEPS + 1):
+            trial.report(value(trial.params, step), step)
+        study.tell(trial, value(trial.params, STEPS))
+        scheduler.choose([progress_of(trial) for trial in study.trials], 1)
+        trial = study.ask(dict(SPACE))
     assert value(trial.params, STEPS) > np.quantile(ends, 0.9)
+
+
+def test_values_may_be_as_far_apart_as_numbers_are() -> None:
+    trials = [
+        Progress(number, {"x": number / 9}, {"x": SPACE["x"]}, {1: sign * 1.7e308, 2: sign * 1.7e308}, "paused")
+        for number, sign in enumerate([1, -1, 1, -1, 1, -1, -1, 1, -1, 1])
+    ]
+    with np.errstate(all="raise", under="ignore"):
+        assert len(FreezeThaw(direction="maximize", steps=STEPS).choose(trials, 4)) >= 4
 
 
 def test_steps_may_be_counted_from_zero() -> None:

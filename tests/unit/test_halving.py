@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from studies.search.halving import TO_THE_END, Halving
-from studies.search.scheduler import Choice, Progress, State
+from studies.search.halving import Halving
+from studies.search.scheduler import TO_THE_END, Choice, Progress, State
 
 NEW = Choice(None, 1)
 
