@@ -76,6 +76,8 @@ def test_a_finalize_that_is_killed_goes_on_and_of_two_one_tests_the_model(
     with shell.start(*command) as third:
         eventually(part.exists, "the training of the winner, once the lease of the killed one has expired")
         with shell.start(*command) as fourth:
+            assert fourth.stderr
+            assert any("waiting for it to end" in line for line in iter(fourth.stderr.readline, ""))
             (shell.folder / "hold").unlink()
             waited = fourth.communicate(timeout=300)
         told, said = third.communicate(timeout=300)
