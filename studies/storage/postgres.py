@@ -256,7 +256,7 @@ class PostgresStorage(OptunaContract):
         ended, paused = row.pop("ended"), row.pop("is_paused")
         epochs, gpu_seconds = row.pop("epochs"), row.pop("gpu_seconds")
         # Read again: `extend` may have changed the budget since the record was read.
-        found = self.find_study(record.name)
+        found = self.find_study(record.name, reads_spec=record.spec is not None)
         return Status(
             study=record.name,
             budget=found.budget,

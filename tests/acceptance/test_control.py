@@ -547,3 +547,14 @@ def test_a_study_of_stock_optuna_takes_enqueued_trials(shell: Shell, look: Look)
     study = optuna.create_study(storage=look(), study_name="stock")
     say(shell, "enqueue", "stock", "x=0.25")
     assert study.ask().suggest_float("x", 0, 1) == 0.25
+
+
+def test_a_study_whose_spec_no_command_accepts_can_be_deleted(shell: Shell, look: Look) -> None:
+    shell.data("create", "script.py:objective", "--name", "odd", "--trials", "3")
+    look().database.execute("update study_user_attributes set value_json = replace(value_json, '\"tpe\"', '\"tep\"')")
+    shown = shell.run("show", "odd")
+    assert shown.returncode == 2
+    assert "study 'odd': the stored spec: sampler.name: 'tep' is unknown" in shown.stderr
+    assert shown.stderr.strip().endswith("or delete it: studyhall delete odd")
+    assert shell.run("delete", "odd", "--yes").stderr == "deleted study 'odd' with no trials\n"
+    assert look().study_names() == []
