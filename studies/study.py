@@ -228,11 +228,12 @@ class Study:
         rows = [(number, point.step, point.name, point.value) for number, line in curves.items() for point in line]
         # What trials report without a name is the objective, unless they report that by its name as well.
         metric = self.storage.objective_names(self._record)[0]
-        for trial in reader.whole(outlines):
-            if trial.intermediate_values and metric not in {point.name for point in curves[trial.number]}:
-                reports = sorted(trial.intermediate_values.items())
-                every = math.ceil(len(reports) / points)
-                rows += [(trial.number, step, metric, value) for step, value in reports[::-1][::every]]
+        named = {number for number, line in curves.items() if any(point.name == metric for point in line)}
+        plain = [trial for trial in outlines if trial.intermediate_values and trial.number not in named]
+        for trial in reader.whole(plain):
+            reports = sorted(trial.intermediate_values.items())
+            every = math.ceil(len(reports) / points)
+            rows += [(trial.number, step, metric, value) for step, value in reports[::-1][::every]]
         return pd.DataFrame(sorted(rows, key=lambda row: row[:3]), columns=["trial", "step", "metric", "value"])
 
     def run(self, *, progress: bool = True, **how: Any) -> Self:

@@ -83,8 +83,7 @@ class Budgets:
                 }
                 raise SpecError(
                     f"{name}: budget.{key} + {added:g}: it has no such limit; say how many it may use in all, such as "
-                    f"{added:g} more than so far: "
-                    f"{commands[key]}"
+                    f"{added:g} more than so far: {commands[key]}"
                 )
             budget[key] = budget[key] + added if added else budget[key]
         # A grid draws nothing beyond its last combination: the study could never end by its budget.

@@ -319,7 +319,7 @@ class PostgresStorage(OptunaContract):
         what = f"complete trial that keeps {kept or 'its constraints'}" if counts["complete"] else "complete trial"
         way = f"see: {command('status', record.name)}"
         scheduler, epochs = record.spec and record.spec.scheduler, record.budget and record.budget.epochs
-        if self.status(record).ended and scheduler and epochs and not counts["complete"]:
+        if counts["ended"] and scheduler and epochs and not counts["complete"]:
             # Few trials of a small budget come to their end: all but the most promising ones were paused before.
             way = f"give it more epochs: {command('extend', record.name, '--epochs', f'+{epochs}')}, then run it again"
         raise NothingFinished(f"study {record.name!r} has no {what} yet ({shown}); {way}")
