@@ -57,7 +57,7 @@ def needed(hyperparameters: Hyperparameters, shape: Shape, members: int = 1) -> 
 def _kept(h: Hyperparameters, shape: Shape) -> int:
     """Of one member, from its first epoch to its end."""
     vectors = 2 + MOMENTS[h.optimizer]  # parameters and their gradients
-    vectors += h.optimizer not in ("adam", "adamw")  # scratch, which the fused kernel does without
+    vectors += h.optimizer == "rmsprop"  # scratch, which the other fused kernels do without
     vectors += h.patience is not None  # the best so far
     record = 2 * FLOAT * shape.n_train
     batch_size = _batch_size(h, shape)

@@ -41,6 +41,7 @@ class Child:
         environment: the whole environment of the child.
         output: called with each line of its standard error, from another thread.
         inherit: file descriptors for the child, such as the embedded server's lock.
+        ended: called when it has ended, from another thread.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Child:
         environment: Mapping[str, str],
         output: Callable[[str], None],
         inherit: Sequence[int] = (),
+        ended: Callable[[], object] = lambda: None,
     ) -> None:
         self.events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self.last_events: dict[str, dict[str, Any]] = {}
@@ -69,7 +71,7 @@ class Child:
             text=True,
             errors="replace",
         )
-        self._output = output
+        self._output, self._ended = output, ended
         self._readers = [
             threading.Thread(target=self._read_events, args=(self.popen.stdout,), daemon=True),
             threading.Thread(target=self._read_output, args=(self.popen.stderr,), daemon=True),
@@ -114,6 +116,8 @@ class Child:
             event = json.loads(line)
             self.last_events[event["event"]] = event
             self.events.put(event)
+        self.popen.wait()  # the pipe is closed a moment before
+        self._ended()
 
     def _read_output(self, pipe: IO[str]) -> None:
         for line in pipe:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds between two calls of :meth:`Session.poll`.
+#: Seconds between two calls of :meth:`Session.poll`, at most.
 POLL: Final = 0.5
 
 #: Variables that workers don't get: the storage's URL may hold a password, and goes through a pipe.
@@ -62,7 +62,7 @@ class Session:
     """The workers of this machine, from their start to their end.
 
     A context manager: its start begins the processes, its end leaves none. Call in this order :meth:`prepare`,
-    :meth:`join`, :meth:`begin`, then :meth:`poll` every :data:`POLL` seconds while :attr:`workers` is above 0.
+    :meth:`join`, :meth:`begin`, then :meth:`poll` and :meth:`wait` while :attr:`workers` is above 0.
 
     Args:
         storage: where the studies are, or will be.
@@ -248,6 +248,11 @@ class Session:
             if self._storage.server:
                 self._storage.server.start()
             raise
+
+    def wait(self) -> None:
+        """Wait until it is time for the next :meth:`poll`; not at all when no worker is left."""
+        if self.workers:
+            self.supervisor.wait(POLL)
 
     def _see(self, record: StudyRecord) -> Seen:
         status = self._storage.status(record)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -21,7 +20,6 @@ from studies.errors import ObjectiveError, StorageUnreachable
 from studies.progress import Progress
 from studies.reproduce import Reproduction, reproduce, require_reproducible
 from studies.session import (
-    POLL,
     Session,
     build_objective,
     find_scripts,
@@ -515,7 +513,7 @@ class Running:
                             self._progress.update(studies)
                     except StorageUnreachable as error:
                         self._unreachable(error)
-                    time.sleep(POLL)
+                    self._session.wait()
                 waiting_out(self._study.storage, self._require_success, self._unreachable)
         except BaseException as error:  # raised again by wait()
             self._error = error

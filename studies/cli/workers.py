@@ -184,8 +184,6 @@ def run_to_end(
 
 def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrorings: Sequence[Mirroring]) -> None:
     """Show the progress of the studies until all workers have ended."""
-    from studies.session import POLL
-
     while session.workers:
         interrupts.apply(session, progress)
         try:
@@ -194,7 +192,7 @@ def _watch(session: Session, progress: Progress, interrupts: Interrupts, mirrori
             progress.unreachable(error)
         for mirroring in mirrorings:
             mirroring.poll()
-        time.sleep(POLL)
+        session.wait()
     # After Ctrl-C nobody waits for MLflow; `mirror --once` catches up later.
     if not interrupts.count:
         for mirroring in mirrorings:

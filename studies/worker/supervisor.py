@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,7 @@ class _Process(Child):
         environment: Mapping[str, str],
         output: Callable[[str], None],
         inherit: Sequence[int],
+        ended: Callable[[], object],
     ) -> None:
         self.slot = slot
         self.id = setup.worker_id
@@ -53,6 +55,7 @@ class _Process(Child):
             environment=environment,
             output=lambda line: output(f"worker {slot} | {line}"),
             inherit=inherit,
+            ended=ended,
         )
 
 
@@ -111,6 +114,7 @@ class Supervisor:
         self._assignment: Assignment | None = None
         self._storage: PostgresStorage | None = None
         self._stopping = False
+        self._has_ended = threading.Event()
         self._deaths = [0] * len(devices)
         self._processes: list[_Process] = []
         self._restarts: dict[int, float] = {}  # slot → when its next worker starts (monotonic clock)
@@ -158,6 +162,11 @@ class Supervisor:
         self._assignment = Assignment(storage=storage.location.sqlalchemy, lease_seconds=lease_seconds)
         for process in self._processes:
             process.send(self._assignment)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a worker ends, but no longer than that."""
+        self._has_ended.wait(seconds)
+        self._has_ended.clear()
 
     def poll(self) -> None:
         """Reap and restart workers. To be called about twice a second.
@@ -218,7 +227,7 @@ class Supervisor:
         )
         # The device last: a worker must see its own GPU alone, whatever CUDA_VISIBLE_DEVICES said here.
         environment = {**DEFAULTS, **self._environment, **device.environment}
-        return _Process(slot, setup, environment, self._output, self._inherit)
+        return _Process(slot, setup, environment, self._output, self._inherit, self._has_ended.set)
 
     def _objective(self, spec: StudySpec, share: float) -> ObjectiveSetup:
         script = self._scripts.get(spec.name)
