@@ -7,8 +7,11 @@ dropout 0.2 to 0.5, Adam, RMSprop or SGD, a learning rate from 1e-5 to 0.1; TPE,
   process.
 - two processes: two such processes that share a study in stock ``RDBStorage`` on PostgreSQL.
 - studyhall: ``studyhall run``, with its embedded PostgreSQL.
+- products: no way to do it, but the least that one could take: two processes that import PyTorch, and multiply the
+  matrices of the trials of the arm studyhall, which has to run before it.
 
-Each arm is a command from its start to its end; the last two begin with an empty database that is running. All five
+Each arm is a command from its start to its end; two processes and studyhall begin with an empty database that is
+running. All five
 rounds take five minutes on two cores. ``--rounds 1 --kept FILE``, later ``--rounds 2 --kept FILE`` and so on, does them
 one by one; ``--trials`` and ``--example-trials`` must then stay as they were.
 
@@ -21,6 +24,7 @@ and 5 s start and end.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -112,6 +116,33 @@ stop = optuna.study.MaxTrialsCallback(trials, states=None)
 study.optimize(objective, n_trials=None if url else trials, callbacks=[stop] if url else [])
 '''
 
+PRODUCTS = f'''
+"""The matrix products of trials of these widths: of each step, and of each epoch's evaluation."""
+
+import json
+import sys
+from itertools import pairwise
+
+import torch
+
+TRAIN, VALIDATION, EPOCHS, BATCH = {TRAIN}, {VALIDATION}, {EPOCHS}, 128
+
+torch.set_num_threads(1)
+for widths in json.loads(sys.argv[1]):
+    sizes = [784, *widths, 10]
+    weights = [torch.zeros(outputs, inputs) for inputs, outputs in pairwise(sizes)]
+    values, parts = ([torch.zeros(n, size) for size in sizes] for n in (BATCH, VALIDATION))
+    for _ in range(EPOCHS):
+        for _ in range(TRAIN // BATCH):
+            for i, weight in enumerate(weights):
+                torch.mm(values[i], weight.T)
+                torch.mm(values[i + 1].T, values[i])
+                if i:
+                    torch.mm(values[i + 1], weight)
+        for part, weight in zip(parts, weights, strict=False):
+            torch.mm(part, weight.T)
+'''
+
 STUDY = """
 name = "example"
 direction = "maximize"
@@ -154,6 +185,7 @@ def main() -> None:
             "example": lambda _: _example(folder, settings.example_trials),
             "two processes": lambda _: _two_processes(folder, settings.example_trials, url),
             "studyhall": lambda _: _studyhall(folder, settings.trials, url),
+            "products": lambda _: _products(folder, settings.trials),
         }
         wanted = settings.arms or measured
         kept = Path(settings.kept) if settings.kept else None
@@ -173,6 +205,7 @@ def _write(folder: Path, settings: argparse.Namespace) -> None:
         x, y = draw.integers(0, 256, (count, 784), dtype=np.uint8), draw.integers(0, 10, count)
     np.savez(folder / "images.npz", X=x, y=y, X_test=x[:100], y_test=y[:100])  # which is not looked at
     (folder / "example.py").write_text(EXAMPLE)
+    (folder / "products.py").write_text(PRODUCTS)
     text = STUDY.format(file=folder / "images.npz", epochs=EPOCHS, trials=settings.trials)
     (folder / "example.toml").write_text(text)
 
@@ -190,8 +223,20 @@ def _two_processes(folder: Path, trials: int, url: StorageURL) -> dict[str, floa
 
 def _studyhall(folder: Path, trials: int, url: StorageURL) -> dict[str, float]:
     own = _own_database(url)
-    command = [str(Path(sys.executable).with_name("studyhall")), "run", "example.toml", "--storage", own.sqlalchemy]
-    return _per_hour(trials, [command], folder, STUDYHALL_HOME=str(folder / "home"))
+    studyhall, storage = str(Path(sys.executable).with_name("studyhall")), ["--storage", own.sqlalchemy]
+    command = [studyhall, "run", "example.toml", *storage]
+    measured = _per_hour(trials, [command], folder, STUDYHALL_HOME=str(folder / "home"))
+    listed = subprocess.check_output([studyhall, "trials", "example", "--format", "json", *storage])
+    params = [trial["params"] for trial in json.loads(listed)]
+    widths = [[of[f"width_{i + 1}"] for i in range(of["depth"])] for of in params]
+    (folder / "widths.json").write_text(json.dumps(widths))
+    return measured
+
+
+def _products(folder: Path, trials: int) -> dict[str, float]:
+    widths = json.loads((folder / "widths.json").read_text())
+    halves = [json.dumps(widths[i::2]) for i in range(2)]
+    return _per_hour(trials, [[sys.executable, "products.py", half] for half in halves], folder)
 
 
 def _own_database(url: StorageURL) -> StorageURL:
