@@ -48,10 +48,10 @@ class Batch:
         self.stored_LF = torch.empty_like(self.x_LF, dtype=torch.uint8) if are_bytes else self.x_LF
         has_dropout = training and any(h.dropout for h in settings)
         self.buffers = network.buffers(n, training=training, dropout=has_dropout)
-        # Layer 0 is the input, 1 the first hidden one; -1 the noise.
-        layers = [(0, n_features)] * (training and any(h.input_dropout for h in settings))
-        layers += [(i + 1, width) for i, width in enumerate(network.widths) if has_dropout]
-        regions = [randomness.positions(i, n, units, lanes=randomness.LANES, device=device) for i, units in layers]
+        # Layer 0 is the input, 1 the first hidden one; -1 the noise. Shaped as what they are for.
+        layers = [(0, (n, n_features))] * (training and any(h.input_dropout for h in settings))
+        layers += [(i + 1, (width, n)) for i, width in enumerate(network.widths) if has_dropout]
+        regions = [randomness.positions(i, *shape, lanes=randomness.LANES, device=device) for i, shape in layers]
         self._has_noise = training and any(h.input_noise for h in settings)
         if self._has_noise:
             regions.append(randomness.positions(-1, n, n_features, lanes=2, device=device))
@@ -63,15 +63,14 @@ class Batch:
         self.outputs_KGCB = torch.empty(self.n_steps, slots, task.n_outputs, n, device=device)
         self.outputs = self.outputs_KGCB.unbind()
         self.d_outputs = torch.empty_like(self.outputs[0])
-        self.d_outputs_t = self.d_outputs.mT
         self._random_KGL = torch.empty(self.n_steps, slots, n_random, dtype=torch.int64, device=device)
         self._scratch_KGL = torch.empty_like(self._random_KGL)
         splits = torch.split(self._random_KGL, [len(region) for region in regions], dim=2) if regions else ()
         self._noise_KGL = splits[-1] if self._has_noise else None
         self._noise_G11 = torch.tensor([h.input_noise for h in settings], device=device)[:, None, None]
         self._masks = {
-            i: _Mask(random_KGL, [h.dropout if i else h.input_dropout for h in settings], n, units)
-            for (i, units), random_KGL in zip(layers, splits, strict=False)
+            i: _Mask(random_KGL, [h.dropout if i else h.input_dropout for h in settings], shape)
+            for (i, shape), random_KGL in zip(layers, splits, strict=False)
         }
 
     def draw(self, key_KG1: Tensor) -> None:
@@ -100,7 +99,7 @@ class Batch:
 class _Mask:
     """Of dropout (Srivastava et al., JMLR 2014): 1 / (1 − p) where a unit is kept, else 0; p in steps of 2⁻¹⁶."""
 
-    def __init__(self, random_KGL: Tensor, shares: Sequence[float], n: int, units: int) -> None:
+    def __init__(self, random_KGL: Tensor, shares: Sequence[float], shape: tuple[int, int]) -> None:
         # At most one below all levels: the bound is a signed number of 16 bits.
         kept = [min(round((1 - share) * randomness.LEVELS), randomness.LEVELS - 1) for share in shares]
         device = random_KGL.device
@@ -109,12 +108,12 @@ class _Mask:
         self._scale_G11 = torch.tensor([randomness.LEVELS / max(count, 1) for count in kept], device=device)[
             :, None, None
         ]
-        self._lanes_KGBH = random_KGL.view(torch.int16).view(*random_KGL.shape[:2], n, -1)[..., :units]
-        self._out_KGBH = torch.empty(self._lanes_KGBH.shape, device=device)
-        #: G × B × H of each step.
-        self.of_steps = self._out_KGBH.unbind()
+        rows, columns = shape
+        self._lanes = random_KGL.view(torch.int16).view(*random_KGL.shape[:2], rows, -1)[..., :columns]
+        self._out = torch.empty(self._lanes.shape, device=device)
+        #: Of each step: G × B × F of the input, G × H × B of a hidden layer.
+        self.of_steps = self._out.unbind()
 
     def draw(self, count: int) -> None:
         """Of the first ``count`` steps, from the random numbers as they are now."""
-        out_KGBH = torch.lt(self._lanes_KGBH[:count], self._below_G11, out=self._out_KGBH[:count])
-        out_KGBH.mul_(self._scale_G11)
+        torch.lt(self._lanes[:count], self._below_G11, out=self._out[:count]).mul_(self._scale_G11)

@@ -78,16 +78,14 @@ def orders(keys_G1: Tensor, n: int) -> Tensor:
     return in_order_GN.bitwise_and_(2**_POSITION_BITS - 1)
 
 
-def positions(layer: int, n: int, units: int, *, lanes: int, device: torch.device) -> Tensor:
-    """What to add to a key for the numbers of one layer: n × ⌈units / lanes⌉, flat.
+def positions(layer: int, rows: int, columns: int, *, lanes: int, device: torch.device) -> Tensor:
+    """What to add to a key for the numbers of one layer: rows × ⌈columns / lanes⌉, flat; both at most 2**24.
 
-    A lane's position is (layer, example, unit), whatever the width is padded to and however small the last batch is.
+    A lane's position is (layer, row, column), whatever the width is padded to and however small the last batch is.
     """
-    example = torch.arange(n, device=device)[:, None]
-    group = torch.arange(math.ceil(units / lanes), device=device)
-    # Twelve bits of the example lie below the layer, the others above: a batch of gd may have any number of examples.
-    place = (layer << 28) + ((example & 0xFFF) << 16) + ((example >> 12) << 32)
-    return ((place + group) * _GOLDEN).flatten()
+    row = torch.arange(rows, device=device)[:, None]
+    group = torch.arange(math.ceil(columns / lanes), device=device)
+    return (((layer << 2 * _POSITION_BITS) + (row << _POSITION_BITS) + group) * _GOLDEN).flatten()
 
 
 def normal(random_GL: Tensor) -> Tensor:

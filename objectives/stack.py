@@ -173,7 +173,7 @@ class Stack:
         outputs = batch.outputs[k]
         self._network.forward(batch.x_GBF, batch.buffers, outputs, training=True)
         self._loss.gradient(outputs, steps.targets[k], batch.d_outputs)
-        self._network.backward(batch.x_GBF, batch.d_outputs, batch.d_outputs_t, batch.buffers)
+        self._network.backward(batch.x_GBF, batch.d_outputs, batch.buffers)
         self._penalize()
         self._optimizer.step(steps.first + k)
         if self._max_norm is not None:

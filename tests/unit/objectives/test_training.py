@@ -139,7 +139,7 @@ def test_steps_are_those_of_pytorch(technique: dict[str, Any]) -> None:
     for steps in stack.plan(0):
         for k, row_B in enumerate(steps.rows):
             stack.train_on(steps, k)
-            masks = [b.mask[0] for b in steps.batch.buffers if b.mask is not None]
+            masks = [b.mask[0].mT for b in steps.batch.buffers if b.mask is not None]
             if not (of.hyperparameters.input_dropout or of.hyperparameters.input_noise):
                 assert torch.equal(steps.batch.x_LF, part(task).x_NF[row_B])
             reference.train_on(steps.batch.x_LF, steps.y_KG1B[k, 0, 0], masks)
@@ -320,8 +320,11 @@ def test_metrics_are_scikit_learn_s() -> None:
 
 
 def test_no_two_layers_share_a_position_however_large_the_batch_is() -> None:
-    of_layers = [randomness.positions(i, 10_000, 8, lanes=4, device=torch.device("cpu")) for i in range(-1, 7)]
-    assert len(torch.cat(of_layers).unique()) == 8 * 10_000 * 2
+    cpu = torch.device("cpu")
+    of_layers = [randomness.positions(i, 8, 300_000, lanes=4, device=cpu) for i in range(1, 7)]
+    of_input = [randomness.positions(i, 300_000, 8, lanes=4, device=cpu) for i in (-1, 0)]
+    assert len(torch.cat(of_layers).unique()) == 6 * 8 * 75_000
+    assert len(torch.cat([*of_input, of_layers[0]]).unique()) == 2 * 300_000 * 2 + 8 * 75_000
 
 
 def test_random_numbers_look_random() -> None:
