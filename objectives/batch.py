@@ -42,9 +42,10 @@ class Batch:
         part, task = members[0].train.part, members[0].task
         settings = [member.hyperparameters for member in members]
         device, slots, n_features = part.device, len(members), task.n_features
-        self.x_LF = torch.empty(slots * n if gathers else 0, n_features, device=device)
-        self.x_GBF = self.x_LF.view(slots, -1, n_features)
         are_bytes = part.stored_NF.dtype == torch.uint8
+        # Consecutive rows are the same for all slots, and where they are no bytes need no copy.
+        self.x_LF = torch.empty(slots * n if gathers else n * are_bytes, n_features, device=device)
+        self.x_GBF = self.x_LF.view(slots if gathers else 1, -1, n_features)
         self.stored_LF = torch.empty_like(self.x_LF, dtype=torch.uint8) if are_bytes else self.x_LF
         has_dropout = training and any(h.dropout for h in settings)
         self.buffers = network.buffers(n, training=training, dropout=has_dropout)

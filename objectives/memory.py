@@ -72,11 +72,10 @@ def _passing(h: Hyperparameters, shape: Shape) -> int:
     # The signs of the weights are a new tensor at each step.
     penalty = FLOAT * _parameters(h, shape) * (h.l1 > 0)
     noise = 24 * _batch_size(h, shape) * shape.task.n_features * (h.input_noise > 0)
-    features = FLOAT * min(EVALUATION_BATCH, shape.n_validation) * shape.task.n_features * shape.are_bytes
     metrics = 4 * FLOAT * shape.task.n_outputs * shape.n_validation
     # Copies of the parameters and the moments, and the bytes of these.
     checkpoint = 2 * FLOAT * (1 + MOMENTS[h.optimizer] + (h.patience is not None)) * _parameters(h, shape)
-    return max(order + penalty + noise, features + metrics, checkpoint)
+    return max(order + penalty + noise, metrics, checkpoint)
 
 
 def _parameters(h: Hyperparameters, shape: Shape) -> int:
@@ -112,8 +111,8 @@ def _batch(n: int, h: Hyperparameters, shape: Shape) -> int:
 
 def _evaluated(n: int, h: Hyperparameters, shape: Shape) -> int:
     """Buffers of evaluation: no mask, no gradient."""
-    layers = FLOAT * (2 + (h.normalization != "none") + h.skip) * sum(h.widths)
-    return n * (layers + FLOAT * shape.task.n_outputs)
+    layers = (2 + (h.normalization != "none") + h.skip) * sum(h.widths)
+    return n * FLOAT * (shape.task.n_features * shape.are_bytes + layers + shape.task.n_outputs)
 
 
 def check(hyperparameters: Hyperparameters, shape: Shape, members: int, left: int) -> int:

@@ -242,7 +242,8 @@ class Stack:
             batch = self.batch(outputs.shape[2], training=False, gathers=rows_GN is not None)
             if rows_GN is None:
                 # One view for all slots: their examples are the same.
-                x_GBF = part.features(start, start + EVALUATION_BATCH).expand(len(self.members), -1, -1)
+                x_BF = part.features(start, start + EVALUATION_BATCH, batch.x_LF)
+                x_GBF = x_BF.expand(len(self.members), -1, -1)
             else:
                 index_L = rows_GN[:, start : start + EVALUATION_BATCH].flatten()
                 part.gather(index_L, batch.x_LF, batch.stored_LF)

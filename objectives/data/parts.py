@@ -44,16 +44,21 @@ class Part:
     @property
     def x_NF(self) -> Tensor:
         """float32, standardised; a copy where bytes are stored."""
-        return self._standardised(self.stored_NF)
+        return self.features(0, len(self))
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
         return self.stored_NF.device
 
-    def features(self, start: int, stop: int) -> Tensor:
-        """Consecutive rows, standardised: B × F."""
-        return self._standardised(self.stored_NF[start:stop])
+    def features(self, start: int, stop: int, out_BF: Tensor | None = None) -> Tensor:
+        """Consecutive rows, standardised: B × F; where bytes are stored in ``out_BF``, or a new tensor."""
+        stored_BF = self.stored_NF[start:stop]
+        if self.mean_F is None:
+            return stored_BF
+        if out_BF is None:
+            out_BF = torch.empty(stored_BF.shape, device=self.device)
+        return self._standardise(stored_BF, out_BF)
 
     def gather(self, row_B: Tensor, out_BF: Tensor, stored_BF: Tensor) -> None:
         """Rows in any order, standardised.
@@ -65,15 +70,15 @@ class Part:
         """
         # Bytes are gathered as bytes: a quarter of the memory traffic, which is what gathering costs.
         torch.index_select(self.stored_NF, 0, row_B, out=stored_BF)
-        if self.mean_F is not None and self.std_F is not None:
-            out_BF.copy_(stored_BF).sub_(self.mean_F).div_(self.std_F)
+        if self.mean_F is not None:
+            self._standardise(stored_BF, out_BF)
 
-    def _standardised(self, stored_NF: Tensor) -> Tensor:
-        if self.mean_F is None or self.std_F is None:
-            return stored_NF
+    def _standardise(self, stored_BF: Tensor, out_BF: Tensor) -> Tensor:
+        assert self.mean_F is not None
+        assert self.std_F is not None
         # As Scaling.apply, to the last bit: x · scale + shift takes two thirds of the time, and rounds otherwise than a
         # kept model does.
-        return stored_NF.float().sub_(self.mean_F).div_(self.std_F)
+        return out_BF.copy_(stored_BF).sub_(self.mean_F).div_(self.std_F)
 
     def to(self, device: torch.device) -> Part:
         """The same part on ``device``."""
