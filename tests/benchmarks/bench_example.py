@@ -15,10 +15,11 @@ running. All five
 rounds take five minutes on two cores. ``--rounds 1 --kept FILE``, later ``--rounds 2 --kept FILE`` and so on, does them
 one by one; ``--trials`` and ``--example-trials`` must then stay as they were.
 
-Two cores of an AMD EPYC, PyTorch 2.14, idle, medians of five rounds (2026-11-27): 1,261, 1,918 and 15,590 trials an
-hour, so 12.4 and 8.1 times as many. Of the 14.8 s that 64 trials take, 5.1 s are their matrix products at the speed of
-both cores (860 GFLOP, as the search soon prefers wide networks), 4.6 s the rest of training and search,
-and 5 s start and end.
+Two cores of an AMD EPYC, PyTorch 2.14, idle, five rounds (2026-11-28). Medians: 1,207, 1,992 and 18,890 trials an hour,
+and of the rounds' ratios 14.7 and 9.1 times as many; the products alone would be 22.7 and 13.8 times as many. (The day
+before, before updates were fused and activations lay as units by examples, it was 12.4 and 8.1.) Of the 12.2 s that 64
+trials take, 8.0 are the products with the import of PyTorch, 920 GFLOP at 80 GFLOP/s of each core, as the search soon
+prefers wide networks; 1.5 s more are start and end, the rest training and search.
 """
 
 from __future__ import annotations

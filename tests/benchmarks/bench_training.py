@@ -9,6 +9,10 @@ and 1.9 at width 32, 1.5 and 1.6 at 64, 1.4 from 128 on. Before several steps we
 times faster at 32, 2.1 and 2.2 at 64. Bytes that are scaled and shifted in two passes would save 9 µs a step, but
 differ in the last bit from what a kept model does to raw pixels: not used.
 
+On 2026-11-28, same machine, one core that was slower with everything but products: 2.8 and 2.9 at width 32, 2.2 and 2.3
+at 64, 1.9 at 128, 1.6 at 256, 1.5 and 1.3 at 512. That activations lie as units by examples changes none of these, but
+at 1 x 103 1.88 became 2.07, at 2 x 50 2.38 2.53, and at 3 x 90 2.04 2.11 (three runs of five rounds each, in turns).
+
 Tried and no faster on a CPU: several slots in one stack; other layouts of the products, all of which reach 90 to 98
 GFLOP/s, and oneDNN's; huge pages (of gathering 128 rows 5 µs are the copy, the rest waits for the memory). FBGEMM's
 lookup, which scales bytes as it gathers them, takes some 5 µs less, and knows but one scale for all features. Without
