@@ -43,7 +43,7 @@ class _Process(Child):
         slot: int,
         setup: Setup,
         environment: Mapping[str, str],
-        output: Callable[[str], None],
+        output: Callable[[_Process, str], None],
         inherit: Sequence[int],
         ended: Callable[[], object],
     ) -> None:
@@ -53,7 +53,7 @@ class _Process(Child):
             "studies.worker.process",
             setup,
             environment=environment,
-            output=lambda line: output(f"worker {slot} | {line}"),
+            output=lambda line: output(self, line),
             inherit=inherit,
             ended=ended,
         )
@@ -115,6 +115,7 @@ class Supervisor:
         self._storage: PostgresStorage | None = None
         self._stopping = False
         self._has_ended = threading.Event()
+        self._said_first: dict[str, int] = {}  # line of a worker that was not ready yet → its slot
         self._deaths = [0] * len(devices)
         self._processes: list[_Process] = []
         self._restarts: dict[int, float] = {}  # slot → when its next worker starts (monotonic clock)
@@ -227,7 +228,12 @@ class Supervisor:
         )
         # The device last: a worker must see its own GPU alone, whatever CUDA_VISIBLE_DEVICES said here.
         environment = {**DEFAULTS, **self._environment, **device.environment}
-        return _Process(slot, setup, environment, self._output, self._inherit, self._has_ended.set)
+        return _Process(slot, setup, environment, self._relay, self._inherit, self._has_ended.set)
+
+    def _relay(self, process: _Process, line: str) -> None:
+        """Pass on what a worker says. All build the same objectives: what one says then, the others need not repeat."""
+        if "ready" in process.last_events or self._said_first.setdefault(line, process.slot) == process.slot:
+            self._output(f"worker {process.slot} | {line}")
 
     def _objective(self, spec: StudySpec, share: float) -> ObjectiveSetup:
         script = self._scripts.get(spec.name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -56,6 +58,19 @@ def test_a_mirror_and_a_site_read_the_line_of_an_older_parent(line: str, read: A
         assert Access(**access).admin_password == "word"
 
 
+def supervisor_of(spec: StudySpec, folder: Path, output: Callable[[str], object]) -> Supervisor:
+    return Supervisor(
+        [(spec, 1.0)],
+        [Device(label="cpu", torch="cpu")],
+        scripts={},
+        allow=[],
+        data_dir=folder,
+        results=folder,
+        environment=os.environ,
+        output=output,
+    )
+
+
 def test_why_a_worker_does_not_start_is_said_however_late_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,15 +83,21 @@ def test_why_a_worker_does_not_start_is_said_however_late_it_is_read(
 
     monkeypatch.setattr(Child, "_read_events", read_late)
     spec = StudySpec.from_dict({"name": "s", "objective": {"path": "objectives.mlp:nothing"}})
-    supervisor = Supervisor(
-        [(spec, 1.0)],
-        [Device(label="cpu", torch="cpu")],
-        scripts={},
-        allow=[],
-        data_dir=tmp_path,
-        results=tmp_path,
-        environment=os.environ,
-        output=print,
-    )
+    supervisor = supervisor_of(spec, tmp_path, print)
     with supervisor, pytest.raises(ObjectiveError, match="has no 'nothing'"):
         supervisor.wait_until_ready()
+
+
+def test_what_every_worker_says_when_it_starts_is_shown_once_and_what_it_says_later_each_time(tmp_path: Path) -> None:
+    shown: list[str] = []
+    supervisor = supervisor_of(
+        StudySpec.from_dict({"name": "s", "objective": {"path": "s.py:f"}}), tmp_path, shown.append
+    )
+    first, second = (SimpleNamespace(slot=slot, last_events={}) for slot in (0, 1))
+    for process, line in [(second, "a column is constant"), (first, "a column is constant"), (first, "on 4 cores")]:
+        supervisor._relay(process, line)
+    assert shown == ["worker 1 | a column is constant", "worker 0 | on 4 cores"]
+    first.last_events = second.last_events = {"ready": {}}
+    for process in (first, second):
+        supervisor._relay(process, "a column is constant")
+    assert shown[2:] == ["worker 0 | a column is constant", "worker 1 | a column is constant"]
