@@ -62,7 +62,7 @@ class FreezeThaw:
         starters = (
             count if forecast.n_reported < 2 else min(count, max(0, STARTERS - forecast.n_evidence - len(trials)))
         )
-        chosen = [Choice(None, self._next(0))] * starters
+        chosen = [Choice(None, self.until(0))] * starters
         if starters < count:
             return chosen + self._promising(trials, count - starters)
         return chosen + [self._continued(trial) for trial in forecast.best_paused(count)]
@@ -78,12 +78,12 @@ class FreezeThaw:
         points = np.concatenate([forecast.points([trial.params for trial in paused]), new])
         numbers = np.concatenate([[trial.number for trial in paused], np.full(len(new), -1)])
         if not len(points):
-            return [Choice(None, self._next(0))] * count
+            return [Choice(None, self.until(0))] * count
         promise = forecast.log_improvement(points, numbers)
         done = np.array([max(trial.values) for trial in paused] + [0] * len(new))
         cost = np.log(np.maximum(1, forecast.horizon - done))
         chosen: list[Choice] = []
-        running, first = forecast.running, self._next(0)
+        running, first = forecast.running, self.until(0)
         n_running = len(running)
         knows_little = forecast.n_reported < _UNTIL_KNOWN * n_running
         n_beginning = sum(not trial.values or max(trial.values) < first for trial in running)
@@ -105,18 +105,20 @@ class FreezeThaw:
             promise += np.log1p(-0.999 * forecast.correlation(points, points[place]) ** 2)
             promise[place] = -math.inf
         # In a small space there may be fewer: the sampler draws for the rest.
-        chosen += [Choice(None, self._next(0))] * (count - len(chosen))
+        chosen += [Choice(None, self.until(0))] * (count - len(chosen))
         others = [place for place in np.argsort(-promise[: len(paused)]) if promise[place] > -math.inf]
         n_new = sum(choice.number is None for choice in chosen)
         return chosen + [self._continued(paused[place]) for place in others[:n_new]]
 
     def _continued(self, trial: Progress) -> Choice:
-        return Choice(trial.number, self._next(max(trial.values)))
+        return Choice(trial.number, self.until(max(trial.values)))
 
-    def _next(self, step: int) -> int:
-        """The step until which a trial goes on that is at ``step``."""
+    def until(self, step: int) -> int:
+        """See :class:`studies.search.scheduler.Scheduler`."""
         last = self.forecast.last_step
         if last is None:
             return TO_THE_END
-        following = math.ceil(step * GROWTH) if step else max(1, round(last * FIRST))
-        return TO_THE_END if following >= last else following
+        pause = max(1, round(last * FIRST))
+        while pause <= step:
+            pause = math.ceil(pause * GROWTH)
+        return TO_THE_END if pause >= last else pause

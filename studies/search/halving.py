@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
@@ -82,6 +82,10 @@ class Halving:
         if new and not self._last and not any(trial.state == "running" for trial in trials):
             new[0] = Choice(number=None, until=TO_THE_END)
         return choices + new
+
+    def until(self, step: int) -> int:
+        """See :class:`studies.search.scheduler.Scheduler`."""
+        return self._until(bisect_right(self._rungs, step))
 
     def _until(self, place: int) -> int:
         """The step until which a trial trains that goes to a rung."""

@@ -54,5 +54,8 @@ class Scheduler(Protocol):
 
         Returns:
             ``count`` choices of different trials, and perhaps more: those take the slots of new trials for which the
-            budget has no room.
+            budget has no room. Fewer where slots are to wait for what other trials report.
         """
+
+    def until(self, step: int) -> int:
+        """The step at which a trial is paused that goes on from ``step``, 0 for a new one."""

@@ -133,6 +133,11 @@ class Budgets:
                     f"and more, and {command('stop', record.name)} ends the study"
                 )
 
+    def epochs_left(self, record: StudyRecord) -> int | None:
+        """How many epochs a study may still train, negative where more were reported; ``None`` without such a limit."""
+        rows = self._database.rows("epochs_left", study_id=record.study_id)
+        return rows[0]["epochs"] if rows else None
+
     def stop(self, record: StudyRecord, reason: str) -> None:
         """Stop a study. The first reason stays."""
         self._database.rows("stop_study", study_id=record.study_id, reason=reason)

@@ -18,7 +18,6 @@ The objective is built before the storage is known, so that an objective that do
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import multiprocessing
@@ -240,7 +239,6 @@ def _exit(status: int) -> NoReturn:
         with suppress(OSError):  # the supervisor may be dead
             sys.stdout.flush()
         os._exit(status)
-    gc.freeze()  # the last collections would walk over all of PyTorch: most of the time that the end takes
     sys.exit(status)
 
 

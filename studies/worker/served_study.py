@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from studies.checkpoint_stores import CheckpointStore, open_store
 from studies.environment import Environment
 from studies.objective import Objective, slots_of, steps_of, trains_several
 from studies.search.curve_sampler import inform
+from studies.search.reserve import Reserve
 from studies.search.samplers import finite_of
+from studies.search.scheduler import Scheduler
 from studies.search.study import NEWEST_EVIDENCE, evidence_of
 from studies.search.tpe import Subset, TPESampler
 from studies.spec.constraints import Constraint
@@ -75,20 +78,20 @@ class ServedStudy:
             self.store = open_store(self.spec.checkpoints.store, record.uid)
             self.store.check()
         self.optuna = self.spec.to_study(storage)
+        self._storage = storage
         self._foreign = storage.evidence.of(record)
         self.optuna.evidence = self._evidence()
         self._finite = finite_of(self.optuna.sampler)
         self._scheduler = scheduler = self.spec.to_scheduler(steps_of(self.objective))
         self._inform_sampler()
         #: Asks the study's scheduler; ``None`` without one.
-        self.planner = Planner(storage, record, scheduler) if scheduler else None
+        self.planner = Planner(storage, record, self._with_reserve(scheduler)) if scheduler else None
         # TPE takes as long as there are trials, and a Gaussian process the cube of it.
         is_bounded = isinstance(self.optuna.sampler, TPESampler | GPSampler) and len(self.spec.all_directions) == 1
         if is_bounded:
             self.optuna.subset = Subset(minimize=self.spec.all_directions[0] == "minimize")
         # Optuna allows study.stop() inside optimize() only; objectives and samplers may call it here as well.
         self.optuna._thread_local.in_optimize_loop = True
-        self._storage = storage
         self._is_clean = False
         self._space_version = 0
         self._warned: set[str] = set()
@@ -116,6 +119,14 @@ class ServedStudy:
         self.optuna.evidence = self._evidence()
         self._inform_sampler()
         self._finite = finite_of(self.optuna.sampler)
+
+    def _with_reserve(self, scheduler: Scheduler) -> Scheduler:
+        """Where it is known how many steps a trial takes to its end: they are kept back for the best one."""
+        steps = steps_of(self.objective)
+        if steps is None:
+            return scheduler
+        left = partial(self._storage.budgets.epochs_left, self.record)
+        return Reserve(scheduler, direction=self.spec.all_directions[0], steps=steps, left=left)
 
     def _inform_sampler(self) -> None:
         inform(

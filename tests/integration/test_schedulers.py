@@ -247,6 +247,18 @@ def test_a_budget_of_epochs_ends_within_one_epoch_of_each_slot(
     assert 50 <= storage.status(record).epochs < 50 + 2 * slots
 
 
+@pytest.mark.parametrize("scheduler", ["halving", "freezethaw"])
+def test_a_small_budget_of_epochs_brings_a_trial_to_its_end_although_many_slots_share_it(
+    storage: PostgresStorage, tmp_path: Path, scheduler: str
+) -> None:
+    spec = {**STUDY, "name": "small", "budget": {"epochs": 4 * EPOCHS}, "scheduler": {"name": scheduler}}
+    record, _ = storage.create_study(StudySpec.from_dict(spec))
+    storage.workers.register([record], worker_id="w", host="host", pid=1, device="cpu")
+    assert worker_on(storage, record, Trained(), tmp_path / "results", slots=12).run() == "epochs"
+    assert len(storage.best(record).intermediate_values) == EPOCHS
+    assert 4 * EPOCHS <= storage.status(record).epochs < 4 * EPOCHS + 12
+
+
 def test_a_study_whose_epochs_brought_no_trial_to_its_end_says_how_to_go_on(storage: PostgresStorage) -> None:
     record, _ = storage.create_study(StudySpec.from_dict({**STUDY, "name": "short", "budget": {"epochs": 2}}))
     claim = storage.leases.claim(record, "w", 30)

@@ -14,6 +14,11 @@ select case when b.epochs is not null then coalesce(s.epochs, 0) else
     coalesce(s.gpu_seconds, 0) / 3600 as gpu_hours
 from studyhall.budgets b left join studyhall.spent s using (study_id) where b.study_id = %(study_id)s
 
+-- name: epochs_left
+-- How many epochs a study may still train; null without such a limit, negative where its last reports came together.
+select b.epochs - coalesce(s.epochs, 0) as epochs
+from studyhall.budgets b left join studyhall.spent s using (study_id) where b.study_id = %(study_id)s
+
 -- name: pause
 -- Pause a study: claims are refused, and running trials are interrupted by the answer to their next write.
 update studyhall.budgets set paused = true where study_id = %(study_id)s
