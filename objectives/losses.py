@@ -79,17 +79,14 @@ class CrossEntropy:
         torch.addcmul(target_GCB, torch.exp(log_p_GCB, out=d_GCB), weight_G1B, out=d_GCB)
 
     def record(self, outputs_KGCB: Tensor, y_KG1B: Tensor, record: tuple[Tensor, Tensor]) -> None:
-        """See :class:`Loss`. Records log p(label) and the largest log p."""
+        """See :class:`Loss`. Records log p(label), and 1 where that is the first of the largest ones, else 0."""
         torch.gather(outputs_KGCB, 2, y_KG1B, out=record[0])
-        torch.amax(outputs_KGCB, 2, keepdim=True, out=record[1])
+        # The indices of max: argmax takes ten times as long.
+        torch.eq(outputs_KGCB.max(2, keepdim=True).indices, y_KG1B, out=record[1])
 
     def measure(self, record_GN: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Loss and accuracy."""
-        # Correct where no class has a larger log p than the label: no argmax over the classes.
-        return {
-            "loss": -record_GN[0].mean(1),
-            "accuracy": (record_GN[0] >= record_GN[1]).to(record_GN[0].dtype).mean(1),
-        }
+        return {"loss": -record_GN[0].mean(1), "accuracy": record_GN[1].mean(1)}
 
 
 class SquaredError:

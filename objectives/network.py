@@ -208,6 +208,10 @@ class Normalization:
         # A batch's mean is that of each unit alone: padding disturbs the mean over units.
         self._units = units_GH1 if kind == "layer" else None
 
+    def _takes_running(self, x: Tensor, *, training: bool) -> bool:
+        """Whether the running statistics are to be taken: in training, too, for a last batch of one example."""
+        return bool(self._running) and not (training and x.shape[2] > 1)
+
     def _mean(self, x: Tensor) -> Tensor:
         if self._units is None:
             return x.mean(self._axis, keepdim=True)
@@ -215,7 +219,7 @@ class Normalization:
 
     def forward(self, x: Tensor, b: Buffers, *, training: bool) -> Tensor:
         """Normalize ``x`` in place; returns the output, in another buffer."""
-        if self._running and not training:
+        if self._takes_running(x, training=training):
             mean, var = self._running
             x.sub_(mean)
         else:
@@ -229,7 +233,7 @@ class Normalization:
                 # PyTorch keeps the unbiased variance, and normalizes with the biased one.
                 n = x.shape[2]
                 self._running[0].lerp_(mean, STATISTICS_MOMENTUM)
-                self._running[1].lerp_(var * (n / max(n - 1, 1)), STATISTICS_MOMENTUM)
+                self._running[1].lerp_(var * (n / (n - 1)), STATISTICS_MOMENTUM)
         b.inverse_std = var.add(EPS).rsqrt_()
         x.mul_(b.inverse_std)
         return torch.addcmul(self._shift, x, self._gain, out=b.normalized)
@@ -239,6 +243,9 @@ class Normalization:
         torch.sum(d * x, 2, keepdim=True, out=self._d_gain)
         torch.sum(d, 2, keepdim=True, out=self._d_shift)
         d.mul_(self._gain)
+        if self._takes_running(x, training=True):
+            d.mul_(b.inverse_std)
+            return
         along = self._mean(d * x)
         d.sub_(self._mean(d)).addcmul_(x, along, value=-1).mul_(b.inverse_std)
         if self._units is not None:

@@ -103,11 +103,14 @@ class Child:
             subprocess.TimeoutExpired: it runs longer than ``timeout`` seconds.
         """
         status = self.popen.wait(timeout)
-        for reader, seconds in zip(self._readers, (EVENTS, OUTPUT), strict=True):
+        assert self.popen.stdin is not None
+        with suppress(BrokenPipeError):  # a line is still buffered that the child never read
+            self.popen.stdin.close()
+        pipes = (self.popen.stdout, self.popen.stderr)
+        for reader, pipe, seconds in zip(self._readers, pipes, (EVENTS, OUTPUT), strict=True):
             reader.join(timeout=seconds)
-        for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
-            assert pipe is not None
-            with suppress(BrokenPipeError):  # a line is still buffered that the child never read
+            # One that still reads holds the pipe's lock: close() would wait for a grandchild's end, deaf to signals.
+            if pipe and not reader.is_alive():
                 pipe.close()
         return status
 

@@ -18,6 +18,8 @@ The objective is built before the storage is known, so that an objective that do
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import logging
 import multiprocessing
@@ -223,6 +225,21 @@ def _read_setup(line: str) -> Setup:
     return Setup(**{**data, "objectives": tuple(ObjectiveSetup(**each) for each in data["objectives"])})
 
 
+def _write_out() -> None:
+    """Write what is buffered of files that the objective keeps open, as Python does at its end."""
+
+    def flush() -> None:
+        for each in gc.get_objects():
+            if isinstance(each, io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
+                with suppress(OSError, ValueError):  # closed, or a full disk
+                    each.flush()
+
+    # For a second at most: a thread that waits in a write holds the lock of its file.
+    flushing = threading.Thread(target=flush, daemon=True)
+    flushing.start()
+    flushing.join(1.0)
+
+
 def _exit(status: int) -> NoReturn:
     """Exit even if the objective left threads running, for which Python would wait forever.
 
@@ -236,6 +253,7 @@ def _exit(status: int) -> NoReturn:
         for child in multiprocessing.active_children():  # Python would end them, too
             child.terminate()
         logging.shutdown()
+        _write_out()
         with suppress(OSError):  # the supervisor may be dead
             sys.stdout.flush()
         os._exit(status)

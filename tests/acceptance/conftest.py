@@ -18,9 +18,13 @@ from tests.support.waiting import GUARD
 
 SCRIPT = """
 import os
+import subprocess
+import threading
 import time
 
 import optuna
+
+kept = None
 
 
 def objective(trial):
@@ -59,6 +63,25 @@ def two(trial):
 
 def talkative(trial):
     print("hello from the objective")
+    return 1.0
+
+
+def keeping_a_file_open(trial):
+    global kept
+    kept = kept or open("kept.txt", "w")
+    kept.write("a line\\n")
+    return 1.0
+
+
+def keeping_a_file_and_a_thread(trial):
+    if not kept:
+        threading.Thread(target=time.sleep, args=(600,)).start()
+    return keeping_a_file_open(trial)
+
+
+def leaving_a_process(trial):
+    sleeping = subprocess.Popen(["sleep", "600"])
+    print("left", sleeping.pid)
     return 1.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -314,6 +315,22 @@ def test_what_an_objective_prints_is_shown_and_is_no_data(shell: Shell) -> None:
     done = shell.run("run", "script.py:talkative", "--trials", "1", "--workers", "1")
     assert "worker 0 | hello from the objective" in done.stderr
     assert "hello" not in done.stdout
+
+
+@pytest.mark.parametrize("objective", ["keeping_a_file_open", "keeping_a_file_and_a_thread"])
+def test_what_an_objective_wrote_to_a_file_that_it_keeps_open_is_there_in_the_end(shell: Shell, objective: str) -> None:
+    done = shell.run("run", f"script.py:{objective}", "--trials", "3", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert (shell.folder / "kept.txt").read_text() == "a line\n" * 3
+
+
+def test_a_run_ends_although_a_process_that_its_objective_left_keeps_standard_error_open(shell: Shell) -> None:
+    done = shell.run("run", "script.py:leaving_a_process", "--trials", "2", "--workers", "1")
+    left = [psutil.Process(int(pid)) for pid in re.findall(r"left (\d+)", done.stderr)]
+    assert [process.name() for process in left] == ["sleep", "sleep"]
+    for process in left:
+        process.kill()
+    assert done.returncode == 0, done.stderr
 
 
 def test_another_machine_joins_a_created_study_if_it_names_the_script(shell: Shell, look: Look) -> None:

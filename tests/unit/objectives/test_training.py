@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from objectives import randomness
 from objectives.data import Part
 from objectives.hyperparameters import ACTIVATIONS, OPTIMIZERS, Hyperparameters, learning_rates
-from objectives.losses import classification_metrics, regression_metrics
+from objectives.losses import CrossEntropy, classification_metrics, regression_metrics
 from objectives.member import Examples, Member, Task
 from objectives.model import Perceptron
 from objectives.stack import Stack
@@ -84,6 +84,9 @@ class Reference:
 
     def train_on(self, x: Tensor, y: Tensor, masks: list[Tensor]) -> None:
         self.model.train()
+        if len(x) == 1:  # of which PyTorch refuses to take a variance
+            for module in self.model.modules():
+                module.train(not isinstance(module, nn.BatchNorm1d))
         for block, mask in zip(self.model.blocks, masks, strict=False):
             block.dropout = _Masked(mask)
         self.model.input_dropout = nn.Identity()  # the batch's features have gone through theirs
@@ -119,6 +122,7 @@ TECHNIQUES: list[dict[str, Any]] = [
     {"optimizer": "sgd", "momentum": 0.0},
     {"optimizer": "adam", "beta1": 0.5, "beta2": 0.9, "eps": 1e-3},
     *({"normalization": name, "activation": "gelu", "dropout": 0.3} for name in ("batch", "layer")),
+    {"normalization": "batch", "batch_size": 13, "dropout": 0.3},  # the last batch is one example
     *({"skip": True, "depth": 3, "normalization": name} for name in ("none", "batch")),
     {"dropout": 0.5, "activation": "tanh"},
     {"dropout": 0.4, "skip": True, "depth": 4, "width_2": 7, "width_3": 7},
@@ -317,6 +321,16 @@ def test_metrics_are_scikit_learn_s() -> None:
             "r2": metrics.r2_score(numbers[0], outputs[0]),
         }
     )
+
+
+def test_a_tie_counts_for_the_first_of_its_classes_in_training_as_in_validation() -> None:
+    logits_KGCB, y_KG1B = torch.zeros(1, 1, 3, 6), torch.tensor([[[[0, 1, 2, 0, 1, 2]]]])
+    record = torch.empty(1, 1, 1, 6), torch.empty(1, 1, 1, 6)
+    loss = CrossEntropy(3, None, None, torch.device("cpu"))
+    loss.record(logits_KGCB.log_softmax(2), y_KG1B, record)
+    trained = loss.measure((record[0].view(1, 6), record[1].view(1, 6)))
+    assert trained["accuracy"].item() == pytest.approx(1 / 3)
+    assert trained["accuracy"] == classification_metrics(logits_KGCB[0], y_KG1B[0, 0])["accuracy"]
 
 
 def test_no_two_layers_share_a_position_however_large_the_batch_is() -> None:
