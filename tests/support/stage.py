@@ -114,6 +114,7 @@ CASES: dict[str, Callable[[Stage], Any]] = {
     ],
     "leases.timings": lambda s: s.storage.leases.timings(s.record, 1),
     "leases.attempts": lambda s: s.storage.leases.attempts(s.record),
+    "budgets.epochs_left": lambda s: s.storage.budgets.epochs_left(s.record),
     "budgets.extend": lambda s: s.storage.budgets.extend(s.record, more_trials=5),
     "change_directions": lambda s: s.storage.change_directions(s.storage.create_study(spec("new"))[0], ["maximize"]),
     "objective_names": lambda s: s.storage.objective_names(replace(s.record, spec=None)),

@@ -61,6 +61,7 @@ where t.study_id = %(study_id)s and t.state <> 'WAITING' and t.datetime_start is
     ), true)
     or t.datetime_start = (select min(datetime_start) from trials where study_id = %(study_id)s)
 )
+order by t.number
 
 -- name: attempts
 -- The last attempt of each trial of a study: its worker, host and device, and how many attempts there were.
