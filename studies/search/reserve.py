@@ -60,13 +60,11 @@ class Reserve:
             # And one more: a report that spends the last epoch ends the study, before the trial is complete.
             return self._epochs(trial, TO_THE_END) + 1 - promised.get(trial.number, 0)
 
-        better = [
-            trial
-            for trial in (*self._running.values(), *self._paused.values())
-            if self._top(trial) > self._best_complete and needed(trial) <= room
-        ]
-        best = max(better, key=self._top, default=None)
-        if best is None:
+        best = max((*self._running.values(), *self._paused.values()), key=self._top)
+        if needed(best) > room:  # rarely: a look at all takes a while in a large study
+            able = (each for each in (*self._running.values(), *self._paused.values()) if needed(each) <= room)
+            best = max(able, key=self._top, default=best)
+        if needed(best) > room or self._top(best) <= self._best_complete:
             return choices
         go_on: list[Choice] = []
         if best.number in self._paused:
