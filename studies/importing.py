@@ -28,7 +28,7 @@ def import_module(name: str) -> ModuleType:
         # ones; and only for this module: an optional import elsewhere must not find a file of this folder.
         if importlib.util.find_spec(name.partition(".")[0]) is None and str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
-        with _without_collection():
+        with _collecting_rarely():
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
@@ -61,7 +61,7 @@ def import_file(file: Path, sha256: str | None = None) -> ModuleType:
         sys.path.append(str(file.parent))
     sys.modules[name] = module  # pickle finds the script's classes there
     try:
-        with _without_collection():
+        with _collecting_rarely():
             exec(loader.source_to_code(source, file), module.__dict__)  # what was hashed, and no bytecode of before
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
@@ -75,15 +75,16 @@ def import_file(file: Path, sha256: str | None = None) -> ModuleType:
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
-    """Let the garbage collector rest: modules stay, and its walks over them are a sixth of ``import torch``."""
-    was_enabled = gc.isenabled()
-    gc.disable()
+def _collecting_rarely() -> Iterator[None]:
+    """Collect garbage rarely: modules stay, and to walk over them again and again is a sixth of ``import torch``."""
+    before = gc.get_threshold()
+    rarely = (1_000_000, *before[1:])
+    gc.set_threshold(*rarely)
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        if gc.get_threshold() == rarely:  # else the module has chosen one
+            gc.set_threshold(*before)
 
 
 def _module_name(file: Path) -> str:

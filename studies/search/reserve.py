@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from studies.search.scheduler import TO_THE_END, Choice, Progress, Scheduler
@@ -25,10 +25,18 @@ class Reserve:
         scheduler: chooses, as long as there is room.
         direction: minimize or maximize.
         steps: how many the objective trains.
-        left: how many epochs the study may still train; ``None`` without such a limit. Asked for each choice.
+        left: how many epochs the study may still train, and the numbers of the trials that a worker trains or will
+            take; ``None`` without such a limit. Asked for each choice.
     """
 
-    def __init__(self, scheduler: Scheduler, *, direction: str, steps: int, left: Callable[[], int | None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        direction: str,
+        steps: int,
+        left: Callable[[], tuple[int, Collection[int]] | None],
+    ) -> None:
         self._scheduler = scheduler
         self._sign = -1.0 if direction == "minimize" else 1.0
         self._steps = steps
@@ -36,6 +44,7 @@ class Reserve:
         self._running: dict[int, Progress] = {}  # by number
         self._paused: dict[int, Progress] = {}
         self._best_complete = -math.inf
+        self._slots = 1  # the most that were seen
         self._tops: dict[int, tuple[Progress, float]] = {}
 
     def until(self, step: int) -> int:
@@ -46,44 +55,47 @@ class Reserve:
         """See :class:`studies.search.scheduler.Scheduler`."""
         choices = self._scheduler.choose(trials, count, changed)
         self._read(trials, changed)
-        left = self._left() if self._running or self._paused else None
-        most = _AHEAD * self._steps * (len(self._running) + count + 1)
-        if left is None or left > most:  # far from the end: of a large study not even the best is looked for
+        known = self._left() if self._running or self._paused else None
+        if known is None:
             return choices
-        promised = {
-            number: self._epochs(trial, self.until(max(trial.values, default=0)))
-            for number, trial in self._running.items()
-        }
+        left, held = known
+        # Without those that a worker of stock Optuna has taken: if it died, nobody trains them.
+        running = [trial for trial in self._running.values() if trial.number in held]
+        open_ = [*running, *self._paused.values()]
+        most = _AHEAD * self._steps * (len(running) + count + 1)
+        if not open_ or left > most:  # far from the end: of a large study not even the best is looked for
+            return choices
+        promised = {each.number: self._epochs(each, self.until(max(each.values, default=0))) for each in running}
         room = left - sum(promised.values())
 
         def needed(trial: Progress) -> int:
             # And one more: a report that spends the last epoch ends the study, before the trial is complete.
             return self._epochs(trial, TO_THE_END) + 1 - promised.get(trial.number, 0)
 
-        best = max((*self._running.values(), *self._paused.values()), key=self._top)
+        best = max(open_, key=self._top)
         if needed(best) > room:  # rarely: a look at all takes a while in a large study
-            able = (each for each in (*self._running.values(), *self._paused.values()) if needed(each) <= room)
-            best = max(able, key=self._top, default=best)
+            best = max((each for each in open_ if needed(each) <= room), key=self._top, default=best)
         if needed(best) > room or self._top(best) <= self._best_complete:
             return choices
         go_on: list[Choice] = []
         if best.number in self._paused:
             # Until its next pause, where the best one is chosen again: no trial is ever on its way to an unknown end.
             go_on = [Choice(best.number, self.until(max(best.values)))]
-        chosen = go_on if left <= _AHEAD * needed(best) * (len(self._running) + count) else []
-        # An epoch for each running trial is kept as well: other workers may choose at this very moment.
-        room -= needed(best) + len(self._running)
+        is_due = left <= _AHEAD * needed(best) * (len(running) + count)
+        # All other slots may choose at this very moment, and see the same room: each has its share of it.
+        self._slots = max(self._slots, len(running) + count)
+        room = (room - needed(best)) * count // self._slots
+        others: list[Choice] = []
         for choice in choices:
             if choice.number == best.number:
-                chosen = chosen or go_on
+                is_due |= not others  # the scheduler's first choice, too
                 continue
             cost = self._epochs(None if choice.number is None else self._paused[choice.number], choice.until)
             if cost <= room:
-                chosen = [*chosen, choice]
+                others.append(choice)
                 room -= cost
-            else:
-                chosen = chosen or go_on
-        return chosen
+        # Behind the others it takes the slots that are left, and those of new trials for which there is no room.
+        return [*go_on, *others] if is_due else [*others, *go_on]
 
     def _read(self, trials: Sequence[Progress], changed: Sequence[int] | None) -> None:
         if changed is None:

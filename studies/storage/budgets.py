@@ -133,10 +133,13 @@ class Budgets:
                     f"and more, and {command('stop', record.name)} ends the study"
                 )
 
-    def epochs_left(self, record: StudyRecord) -> int | None:
-        """How many epochs a study may still train, negative where more were reported; ``None`` without such a limit."""
+    def epochs_left(self, record: StudyRecord) -> tuple[int, list[int]] | None:
+        """How many epochs a study may still train, and the numbers of the trials that a worker trains or will take.
+
+        ``None`` without such a limit; negative where more was reported.
+        """
         rows = self._database.rows("epochs_left", study_id=record.study_id)
-        return rows[0]["epochs"] if rows else None
+        return (rows[0]["epochs"], rows[0]["numbers"]) if rows else None
 
     def stop(self, record: StudyRecord, reason: str) -> None:
         """Stop a study. The first reason stays."""

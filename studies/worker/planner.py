@@ -39,7 +39,7 @@ class Planner:
         self._fresh = scheduler.choose([], 1)[0].until
 
     def plan(self, count: int) -> Plan:
-        """What to train next in ``count`` slots, by the trials as they are now: one statement."""
+        """What to train next in ``count`` slots, by the trials as they are now."""
         # Of a large study few trials have changed since the last choice, and a walk over all takes longer than it.
         trials, changed, self._since = self._storage.changes(self._record.study_id, self._since)
         del self._progress[len(trials) :]  # a crash of the server has lost the newest

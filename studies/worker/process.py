@@ -230,7 +230,8 @@ def _write_out() -> None:
 
     def flush() -> None:
         for each in gc.get_objects():
-            if isinstance(each, io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
+            # By its type: isinstance() asks a proxy for its class, and what that stands for may be gone.
+            if issubclass(type(each), io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
                 with suppress(OSError, ValueError):  # closed, or a full disk
                     each.flush()
 

@@ -116,6 +116,7 @@ class Supervisor:
         self._stopping = False
         self._has_ended = threading.Event()
         self._said_first: dict[str, int] = {}  # line of a worker that was not ready yet → its slot
+        self._failing: set[int] = set()  # slots of workers that have said a traceback
         self._deaths = [0] * len(devices)
         self._processes: list[_Process] = []
         self._restarts: dict[int, float] = {}  # slot → when its next worker starts (monotonic clock)
@@ -232,7 +233,10 @@ class Supervisor:
 
     def _relay(self, process: _Process, line: str) -> None:
         """Pass on what a worker says. All build the same objectives: what one says then, the others need not repeat."""
-        if "ready" in process.last_events or self._said_first.setdefault(line, process.slot) == process.slot:
+        if line.startswith("Traceback"):
+            self._failing.add(process.slot)  # which is told in full
+        is_new = self._said_first.setdefault(line, process.slot) == process.slot
+        if is_new or process.slot in self._failing or "ready" in process.last_events:
             self._output(f"worker {process.slot} | {line}")
 
     def _objective(self, spec: StudySpec, share: float) -> ObjectiveSetup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from studies.errors import ObjectiveError
+from studies.importing import import_file
 from studies.objective import build, check_constraints, directions_of, is_allowed
 from studies.spec.script import Script, find
 from studies.trial import as_values
@@ -202,3 +204,18 @@ def test_what_an_objective_returns_is_numbers_or_a_reason() -> None:
         "the objective returned 1 value, and the study has 2 directions; return one value for each, "
         "or run it anew with another --name and a --direction for each value"
     )
+
+
+def test_what_a_script_chooses_of_the_garbage_collector_stays_and_nothing_else_changes(tmp_path: Path) -> None:
+    before = gc.get_threshold()
+    plain, chooses = tmp_path / "plain_gc.py", tmp_path / "chooses_gc.py"
+    plain.write_text("x = 1\n")
+    chooses.write_text("import gc\ngc.disable()\ngc.set_threshold(5, 5, 5)\n")
+    try:
+        import_file(plain)
+        assert (gc.isenabled(), gc.get_threshold()) == (True, before)
+        import_file(chooses)
+        assert (gc.isenabled(), gc.get_threshold()[:2]) == (False, (5, 5))
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)

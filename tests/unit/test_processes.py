@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -97,7 +98,29 @@ def test_what_every_worker_says_when_it_starts_is_shown_once_and_what_it_says_la
     for process, line in [(second, "a column is constant"), (first, "a column is constant"), (first, "on 4 cores")]:
         supervisor._relay(process, line)
     assert shown == ["worker 1 | a column is constant", "worker 0 | on 4 cores"]
+    for process, line in [
+        (first, "Traceback (most recent call last):"),
+        (second, "Traceback (most recent call last):"),
+    ]:
+        supervisor._relay(process, line)
+        supervisor._relay(process, "  in the same line")
+    assert shown[2:] == [
+        f"worker {slot} | {line}"
+        for slot in (0, 1)
+        for line in ("Traceback (most recent call last):", "  in the same line")
+    ]
+    del shown[2:]
     first.last_events = second.last_events = {"ready": {}}
     for process in (first, second):
         supervisor._relay(process, "a column is constant")
     assert shown[2:] == ["worker 0 | a column is constant", "worker 1 | a column is constant"]
+
+
+def test_open_files_are_written_out_although_something_stands_for_what_is_gone(tmp_path: Path) -> None:
+    gone = weakref.proxy(set())
+    with (tmp_path / "kept.txt").open("w") as kept:
+        kept.write("a line")
+        worker._write_out()
+        assert (tmp_path / "kept.txt").read_text() == "a line"
+    with pytest.raises(ReferenceError):
+        str(gone.anything)

@@ -33,7 +33,12 @@ class Fleet:
         self.untils: dict[int, int] = {}
 
     def with_reserve(self) -> Fleet:
-        self.scheduler = Reserve(self.inner, direction="maximize", steps=STEPS, left=lambda: self.epochs - self.spent)
+        self.scheduler = Reserve(
+            self.inner,
+            direction="maximize",
+            steps=STEPS,
+            left=lambda: (self.epochs - self.spent, range(len(self.trials))),
+        )
         return self
 
     def run(self) -> Fleet:
@@ -106,7 +111,10 @@ def test_without_a_limit_far_from_it_and_where_no_trial_can_end_any_more_all_is_
 ) -> None:
     trials = [progress(0, 2), progress(1, 2), progress(2, 2, "running")]
     reserve = Reserve(
-        Halving(direction="maximize", steps=STEPS, min_steps=2), direction="maximize", steps=STEPS, left=lambda: left
+        Halving(direction="maximize", steps=STEPS, min_steps=2),
+        direction="maximize",
+        steps=STEPS,
+        left=lambda: None if left is None else (left, range(99)),
     )
     expected = Halving(direction="maximize", steps=STEPS, min_steps=2).choose(trials, 2)
     assert reserve.choose(trials, 2) == expected
@@ -114,7 +122,12 @@ def test_without_a_limit_far_from_it_and_where_no_trial_can_end_any_more_all_is_
 
 def test_what_the_best_trial_needs_is_kept_back_from_others_and_given_to_it() -> None:
     left = 19
-    reserve = Reserve(Halving(direction="maximize", steps=STEPS), direction="maximize", steps=STEPS, left=lambda: left)
+    reserve = Reserve(
+        Halving(direction="maximize", steps=STEPS),
+        direction="maximize",
+        steps=STEPS,
+        left=lambda: None if left is None else (left, range(99)),
+    )
     best, running = progress(0, 9), replace(progress(1, 9), state="running")
     # Trial 0 needs 18 epochs, and one must be left in the end: it goes on alone, to its next rung, which is its end.
     assert reserve.choose([best], 4) == [Choice(0, TO_THE_END)]
@@ -128,8 +141,23 @@ def test_what_the_best_trial_needs_is_kept_back_from_others_and_given_to_it() ->
     assert len(reserve.choose([best, running, complete], 1)) == 1
 
 
+def test_the_best_trial_is_offered_behind_the_others_as_long_as_its_end_is_not_due() -> None:
+    halving = Halving(direction="maximize", steps=STEPS)
+    reserve = Reserve(halving, direction="maximize", steps=STEPS, left=lambda: (40, [0]))
+    # Where a limit of trials leaves no room for the new one, it takes that slot.
+    assert reserve.choose([progress(0, 9)], 1) == [Choice(None, 1), Choice(0, TO_THE_END)]
+
+
+def test_a_running_trial_that_no_worker_of_ours_holds_is_owed_nothing() -> None:
+    running = replace(progress(0, 9), state="running")
+    reserve = Reserve(
+        Halving(direction="maximize", steps=STEPS), direction="maximize", steps=STEPS, left=lambda: (19, [])
+    )
+    assert reserve.choose([running, progress(1, 1)], 2)
+
+
 def test_steps_that_are_counted_from_0_and_reports_of_every_third_step_are_counted_as_epochs() -> None:
-    reserve = Reserve(Halving(direction="minimize", steps=9), direction="minimize", steps=9, left=lambda: 0)
+    reserve = Reserve(Halving(direction="minimize", steps=9), direction="minimize", steps=9, left=lambda: None)
     from_0 = Progress(0, {}, {}, {0: 1.0, 1: 0.9, 2: 0.8}, "paused")
     every_third = Progress(1, {}, {}, {3: 1.0}, "paused")
     assert [reserve._epochs(trial, TO_THE_END) for trial in (from_0, every_third, None)] == [6, 2, 9]

@@ -15,9 +15,13 @@ select case when b.epochs is not null then coalesce(s.epochs, 0) else
 from studyhall.budgets b left join studyhall.spent s using (study_id) where b.study_id = %(study_id)s
 
 -- name: epochs_left
--- How many epochs a study may still train; null without such a limit, negative where its last reports came together.
-select b.epochs - coalesce(s.epochs, 0) as epochs
-from studyhall.budgets b left join studyhall.spent s using (study_id) where b.study_id = %(study_id)s
+-- How many epochs a study may still train, negative where its last reports came together; and the trials that a worker
+-- trains, or that wait for any. No row without such a limit.
+select b.epochs - coalesce(s.epochs, 0) as epochs, array(
+    select t.number from studyhall.leases l join trials t using (trial_id)
+    where l.study_id = b.study_id and (l.held or l.ready)) as numbers
+from studyhall.budgets b left join studyhall.spent s using (study_id)
+where b.study_id = %(study_id)s and b.epochs is not null
 
 -- name: pause
 -- Pause a study: claims are refused, and running trials are interrupted by the answer to their next write.
