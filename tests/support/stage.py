@@ -248,7 +248,9 @@ def _save(cursor: cursor) -> str:
     cursor.execute(
         "select format('%%I.%%I', table_schema, table_name),"
         " string_agg(quote_ident(column_name), ', ' order by ordinal_position),"
-        " string_agg(quote_ident(column_name) || case when data_type like 'timestamp%%' then"
+        # Not that of the tables' creation, which is the identity of the database.
+        " string_agg(quote_ident(column_name) || case"
+        " when data_type like 'timestamp%%' and table_name <> 'version' then"
         "  format(' + (now() - timestamptz %%L)', %(now)s) else '' end, ', ' order by ordinal_position)"
         " from information_schema.columns join information_schema.tables using (table_schema, table_name)"
         " where table_schema in ('public', 'studyhall') and table_type = 'BASE TABLE' group by 1",
