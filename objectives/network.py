@@ -229,7 +229,7 @@ class Normalization:
             if self._units is not None:
                 x.mul_(self._units)
             var = self._mean(x.square())
-            if self._running:
+            if self._running:  # of at least two examples
                 # PyTorch keeps the unbiased variance, and normalizes with the biased one.
                 n = x.shape[2]
                 self._running[0].lerp_(mean, STATISTICS_MOMENTUM)

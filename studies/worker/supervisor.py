@@ -171,7 +171,7 @@ class Supervisor:
         self._has_ended.clear()
 
     def poll(self) -> None:
-        """Reap and restart workers. To be called about twice a second.
+        """Reap and restart workers. To be called about twice a second, and after each :meth:`wait`.
 
         Raises:
             WorkerError: a worker died :data:`MAX_DEATHS` times in a row without a trial.

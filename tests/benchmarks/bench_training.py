@@ -14,10 +14,11 @@ at 64, 1.9 at 128, 1.6 at 256, 1.5 and 1.3 at 512. That activations lie as units
 at 1 x 103 1.88 became 2.07, at 2 x 50 2.38 2.53, and at 3 x 90 2.04 2.11 (three runs of five rounds each, in turns).
 
 Tried and no faster on a CPU: several slots in one stack; other layouts of the products, all of which reach 90 to 98
-GFLOP/s, and oneDNN's; huge pages (of gathering 128 rows 5 µs are the copy, the rest waits for the memory). FBGEMM's
-lookup, which scales bytes as it gathers them, takes some 5 µs less, and knows but one scale for all features. Without
-the 67 pixels that are the same in all training images of MNIST, 1 x 64 and 2 x 64 would be 2.37 and 2.39 times faster
-in place of 2.29 and 2.34 (2026-11-28): too little for other parts, and checkpoints, of every stored study.
+GFLOP/s at these widths, and oneDNN's; huge pages (of gathering 128 rows 5 µs are the copy, the rest waits for the
+memory). FBGEMM's lookup, which scales bytes as it gathers them, takes some 5 µs less, and knows but one scale for all
+features. Without the 67 pixels that are the same in all training images of MNIST, 1 x 64 and 2 x 64 would be 2.37 and
+2.39 times faster in place of 2.29 and 2.34 (2026-11-28): too little for other parts, and checkpoints, of every stored
+study.
 """
 
 from __future__ import annotations
